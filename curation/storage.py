@@ -1,0 +1,135 @@
+"""Files behind fsspec URLs: the same calls for a local path, s3://, gs://, hf:// and memory://.
+
+A write is atomic: readers see the whole file or none. Reads of remote files are retried.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import os
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from typing import Any, BinaryIO, TypeVar, cast
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+T = TypeVar("T")
+FINAL_ERRNOS = {errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ENOSPC, errno.EFBIG}
+
+
+def filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """Return the file system of `url` and the path inside it."""
+    fs, path = fsspec.core.url_to_fs(os.fspath(url))
+    return fs, path
+
+
+def is_local(url: str) -> bool:
+    """Say whether `url` is a path of this machine."""
+    return "://" not in url or url.startswith("file://")
+
+
+def join(url: str, *parts: str) -> str:
+    """Append path parts to a URL with single slashes."""
+    return "/".join([url.rstrip("/"), *(part.strip("/") for part in parts)]) if parts else url
+
+
+def exists(url: str) -> bool:
+    """Say whether a file or folder stands at `url`."""
+    fs, path = filesystem(url)
+    return bool(fs.exists(path))
+
+
+def retrying(action: Callable[[], T], attempts: int = 4, pause: float = 0.5) -> T:
+    """Call `action`, again after a pause when it fails with an OSError that can pass.
+
+    A missing file, a refused permission and a full disk are final and raised at once.
+    """
+    for attempt in range(attempts):
+        try:
+            return action()
+        except OSError as error:
+            final = error.errno in FINAL_ERRNOS or isinstance(error, FileNotFoundError | PermissionError)
+            if final or attempt == attempts - 1:
+                raise
+            time.sleep(pause * 2**attempt)
+    raise AssertionError("unreachable")
+
+
+def read_bytes(url: str, start: int | None = None, length: int | None = None) -> bytes:
+    """Read a file, or `length` bytes of it from offset `start`."""
+    fs, path = filesystem(url)
+    end = None if length is None else (start or 0) + length
+    read = lambda: cast(bytes, fs.cat_file(path, start=start, end=end))  # noqa: E731
+    return read() if isinstance(fs, LocalFileSystem) else retrying(read)
+
+
+def open_read(url: str) -> BinaryIO:
+    """Open a file for reading bytes, with random access."""
+    fs, path = filesystem(url)
+    return cast(BinaryIO, fs.open(path, "rb"))
+
+
+@contextlib.contextmanager
+def writing(url: str) -> Iterator[BinaryIO]:
+    """Open `url` for writing bytes; it appears whole at the end of the block, or not at all.
+
+    Local files go to a temporary name, are flushed to disk and renamed. Object stores publish a file when
+    its upload is closed; what a failed block sent is thrown away.
+    """
+    fs, path = filesystem(url)
+    if not isinstance(fs, LocalFileSystem):
+        buffer = io.BytesIO() if fs.protocol in ("memory", ("memory",)) else None
+        file = buffer if buffer is not None else fs.open(path, "wb")
+        try:
+            yield cast(BinaryIO, file)
+        except BaseException:
+            discard = getattr(file, "discard", None)
+            with contextlib.suppress(Exception):
+                if discard is not None:
+                    discard()
+            raise
+        if buffer is not None:
+            fs.pipe_file(path, buffer.getvalue())
+        else:
+            file.close()
+        return
+    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+    temporary = f"{path}.{uuid.uuid4().hex}.tmp"
+    try:
+        with open(temporary, "wb") as local:
+            yield local
+            local.flush()
+            os.fsync(local.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.remove(temporary)
+        raise
+
+
+def write_bytes(url: str, data: bytes) -> None:
+    """Write a whole file, atomically."""
+    with writing(url) as file:
+        file.write(data)
+
+
+def remove(url: str) -> None:
+    """Remove a file or a folder with all it holds; nothing there is no error."""
+    fs, path = filesystem(url)
+    with contextlib.suppress(FileNotFoundError):
+        fs.rm(path, recursive=True)
+
+
+def names(url: str) -> list[str]:
+    """Return the sorted names of the entries of a folder; empty when there is no such folder."""
+    fs, path = filesystem(url)
+    try:
+        entries: list[Any] = fs.ls(path, detail=False, refresh=True) if not isinstance(
+            fs, LocalFileSystem) else os.listdir(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    return sorted(os.path.basename(str(entry).rstrip("/")) for entry in entries)

@@ -1,0 +1,1 @@
+"""Synthetic images: controllable rendering and sampling under feedback."""

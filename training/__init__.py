@@ -1,0 +1,1 @@
+"""Models and methods that train on granary shards."""
