@@ -133,3 +133,9 @@ def names(url: str) -> list[str]:
     except (FileNotFoundError, NotADirectoryError):
         return []
     return sorted(os.path.basename(str(entry).rstrip("/")) for entry in entries)
+
+
+def size(url: str) -> int:
+    """Return the size of a file in bytes."""
+    fs, path = filesystem(url)
+    return int(os.path.getsize(path) if isinstance(fs, LocalFileSystem) else fs.size(path))

@@ -1,0 +1,1 @@
+"""The steps of a curation run: what one work unit of each stage reads, computes and writes. No Beam here."""

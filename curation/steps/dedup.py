@@ -1,0 +1,167 @@
+"""Exact copies, then near duplicates: join, forest, components, representatives."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from curation import components, join
+from curation.parts import Output, Run
+from curation.sampling import priority
+from curation.vectors import Layout, from_column, load
+
+EDGES = pa.schema([("i", pa.int64()), ("j", pa.int64()), ("similarity", pa.float32())])
+BASIS_ROWS = 16_384
+BASIS_PARTS = 64
+
+
+def exact_copies(run: Run, arguments: Mapping[str, Any], output: Output) -> None:
+    """Find rows with equal content in one bucket of ids: all but the one with the smallest uri are copies."""
+    bucket, buckets = arguments["bucket"], arguments["buckets"]
+    layout, tables = Layout.of(run, "pool"), []
+    for start, table in layout.read(0, len(layout.parts), ["id", "uri", "status"]):
+        table = table.append_column("index", pa.array(np.arange(start, start + table.num_rows)))
+        mine = pc.equal(table["status"], "ok")
+        if buckets > 1:
+            digits = np.array([int(identity[:8], 16) if identity else 0 for identity in table["id"].to_pylist()])
+            mine = pc.and_(mine, pa.array(digits % buckets == bucket))
+        tables.append(table.filter(mine).drop_columns(["status"]))
+    rows = pa.concat_tables(tables).sort_by([("id", "ascending"), ("uri", "ascending")])
+    ids, index = rows["id"].to_numpy(), rows["index"].to_numpy()
+    copy = np.concatenate([[False], ids[1:] == ids[:-1]]) if len(ids) else np.zeros(0, bool)
+    original = index[np.maximum.accumulate(np.where(copy, 0, np.arange(len(ids))))] if len(ids) else index
+    order = np.argsort(index[copy])
+    output.counters["copies"] = int(copy.sum())
+    output.write(pa.table({"index": index[copy][order], "original": original[copy][order]}))
+
+
+def originals(run: Run) -> np.ndarray:
+    """Return the sorted global indices of the readable pool rows that are no exact copy."""
+    layout = Layout.of(run, "pool")
+    readable = [start + np.flatnonzero(table["status"].to_numpy() == "ok")
+                for start, table in layout.read(0, len(layout.parts), ["status"])]
+    copies = run.read_all("exact", ["index"])["index"].to_numpy()
+    return np.setdiff1d(np.concatenate(readable), copies, assume_unique=True)
+
+
+def basis(run: Run, arguments: Mapping[str, Any], output: Output) -> None:
+    """Fit the rotation of the join on a bounded sample of the pool, chosen by hash."""
+    layout, seed = Layout.of(run, "pool"), arguments["seed"]
+    parts = np.argsort(priority(seed, [f"part-{part}" for part in range(len(layout.parts))]))[:BASIS_PARTS]
+    sample = []
+    for part in np.sort(parts):
+        indices, vectors = load(layout, part, part + 1)
+        chosen = np.argsort(priority(seed, [str(index) for index in indices]))[:BASIS_ROWS // len(parts)]
+        sample.append(vectors[np.sort(chosen)])
+    rotation = join.fit_rotation(np.concatenate(sample), rows=BASIS_ROWS)
+    output.write(pa.table({"direction": list(rotation.T)}))
+
+
+def read_rotation(run: Run) -> np.ndarray:
+    """Return the (d, d) float32 rotation, directions as columns."""
+    return np.stack(run.read("basis", 0)["direction"].to_numpy()).T.astype(np.float32)
+
+
+def join_pair(run: Run, arguments: Mapping[str, Any], output: Output) -> None:
+    """Join two blocks of the pool and contract the edges above the threshold to their spanning forest."""
+    layout, rotation, alive = Layout.of(run, "pool"), read_rotation(run), originals(run)
+    (a, b), column = arguments["blocks"], arguments["column"]
+    threshold, prefix = arguments["threshold"], arguments["prefix"]
+    left_index, left = load(layout, *a, alive, column)
+    left_block = join.prepare(left, rotation, prefix)
+    right_index, right_block = left_index, None
+    if column != "embedding" or a != b:
+        right_index, right = load(layout, *b, alive)
+        right_block = join.prepare(right, rotation, prefix)
+    forest = components.ForestBuilder()
+    for i, j, similarity in join.join_blocks(left_block, right_block, threshold):
+        apart = left_index[i] != right_index[j]  # a picture may resemble its own mirror image
+        forest.add(left_index[i][apart], right_index[j][apart], similarity[apart])
+    write_forest(run, {"combined": forest.forest()}, output)
+
+
+def join_nearest(run: Run, arguments: Mapping[str, Any], output: Output) -> None:
+    """Link the images of one block with their k nearest in the whole pool, where above the threshold."""
+    layout, rotation, alive = Layout.of(run, "pool"), read_rotation(run), originals(run)
+    prefix, threshold, k = arguments["prefix"], arguments["threshold"], arguments["k"]
+    index, vectors = load(layout, *arguments["block"], alive, arguments["column"])
+    queries = join.prepare(vectors, rotation, prefix)
+    best = join.concatenate([])
+    for block in arguments["against"]:
+        names, vectors = load(layout, *block, alive)
+        itself = block == arguments["block"] and arguments["column"] == "embedding"
+        other = None if itself else join.prepare(vectors, rotation, prefix)
+        i, j, similarity = join.top_k_neighbours(queries, other, k, threshold)
+        apart = index[i] != names[j]
+        best = join.merge_top_k([best, join.Edges(index[i][apart], names[j][apart], similarity[apart])], k)
+    write_forest(run, {"combined": components.spanning_forest(*best)}, output)
+
+
+def write_no_edges(run: Run, arguments: Mapping[str, Any], output: Output) -> None:
+    """Write the forest without edges: near-duplicate removal is off."""
+    write_forest(run, {"combined": components.merge_forests([])}, output)
+
+
+def write_forest(run: Run, arguments: Mapping[str, Any], output: Output) -> None:
+    """Write a forest as edges."""
+    forest = arguments["combined"]
+    output.counters["edges"] = len(forest.i)
+    output.write(pa.table({"i": forest.i, "j": forest.j, "similarity": forest.similarity}, EDGES))
+
+
+def read_forest(url_table: pa.Table) -> components.Forest:
+    """Return the forest of a part file's table."""
+    return components.Forest(*(url_table[name].to_numpy() for name in EDGES.names))
+
+
+def duplicates(run: Run, arguments: Mapping[str, Any], output: Output) -> None:
+    """Choose what stays of the components in one bucket, and say how close each member is to it.
+
+    Writes a row for every member of a component of two or more: index, representative (global index and id),
+    similarity to it, the component's tightness (lowest similarity of a member) and size.
+    """
+    vertices, labels = components.connected_components(read_forest(run.read("forest", 0)))
+    mine = labels % arguments["buckets"] == arguments["bucket"]
+    vertices, labels = vertices[mine], labels[mine]
+    layout = Layout.of(run, "pool")
+    names = ["id", "uri", "width", "height", "embedding", *(["mirror"] if arguments["mirror"] else [])]
+    rows = layout.take(vertices, names)
+    similarity = _Similarity(rows, arguments["mirror"])
+    pixels = rows["width"].to_numpy().astype(np.int64) * rows["height"].to_numpy()
+    ids, uris = rows["id"].to_numpy(zero_copy_only=False), rows["uri"].to_numpy(zero_copy_only=False)
+    order = components.preference(pixels, ids, uris)
+    if arguments["split_below"] is None:
+        representative = components.representatives(labels, order)
+    else:
+        representative = components.split_by_similarity(labels, order, similarity, arguments["split_below"])
+    closeness = similarity(np.arange(len(vertices)), representative)
+    heads, lowest = components.tightness(representative, similarity)
+    size = np.bincount(representative, minlength=len(vertices))[representative]
+    output.counters["dropped"] = int((representative != np.arange(len(vertices))).sum())
+    table = pa.table({
+        "index": vertices, "representative": vertices[representative],
+        "representative_id": pa.array(ids[representative], pa.string()), "similarity": closeness,
+        "tightness": lowest[np.searchsorted(heads, representative)], "members": size,
+    })
+    output.write(table.filter(pa.array(size > 1)).sort_by("index"))
+
+
+class _Similarity:
+    """Cosine between rows of a table, or the larger of it and the cosine with the mirror image."""
+
+    def __init__(self, rows: pa.Table, mirror: bool) -> None:
+        self.vectors = from_column(rows["embedding"])
+        self.mirrored = from_column(rows["mirror"]) if mirror else None
+
+    def __call__(self, i: np.ndarray, j: np.ndarray) -> np.ndarray:
+        """Return (m,) float32 for index arrays (m,)."""
+        plain = join.pair_similarities(self.vectors, self.vectors, i, j)
+        if self.mirrored is None:
+            return plain
+        ways = (join.pair_similarities(self.mirrored, self.vectors, i, j),
+                join.pair_similarities(self.vectors, self.mirrored, i, j))
+        return np.maximum(plain, np.maximum(*ways))

@@ -1,0 +1,182 @@
+"""Read, hash, decode, filter and embed the images of one unit: the first stage of every role."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from PIL import Image, ImageOps
+
+from curation.decode import DecodeError, DecodeLimits, decode
+from curation.encoders import Encoder, load_encoder
+from curation.filters import Filters
+from curation.parts import Output, Run, read_table
+from curation.sources import Candidate, Reader, read_piece
+from curation.steps.listing import read_listing
+from curation.vectors import Layout, to_column
+
+ROW_GROUP = 1024
+FACTS = pa.schema([
+    ("uri", pa.string()), ("source", pa.int16()), ("path", pa.binary()), ("offset", pa.int64()),
+    ("size", pa.int64()), ("id", pa.string()), ("sha256", pa.string()), ("width", pa.int32()),
+    ("height", pa.int32()), ("label", pa.string()), ("captions", pa.list_(pa.string())),
+    ("metadata", pa.string()), ("status", pa.string()), ("reason", pa.string()), ("message", pa.string()),
+])
+FEATURES = pa.schema([
+    ("index", pa.int64()), ("id", pa.string()), ("status", pa.string()), ("reason", pa.string()),
+    ("message", pa.string()),
+])
+
+
+@dataclasses.dataclass
+class Row:
+    """What is known of one image while its unit is read; the picture only until it is embedded."""
+
+    facts: dict[str, Any]
+    picture: Image.Image | None = None
+
+
+@functools.lru_cache(maxsize=4)
+def encoder_of(spec: str, device: str) -> Encoder:
+    """Load an encoder once per process."""
+    return load_encoder(spec, device)
+
+
+def embed(run: Run, arguments: Mapping[str, Any], output: Output) -> None:
+    """Embed every candidate of one unit of a role; what is no image becomes a dead row, never an error."""
+    encoder = encoder_of(arguments["encoder"], arguments["device"])
+    source, pieces = read_listing(run, arguments["role"], arguments["unit"])
+    number = list(run.sources[arguments["role"]]).index(source)
+    limits, filters = DecodeLimits(**arguments["decode"]), Filters(**arguments["filters"])
+    with Reader(source, limits.max_bytes) as reader:
+        candidates = (candidate for piece in pieces for candidate in read_piece(source, piece, limits.max_bytes))
+        rows = (scan(candidate, number, reader, limits, filters, encoder.side) for candidate in candidates)
+        _write_embedded(rows, FACTS, encoder, arguments["batch"], arguments["mirror"], output)
+
+
+def scan(candidate: Candidate, number: int, reader: Reader, limits: DecodeLimits, filters: Filters,
+         side: int | None) -> Row:
+    """Read, hash, decode and filter one candidate."""
+    facts: dict[str, Any] = {
+        "uri": candidate.uri, "source": number, "path": os.fsencode(candidate.path), "offset": candidate.offset,
+        "size": candidate.size, "label": _clean(candidate.label), "metadata": _clean(candidate.metadata),
+        "captions": [_clean(caption) for caption in candidate.captions], "status": "dead",
+    }
+    if candidate.error is not None:
+        return Row({**facts, "reason": candidate.error[0], "message": _clean(candidate.error[1])})
+    try:
+        data = candidate.data
+        if data is None:
+            data = reader.read(candidate.path, candidate.offset, candidate.size)
+        sha256 = hashlib.sha256(data).hexdigest()
+        facts |= {"size": len(data), "sha256": sha256, "id": sha256[:32]}
+        decoded = decode(data, limits, side)
+    except DecodeError as error:
+        return Row({**facts, "reason": error.kind, "message": _clean(str(error))})
+    except (OSError, ValueError) as error:
+        return Row({**facts, "reason": type(error).__name__, "message": _clean(_without_path(error))})
+    facts |= {"width": decoded.width, "height": decoded.height}
+    reason = filters.reject(decoded)
+    if reason is not None:
+        return Row({**facts, "status": "dropped", "reason": reason})
+    return Row({**facts, "status": "ok"}, decoded.image)
+
+
+def _without_path(error: Exception) -> str:
+    """Say what the system said, without a path of this machine."""
+    return (error.strerror or type(error).__name__) if isinstance(error, OSError) and error.filename else str(error)
+
+
+def _clean(text: str | None) -> str | None:
+    """Make text valid UTF-8: lone surrogates, which JSON allows, become question marks."""
+    return None if text is None else text.encode("utf-8", "replace").decode()
+
+
+def _write_embedded(rows: Iterator[Row], schema: pa.Schema, encoder: Encoder, batch: int, mirror: bool,
+                    output: Output) -> None:
+    """Embed pictures `batch` at a time and write groups of ROW_GROUP rows; a picture is dropped once embedded."""
+    facts: list[dict[str, Any]] = []
+    pending: list[Image.Image] = []
+    vectors: list[np.ndarray] = []
+
+    def embed_pending() -> None:
+        if pending:
+            vectors.append(_embed_batch(encoder, pending, mirror))
+            pending.clear()
+
+    def write_group() -> None:
+        embed_pending()
+        output.write(_table(facts, schema, encoder, vectors, mirror))
+        facts.clear()
+        vectors.clear()
+
+    for row in rows:
+        output.counters[str(row.facts["status"])] += 1
+        facts.append(row.facts)
+        if row.picture is not None:
+            pending.append(row.picture)
+        if len(pending) == batch:
+            embed_pending()
+        if len(facts) == ROW_GROUP:
+            write_group()
+    if facts or output.writer is None:
+        write_group()
+
+
+def _embed_batch(encoder: Encoder, pictures: list[Image.Image], mirror: bool) -> np.ndarray:
+    """Return (n, 1 or 2, d): the embedding and, on request, that of the mirror image."""
+    views = [encoder.embed(pictures)]
+    if mirror:
+        views.append(encoder.embed([ImageOps.mirror(picture) for picture in pictures]))
+    return np.stack(views, axis=1)
+
+
+def _table(facts: list[dict[str, Any]], schema: pa.Schema, encoder: Encoder, vectors: list[np.ndarray],
+           mirror: bool) -> pa.Table:
+    table = pa.Table.from_pylist(facts, schema)
+    views = 2 if mirror else 1
+    dense = np.zeros((len(facts), views, encoder.dimension), np.float32)
+    if vectors:
+        dense[[row["status"] == "ok" for row in facts]] = np.concatenate(vectors)
+    for view, name in enumerate(("embedding", "mirror")[:views]):
+        table = table.append_column(name, to_column(dense[:, view]))
+    return table
+
+
+def features(run: Run, arguments: Mapping[str, Any], output: Output) -> None:
+    """Embed for retrieval the images of one pool part that survived deduplication; reads their bytes again."""
+    encoder = encoder_of(arguments["encoder"], arguments["device"])
+    limits = DecodeLimits(**arguments["decode"])
+    rows = read_survivors(run, Layout.of(run, "pool"), arguments["part"])
+    number = rows["source"][0].as_py() if rows.num_rows else 0
+    with Reader(run.sources["pool"][number], limits.max_bytes) as reader:
+        again = (_look_again(row, reader, limits, encoder.side) for row in rows.to_pylist())
+        _write_embedded(again, FEATURES, encoder, arguments["batch"], False, output)
+
+
+def read_survivors(run: Run, layout: Layout, part: int) -> pa.Table:
+    """Return the locators and global indices of the rows of a pool part that are still in."""
+    start = int(layout.starts[part])
+    alive = read_table(run.parts("survivors")[0], ["alive"], group=part)["alive"].to_numpy()
+    table = read_table(layout.parts[part], ["source", "path", "offset", "size", "id", "sha256"])
+    kept = np.flatnonzero(alive)
+    return table.take(pa.array(kept)).append_column("index", pa.array(kept + start))
+
+
+def _look_again(row: Mapping[str, Any], reader: Reader, limits: DecodeLimits, side: int | None) -> Row:
+    facts: dict[str, Any] = {"index": row["index"], "id": row["id"], "status": "dead"}
+    try:
+        data = reader.read(os.fsdecode(row["path"]), row["offset"], row["size"])
+        if hashlib.sha256(data).hexdigest() != row["sha256"]:
+            return Row({**facts, "reason": "ChangedFile", "message": "the file changed while the run was under way"})
+        return Row({**facts, "status": "ok"}, decode(data, limits, side).image)
+    except DecodeError as error:
+        return Row({**facts, "reason": error.kind, "message": _clean(str(error))})
+    except (OSError, ValueError) as error:
+        return Row({**facts, "reason": type(error).__name__, "message": _clean(_without_path(error))})

@@ -1,0 +1,109 @@
+"""Leak removal: everything in the component of a reference goes (DINOv2, section 3, "relative deduplication").
+
+Instead of joining the whole pool with itself at the leak threshold, the set grows from the references: round 0
+finds pool images above the threshold with a reference, round r those above it with an image found in round r - 1.
+The fixed point is the same set, and it costs leaks x pool instead of pool x pool.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from curation import join, search
+from curation.parts import Output, Run
+from curation.steps.dedup import originals, read_rotation
+from curation.vectors import Layout, from_column, load
+
+# parent: global index of the reference (round 0) or of the pool image the link comes from;
+# root: global index of the reference at the end of the chain.
+LINKS = pa.schema([("index", pa.int64()), ("parent", pa.int64()), ("root", pa.int64()), ("similarity", pa.float32())])
+
+
+def distinct(run: Run) -> np.ndarray:
+    """Return the sorted global indices of the pool images that deduplication left."""
+    rows = run.read_all("duplicates", ["index", "representative"])
+    index, representative = rows["index"].to_numpy(), rows["representative"].to_numpy()
+    return np.setdiff1d(originals(run), index[index != representative], assume_unique=True)
+
+
+def leaked_before(run: Run, round_: int) -> np.ndarray:
+    """Return the sorted global indices of the pool images found in rounds before `round_`."""
+    found = [run.read(f"leaked-{r:02d}", 0, ["index"])["index"].to_numpy() for r in range(round_)]
+    return np.sort(np.concatenate([np.empty(0, np.int64), *found]))
+
+
+def link(run: Run, arguments: Mapping[str, Any], output: Output) -> None:
+    """Find the images of one pool block that are above the threshold with one block of the frontier."""
+    round_, layout, rotation = arguments["round"], Layout.of(run, "pool"), read_rotation(run)
+    alive = np.setdiff1d(distinct(run), leaked_before(run, round_), assume_unique=True)
+    names, roots, vectors = _frontier(run, round_, arguments["frontier"])
+    frontier = join.prepare(vectors, rotation, arguments["prefix"])
+    best = LINKS.empty_table()
+    for column in arguments["columns"]:
+        index, pool = load(layout, *arguments["block"], alive, column)
+        block = join.prepare(pool, rotation, arguments["prefix"])
+        for i, j, similarity in join.join_blocks(frontier, block, arguments["threshold"]):
+            tile = pa.table({"index": index[j], "parent": names[i], "root": roots[i], "similarity": similarity}, LINKS)
+            best = best_links(pa.concat_tables([best, tile]))
+    output.write(best)
+
+
+def _frontier(run: Run, round_: int, block: list[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return names, roots and vectors of a range of the frontier: reference parts, or rows found a round ago."""
+    if round_ == 0:
+        index, vectors = load(Layout.of(run, "references"), *block)
+        return index, index, vectors
+    rows = run.read(f"leaked-{round_ - 1:02d}", 0).slice(block[0], block[1] - block[0])
+    index = rows["index"].to_numpy()
+    return index, rows["root"].to_numpy(), from_column(Layout.of(run, "pool").take(index, ["embedding"])["embedding"])
+
+
+def best_links(links: pa.Table) -> pa.Table:
+    """Keep for every image its most similar link; ties go to the smaller parent."""
+    index, parent = links["index"].to_numpy(), links["parent"].to_numpy()
+    order = np.lexsort((parent, -links["similarity"].to_numpy(), index))
+    first = np.concatenate([[True], np.diff(index[order]) > 0]) if len(order) else np.zeros(0, bool)
+    return links.take(pa.array(order[first]))
+
+
+def leaked(run: Run, arguments: Mapping[str, Any], output: Output) -> None:
+    """Merge the links of one round: the images found, sorted, each with its best link."""
+    output.write(best_links(run.read_all(f"leaks-{arguments['round']:02d}")))
+
+
+def all_leaks(run: Run) -> pa.Table:
+    """Return every leaked pool image: the links of all rounds and the round, sorted by index."""
+    tables = [LINKS.empty_table().append_column("round", pa.array([], pa.int32()))]
+    round_ = 0
+    while parts := run.parts(f"leaked-{round_:02d}"):
+        del parts
+        table = run.read(f"leaked-{round_:02d}", 0)
+        tables.append(table.append_column("round", pa.array(np.full(table.num_rows, round_, np.int32))))
+        round_ += 1
+    return pa.concat_tables(tables).sort_by("index")
+
+
+def audit(run: Run, arguments: Mapping[str, Any], output: Output) -> None:
+    """Find the highest similarity left between one block of references and one block of surviving pool images."""
+    leaks = all_leaks(run)["index"].to_numpy()
+    alive = np.setdiff1d(distinct(run), leaks, assume_unique=True)
+    references, queries = load(Layout.of(run, "references"), *arguments["references"])
+    index, vectors = load(Layout.of(run, "pool"), *arguments["block"], alive)
+    similarity, nearest = search.top_k(queries, vectors, index, 1)
+    output.write(pa.table({"reference": references, "similarity": similarity[:, 0], "index": nearest[:, 0]}))
+
+
+def write_survivors(run: Run, arguments: Mapping[str, Any], output: Output) -> None:
+    """Write what deduplication and leak removal left, densely: row group i says of each row of pool part i."""
+    layout = Layout.of(run, "pool")
+    alive = np.setdiff1d(distinct(run), all_leaks(run)["index"].to_numpy(), assume_unique=True)
+    output.counters["alive"] = len(alive)
+    for start, stop in zip(layout.starts[:-1], layout.starts[1:], strict=True):
+        low, high = np.searchsorted(alive, [start, stop])
+        mask = np.zeros(stop - start, bool)
+        mask[alive[low:high] - start] = True
+        output.write(pa.table({"alive": mask}))

@@ -1,0 +1,69 @@
+"""List what the sources of a role hold and cut it into work units.
+
+The listing is one Parquet file whose row group i is unit i: units name a row group, not thousands of paths.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Iterator, Sequence
+
+import pyarrow as pa
+
+from curation import storage
+from curation.parts import Output, Run, Unit, digest, read_table
+from curation.sources import Piece, Source, list_pieces
+
+SCHEMA = pa.schema([
+    ("source", pa.int16()), ("path", pa.binary()), ("start", pa.int64()), ("stop", pa.int64()),
+    ("size", pa.int64()), ("count", pa.int64()), ("stamp", pa.string()),
+])
+
+
+def write_listing(run: Run, role: str, unit_rows: int) -> list[Unit]:
+    """List the sources of a role and return one unit of `unit_rows` candidates (or one tar) each."""
+    units = []
+    with storage.writing(run.path("sources", f"{role}.parquet")) as file:
+        output = Output(file)
+        for number, source in enumerate(run.sources[role]):
+            for pieces in _groups(list_pieces(source), unit_rows):
+                rows = [{**dataclasses.asdict(piece), "source": number, "path": os.fsencode(piece.path)}
+                        for piece in pieces]
+                output.write(pa.Table.from_pylist(rows, SCHEMA))
+                stamp = digest([(str(row["path"]), row["start"], row["stop"], row["stamp"]) for row in rows])
+                identity = {"name": source.name, "kind": source.kind, **_reading(source)}
+                arguments = {"role": role, "unit": len(units), "source": identity, "listing": stamp}
+                units.append(Unit(len(units), arguments, sum(piece.count or 1 for piece in pieces)))
+        if output.writer is None:
+            output.write(SCHEMA.empty_table())
+        output.finish("")
+    return units
+
+
+def _reading(source: Source) -> dict[str, object]:
+    """What decides how the files of a source are read, apart from where they are."""
+    chosen = ("labels", "image_column", "label_column", "caption_column", "url_column", "split")
+    return {name: getattr(source, name) for name in chosen}
+
+
+def _groups(pieces: Iterator[Piece], unit_rows: int) -> Iterator[list[Piece]]:
+    group: list[Piece] = []
+    count = 0
+    for piece in pieces:
+        unknown = piece.count == 0
+        if group and (unknown or count + piece.count > unit_rows):
+            yield group
+            group, count = [], 0
+        group.append(piece)
+        count += unit_rows if unknown else piece.count
+    if group:
+        yield group
+
+
+def read_listing(run: Run, role: str, unit: int) -> tuple[Source, Sequence[Piece]]:
+    """Return the source and the pieces of one unit."""
+    rows = read_table(run.path("sources", f"{role}.parquet"), group=unit).to_pylist()
+    pieces = [Piece(os.fsdecode(row["path"]), row["start"], row["stop"], row["size"], row["count"], row["stamp"])
+              for row in rows]
+    return run.sources[role][rows[0]["source"]], pieces

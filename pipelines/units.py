@@ -1,0 +1,213 @@
+"""Run the work units of a stage through Beam: `Create(missing) | Reshuffle | ParDo(run_unit) | combine`.
+
+The same pipeline runs on every Beam runner. Locally it is always FnApiRunner with worker threads: decoding, matrix
+products and search are native code that releases the interpreter lock.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import re
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import apache_beam as beam
+import threadpoolctl
+from apache_beam.options.pipeline_options import PipelineOptions
+
+from curation import storage
+from curation.errors import UserError
+from curation.parts import Marker, Run, Stage, Unit, close_stage, finished, run_unit
+from pipelines.progress import Progress
+
+
+@dataclasses.dataclass(frozen=True)
+class Engine:
+    """Where stages run.
+
+    Args:
+        options: Beam's command-line options; empty for the local runner.
+        workers: local worker threads; 0 takes one per core.
+    """
+
+    options: Sequence[str] = ()
+    workers: int = 0
+
+    @property
+    def local(self) -> bool:
+        """Whether no runner was named, so that the work is done in this process."""
+        return not any(option.startswith("--runner") for option in self.options)
+
+    @property
+    def threads(self) -> int:
+        """The number of local workers."""
+        return self.workers or os.cpu_count() or 1
+
+    def beam_options(self, parallel: bool) -> PipelineOptions:
+        """Return the options of one pipeline; FnApiRunner is always named (a bare DirectRunner may download)."""
+        if not self.local:
+            return PipelineOptions(list(self.options))
+        local = ["--runner=FnApiRunner"]
+        if not any(option.startswith("--direct_num_workers") for option in self.options):
+            local.append(f"--direct_num_workers={self.threads if parallel else 1}")
+        if parallel and not any(option.startswith("--direct_running_mode") for option in self.options):
+            local.append("--direct_running_mode=multi_threading")
+        return PipelineOptions([*local, *self.options])
+
+
+class RunUnits(beam.PTransform):
+    """Run each unit of the input; yields the URL of its output.
+
+    Args:
+        run: the run directory and sources.
+        stage: whose step is called; its units are not shipped.
+        threads: native threads one unit may use (BLAS, OpenMP, torch).
+    """
+
+    def __init__(self, run: Run, stage: Stage, threads: int) -> None:
+        super().__init__(f"Run {stage.name}")
+        self.run_directory, self.stage, self.threads = run, stage, threads
+
+    def expand(self, units: beam.PCollection) -> beam.PCollection:
+        """Apply to a PCollection of Unit."""
+        return units | beam.Reshuffle() | beam.ParDo(_RunUnit(self.run_directory, self.stage, self.threads))
+
+
+class _RunUnit(beam.DoFn):
+    def __init__(self, run: Run, stage: Stage, threads: int) -> None:
+        self.run, self.stage, self.threads = run, stage, threads
+
+    def setup(self) -> None:
+        limit_threads(self.threads)
+
+    def process(self, unit: Unit) -> Iterator[str]:
+        run_unit(self.run, self.stage, unit)
+        yield self.stage.output(self.run, unit)
+
+
+def limit_threads(threads: int) -> None:
+    """Let BLAS, OpenMP and torch use `threads` threads from this worker, so that workers do not oversubscribe."""
+    import faiss
+    import torch
+
+    threadpoolctl.threadpool_limits(threads)
+    torch.set_num_threads(threads)
+    faiss.omp_set_num_threads(threads)
+
+
+class WriteCombined(beam.DoFn):
+    """Write what a combine returned as the one unit of its own stage."""
+
+    def __init__(self, run: Run, stage: Stage) -> None:
+        self.run, self.stage = run, stage
+
+    def process(self, combined: Any) -> Iterator[str]:
+        """Write one combined value; `stage.step` knows its table."""
+        run_unit(self.run, self.stage, self.stage.units[0], combined=combined)
+        yield self.stage.output(self.run, self.stage.units[0])
+
+
+@dataclasses.dataclass
+class Runner:
+    """Runs stages one after the other and keeps what they cost.
+
+    Args:
+        run: the run directory and sources.
+        engine: where the units run.
+        progress: what the user sees.
+        timings: filled with one entry per stage that had work to do.
+    """
+
+    run: Run
+    engine: Engine
+    progress: Progress
+    timings: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+
+    def stage(self, stage: Stage, combine: tuple[beam.CombineFn, Stage] | None = None) -> list[Marker]:
+        """Run the units that are not finished; returns all markers in order.
+
+        Args:
+            stage: the units.
+            combine: a CombineFn over the URLs of the outputs, and the one-unit stage that writes its result.
+
+        Raises:
+            UserError: a unit failed; the finished ones stay finished.
+        """
+        missing = [unit for unit in stage.units if not finished(self.run, stage, unit)]
+        combined = combine is None or finished(self.run, combine[1], combine[1].units[0])
+        if missing or not combined:
+            self._run(stage, missing, None if combined else combine)
+        if combine is not None:
+            close_stage(self.run, combine[1])
+        return close_stage(self.run, stage)
+
+    def remove_stages(self, chosen: Callable[[str], bool]) -> None:
+        """Remove the folders of stages that the recipe no longer has."""
+        for name in filter(chosen, storage.names(self.run.url)):
+            storage.remove(self.run.path(name))
+
+    def _run(self, stage: Stage, missing: list[Unit], combine: tuple[beam.CombineFn, Stage] | None) -> None:
+        plan = dataclasses.replace(stage, units=_Sized(len(stage.units)))
+        threads = (os.cpu_count() or 1) if stage.serial else 1
+        started = time.monotonic()
+        with self.progress.stage(self.run, stage, missing), _clear_failures(self.engine):
+            pipeline = beam.Pipeline(options=self.engine.beam_options(parallel=len(missing) > 1))
+            units = pipeline | beam.Create(missing if combine is None else list(stage.units))
+            outputs = units | RunUnits(self.run, plan, threads)
+            if combine is not None:
+                merged = outputs | beam.CombineGlobally(combine[0])
+                merged | beam.ParDo(WriteCombined(self.run, combine[1]))
+            pipeline.run().wait_until_finish()
+        seconds, rows = time.monotonic() - started, sum(unit.weight for unit in missing)
+        workers = self.engine.threads if len(missing) > 1 else 1
+        self.timings.append({"stage": stage.name, "units": len(missing), "rows": rows, "noun": stage.noun,
+                             "seconds": round(seconds, 3), "workers": workers})
+
+
+class _Sized(Sequence[Unit]):
+    """Stands for the units of a stage where only their number counts."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: Any) -> Any:
+        raise IndexError(index)
+
+
+class _clear_failures:  # noqa: N801 (a context manager read as a verb)
+    """Turn a failed pipeline into one sentence; the traceback stays in the debug log."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.quiet = engine.local and logging.getLogger().level > logging.DEBUG
+
+    def __enter__(self) -> None:
+        self.loggers = [logging.getLogger(name) for name in ("apache_beam", "root")]
+        self.levels = [logger.level for logger in self.loggers]
+        if self.quiet:
+            for logger in self.loggers:
+                logger.setLevel(logging.CRITICAL)
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+        for logger, level in zip(self.loggers, self.levels, strict=True):
+            logger.setLevel(level)
+        if not isinstance(error, Exception) or isinstance(error, UserError):
+            return
+        logging.getLogger(__name__).debug("pipeline failed", exc_info=error)
+        found = re.search(r"stage [\w.-]+, unit \d+ of \d+: .*?(?= ;;)", str(error))
+        cause = found.group(0) if found else f"{type(error).__name__}: {str(error).strip().splitlines()[-1]}"
+        raise UserError(f"{cause}. {advice(cause)}") from error
+
+
+def advice(cause: str) -> str:
+    """Return what the user can do about a failed unit."""
+    if re.search(r"No space left|Errno 28|File too large|Errno 27|Disk quota", cause):
+        return "The disk of the run directory is full: free space and run the same command again; finished work is kept."
+    if "MemoryError" in cause or "not enough memory" in cause:
+        return "The unit does not fit in memory: lower --unit_rows or --dedup.block and run the same command again."
+    return "Finished work is kept: run the same command again to go on (--debug shows the traceback)."
