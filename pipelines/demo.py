@@ -1,0 +1,180 @@
+"""The demo: make a pool of real pixels with planted copies, leaks and broken files, curate it, check the result.
+
+The pixels come with scikit-learn: tiles of its two photographs and sheets of its handwritten digits.
+"""
+
+from __future__ import annotations
+
+import io
+import pathlib
+import shutil
+import struct
+import zlib
+from collections.abc import Callable, Iterator
+
+import numpy as np
+from PIL import Image, ImageEnhance
+from rich.console import Console
+from rich.table import Table
+from sklearn.datasets import load_digits, load_sample_images
+
+from curation.errors import UserError
+from curation.lookup import ledger_tables, open_run
+from curation.recipe import CurateRecipe
+from pipelines.recipe import load_recipe, shipped
+from pipelines.runs import curate
+from pipelines.units import Engine
+
+TILE, SHEETS, SEED = 106, 120, 0
+PLAIN = 12  # tiles of plain sky resemble each other: they would be copies that nobody planted
+MARK = "granary-demo"  # a file that says the folder is the demo's own, so that it may be made anew
+
+EDITS: dict[str, Callable[[Image.Image], Image.Image]] = {
+    "jpeg": lambda image: image,
+    "smaller": lambda image: image.resize((image.width * 2 // 3, image.height * 2 // 3), Image.Resampling.LANCZOS),
+    "larger": lambda image: image.resize((image.width * 2, image.height * 2), Image.Resampling.BICUBIC),
+    "brighter": lambda image: ImageEnhance.Brightness(image).enhance(1.15),
+    "contrast": lambda image: ImageEnhance.Contrast(image).enhance(1.25),
+    "colour": lambda image: ImageEnhance.Color(image).enhance(0.7),
+}
+
+
+def pictures() -> Iterator[tuple[str, Image.Image]]:
+    """Yield (name, picture) of all distinct pictures: photo tiles, then sheets of nine digits."""
+    for photo, pixels in zip(("china", "flower"), load_sample_images().images, strict=True):
+        image = Image.fromarray(pixels)
+        for top in range(0, image.height - TILE + 1, TILE):
+            for left in range(0, image.width - TILE + 1, TILE):
+                tile = image.crop((left, top, left + TILE, top + TILE))
+                if np.std(tile.convert("L")) > PLAIN:
+                    yield f"{photo}/{top:03d}-{left:03d}", tile
+    digits = load_digits().images
+    order = np.random.default_rng(SEED).permutation(len(digits))[: SHEETS * 9].reshape(SHEETS, 3, 3)
+    for number, sheet in enumerate(order):
+        rows = [np.concatenate(list(digits[row]), axis=1) for row in sheet]
+        grey = np.clip(255 - np.concatenate(rows) * 16, 0, 255).astype(np.uint8)
+        yield f"digits/{number:03d}", Image.fromarray(grey).resize((144, 144), Image.Resampling.BICUBIC).convert("RGB")
+
+
+def make_pool(folder: pathlib.Path) -> dict[str, int]:
+    """Write pool, seeds and references under `folder`; returns how many files of each kind were planted."""
+    rng = np.random.default_rng(SEED)
+    everything = list(pictures())
+    shuffled = [everything[index] for index in rng.permutation(len(everything))]
+    seeds = [entry for entry in shuffled if entry[0].startswith("china")][:6]
+    rest = [entry for entry in shuffled if entry not in seeds]
+    leaked, bases = rest[:16], rest[16:]
+    for name, image in seeds:
+        _save(folder / "seeds" / f"{name}.png", image)
+    for name, image in leaked:
+        _save(folder / "pool" / "leaks" / f"{name}.png", image)
+        _save(folder / "references" / f"{name}.jpg", EDITS["smaller"](image), quality=85)
+    for name, image in bases:
+        _save(folder / "pool" / "originals" / f"{name}.png", image)
+    for name, _ in bases[:30]:
+        target = folder / "pool" / "exact" / f"{name}-copy.png"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(folder / "pool" / "originals" / f"{name}.png", target)
+    kinds = list(EDITS)
+    for number, (name, image) in enumerate(bases[20:80]):
+        kind = kinds[number % len(kinds)]
+        _save(folder / "pool" / "near" / f"{name}-{kind}.jpg", EDITS[kind](image), quality=70)
+    broken = _broken(bases[0][1])
+    for name, data in broken.items():
+        (folder / "pool" / "broken").mkdir(parents=True, exist_ok=True)
+        (folder / "pool" / "broken" / name).write_bytes(data)
+    return {"originals": len(bases), "exact": 30, "near": 60, "leaks": len(leaked), "broken": len(broken)}
+
+
+def _save(path: pathlib.Path, image: Image.Image, **options: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image.save(path, **options)
+
+
+def _broken(image: Image.Image) -> dict[str, bytes]:
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG")
+    whole = buffer.getvalue()
+    return {
+        "empty.jpg": b"", "text.png": b"this is no picture", "half.jpg": whole[: len(whole) // 2],
+        "header-only.png": b"\x89PNG\r\n\x1a\n", "bomb.png": _bomb(30_000), "<b>bold.jpg": b"\xff\xd8\xff\xe0",
+    }
+
+
+def _bomb(side: int) -> bytes:
+    """A PNG file of a few kilobytes that says it has side x side pixels."""
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(side))) + chunk(b"IEND", b"")
+
+
+def demo(out: str, engine: Engine) -> int:
+    """Make the pool, curate it, and compare what was planted with what was found; returns 0 when all was found."""
+    console, folder = Console(highlight=False), pathlib.Path(out).absolute()
+    if folder.exists():
+        if any(folder.iterdir()) and not (folder / MARK).exists():
+            raise UserError(f"out: {out} holds something that is not the demo's; give an empty folder")
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True)
+    (folder / MARK).touch()
+    planted = make_pool(folder)
+    overrides = [word for key in ("pool", "seeds.path", "references", "out")
+                 for word in (f"--{key}", str(folder / {"out": "run"}.get(key, key.split(".")[0])))]
+    curate(load_recipe(CurateRecipe, shipped("curate/demo.yaml"), overrides), engine, Console(stderr=True, highlight=False))
+    right = _print_findings(console, str(folder / "run"), planted)
+    _print_next(console, out)
+    return 0 if right else 1
+
+
+def _print_findings(console: Console, run_url: str, planted: dict[str, int]) -> bool:
+    found = findings(run_url)
+    table = Table("what", "planted", "found", box=None, pad_edge=False, header_style="bold")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    names = {"exact": "exact copies", "near": "re-encoded, resized or recoloured copies", "leaks": "leaked references",
+             "broken": "broken files"}
+    for kind, name in names.items():
+        table.add_row(name, str(planted[kind]), str(found[kind]))
+    table.add_row("distinct pictures taken for copies or leaks", "0", str(found["wrong"]))
+    console.print()
+    console.print(table)
+    right = found["wrong"] == 0 and all(found[kind] == planted[kind] for kind in names)
+    console.print("\nEverything planted was found." if right else "\nNot everything planted was found: see the report.")
+    return right
+
+
+def findings(run_url: str) -> dict[str, int]:
+    """Count from the ledger what the run found of each kind, and the distinct pictures it removed by mistake.
+
+    Of an original and its exact copy or near copy either may stay, so copies are counted as groups shrunk to one.
+    """
+    found = dict.fromkeys(("exact", "near", "leaks", "broken", "wrong"), 0)
+    groups: dict[str, list[tuple[str, str]]] = {}
+    for ledger in ledger_tables(open_run(run_url)[0], ["uri", "stage", "status"]):
+        for row in ledger.to_pylist():
+            kind, name = row["uri"].split("/", 2)[1:]
+            found["exact"] += row["stage"] == "exact"
+            found["leaks"] += kind == "leaks" and row["stage"] == "leaks"
+            found["broken"] += kind == "broken" and row["status"] == "dead"
+            if kind in ("originals", "exact", "near"):
+                original = pathlib.PurePosixPath(name).with_suffix("").as_posix()
+                original = original if kind == "originals" else original.rsplit("-", 1)[0]
+                groups.setdefault(original, []).append((kind, row["stage"]))
+    for members in groups.values():
+        dropped = sum(stage in ("exact", "dedup") for _, stage in members)
+        merged = sum(stage == "dedup" for _, stage in members)
+        found["near"] += min(merged, sum(kind == "near" for kind, _ in members))
+        found["wrong"] += max(0, dropped - (len(members) - 1)) + sum(stage == "leaks" for _, stage in members)
+    return found
+
+
+def _print_next(console: Console, out: str) -> None:
+    lines = [
+        f"The report: {out}/run/report/index.html", "", "Three commands to try next:",
+        f"  granary explain {out}/run pool/near/...      (any uri of the ledger)",
+        "  granary curate --config configs/curate/folder.yaml --pool YOUR_IMAGES --out runs/mine",
+        f"  python -c \"from datasets import load_dataset; print(load_dataset('{out}/run/dataset', split='train')[0])\"",
+    ]
+    console.print("\n".join(lines), soft_wrap=True, markup=False)
