@@ -1,0 +1,32 @@
+"""What a report is made from, whichever pipeline wrote the run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+
+from curation.decode import DecodeLimits
+
+
+@dataclass(frozen=True)
+class RunView:
+    """A finished run, seen through plain data and three functions.
+
+    summary: run.json as a dictionary; `flow` (stage, in, kept, dropped, dead) is the only key that must be
+        there. `seed` (0 when absent) decides which samples are pictured.
+    recipe: the recipe as YAML text.
+    ledger: called for a fresh iterator over the ledger's tables; it is read twice.
+    read: uri of a pool, seed or reference file -> its original bytes; may raise OSError or KeyError.
+    seed_uri: id of a seed -> its uri, or None when it is not known.
+    limits: the limits under which originals are decoded for their thumbnails.
+    """
+
+    summary: dict[str, Any]
+    recipe: str
+    ledger: Callable[[], Iterator[pa.Table]]
+    read: Callable[[str], bytes]
+    seed_uri: Callable[[str], str | None]
+    limits: DecodeLimits = field(default_factory=DecodeLimits)
