@@ -33,8 +33,11 @@ def explain(run: Run, files: Files, wanted: str) -> str:
 
 
 def _story(run: Run, files: Files, row: dict[str, Any]) -> list[str]:
-    lines = [row["uri"], f"  id          {row['id'] or 'unknown: its bytes could not be read'}",
-             f"  verdict     {row['status']} at stage {row['stage']}: {row['reason']}"]
+    lines = [
+        row["uri"],
+        f"  id          {row['id'] or 'unknown: its bytes could not be read'}",
+        f"  verdict     {row['status']} at stage {row['stage']}: {row['reason']}",
+    ]
     if row["stage"] == "exact":
         lines.append(f"  same bytes  {_first_uri(run, row['id'], row['uri'])}")
     elif row["representative"] and row["representative"] != row["id"]:

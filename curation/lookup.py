@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import yaml
+from pydantic import ValidationError
 
 from curation import storage
 from curation.errors import UserError
@@ -27,7 +28,13 @@ def open_run(url: str) -> tuple[Run, CurateRecipe]:
     path = storage.join(url, "recipe.yaml")
     if not storage.exists(path):
         raise UserError(f"run: {url} is no run directory (it has no recipe.yaml); give the --out of a granary run")
-    recipe = CurateRecipe.model_validate(yaml.safe_load(storage.read_bytes(path)))
+    try:
+        recipe = CurateRecipe.model_validate(yaml.safe_load(storage.read_bytes(path)))
+    except (yaml.YAMLError, UnicodeDecodeError, ValidationError) as error:
+        raise UserError(
+            f"run: {path} is not the recipe of a run of this version of granary; "
+            "give another --out, or delete that folder"
+        ) from error
     return Run(url, {role: getattr(recipe, role) for role in ROLES}), recipe
 
 
@@ -91,6 +98,7 @@ def ledger_tables(run: Run, columns: list[str] | None = None) -> Iterator[pa.Tab
 def find_rows(run: Run, wanted: str) -> list[dict[str, Any]]:
     """Return the ledger rows of a uri, or of an id of which `wanted` is a prefix."""
     rows: list[dict[str, Any]] = []
+    wanted = wanted.encode("utf-8", "backslashreplace").decode()  # as uris write a name that is not UTF-8
     for table in ledger_tables(run):
         match = pc.or_kleene(pc.equal(table["uri"], wanted), pc.starts_with(table["id"], wanted))
         rows += table.filter(match).to_pylist()

@@ -122,7 +122,8 @@ class Stage:
         revision: of the step's code: raise it when the same inputs give other bytes.
         noun: what is counted in the progress bar.
         serial: a stage of one unit, which may use every core.
-        target: folder and file name of the output when it is not `NAME/part-...` (the dataset's shards).
+        target: folder of the outputs when it is not NAME (the dataset's shards).
+        count: number of units, where the units are left out to ship the stage to a worker.
     """
 
     name: str
@@ -133,11 +134,17 @@ class Stage:
     noun: str = "units"
     serial: bool = False
     target: str = ""
+    count: int = 0
+
+    @property
+    def total(self) -> int:
+        """The number of units, also where the units themselves were not shipped."""
+        return self.count or len(self.units)
 
     def stem(self, unit: Unit) -> str:
         """Return `part-NNNNN-of-NNNNN`."""
         prefix = "train" if self.target else "part"
-        return f"{prefix}-{unit.index:05d}-of-{len(self.units):05d}"
+        return f"{prefix}-{unit.index:05d}-of-{self.total:05d}"
 
     def output(self, run: Run, unit: Unit) -> str:
         """Return the URL of the unit's Parquet file."""
@@ -150,7 +157,7 @@ class Stage:
     def unit_digest(self, unit: Unit) -> str:
         """Return the digest of what the unit's output depends on."""
         step = f"{self.step.__module__}.{self.step.__qualname__}"
-        return digest(FORMAT, step, self.revision, len(self.units), unit.index, unit.arguments, list(self.inputs))
+        return digest(FORMAT, step, self.revision, self.total, unit.index, unit.arguments, list(self.inputs))
 
     @functools.cached_property
     def digest(self) -> str:
@@ -247,7 +254,7 @@ def run_unit(run: Run, stage: Stage, unit: Unit, **values: Any) -> None:
         storage.write_bytes(stage.marker(run, unit), line.encode())
     except Exception as error:
         cause = re.sub(r"\s+", " ", f"{type(error).__name__}: {error}")
-        raise UnitError(f"stage {stage.name}, unit {unit.index} of {len(stage.units)}: {cause} ;;") from error
+        raise UnitError(f"stage {stage.name}, unit {unit.index} of {stage.total}: {cause} ;;") from error
 
 
 def close_stage(run: Run, stage: Stage) -> list[Marker]:
@@ -262,7 +269,10 @@ def close_stage(run: Run, stage: Stage) -> list[Marker]:
         for name in storage.names(run.path(folder)):
             if name != INDEX and (name.split(".")[0] not in stems or name.endswith(".tmp")):
                 storage.remove(run.path(folder, name))
-    index = {"parts": [f"{stage.stem(unit)}.parquet" for unit in stage.units], "rows": [m.rows for m in markers]}
+    index = {
+        "parts": [f"{stage.stem(unit)}.parquet" for unit in stage.units],
+        "rows": [m.rows for m in markers],
+    }
     storage.write_bytes(run.path(stage.name, INDEX), json.dumps(index).encode())
     return markers
 

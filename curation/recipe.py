@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any, Literal
 
 from pydantic import BaseModel, Field, field_validator, model_validator
@@ -19,7 +20,9 @@ class SeedSet(Source, frozen=True, extra="forbid"):
     """A curated set of images and how it retrieves."""
 
     mode: Literal["sample", "cluster"] = Field(
-        "sample", description="sample: k nearest pool images per seed; cluster: draw from cells with enough seeds")
+        "sample",
+        description="sample: k nearest pool images per seed; cluster: draw from cells with enough seeds",
+    )
     k: int | None = Field(None, ge=1, description="pool images per seed; default retrieval.k")
     cap: int | None = Field(None, ge=1, description="most pool images this set may retrieve; default retrieval.cap")
     as_is: bool = Field(False, description="put the seeds themselves into the dataset too")
@@ -39,13 +42,24 @@ class Dedup(Options, frozen=True):
 
     enabled: bool = Field(True, description="remove near duplicates (exact copies always collapse)")
     threshold: float | None = Field(
-        None, gt=0, lt=1, description="pictures with a cosine above this are linked; default: the copy encoder's own")
+        None,
+        gt=0,
+        lt=1,
+        description="pictures with a cosine above this are linked; default: the copy encoder's own",
+    )
     mirror: bool = Field(False, description="also link a picture with the mirror image of another")
     neighbours: int | None = Field(
-        None, ge=1, description="link only the k nearest of each picture, as DINOv2 did (64); default: every pair")
+        None,
+        ge=1,
+        description="link only the k nearest of each picture, as DINOv2 did (64); default: every pair",
+    )
     split_below: float | None = Field(
-        None, gt=0, lt=1, description="split components so that each member is at least this close to the one kept")
-    block: int = Field(65_536, ge=1, description="vectors in one side of a work unit of the join")
+        None,
+        gt=0,
+        lt=1,
+        description="split components so that each member is at least this close to the one kept",
+    )
+    block: int = Field(32_768, ge=1, description="vectors in one side of a work unit of the join")
     prefix: int = Field(64, ge=1, description="principal directions used to rule pairs out")
 
 
@@ -53,9 +67,12 @@ class Leaks(Options, frozen=True):
     """Removal of pool images that resemble a reference set."""
 
     threshold: float | None = Field(
-        None, gt=0, lt=1, description="cosine above which an image leaks; default: the copy encoder's own")
+        None, gt=0, lt=1, description="cosine above which an image leaks; default: the copy encoder's own"
+    )
     through_pool: bool = Field(
-        True, description="follow pool-to-pool links too: the whole component of a reference goes (DINOv2, sec. 3)")
+        True,
+        description="follow pool-to-pool links too: the whole component of a reference goes (DINOv2, sec. 3)",
+    )
 
 
 class Retrieval(Options, frozen=True):
@@ -69,13 +86,15 @@ class Retrieval(Options, frozen=True):
     iterations: int = Field(20, ge=1, description="k-means iterations on the training sample")
     sample: int = Field(262_144, ge=1, description="pool images k-means trains on, chosen by hash")
     refine: int = Field(0, ge=0, description="further Lloyd passes over the whole pool")
-    block: int = Field(262_144, ge=1, description="pool vectors in one work unit of the search")
+    block: int = Field(65_536, ge=1, description="pool vectors in one work unit of the search")
 
 
 class SemDeDup(Options, frozen=True):
     """Semantic deduplication inside cells (Abbas et al. 2023), in the retrieval space."""
 
-    epsilon: float | None = Field(None, ge=0, lt=2, description="drop an image more similar than 1 - epsilon to an earlier one")
+    epsilon: float | None = Field(
+        None, ge=0, lt=2, description="drop an image more similar than 1 - epsilon to an earlier one"
+    )
     clusters: int = Field(1000, ge=1, description="cells of k-means")
     keep: Literal["hard", "easy", "random"] = Field("hard", description="which end of a cell comes first and stays")
 
@@ -91,7 +110,7 @@ class Balance(Options, frozen=True):
     @field_validator("levels")
     @classmethod
     def _descending(cls, levels: tuple[int, ...]) -> tuple[int, ...]:
-        if not levels or min(levels) < 1 or any(a <= b for a, b in zip(levels, levels[1:], strict=False)):
+        if not levels or min(levels) < 1 or any(a <= b for a, b in itertools.pairwise(levels)):
             raise ValueError("give one or more cell counts, each smaller than the one before")
         return levels
 
@@ -103,7 +122,9 @@ class Shards(Options, frozen=True):
     max_bytes: int = Field(1_000_000_000, ge=1, description="image bytes in a shard at most")
     row_group: int = Field(100, ge=1, description="samples in a row group (the Hub viewer reads one at a time)")
     order: Literal["auto", "hash", "pool"] = Field(
-        "auto", description="hash: shuffled by hash(seed, id); pool: as read; auto: hash where sources allow random access")
+        "auto",
+        description="hash: shuffled by hash(seed, id); pool: as read; auto: hash where sources allow random access",
+    )
 
 
 class CurateRecipe(Options, frozen=True):

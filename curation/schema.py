@@ -19,20 +19,31 @@ def sample_features(extra: dict[str, Any] | None = None) -> Any:
     """
     from datasets import Features, Image, List, Value
 
-    return Features({
-        "id": Value("string"), "image": Image(), "width": Value("int32"), "height": Value("int32"),
-        "label": Value("string"), "captions": List(Value("string")),
-        "source": {"name": Value("string"), "uri": Value("string")}, **(extra or {}),
-    })
+    return Features(
+        {
+            "id": Value("string"),
+            "image": Image(),
+            "width": Value("int32"),
+            "height": Value("int32"),
+            "label": Value("string"),
+            "captions": List(Value("string")),
+            "source": {"name": Value("string"), "uri": Value("string")},
+            **(extra or {}),
+        }
+    )
 
 
 def curated_features() -> Any:
-    """Return the features of a curated sample: with the seeds that retrieved it, best first, and the JSON it came with."""
+    """Return the features of a curated sample: the seeds that retrieved it, best first, and the JSON it came with."""
     from datasets import List, Value
 
-    return sample_features({
-        "metadata": Value("string"), "seed_ids": List(Value("string")), "similarities": List(Value("float32")),
-    })
+    return sample_features(
+        {
+            "metadata": Value("string"),
+            "seed_ids": List(Value("string")),
+            "similarities": List(Value("float32")),
+        }
+    )
 
 
 def arrow_schema(features: Any) -> pa.Schema:
@@ -40,13 +51,26 @@ def arrow_schema(features: Any) -> pa.Schema:
     return features.arrow_schema
 
 
-LEDGER = pa.schema([
-    ("uri", pa.string()), ("id", pa.string()), ("sha256", pa.string()), ("role", pa.string()),
-    ("status", pa.string()), ("stage", pa.string()), ("reason", pa.string()), ("representative", pa.string()),
-    ("similarity", pa.float32()), ("component", pa.string()), ("tightness", pa.float32()),
-    ("seed_ids", pa.list_(pa.string())), ("similarities", pa.list_(pa.float32())), ("cluster", pa.int32()),
-    ("leaked_reference", pa.string()), ("leak_path", pa.string()),
-])
+LEDGER = pa.schema(
+    [
+        ("uri", pa.string()),
+        ("id", pa.string()),
+        ("sha256", pa.string()),
+        ("role", pa.string()),
+        ("status", pa.string()),
+        ("stage", pa.string()),
+        ("reason", pa.string()),
+        ("representative", pa.string()),
+        ("similarity", pa.float32()),
+        ("component", pa.string()),
+        ("tightness", pa.float32()),
+        ("seed_ids", pa.list_(pa.string())),
+        ("similarities", pa.list_(pa.float32())),
+        ("cluster", pa.int32()),
+        ("leaked_reference", pa.string()),
+        ("leak_path", pa.string()),
+    ]
+)
 """One row per file of the pool (role "pool") and per as-is seed (role "seed"): what was decided, why, the evidence.
 
 status: kept, dropped or dead. stage: where it was decided. representative: id of the image kept instead, similarity
@@ -55,7 +79,13 @@ seed_ids, similarities: the seeds that retrieved it, best first. cluster: cell i
 leaked_reference: uri of the reference at the end of the chain; leak_path: uri of the pool image between, if any.
 """
 
-DEAD_LETTER = pa.schema([
-    ("uri", pa.string()), ("part", pa.string()), ("stage", pa.string()), ("error", pa.string()), ("message", pa.string()),
-])
+DEAD_LETTER = pa.schema(
+    [
+        ("uri", pa.string()),
+        ("part", pa.string()),
+        ("stage", pa.string()),
+        ("error", pa.string()),
+        ("message", pa.string()),
+    ]
+)
 """What could not be read: the smallest thing lost, and why."""

@@ -18,7 +18,15 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 T = TypeVar("T")
-FINAL_ERRNOS = {errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ENOSPC, errno.EFBIG}
+FINAL_ERRNOS = {
+    errno.ENOENT,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.ENOSPC,
+    errno.EFBIG,
+}
 
 
 def filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
@@ -128,8 +136,9 @@ def names(url: str) -> list[str]:
     """Return the sorted names of the entries of a folder; empty when there is no such folder."""
     fs, path = filesystem(url)
     try:
-        entries: list[Any] = fs.ls(path, detail=False, refresh=True) if not isinstance(
-            fs, LocalFileSystem) else os.listdir(path)
+        entries: list[Any] = (
+            fs.ls(path, detail=False, refresh=True) if not isinstance(fs, LocalFileSystem) else os.listdir(path)
+        )
     except (FileNotFoundError, NotADirectoryError):
         return []
     return sorted(os.path.basename(str(entry).rstrip("/")) for entry in entries)

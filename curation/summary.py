@@ -13,8 +13,29 @@ import numpy as np
 from curation.parts import Marker, Run
 from curation.recipe import CurateRecipe
 
-STAGES = ("decode", "filter", "exact", "dedup", "leaks", "features", "semdedup", "retrieval", "balance", "shards")
-PACKAGES = ("granary", "apache-beam", "datasets", "faiss-cpu", "numpy", "pillow", "pyarrow", "torch", "transformers")
+STAGES = (
+    "decode",
+    "filter",
+    "exact",
+    "dedup",
+    "leaks",
+    "features",
+    "semdedup",
+    "retrieval",
+    "balance",
+    "shards",
+)
+PACKAGES = (
+    "granary",
+    "apache-beam",
+    "datasets",
+    "faiss-cpu",
+    "numpy",
+    "pillow",
+    "pyarrow",
+    "torch",
+    "transformers",
+)
 CURVE_POINTS = 24
 
 
@@ -51,8 +72,11 @@ def removed_at(run: Run, threshold: float) -> list[list[float]]:
     """
     similarity = np.sort(run.read("forest", 0)["similarity"].to_numpy())
     points = np.unique(np.append(np.round(np.linspace(threshold, 1, CURVE_POINTS)[:-1], 4), threshold))
-    return [[float(point), int(len(similarity) - np.searchsorted(similarity, np.float32(point), "right"))]
-            for point in points if point >= threshold]
+    return [
+        [float(point), int(len(similarity) - np.searchsorted(similarity, np.float32(point), "right"))]
+        for point in points
+        if point >= threshold
+    ]
 
 
 def leak_audit(run: Run, recipe: CurateRecipe) -> list[dict[str, Any]]:
@@ -64,8 +88,11 @@ def leak_audit(run: Run, recipe: CurateRecipe) -> list[dict[str, Any]]:
     rows, layout = run.read_all("audit"), Layout.of(run, "references")
     sources = layout.take(rows["reference"].to_numpy(), ["source"])["source"].to_numpy()
     similarity = rows["similarity"].to_numpy()
-    return [{"reference": source.name, "highest_similarity": round(float(similarity[sources == number].max()), 6)}
-            for number, source in enumerate(recipe.references) if np.isfinite(similarity[sources == number]).any()]
+    return [
+        {"reference": source.name, "highest_similarity": round(float(similarity[sources == number].max()), 6)}
+        for number, source in enumerate(recipe.references)
+        if np.isfinite(similarity[sources == number]).any()
+    ]
 
 
 def versions() -> dict[str, str]:
@@ -89,7 +116,14 @@ def source_counts(recipe: CurateRecipe, markers: Mapping[str, Sequence[Marker]],
             table = read_table(url, ["source", "status"]).group_by(["source", "status"]).aggregate([([], "count_all")])
             for row in table.to_pylist():
                 counts[role, row["source"], row["status"]] += row["count_all"]
-    return [{"role": role, "name": source.name, "kind": source.kind,
-             "files": sum(counts[role, number, status] for status in ("ok", "dropped", "dead")),
-             "dead": counts[role, number, "dead"]}
-            for role in ("pool", "seeds", "references") for number, source in enumerate(getattr(recipe, role))]
+    return [
+        {
+            "role": role,
+            "name": source.name,
+            "kind": source.kind,
+            "files": sum(counts[role, number, status] for status in ("ok", "dropped", "dead")),
+            "dead": counts[role, number, "dead"],
+        }
+        for role in ("pool", "seeds", "references")
+        for number, source in enumerate(getattr(recipe, role))
+    ]

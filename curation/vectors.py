@@ -23,9 +23,8 @@ def to_column(vectors: np.ndarray) -> pa.FixedSizeListArray:
 def from_column(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
     """Turn a float16 column into (n, d) float32 rows of unit length; zero rows stay zero."""
     array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-    if isinstance(array, pa.ChunkedArray):
-        array = pa.concat_arrays(array.chunks)
-    rows = array.flatten().to_numpy(zero_copy_only=False).astype(np.float32).reshape(len(array), -1)
+    shape = len(array), array.type.list_size
+    rows = array.flatten().to_numpy(zero_copy_only=False).astype(np.float32).reshape(shape)
     norms = np.sqrt(np.einsum("nd,nd->n", rows, rows, dtype=np.float64)).astype(np.float32)
     return rows / np.where(norms == 0, 1, norms)[:, None]
 
@@ -69,7 +68,7 @@ class Layout:
         tables = []
         bounds = np.searchsorted(wanted, self.starts)
         for part in np.flatnonzero(np.diff(bounds)):
-            local = wanted[bounds[part]: bounds[part + 1]] - self.starts[part]
+            local = wanted[bounds[part] : bounds[part + 1]] - self.starts[part]
             tables.append(read_table(self.parts[part], columns).take(pa.array(local)))
         if not tables:
             return read_table(self.parts[0], columns).slice(0, 0)
@@ -78,14 +77,18 @@ class Layout:
         return pa.concat_tables(tables).take(pa.array(inverse))
 
 
-def load(layout: Layout, first: int, last: int, alive: np.ndarray | None = None, column: str = "embedding"
-         ) -> tuple[np.ndarray, np.ndarray]:
-    """Load the embeddings of a range of parts.
+Block = tuple[int, int]
+"""First part and the part after the last: consecutive parts of a stage."""
+
+
+def load(
+    layout: Layout, block: Block, alive: np.ndarray | None = None, column: str = "embedding"
+) -> tuple[np.ndarray, np.ndarray]:
+    """Load the embeddings of a block of parts.
 
     Args:
         layout: of the stage that embedded.
-        first: first part.
-        last: part after the last.
+        block: which parts.
         alive: sorted global indices that take part; None takes every row whose status is ok.
         column: which embedding.
 
@@ -93,13 +96,17 @@ def load(layout: Layout, first: int, last: int, alive: np.ndarray | None = None,
         indices: (n,) int64, global, ascending.
         vectors: (n, d) float32 unit rows.
     """
-    indices, vectors = [], []
+    first, last = block
+    most = int(layout.starts[last] - layout.starts[first])
+    indices, vectors, filled = np.empty(most, np.int64), np.empty((0, 0), np.float32), 0
     for start, table in layout.read(first, last, ["status", column]):
         local = np.flatnonzero(table["status"].to_numpy() == "ok")
         if alive is not None:
             low, high = np.searchsorted(alive, [start, start + table.num_rows])
             local = np.intersect1d(local, alive[low:high] - start, assume_unique=True)
         rows = from_column(table[column].take(pa.array(local)))
-        indices.append(local + start)
-        vectors.append(rows)
-    return np.concatenate(indices), np.concatenate(vectors)
+        if not len(vectors):
+            vectors = np.empty((most, rows.shape[1]), np.float32)
+        stop = filled + len(local)
+        indices[filled:stop], vectors[filled:stop], filled = local + start, rows, stop
+    return indices[:filled], vectors[:filled]

@@ -36,7 +36,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     handler = HANDLERS.get(words[0])
     if handler is None:
-        print(f"granary: there is no command {words[0]!r}; the commands are {', '.join(HANDLERS)}", file=sys.stderr)
+        print(
+            f"granary: there is no command {words[0]!r}; the commands are {', '.join(HANDLERS)}",
+            file=sys.stderr,
+        )
         return 2
     try:
         return handler(words[1:])
@@ -59,7 +62,7 @@ def _overview() -> str:
 
 def _split_beam(words: Sequence[str]) -> tuple[list[str], list[str]]:
     words = list(words)
-    return (words[: words.index("--")], words[words.index("--") + 1:]) if "--" in words else (words, [])
+    return (words[: words.index("--")], words[words.index("--") + 1 :]) if "--" in words else (words, [])
 
 
 def _engine(workers: int, runner: str | None, beam: list[str]) -> Engine:
@@ -96,6 +99,7 @@ def _curate(words: list[str]) -> int:
 
 def _parse(parser: argparse.ArgumentParser, words: list[str]) -> tuple[argparse.Namespace, list[str]]:
     """Parse what the command itself takes; a wrong value is one sentence, not usage and exit."""
+
     def fail(message: str) -> None:
         raise UserError(f"command line: {message}")
 
@@ -109,12 +113,16 @@ def _curate_help() -> str:
 
     lines = [
         "usage: granary curate [--config RECIPE.yaml] --pool DIR_OR_URL [--seeds DIR_OR_URL] [--references DIR_OR_URL]",
-        "                      --out RUN [--any.field VALUE ...] [--workers N] [--runner PROFILE] [-- BEAM OPTIONS]", "",
-        CurateRecipe.__doc__ or "", "",
+        "                      --out RUN [--any.field VALUE ...] [--workers N] [--runner PROFILE] [-- BEAM OPTIONS]",
+        "",
+        CurateRecipe.__doc__ or "",
+        "",
         "  --config FILE      a recipe; the options below override its fields",
         "  --workers N        local workers; default: one per core",
         "  --runner PROFILE   a file of configs/runners/ that names a Beam runner",
-        "  --debug            show tracebacks", "", "fields of the recipe, with their defaults:",
+        "  --debug            show tracebacks",
+        "",
+        "fields of the recipe, with their defaults:",
     ]
     for key, default, text in fields(CurateRecipe):
         lines.append(f"  --{key:<28} {text} [{default}]")
@@ -164,5 +172,8 @@ def quiet_libraries() -> None:
 
 
 HANDLERS: dict[str, Callable[[list[str]], int]] = {
-    "demo": _demo, "curate": _curate, "explain": _explain, "report": _report,
+    "demo": _demo,
+    "curate": _curate,
+    "explain": _explain,
+    "report": _report,
 }

@@ -11,6 +11,7 @@ import shutil
 import struct
 import zlib
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageEnhance
@@ -46,14 +47,17 @@ def pictures() -> Iterator[tuple[str, Image.Image]]:
         for top in range(0, image.height - TILE + 1, TILE):
             for left in range(0, image.width - TILE + 1, TILE):
                 tile = image.crop((left, top, left + TILE, top + TILE))
-                if np.std(tile.convert("L")) > PLAIN:
+                if np.asarray(tile.convert("L")).std() > PLAIN:
                     yield f"{photo}/{top:03d}-{left:03d}", tile
     digits = load_digits().images
     order = np.random.default_rng(SEED).permutation(len(digits))[: SHEETS * 9].reshape(SHEETS, 3, 3)
     for number, sheet in enumerate(order):
         rows = [np.concatenate(list(digits[row]), axis=1) for row in sheet]
         grey = np.clip(255 - np.concatenate(rows) * 16, 0, 255).astype(np.uint8)
-        yield f"digits/{number:03d}", Image.fromarray(grey).resize((144, 144), Image.Resampling.BICUBIC).convert("RGB")
+        yield (
+            f"digits/{number:03d}",
+            Image.fromarray(grey).resize((144, 144), Image.Resampling.BICUBIC).convert("RGB"),
+        )
 
 
 def make_pool(folder: pathlib.Path) -> dict[str, int]:
@@ -86,7 +90,7 @@ def make_pool(folder: pathlib.Path) -> dict[str, int]:
     return {"originals": len(bases), "exact": 30, "near": 60, "leaks": len(leaked), "broken": len(broken)}
 
 
-def _save(path: pathlib.Path, image: Image.Image, **options: int) -> None:
+def _save(path: pathlib.Path, image: Image.Image, **options: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     image.save(path, **options)
 
@@ -96,18 +100,25 @@ def _broken(image: Image.Image) -> dict[str, bytes]:
     image.save(buffer, "JPEG")
     whole = buffer.getvalue()
     return {
-        "empty.jpg": b"", "text.png": b"this is no picture", "half.jpg": whole[: len(whole) // 2],
-        "header-only.png": b"\x89PNG\r\n\x1a\n", "bomb.png": _bomb(30_000), "<b>bold.jpg": b"\xff\xd8\xff\xe0",
+        "empty.jpg": b"",
+        "text.png": b"this is no picture",
+        "half.jpg": whole[: len(whole) // 2],
+        "header-only.png": b"\x89PNG\r\n\x1a\n",
+        "bomb.png": _bomb(30_000),
+        "<b>bold.jpg": b"\xff\xd8\xff\xe0",
     }
 
 
 def _bomb(side: int) -> bytes:
     """A PNG file of a few kilobytes that says it has side x side pixels."""
+
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
     header = struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(side))) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(side))) + chunk(b"IEND", b"")
+    )
 
 
 def demo(out: str, engine: Engine) -> int:
@@ -120,9 +131,16 @@ def demo(out: str, engine: Engine) -> int:
     folder.mkdir(parents=True)
     (folder / MARK).touch()
     planted = make_pool(folder)
-    overrides = [word for key in ("pool", "seeds.path", "references", "out")
-                 for word in (f"--{key}", str(folder / {"out": "run"}.get(key, key.split(".")[0])))]
-    curate(load_recipe(CurateRecipe, shipped("curate/demo.yaml"), overrides), engine, Console(stderr=True, highlight=False))
+    overrides = [
+        word
+        for key in ("pool", "seeds.path", "references", "out")
+        for word in (f"--{key}", str(folder / {"out": "run"}.get(key, key.split(".")[0])))
+    ]
+    curate(
+        load_recipe(CurateRecipe, shipped("curate/demo.yaml"), overrides),
+        engine,
+        Console(stderr=True, highlight=False),
+    )
     right = _print_findings(console, str(folder / "run"), planted)
     _print_next(console, out)
     return 0 if right else 1
@@ -133,8 +151,12 @@ def _print_findings(console: Console, run_url: str, planted: dict[str, int]) -> 
     table = Table("what", "planted", "found", box=None, pad_edge=False, header_style="bold")
     for column in table.columns[1:]:
         column.justify = "right"
-    names = {"exact": "exact copies", "near": "re-encoded, resized or recoloured copies", "leaks": "leaked references",
-             "broken": "broken files"}
+    names = {
+        "exact": "exact copies",
+        "near": "re-encoded, resized or recoloured copies",
+        "leaks": "leaked references",
+        "broken": "broken files",
+    }
     for kind, name in names.items():
         table.add_row(name, str(planted[kind]), str(found[kind]))
     table.add_row("distinct pictures taken for copies or leaks", "0", str(found["wrong"]))
@@ -172,9 +194,11 @@ def findings(run_url: str) -> dict[str, int]:
 
 def _print_next(console: Console, out: str) -> None:
     lines = [
-        f"The report: {out}/run/report/index.html", "", "Three commands to try next:",
+        f"The report: {out}/run/report/index.html",
+        "",
+        "Three commands to try next:",
         f"  granary explain {out}/run pool/near/...      (any uri of the ledger)",
         "  granary curate --config configs/curate/folder.yaml --pool YOUR_IMAGES --out runs/mine",
-        f"  python -c \"from datasets import load_dataset; print(load_dataset('{out}/run/dataset', split='train')[0])\"",
+        f"  python -c \"from datasets import load_dataset; print(load_dataset('{out}/run/dataset'))\"",
     ]
     console.print("\n".join(lines), soft_wrap=True, markup=False)

@@ -23,8 +23,13 @@ def load_profile(path: str) -> list[str]:
         try:
             path = shipped(f"runners/{name}.yaml")
         except UserError:
-            raise UserError(f"runner: there is no profile {path!r}; give a YAML file, or threads or processes") from None
-    profile = yaml.safe_load(storage.read_bytes(path))
+            raise UserError(
+                f"runner: there is no profile {path!r}; give a YAML file, or threads or processes"
+            ) from None
+    try:
+        profile = yaml.safe_load(storage.read_bytes(path))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"runner: {path} is not a YAML file: {' '.join(str(error).split())}") from None
     options = profile.get("options") if isinstance(profile, dict) else None
     if not isinstance(options, dict):
         raise UserError(f"runner: {path} needs a mapping `options` of Beam options, such as runner: FnApiRunner")

@@ -11,9 +11,8 @@ import time
 from collections.abc import Iterator, Sequence
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
-from rich.progress import Task
 from rich.text import Text
 
 from curation import storage
@@ -37,7 +36,7 @@ class Progress:
     """
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(stderr=True, highlight=False)
+        self.console = console or Console(stderr=True, highlight=False, markup=False)
 
     @contextlib.contextmanager
     def stage(self, run: Run, stage: Stage, missing: Sequence[Unit]) -> Iterator[None]:
@@ -56,18 +55,39 @@ class Progress:
             stop.set()
             watcher.join()
 
-    def _bar(self, run: Run, stage: Stage, weights: dict[str, int], total: int, resumed: str, began: float,
-             stop: threading.Event) -> None:
-        columns = (TextColumn("{task.description:<12}"), BarColumn(), MofNCompleteColumn(), RateColumn(),
-                   TimeRemainingColumn(compact=True))
+    def _bar(
+        self,
+        run: Run,
+        stage: Stage,
+        weights: dict[str, int],
+        total: int,
+        resumed: str,
+        began: float,
+        stop: threading.Event,
+    ) -> None:
+        columns = (
+            TextColumn("{task.description:<12}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            RateColumn(),
+            TimeRemainingColumn(compact=True),
+        )
         with Bar(*columns, console=self.console) as bar:
             task = bar.add_task(stage.name + resumed, total=total, noun=stage.noun)
             while not stop.wait(0.3 if storage.is_local(run.url) else 10):
                 bar.update(task, completed=_completed(run, stage, weights, began))
             bar.update(task, completed=_completed(run, stage, weights, began))
 
-    def _lines(self, run: Run, stage: Stage, weights: dict[str, int], total: int, resumed: str, began: float,
-               stop: threading.Event) -> None:
+    def _lines(
+        self,
+        run: Run,
+        stage: Stage,
+        weights: dict[str, int],
+        total: int,
+        resumed: str,
+        began: float,
+        stop: threading.Event,
+    ) -> None:
         started, ended = time.monotonic(), False
         while not ended:
             ended = stop.wait(30)
@@ -75,8 +95,10 @@ class Progress:
             rate = completed / seconds if seconds > 0 else 0.0
             left = "" if ended or not rate else f", {(total - completed) / rate:,.0f} s left"
             rate_text = f"{rate:,.0f} {stage.noun}/s" if rate >= 10 else f"{rate:.2f} {stage.noun}/s"
-            self.console.print(f"{stage.name:<12} {completed:,}/{total:,} {stage.noun}, {seconds:.1f} s, "
-                               f"{rate_text}{left}{resumed}", soft_wrap=True)
+            self.console.print(
+                f"{stage.name:<12} {completed:,}/{total:,} {stage.noun}, {seconds:.1f} s, {rate_text}{left}{resumed}",
+                soft_wrap=True,
+            )
 
 
 def _completed(run: Run, stage: Stage, weights: dict[str, int], began: float) -> int:

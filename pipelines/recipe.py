@@ -45,7 +45,7 @@ def load_recipe(model: type[M], config: str | None, overrides: Sequence[str]) ->
         UserError: naming the key, the value and what would be right.
     """
     tree = _read_yaml(config) if config else {}
-    for key, value in parse_overrides(overrides):
+    for key, value in sorted(parse_overrides(overrides), key=lambda pair: pair[0].count(".")):
         _set(tree, key.split("."), value, key)
     try:
         return model.model_validate(tree)
@@ -62,6 +62,8 @@ def _read_yaml(config: str) -> dict[str, Any]:
             raise UserError(f"config: there is no file {config!r}; give the path of a recipe (.yaml)") from None
     try:
         tree = yaml.safe_load(storage.read_bytes(config).decode())
+    except OSError as error:
+        raise UserError(f"config: cannot read {config}: {error.strerror or error}; give a recipe (.yaml)") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"config: {config} is not YAML: {' '.join(str(error).split())}") from None
     if tree is not None and not isinstance(tree, dict):
@@ -76,7 +78,9 @@ def parse_overrides(words: Sequence[str]) -> Iterator[tuple[str, Any]]:
     while position < len(words):
         word = words[position]
         if not word.startswith("--") or len(word) == 2:
-            raise UserError(f"command line: {word!r} stands where an option was expected, such as --dedup.threshold 0.9")
+            raise UserError(
+                f"command line: {word!r} stands where an option was expected, such as --dedup.threshold 0.9"
+            )
         key, equals, value = word[2:].partition("=")
         position += 1
         if not equals:
@@ -101,6 +105,8 @@ def _value(key: str, text: str) -> Any:
 def _set(tree: Any, path: list[str], value: Any, key: str) -> None:
     """Set a field; a field of a list of sources is set on each; a path written for a source gets its fields."""
     name, rest = path[0], path[1:]
+    if not isinstance(tree, dict):
+        raise UserError(f"{key}: it would be set in {tree!r}, which has no fields")
     if not rest:
         tree[name] = value
         return
@@ -114,8 +120,6 @@ def _set(tree: Any, path: list[str], value: Any, key: str) -> None:
         return
     if below is None:
         below = tree[name] = {}
-    if not isinstance(below, dict):
-        raise UserError(f"{key}: {name} is {below!r}, which has no fields")
     _set(below, rest, value, key)
 
 
@@ -128,12 +132,19 @@ def fields(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str,
             yield from fields(inner, key + ".")
         if inner is None or typing.get_origin(field.annotation) is list:
             default = field.get_default(call_default_factory=True)
-            yield key, "required" if default is PydanticUndefined else _plain(default), field.description or ""
+            yield (
+                key,
+                "required" if default is PydanticUndefined else _plain(default),
+                field.description or "",
+            )
 
 
 def _plain(default: Any) -> str:
-    return yaml.safe_dump(default if not isinstance(default, tuple) else list(default), default_flow_style=True
-                          ).removesuffix("...\n").strip()
+    return (
+        yaml.safe_dump(default if not isinstance(default, tuple) else list(default), default_flow_style=True)
+        .removesuffix("...\n")
+        .strip()
+    )
 
 
 def _model_of(annotation: Any) -> type[BaseModel] | None:
@@ -161,7 +172,7 @@ def _sentences(model: type[BaseModel], error: ValidationError) -> Iterator[str]:
 
 def _siblings(known: list[str], words: list[str]) -> list[str]:
     prefix = ".".join([*words[:-1], ""]) if len(words) > 1 else ""
-    return sorted({prefix + key[len(prefix):].split(".")[0] for key in known if key.startswith(prefix)})
+    return sorted({prefix + key[len(prefix) :].split(".")[0] for key in known if key.startswith(prefix)})
 
 
 def dump_recipe(recipe: BaseModel) -> str:

@@ -8,7 +8,6 @@ import logging
 import time
 from typing import Any
 
-import yaml
 from rich.console import Console
 from rich.table import Table
 
@@ -19,6 +18,7 @@ from curation.lookup import Files, ledger_tables, open_run
 from curation.parts import Run
 from curation.recipe import CurateRecipe
 from curation.report import RunView, build_report
+from curation.sources.files import absolute
 from pipelines.curate import Curation, prepared, recipe_digest
 from pipelines.progress import Progress
 from pipelines.recipe import dump_recipe
@@ -41,22 +41,23 @@ def curate(recipe: CurateRecipe, engine: Engine, console: Console | None = None)
     Raises:
         UserError: the recipe cannot be run, or a work unit failed.
     """
-    console = console or Console(stderr=True, highlight=False)
+    console = console or Console(stderr=True, highlight=False, markup=False)
     started = time.monotonic()
     recipe, fingerprints = prepared(recipe)
     earlier = check_out(recipe)
     run = Run(recipe.out.rstrip("/"), {role: getattr(recipe, role) for role in ("pool", "seeds", "references")})
-    _writable(run)
-    storage.write_bytes(run.path("recipe.yaml"), dump_recipe(recipe).encode())
+    _begin(run, recipe)
     runner = Runner(run, engine, Progress(console))
-    curation = Curation(recipe, runner, fingerprints)
+    curation = Curation(runner, recipe, fingerprints)
     try:
         curation.run()
+        facts = _summarise(curation, earlier, time.monotonic() - started)
+        write_report(run.url, facts)
     except OSError as error:
-        raise UserError(f"out: cannot write to {recipe.out}: {error.strerror or error}; "
-                        "free space or choose another folder, and run the same command again") from error
-    facts = _summarise(curation, earlier, time.monotonic() - started)
-    write_report(run.url, facts)
+        raise UserError(
+            f"out: cannot write to {recipe.out}: {error.strerror or error}; "
+            "free space or choose another folder, and run the same command again"
+        ) from error
     _print_table(console, run, facts)
     return facts
 
@@ -65,48 +66,79 @@ def check_out(recipe: CurateRecipe) -> dict[str, Any]:
     """Return run.json of an earlier run in the same directory, {} when there is none.
 
     Raises:
-        UserError: the directory holds something else, or the run of another pool.
+        UserError: the directory holds something else, or the run of another pool, or lies inside a source.
     """
-    names = storage.names(recipe.out)
+    _check_apart(recipe)
+    names = [name for name in storage.names(recipe.out) if not name.endswith(".tmp")]
     if not names:
         return {}
     if "recipe.yaml" not in names:
         raise UserError(f"out: {recipe.out} is not empty and no run directory; give a new folder")
-    before = yaml.safe_load(storage.read_bytes(storage.join(recipe.out, "recipe.yaml"))) or {}
-    pools = [[source.get("path") for source in before.get("pool", [])], [source.path for source in recipe.pool]]
+    _, before = open_run(recipe.out)
+    pools = [[source.path for source in pool] for pool in (before.pool, recipe.pool)]
     if pools[0] != pools[1]:
-        raise UserError(f"out: {recipe.out} holds the run of another pool ({', '.join(map(str, pools[0]))}); "
-                        "give another --out, or delete that folder")
+        raise UserError(
+            f"out: {recipe.out} holds the run of another pool ({', '.join(pools[0])}); "
+            "give another --out, or delete that folder"
+        )
     if "run.json" not in names:
         return {}
     return dict(json.loads(storage.read_bytes(storage.join(recipe.out, "run.json"))))
 
 
-def _writable(run: Run) -> None:
+def _check_apart(recipe: CurateRecipe) -> None:
+    """Refuse a run directory inside a folder of images: the next run would read it as images."""
+    out = absolute(recipe.out).rstrip("/") + "/"
+    for source in (*recipe.pool, *recipe.seeds, *recipe.references):
+        if source.path.endswith("/") and out.startswith(source.path):
+            raise UserError(f"out: {recipe.out} lies inside {source.name} ({source.path}); give a folder beside it")
+
+
+def _begin(run: Run, recipe: CurateRecipe) -> None:
+    """Write the recipe, and remove what a killed run left half written outside of its stages."""
     try:
-        storage.write_bytes(run.path("recipe.yaml"), b"")
+        storage.write_bytes(run.path("recipe.yaml"), dump_recipe(recipe).encode())
+        for folder in ("", "sources", "dataset", "report"):
+            for name in storage.names(run.path(folder)):
+                if name.endswith(".tmp"):
+                    storage.remove(run.path(folder, name))
     except OSError as error:
-        raise UserError(f"out: cannot write to {run.url}: {error.strerror or error}; give a folder you can write to"
-                        ) from error
+        raise UserError(
+            f"out: cannot write to {run.url}: {error.strerror or error}; give a folder you can write to"
+        ) from error
 
 
 def _summarise(curation: Curation, earlier: dict[str, Any], seconds: float) -> dict[str, Any]:
     recipe, run, markers = curation.recipe, curation.run_directory, curation.markers
     flow = summary.flow(markers["ledger"], run)
-    samples, size = sum(marker.rows for marker in markers["shards"]), sum(marker.size for marker in markers["shards"])
+    samples, size = (
+        sum(marker.rows for marker in markers["shards"]),
+        sum(marker.size for marker in markers["shards"]),
+    )
     card = write_card(recipe, schema.curated_features(), samples, size, flow)
     storage.write_bytes(run.path("dataset", "README.md"), card.encode())
     session = {"started": _now(), "seconds": round(seconds, 1), "stages": curation.runner.timings}
     facts = {
-        "kind": "curate", "name": recipe.name, "created": earlier.get("created") or _now(), "updated": _now(),
-        "seed": recipe.seed, "versions": summary.versions(), "recipe_digest": recipe_digest(recipe),
-        "input_fingerprint": curation.digests["pool"], "order": curation.order, "flow": flow,
-        "samples": samples, "shards": len(markers["shards"]), "bytes": size,
+        "kind": "curate",
+        "name": recipe.name,
+        "created": earlier.get("created") or _now(),
+        "updated": _now(),
+        "seed": recipe.seed,
+        "versions": summary.versions(),
+        "recipe_digest": recipe_digest(recipe),
+        "input_fingerprint": curation.digests["pool"],
+        "order": curation.order,
+        "flow": flow,
+        "samples": samples,
+        "shards": len(markers["shards"]),
+        "bytes": size,
         "sources": summary.source_counts(recipe, markers, run),
         "thresholds": {"dedup": recipe.dedup.threshold, "leaks": recipe.leaks.threshold},
         "removed_at": summary.removed_at(run, recipe.dedup.threshold or 0),
-        "leak_audit": summary.leak_audit(run, recipe), "retrieval": _retrieval(curation),
-        "stages": _stages(earlier, curation.runner.timings), "notes": _notes(curation),
+        "leak_audit": summary.leak_audit(run, recipe),
+        "retrieval": _retrieval(curation),
+        "stages": _stages(earlier, curation.runner.timings),
+        "notes": _notes(curation),
         "sessions": [*earlier.get("sessions", []), session],
     }
     storage.write_bytes(run.path("run.json"), json.dumps(facts, indent=2).encode())
@@ -128,8 +160,13 @@ def _retrieval(curation: Curation) -> list[dict[str, Any]]:
     rows = []
     for number, seeds in enumerate(curation.recipe.seeds):
         counters = curation.markers[f"retrieved-{number}"][0].counters
-        rows.append({"set": seeds.name, "mode": seeds.mode, **{key: counters.get(key, 0) for key in (
-            "seeds", "retrievals", "distinct")}})
+        rows.append(
+            {
+                "set": seeds.name,
+                "mode": seeds.mode,
+                **{key: counters.get(key, 0) for key in ("seeds", "retrievals", "distinct")},
+            }
+        )
     return rows
 
 
@@ -141,8 +178,11 @@ def _notes(curation: Curation) -> list[str]:
         notes.append("Leaks were removed by direct resemblance only, not by whole components.")
     for seeds, row in zip(recipe.seeds, _retrieval(curation), strict=True):
         if not row["distinct"]:
-            why = (f"no cell holds more than {recipe.retrieval.min_seeds} of its seeds" if seeds.mode == "cluster"
-                   else "no pool image was left to retrieve")
+            why = (
+                f"no cell holds more than {recipe.retrieval.min_seeds} of its seeds"
+                if seeds.mode == "cluster"
+                else "no pool image was left to retrieve"
+            )
             notes.append(f"Seed set {seeds.name} retrieved nothing: {why}.")
     return notes
 
@@ -151,6 +191,8 @@ def write_report(url: str, facts: dict[str, Any] | None = None) -> str:
     """Write report/index.html of a run directory; returns its URL."""
     run, recipe = open_run(url)
     if facts is None:
+        if not storage.exists(run.path("run.json")):
+            raise UserError(f"run: {url} is not finished; run its granary curate command again first")
         facts = json.loads(storage.read_bytes(run.path("run.json")))
     files = Files(run, recipe.decode.max_bytes)
     view = RunView(facts, dump_recipe(recipe), lambda: ledger_tables(run), files.read, files.seed_uri, recipe.decode)
@@ -170,8 +212,11 @@ def _print_table(console: Console, run: Run, facts: dict[str, Any]) -> None:
     seconds = sum(row["seconds"] for row in facts["stages"])
     files = facts["flow"][0]["in"]
     rate = f", {files / seconds:,.0f} files/s" if seconds else ""
-    console.print(f"\n{facts['samples']:,} samples in {facts['shards']} shards, {facts['bytes'] / 1e6:,.1f} MB; "
-                  f"{seconds:,.1f} s of work{rate}", soft_wrap=True)
+    console.print(
+        f"\n{facts['samples']:,} samples in {facts['shards']} shards, {facts['bytes'] / 1e6:,.1f} MB; "
+        f"{seconds:,.1f} s of work{rate}",
+        soft_wrap=True,
+    )
     for note in facts["notes"]:
         console.print(f"note: {note}", soft_wrap=True)
     for what, where in (("dataset", "dataset"), ("report", "report/index.html"), ("ledger", "ledger")):

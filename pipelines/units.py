@@ -150,7 +150,7 @@ class Runner:
             storage.remove(self.run.path(name))
 
     def _run(self, stage: Stage, missing: list[Unit], combine: tuple[beam.CombineFn, Stage] | None) -> None:
-        plan = dataclasses.replace(stage, units=_Sized(len(stage.units)))
+        plan = dataclasses.replace(stage, units=(), count=stage.total)
         threads = (os.cpu_count() or 1) if stage.serial else 1
         started = time.monotonic()
         with self.progress.stage(self.run, stage, missing), _clear_failures(self.engine):
@@ -163,24 +163,19 @@ class Runner:
             pipeline.run().wait_until_finish()
         seconds, rows = time.monotonic() - started, sum(unit.weight for unit in missing)
         workers = self.engine.threads if len(missing) > 1 else 1
-        self.timings.append({"stage": stage.name, "units": len(missing), "rows": rows, "noun": stage.noun,
-                             "seconds": round(seconds, 3), "workers": workers})
+        self.timings.append(
+            {
+                "stage": stage.name,
+                "units": len(missing),
+                "rows": rows,
+                "noun": stage.noun,
+                "seconds": round(seconds, 3),
+                "workers": workers,
+            }
+        )
 
 
-class _Sized(Sequence[Unit]):
-    """Stands for the units of a stage where only their number counts."""
-
-    def __init__(self, count: int) -> None:
-        self.count = count
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __getitem__(self, index: Any) -> Any:
-        raise IndexError(index)
-
-
-class _clear_failures:  # noqa: N801 (a context manager read as a verb)
+class _clear_failures:
     """Turn a failed pipeline into one sentence; the traceback stays in the debug log."""
 
     def __init__(self, engine: Engine) -> None:
@@ -200,14 +195,16 @@ class _clear_failures:  # noqa: N801 (a context manager read as a verb)
             return
         logging.getLogger(__name__).debug("pipeline failed", exc_info=error)
         found = re.search(r"stage [\w.-]+, unit \d+ of \d+: .*?(?= ;;)", str(error))
-        cause = found.group(0) if found else f"{type(error).__name__}: {str(error).strip().splitlines()[-1]}"
+        cause = found.group(0) if found else f"{type(error).__name__}: {' '.join(str(error).split()[-50:])}"
         raise UserError(f"{cause}. {advice(cause)}") from error
 
 
 def advice(cause: str) -> str:
     """Return what the user can do about a failed unit."""
     if re.search(r"No space left|Errno 28|File too large|Errno 27|Disk quota", cause):
-        return "The disk of the run directory is full: free space and run the same command again; finished work is kept."
+        return (
+            "The disk of the run directory is full: free space and run the same command again; finished work is kept."
+        )
     if "MemoryError" in cause or "not enough memory" in cause:
         return "The unit does not fit in memory: lower --unit_rows or --dedup.block and run the same command again."
     return "Finished work is kept: run the same command again to go on (--debug shows the traceback)."

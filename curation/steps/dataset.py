@@ -16,16 +16,43 @@ from curation import schema
 from curation.parts import Output, Run, read_groups, read_table
 from curation.sampling import priority
 from curation.sources import Reader
+from curation.steps.embed import without_path
 from curation.vectors import Layout
 
 GROUP_BYTES = 128 << 20  # a row group is cut short when its pictures are large
-FACTS = ["uri", "source", "path", "offset", "size", "id", "sha256", "width", "height", "label", "captions", "metadata"]
-PLAN = pa.schema([
-    ("role", pa.string()), ("uri", pa.string()), ("source", pa.int16()), ("path", pa.binary()), ("offset", pa.int64()),
-    ("size", pa.int64()), ("id", pa.string()), ("sha256", pa.string()), ("width", pa.int32()), ("height", pa.int32()),
-    ("label", pa.string()), ("captions", pa.list_(pa.string())), ("metadata", pa.string()),
-    ("seed_ids", pa.list_(pa.string())), ("similarities", pa.list_(pa.float32())),
-])
+FACTS = [
+    "uri",
+    "source",
+    "path",
+    "offset",
+    "size",
+    "id",
+    "sha256",
+    "width",
+    "height",
+    "label",
+    "captions",
+    "metadata",
+]
+PLAN = pa.schema(
+    [
+        ("role", pa.string()),
+        ("uri", pa.string()),
+        ("source", pa.int16()),
+        ("path", pa.binary()),
+        ("offset", pa.int64()),
+        ("size", pa.int64()),
+        ("id", pa.string()),
+        ("sha256", pa.string()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("label", pa.string()),
+        ("captions", pa.list_(pa.string())),
+        ("metadata", pa.string()),
+        ("seed_ids", pa.list_(pa.string())),
+        ("similarities", pa.list_(pa.float32())),
+    ]
+)
 
 
 def plan(run: Run, arguments: Mapping[str, Any], output: Output) -> None:
@@ -53,8 +80,11 @@ def _kept(run: Run) -> Iterator[pa.Table]:
             rows = read_table(layout.parts[part], FACTS).filter(mask)
             rows = rows.add_column(0, "role", pa.array(["pool"] * rows.num_rows))
             evidence = verdicts.filter(mask)
-            yield rows.append_column("seed_ids", evidence["seed_ids"]).append_column(
-                "similarities", evidence["similarities"]).cast(PLAN)
+            yield (
+                rows.append_column("seed_ids", evidence["seed_ids"])
+                .append_column("similarities", evidence["similarities"])
+                .cast(PLAN)
+            )
 
 
 def _as_is(run: Run, sets: list[int]) -> Iterator[pa.Table]:
@@ -65,8 +95,11 @@ def _as_is(run: Run, sets: list[int]) -> Iterator[pa.Table]:
         rows = rows.filter(mine).drop_columns(["status"])
         empty = pa.array([[]] * rows.num_rows, pa.list_(pa.string()))
         rows = rows.add_column(0, "role", pa.array(["seeds"] * rows.num_rows, pa.string()))
-        yield rows.append_column("seed_ids", empty).append_column(
-            "similarities", empty.cast(pa.list_(pa.float32()))).cast(PLAN)
+        yield (
+            rows.append_column("seed_ids", empty)
+            .append_column("similarities", empty.cast(pa.list_(pa.float32())))
+            .cast(PLAN)
+        )
 
 
 def _cut(rows: pa.Table, most_rows: int, most_bytes: int) -> Iterator[pa.Table]:
@@ -96,7 +129,7 @@ def write_shard(run: Run, arguments: Mapping[str, Any], output: Output) -> None:
                 data = _read_again(run, row, readers, stack, arguments["max_bytes"])
             except (OSError, ValueError) as error:
                 reason = "ChangedFile" if isinstance(error, ChangedFile) else type(error).__name__
-                output.notes.append([row["uri"], reason, getattr(error, "strerror", None) or str(error)])
+                output.notes.append([row["uri"], reason, without_path(error)])
                 continue
             group.append(_sample(run, row, data))
             size += len(data)
@@ -111,8 +144,9 @@ class ChangedFile(ValueError):
     """The bytes are not those that were hashed and embedded."""
 
 
-def _read_again(run: Run, row: Mapping[str, Any], readers: dict[tuple[str, int], Reader], stack: ExitStack,
-                max_bytes: int) -> bytes:
+def _read_again(
+    run: Run, row: Mapping[str, Any], readers: dict[tuple[str, int], Reader], stack: ExitStack, max_bytes: int
+) -> bytes:
     key = (row["role"], row["source"])
     if key not in readers:
         readers[key] = stack.enter_context(Reader(run.sources[key[0]][key[1]], max_bytes))
@@ -125,8 +159,11 @@ def _read_again(run: Run, row: Mapping[str, Any], readers: dict[tuple[str, int],
 def _sample(run: Run, row: Mapping[str, Any], data: bytes) -> dict[str, Any]:
     name = run.sources[row["role"]][row["source"]].name
     kept = ("id", "width", "height", "label", "captions", "metadata", "seed_ids", "similarities")
-    return {**{column: row[column] for column in kept}, "source": {"name": name, "uri": row["uri"]},
-            "image": {"bytes": data, "path": row["uri"].rsplit("/", 1)[-1]}}
+    return {
+        **{column: row[column] for column in kept},
+        "source": {"name": name, "uri": row["uri"]},
+        "image": {"bytes": data, "path": row["uri"].rsplit("/", 1)[-1]},
+    }
 
 
 def write_ledger(run: Run, arguments: Mapping[str, Any], output: Output) -> None:
@@ -134,8 +171,12 @@ def write_ledger(run: Run, arguments: Mapping[str, Any], output: Output) -> None
     role, part, lost = arguments["role"], arguments["part"], arguments["lost"]
     facts = read_table(run.parts(role)[part], ["uri", "id", "sha256", "status", "source", "reason", "message"])
     if role == "pool":
-        rows = [{**fact, **verdict, "role": "pool"} for fact, verdict in zip(
-            facts.to_pylist(), read_table(run.parts("verdicts")[0], group=part).to_pylist(), strict=True)]
+        rows = [
+            {**fact, **verdict, "role": "pool"}
+            for fact, verdict in zip(
+                facts.to_pylist(), read_table(run.parts("verdicts")[0], group=part).to_pylist(), strict=True
+            )
+        ]
     else:
         rows = [_seed_verdict(fact) for fact in facts.to_pylist() if fact["source"] in arguments["as_is"]]
     for row in rows:
@@ -148,21 +189,36 @@ def write_ledger(run: Run, arguments: Mapping[str, Any], output: Output) -> None
 def _seed_verdict(fact: Mapping[str, Any]) -> dict[str, Any]:
     dead = fact["status"] != "ok"
     reason = f"{fact['reason']}: {fact['message']}" if dead else "a seed, taken as it is"
-    return {**fact, "role": "seed", "status": "dead" if dead else "kept", "stage": "decode" if dead else "seeds",
-            "reason": reason, "seed_ids": [], "similarities": []}
+    return {
+        **fact,
+        "role": "seed",
+        "status": "dead" if dead else "kept",
+        "stage": "decode" if dead else "seeds",
+        "reason": reason,
+        "seed_ids": [],
+        "similarities": [],
+    }
 
 
 def write_dead_letters(run: Run, arguments: Mapping[str, Any], output: Output) -> None:
     """Collect what could not be read, of every role and stage."""
-    rows = [row for role in arguments["roles"] for url in run.parts(role)
-            for row in _dead(read_table(url, ["uri", "status", "reason", "message"]), "decode")]
+    rows = [
+        row
+        for role in arguments["roles"]
+        for url in run.parts(role)
+        for row in _dead(read_table(url, ["uri", "status", "reason", "message"]), "decode")
+    ]
     if run.parts("unreadable"):
         unreadable = run.read("unreadable", 0)
         uris = Layout.of(run, "pool").take(unreadable["index"].to_numpy(), ["uri"])["uri"].to_pylist()
-        rows += [{"uri": uri, "stage": row["stage"], "error": row["reason"], "message": row["message"]}
-                 for uri, row in zip(uris, unreadable.to_pylist(), strict=True)]
-    rows += [{"uri": uri, "stage": "shards", "error": error, "message": message}
-             for uri, (error, message) in sorted(arguments["lost"].items())]
+        rows += [
+            {"uri": uri, "stage": row["stage"], "error": row["reason"], "message": row["message"]}
+            for uri, row in zip(uris, unreadable.to_pylist(), strict=True)
+        ]
+    rows += [
+        {"uri": uri, "stage": "shards", "error": error, "message": message}
+        for uri, (error, message) in sorted(arguments["lost"].items())
+    ]
     for row in rows:
         output.counters[row["error"]] += 1
     output.write(pa.Table.from_pylist([{"part": "", **row} for row in rows], schema.DEAD_LETTER))

@@ -42,8 +42,10 @@ def exact_copies(run: Run, arguments: Mapping[str, Any], output: Output) -> None
 def originals(run: Run) -> np.ndarray:
     """Return the sorted global indices of the readable pool rows that are no exact copy."""
     layout = Layout.of(run, "pool")
-    readable = [start + np.flatnonzero(table["status"].to_numpy() == "ok")
-                for start, table in layout.read(0, len(layout.parts), ["status"])]
+    readable = [
+        start + np.flatnonzero(table["status"].to_numpy() == "ok")
+        for start, table in layout.read(0, len(layout.parts), ["status"])
+    ]
     copies = run.read_all("exact", ["index"])["index"].to_numpy()
     return np.setdiff1d(np.concatenate(readable), copies, assume_unique=True)
 
@@ -54,8 +56,8 @@ def basis(run: Run, arguments: Mapping[str, Any], output: Output) -> None:
     parts = np.argsort(priority(seed, [f"part-{part}" for part in range(len(layout.parts))]))[:BASIS_PARTS]
     sample = []
     for part in np.sort(parts):
-        indices, vectors = load(layout, part, part + 1)
-        chosen = np.argsort(priority(seed, [str(index) for index in indices]))[:BASIS_ROWS // len(parts)]
+        indices, vectors = load(layout, (part, part + 1))
+        chosen = np.argsort(priority(seed, [str(index) for index in indices]))[: BASIS_ROWS // len(parts)]
         sample.append(vectors[np.sort(chosen)])
     rotation = join.fit_rotation(np.concatenate(sample), rows=BASIS_ROWS)
     output.write(pa.table({"direction": list(rotation.T)}))
@@ -71,11 +73,11 @@ def join_pair(run: Run, arguments: Mapping[str, Any], output: Output) -> None:
     layout, rotation, alive = Layout.of(run, "pool"), read_rotation(run), originals(run)
     (a, b), column = arguments["blocks"], arguments["column"]
     threshold, prefix = arguments["threshold"], arguments["prefix"]
-    left_index, left = load(layout, *a, alive, column)
+    left_index, left = load(layout, a, alive, column)
     left_block = join.prepare(left, rotation, prefix)
     right_index, right_block = left_index, None
     if column != "embedding" or a != b:
-        right_index, right = load(layout, *b, alive)
+        right_index, right = load(layout, b, alive)
         right_block = join.prepare(right, rotation, prefix)
     forest = components.ForestBuilder()
     for i, j, similarity in join.join_blocks(left_block, right_block, threshold):
@@ -88,11 +90,11 @@ def join_nearest(run: Run, arguments: Mapping[str, Any], output: Output) -> None
     """Link the images of one block with their k nearest in the whole pool, where above the threshold."""
     layout, rotation, alive = Layout.of(run, "pool"), read_rotation(run), originals(run)
     prefix, threshold, k = arguments["prefix"], arguments["threshold"], arguments["k"]
-    index, vectors = load(layout, *arguments["block"], alive, arguments["column"])
+    index, vectors = load(layout, arguments["block"], alive, arguments["column"])
     queries = join.prepare(vectors, rotation, prefix)
     best = join.concatenate([])
     for block in arguments["against"]:
-        names, vectors = load(layout, *block, alive)
+        names, vectors = load(layout, block, alive)
         itself = block == arguments["block"] and arguments["column"] == "embedding"
         other = None if itself else join.prepare(vectors, rotation, prefix)
         i, j, similarity = join.top_k_neighbours(queries, other, k, threshold)
@@ -142,11 +144,16 @@ def duplicates(run: Run, arguments: Mapping[str, Any], output: Output) -> None:
     heads, lowest = components.tightness(representative, similarity)
     size = np.bincount(representative, minlength=len(vertices))[representative]
     output.counters["dropped"] = int((representative != np.arange(len(vertices))).sum())
-    table = pa.table({
-        "index": vertices, "representative": vertices[representative],
-        "representative_id": pa.array(ids[representative], pa.string()), "similarity": closeness,
-        "tightness": lowest[np.searchsorted(heads, representative)], "members": size,
-    })
+    table = pa.table(
+        {
+            "index": vertices,
+            "representative": vertices[representative],
+            "representative_id": pa.array(ids[representative], pa.string()),
+            "similarity": closeness,
+            "tightness": lowest[np.searchsorted(heads, representative)],
+            "members": size,
+        }
+    )
     output.write(table.filter(pa.array(size > 1)).sort_by("index"))
 
 
@@ -162,6 +169,8 @@ class _Similarity:
         plain = join.pair_similarities(self.vectors, self.vectors, i, j)
         if self.mirrored is None:
             return plain
-        ways = (join.pair_similarities(self.mirrored, self.vectors, i, j),
-                join.pair_similarities(self.vectors, self.mirrored, i, j))
+        ways = (
+            join.pair_similarities(self.mirrored, self.vectors, i, j),
+            join.pair_similarities(self.vectors, self.mirrored, i, j),
+        )
         return np.maximum(plain, np.maximum(*ways))

@@ -22,16 +22,34 @@ from curation.steps.listing import read_listing
 from curation.vectors import Layout, to_column
 
 ROW_GROUP = 1024
-FACTS = pa.schema([
-    ("uri", pa.string()), ("source", pa.int16()), ("path", pa.binary()), ("offset", pa.int64()),
-    ("size", pa.int64()), ("id", pa.string()), ("sha256", pa.string()), ("width", pa.int32()),
-    ("height", pa.int32()), ("label", pa.string()), ("captions", pa.list_(pa.string())),
-    ("metadata", pa.string()), ("status", pa.string()), ("reason", pa.string()), ("message", pa.string()),
-])
-FEATURES = pa.schema([
-    ("index", pa.int64()), ("id", pa.string()), ("status", pa.string()), ("reason", pa.string()),
-    ("message", pa.string()),
-])
+FACTS = pa.schema(
+    [
+        ("uri", pa.string()),
+        ("source", pa.int16()),
+        ("path", pa.binary()),
+        ("offset", pa.int64()),
+        ("size", pa.int64()),
+        ("id", pa.string()),
+        ("sha256", pa.string()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("label", pa.string()),
+        ("captions", pa.list_(pa.string())),
+        ("metadata", pa.string()),
+        ("status", pa.string()),
+        ("reason", pa.string()),
+        ("message", pa.string()),
+    ]
+)
+FEATURES = pa.schema(
+    [
+        ("index", pa.int64()),
+        ("id", pa.string()),
+        ("status", pa.string()),
+        ("reason", pa.string()),
+        ("message", pa.string()),
+    ]
+)
 
 
 @dataclasses.dataclass
@@ -43,14 +61,19 @@ class Row:
 
 
 @functools.lru_cache(maxsize=4)
-def encoder_of(spec: str, device: str) -> Encoder:
-    """Load an encoder once per process."""
-    return load_encoder(spec, device)
+def encoder_of(spec: str, device: str, fingerprint: str) -> Encoder:
+    """Load an encoder once per process; raises ValueError when it is not the one the run was planned with."""
+    encoder = load_encoder(spec, device)
+    if encoder.fingerprint != fingerprint:
+        raise ValueError(
+            f"encoder {spec} is not the one this run was planned with: its weights or settings differ here"
+        )
+    return encoder
 
 
 def embed(run: Run, arguments: Mapping[str, Any], output: Output) -> None:
     """Embed every candidate of one unit of a role; what is no image becomes a dead row, never an error."""
-    encoder = encoder_of(arguments["encoder"], arguments["device"])
+    encoder = encoder_of(arguments["encoder"], arguments["device"], arguments["fingerprint"])
     source, pieces = read_listing(run, arguments["role"], arguments["unit"])
     number = list(run.sources[arguments["role"]]).index(source)
     limits, filters = DecodeLimits(**arguments["decode"]), Filters(**arguments["filters"])
@@ -60,13 +83,25 @@ def embed(run: Run, arguments: Mapping[str, Any], output: Output) -> None:
         _write_embedded(rows, FACTS, encoder, arguments["batch"], arguments["mirror"], output)
 
 
-def scan(candidate: Candidate, number: int, reader: Reader, limits: DecodeLimits, filters: Filters,
-         side: int | None) -> Row:
+def scan(
+    candidate: Candidate,
+    number: int,
+    reader: Reader,
+    limits: DecodeLimits,
+    filters: Filters,
+    side: int | None,
+) -> Row:
     """Read, hash, decode and filter one candidate."""
     facts: dict[str, Any] = {
-        "uri": candidate.uri, "source": number, "path": os.fsencode(candidate.path), "offset": candidate.offset,
-        "size": candidate.size, "label": _clean(candidate.label), "metadata": _clean(candidate.metadata),
-        "captions": [_clean(caption) for caption in candidate.captions], "status": "dead",
+        "uri": candidate.uri,
+        "source": number,
+        "path": os.fsencode(candidate.path),
+        "offset": candidate.offset,
+        "size": candidate.size,
+        "label": _clean(candidate.label),
+        "metadata": _clean(candidate.metadata),
+        "captions": [_clean(caption) for caption in candidate.captions],
+        "status": "dead",
     }
     if candidate.error is not None:
         return Row({**facts, "reason": candidate.error[0], "message": _clean(candidate.error[1])})
@@ -80,7 +115,7 @@ def scan(candidate: Candidate, number: int, reader: Reader, limits: DecodeLimits
     except DecodeError as error:
         return Row({**facts, "reason": error.kind, "message": _clean(str(error))})
     except (OSError, ValueError) as error:
-        return Row({**facts, "reason": type(error).__name__, "message": _clean(_without_path(error))})
+        return Row({**facts, "reason": type(error).__name__, "message": _clean(without_path(error))})
     facts |= {"width": decoded.width, "height": decoded.height}
     reason = filters.reject(decoded)
     if reason is not None:
@@ -88,7 +123,7 @@ def scan(candidate: Candidate, number: int, reader: Reader, limits: DecodeLimits
     return Row({**facts, "status": "ok"}, decoded.image)
 
 
-def _without_path(error: Exception) -> str:
+def without_path(error: Exception) -> str:
     """Say what the system said, without a path of this machine."""
     return (error.strerror or type(error).__name__) if isinstance(error, OSError) and error.filename else str(error)
 
@@ -98,8 +133,9 @@ def _clean(text: str | None) -> str | None:
     return None if text is None else text.encode("utf-8", "replace").decode()
 
 
-def _write_embedded(rows: Iterator[Row], schema: pa.Schema, encoder: Encoder, batch: int, mirror: bool,
-                    output: Output) -> None:
+def _write_embedded(
+    rows: Iterator[Row], schema: pa.Schema, encoder: Encoder, batch: int, mirror: bool, output: Output
+) -> None:
     """Embed pictures `batch` at a time and write groups of ROW_GROUP rows; a picture is dropped once embedded."""
     facts: list[dict[str, Any]] = []
     pending: list[Image.Image] = []
@@ -137,8 +173,9 @@ def _embed_batch(encoder: Encoder, pictures: list[Image.Image], mirror: bool) ->
     return np.stack(views, axis=1)
 
 
-def _table(facts: list[dict[str, Any]], schema: pa.Schema, encoder: Encoder, vectors: list[np.ndarray],
-           mirror: bool) -> pa.Table:
+def _table(
+    facts: list[dict[str, Any]], schema: pa.Schema, encoder: Encoder, vectors: list[np.ndarray], mirror: bool
+) -> pa.Table:
     table = pa.Table.from_pylist(facts, schema)
     views = 2 if mirror else 1
     dense = np.zeros((len(facts), views, encoder.dimension), np.float32)
@@ -151,7 +188,7 @@ def _table(facts: list[dict[str, Any]], schema: pa.Schema, encoder: Encoder, vec
 
 def features(run: Run, arguments: Mapping[str, Any], output: Output) -> None:
     """Embed for retrieval the images of one pool part that survived deduplication; reads their bytes again."""
-    encoder = encoder_of(arguments["encoder"], arguments["device"])
+    encoder = encoder_of(arguments["encoder"], arguments["device"], arguments["fingerprint"])
     limits = DecodeLimits(**arguments["decode"])
     rows = read_survivors(run, Layout.of(run, "pool"), arguments["part"])
     number = rows["source"][0].as_py() if rows.num_rows else 0
@@ -179,4 +216,4 @@ def _look_again(row: Mapping[str, Any], reader: Reader, limits: DecodeLimits, si
     except DecodeError as error:
         return Row({**facts, "reason": error.kind, "message": _clean(str(error))})
     except (OSError, ValueError) as error:
-        return Row({**facts, "reason": type(error).__name__, "message": _clean(_without_path(error))})
+        return Row({**facts, "reason": type(error).__name__, "message": _clean(without_path(error))})

@@ -16,7 +16,7 @@ import pyarrow as pa
 from curation import join, search
 from curation.parts import Output, Run
 from curation.steps.dedup import originals, read_rotation
-from curation.vectors import Layout, from_column, load
+from curation.vectors import Block, Layout, from_column, load
 
 # parent: global index of the reference (round 0) or of the pool image the link comes from;
 # root: global index of the reference at the end of the chain.
@@ -44,7 +44,7 @@ def link(run: Run, arguments: Mapping[str, Any], output: Output) -> None:
     frontier = join.prepare(vectors, rotation, arguments["prefix"])
     best = LINKS.empty_table()
     for column in arguments["columns"]:
-        index, pool = load(layout, *arguments["block"], alive, column)
+        index, pool = load(layout, arguments["block"], alive, column)
         block = join.prepare(pool, rotation, arguments["prefix"])
         for i, j, similarity in join.join_blocks(frontier, block, arguments["threshold"]):
             tile = pa.table({"index": index[j], "parent": names[i], "root": roots[i], "similarity": similarity}, LINKS)
@@ -52,14 +52,18 @@ def link(run: Run, arguments: Mapping[str, Any], output: Output) -> None:
     output.write(best)
 
 
-def _frontier(run: Run, round_: int, block: list[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _frontier(run: Run, round_: int, block: Block) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return names, roots and vectors of a range of the frontier: reference parts, or rows found a round ago."""
     if round_ == 0:
-        index, vectors = load(Layout.of(run, "references"), *block)
+        index, vectors = load(Layout.of(run, "references"), block)
         return index, index, vectors
     rows = run.read(f"leaked-{round_ - 1:02d}", 0).slice(block[0], block[1] - block[0])
     index = rows["index"].to_numpy()
-    return index, rows["root"].to_numpy(), from_column(Layout.of(run, "pool").take(index, ["embedding"])["embedding"])
+    return (
+        index,
+        rows["root"].to_numpy(),
+        from_column(Layout.of(run, "pool").take(index, ["embedding"])["embedding"]),
+    )
 
 
 def best_links(links: pa.Table) -> pa.Table:
@@ -91,8 +95,8 @@ def audit(run: Run, arguments: Mapping[str, Any], output: Output) -> None:
     """Find the highest similarity left between one block of references and one block of surviving pool images."""
     leaks = all_leaks(run)["index"].to_numpy()
     alive = np.setdiff1d(distinct(run), leaks, assume_unique=True)
-    references, queries = load(Layout.of(run, "references"), *arguments["references"])
-    index, vectors = load(Layout.of(run, "pool"), *arguments["block"], alive)
+    references, queries = load(Layout.of(run, "references"), arguments["references"])
+    index, vectors = load(Layout.of(run, "pool"), arguments["block"], alive)
     similarity, nearest = search.top_k(queries, vectors, index, 1)
     output.write(pa.table({"reference": references, "similarity": similarity[:, 0], "index": nearest[:, 0]}))
 

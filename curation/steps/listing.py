@@ -8,37 +8,47 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import pyarrow as pa
 
 from curation import storage
-from curation.parts import Output, Run, Unit, digest, read_table
+from curation.parts import Output, Run, digest, read_table
 from curation.sources import Piece, Source, list_pieces
 
-SCHEMA = pa.schema([
-    ("source", pa.int16()), ("path", pa.binary()), ("start", pa.int64()), ("stop", pa.int64()),
-    ("size", pa.int64()), ("count", pa.int64()), ("stamp", pa.string()),
-])
+SCHEMA = pa.schema(
+    [
+        ("source", pa.int16()),
+        ("path", pa.binary()),
+        ("start", pa.int64()),
+        ("stop", pa.int64()),
+        ("size", pa.int64()),
+        ("count", pa.int64()),
+        ("stamp", pa.string()),
+    ]
+)
 
 
-def write_listing(run: Run, role: str, unit_rows: int) -> list[Unit]:
-    """List the sources of a role and return one unit of `unit_rows` candidates (or one tar) each."""
-    units = []
+def write_listing(run: Run, role: str, unit_rows: int) -> tuple[list[dict[str, Any]], list[int]]:
+    """List the sources of a role; returns arguments and number of items of one unit per `unit_rows` files or tar."""
+    units: list[dict[str, Any]] = []
+    weights: list[int] = []
     with storage.writing(run.path("sources", f"{role}.parquet")) as file:
         output = Output(file)
         for number, source in enumerate(run.sources[role]):
             for pieces in _groups(list_pieces(source), unit_rows):
-                rows = [{**dataclasses.asdict(piece), "source": number, "path": os.fsencode(piece.path)}
-                        for piece in pieces]
+                rows = [
+                    {**dataclasses.asdict(piece), "source": number, "path": os.fsencode(piece.path)} for piece in pieces
+                ]
                 output.write(pa.Table.from_pylist(rows, SCHEMA))
                 stamp = digest([(str(row["path"]), row["start"], row["stop"], row["stamp"]) for row in rows])
                 identity = {"name": source.name, "kind": source.kind, **_reading(source)}
-                arguments = {"role": role, "unit": len(units), "source": identity, "listing": stamp}
-                units.append(Unit(len(units), arguments, sum(piece.count or 1 for piece in pieces)))
+                units.append({"role": role, "unit": len(units), "source": identity, "listing": stamp})
+                weights.append(sum(piece.count or 1 for piece in pieces))
         if output.writer is None:
             output.write(SCHEMA.empty_table())
         output.finish("")
-    return units
+    return units, weights
 
 
 def _reading(source: Source) -> dict[str, object]:
@@ -64,6 +74,8 @@ def _groups(pieces: Iterator[Piece], unit_rows: int) -> Iterator[list[Piece]]:
 def read_listing(run: Run, role: str, unit: int) -> tuple[Source, Sequence[Piece]]:
     """Return the source and the pieces of one unit."""
     rows = read_table(run.path("sources", f"{role}.parquet"), group=unit).to_pylist()
-    pieces = [Piece(os.fsdecode(row["path"]), row["start"], row["stop"], row["size"], row["count"], row["stamp"])
-              for row in rows]
+    pieces = [
+        Piece(os.fsdecode(row["path"]), row["start"], row["stop"], row["size"], row["count"], row["stamp"])
+        for row in rows
+    ]
     return run.sources[role][rows[0]["source"]], pieces

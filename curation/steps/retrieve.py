@@ -9,20 +9,31 @@ import numpy as np
 import pyarrow as pa
 
 from curation import clusters, hierarchy, retrieval, search
-from curation.parts import Output, Run
+from curation.parts import Output, Run, read_table
 from curation.sampling import StratifiedSample, bounded_sample
 from curation.semdedup import semdedup
-from curation.vectors import Layout, from_column, load
+from curation.vectors import Block, Layout, load
 
 # What the seed sets retrieved, a row per image and set.
-RETRIEVED = pa.schema([
-    ("index", pa.int64()), ("set", pa.int16()), ("seed_ids", pa.list_(pa.string())),
-    ("similarities", pa.list_(pa.float32())), ("cluster", pa.int32()), ("seeds_in_cell", pa.int64()),
-])
-MERGED = pa.schema([
-    ("index", pa.int64()), ("sets", pa.list_(pa.int16())), ("seed_ids", pa.list_(pa.string())),
-    ("similarities", pa.list_(pa.float32())), ("cluster", pa.int32()),
-])
+RETRIEVED = pa.schema(
+    [
+        ("index", pa.int64()),
+        ("set", pa.int16()),
+        ("seed_ids", pa.list_(pa.string())),
+        ("similarities", pa.list_(pa.float32())),
+        ("cluster", pa.int32()),
+        ("seeds_in_cell", pa.int64()),
+    ]
+)
+MERGED = pa.schema(
+    [
+        ("index", pa.int64()),
+        ("sets", pa.list_(pa.int16())),
+        ("seed_ids", pa.list_(pa.string())),
+        ("similarities", pa.list_(pa.float32())),
+        ("cluster", pa.int32()),
+    ]
+)
 NEAREST = pa.schema([("seed", pa.int64()), ("similarity", pa.list_(pa.float32())), ("index", pa.list_(pa.int64()))])
 CELLS = pa.schema([("index", pa.int64()), ("id", pa.string()), ("cell", pa.int32()), ("similarity", pa.float32())])
 
@@ -30,8 +41,10 @@ CELLS = pa.schema([("index", pa.int64()), ("id", pa.string()), ("cell", pa.int32
 def candidates(run: Run) -> np.ndarray:
     """Return the sorted global indices of the pool images that can be retrieved."""
     layout = Layout.of(run, "features")
-    alive = [table["index"].to_numpy()[table["status"].to_numpy() == "ok"]
-             for _, table in layout.read(0, len(layout.parts), ["index", "status"])]
+    alive = [
+        table["index"].to_numpy()[table["status"].to_numpy() == "ok"]
+        for _, table in layout.read(0, len(layout.parts), ["index", "status"])
+    ]
     dropped = [table["index"].to_numpy() for table in _optional(run, "semdedup", ["index"])]
     return np.setdiff1d(np.concatenate(alive), np.concatenate([np.empty(0, np.int64), *dropped]), assume_unique=True)
 
@@ -42,12 +55,17 @@ def _optional(run: Run, stage: str, columns: list[str]) -> Iterator[pa.Table]:
         yield run.read_all(stage, columns)
 
 
-def load_features(run: Run, first: int, last: int, alive: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return global indices (n,), ids (n,) and unit vectors (n, d) of the retrieval embeddings of a range of parts."""
-    tables = [table for _, table in Layout.of(run, "features").read(first, last, ["index", "id", "embedding"])]
-    rows = pa.concat_tables(tables)
-    rows = rows.filter(pa.array(np.isin(rows["index"].to_numpy(), alive, assume_unique=True)))
-    return rows["index"].to_numpy(), rows["id"].to_numpy(zero_copy_only=False).astype(str), from_column(rows["embedding"])
+def load_features(run: Run, block: Block, alive: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return global pool indices (n,), ids (n,) and unit vectors (n, d) of the retrieval embeddings of a block."""
+    layout = Layout.of(run, "features")
+    place, vectors = load(layout, block)
+    names = pa.concat_tables([table for _, table in layout.read(*block, ["index", "id"])])
+    names = names.take(pa.array(place - int(layout.starts[block[0]])))
+    index = names["index"].to_numpy()
+    chosen = np.isin(index, alive, assume_unique=True)
+    if not chosen.all():
+        index, names, vectors = index[chosen], names.filter(pa.array(chosen)), vectors[chosen]
+    return index, names["id"].to_numpy(zero_copy_only=False).astype(str), vectors
 
 
 def seeds_of_set(run: Run, number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -55,7 +73,7 @@ def seeds_of_set(run: Run, number: int) -> tuple[np.ndarray, np.ndarray, np.ndar
     layout, indices, ids, vectors = Layout.of(run, "seeds"), [], [], []
     for part in range(len(layout.parts)):
         table = next(iter(layout.read(part, part + 1, ["source", "id"])))[1]
-        index, rows = load(layout, part, part + 1)
+        index, rows = load(layout, (part, part + 1))
         local = index - layout.starts[part]
         mine = table["source"].to_numpy()[local] == number
         indices.append(index[mine])
@@ -68,7 +86,7 @@ def seeds_of_set(run: Run, number: int) -> tuple[np.ndarray, np.ndarray, np.ndar
 def nearest(run: Run, arguments: Mapping[str, Any], output: Output) -> None:
     """Find the k nearest images of one pool block for every seed of a set."""
     seeds, _, queries = seeds_of_set(run, arguments["set"])
-    index, _, vectors = load_features(run, *arguments["block"], candidates(run))
+    index, _, vectors = load_features(run, arguments["block"], candidates(run))
     similarity, found = search.top_k(queries, vectors, index, arguments["k"])
     output.write(pa.table({"seed": seeds, "similarity": list(similarity), "index": list(found)}, NEAREST))
 
@@ -77,12 +95,8 @@ def retrieve_by_sample(run: Run, arguments: Mapping[str, Any], output: Output) -
     """Merge the nearest images of a seed set over all pool blocks, and apply its cap."""
     number, k = arguments["set"], arguments["k"]
     seeds, ids, _ = seeds_of_set(run, number)
-    partials = []
-    for part in run.parts(f"nearest-{number}"):
-        table = run.read(f"nearest-{number}", len(partials))
-        del part
-        similarity = table["similarity"].combine_chunks().flatten().to_numpy().reshape(table.num_rows, -1)
-        partials.append((similarity, table["index"].combine_chunks().flatten().to_numpy().reshape(table.num_rows, -1)))
+    tables = (read_table(url) for url in run.parts(f"nearest-{number}"))
+    partials = [(_rows(table["similarity"], k), _rows(table["index"], k)) for table in tables]
     similarity, index = search.merge_top_k(partials, k)
     layout = Layout.of(run, "pool")
     found = retrieval.sample_retrieval(similarity, index, np.arange(len(seeds)))
@@ -92,12 +106,24 @@ def retrieve_by_sample(run: Run, arguments: Mapping[str, Any], output: Output) -
     output.counters |= {"retrievals": found.retrievals, "distinct": found.distinct, "seeds": len(seeds)}
     offsets = pa.array(found.starts.astype(np.int32))
     none = pa.nulls(len(found.images))
-    output.write(pa.table({
-        "index": found.images, "set": np.full(len(found.images), number, np.int16),
-        "seed_ids": pa.ListArray.from_arrays(offsets, pa.array(ids[found.seeds].tolist(), pa.string())),
-        "similarities": pa.ListArray.from_arrays(offsets, pa.array(found.similarities, pa.float32())),
-        "cluster": none.cast(pa.int32()), "seeds_in_cell": none.cast(pa.int64()),
-    }, RETRIEVED))
+    output.write(
+        pa.table(
+            {
+                "index": found.images,
+                "set": np.full(len(found.images), number, np.int16),
+                "seed_ids": pa.ListArray.from_arrays(offsets, pa.array(ids[found.seeds].tolist(), pa.string())),
+                "similarities": pa.ListArray.from_arrays(offsets, pa.array(found.similarities, pa.float32())),
+                "cluster": none.cast(pa.int32()),
+                "seeds_in_cell": none.cast(pa.int64()),
+            },
+            RETRIEVED,
+        )
+    )
+
+
+def _rows(column: pa.ChunkedArray, k: int) -> np.ndarray:
+    """Turn a column of lists of k values into (n, k)."""
+    return column.combine_chunks().flatten().to_numpy().reshape(-1, k)
 
 
 def train(run: Run, arguments: Mapping[str, Any], output: Output) -> None:
@@ -112,7 +138,7 @@ def train(run: Run, arguments: Mapping[str, Any], output: Output) -> None:
         ids.append(table["id"].to_numpy(zero_copy_only=False)[inside].astype(str))
     index = np.concatenate(indices)
     chosen = np.sort(index[bounded_sample(np.concatenate(ids), arguments["sample"], arguments["seed"], "k-means")])
-    sample = [load_features(run, part, part + 1, chosen)[2] for part in range(len(layout.parts))]
+    sample = [load_features(run, (part, part + 1), chosen)[2] for part in range(len(layout.parts))]
     gpu = hasattr(faiss, "get_num_gpus") and faiss.get_num_gpus() > 0
     vectors = np.concatenate(sample)
     if not len(vectors):
@@ -127,8 +153,12 @@ def _alive(run: Run, arguments: Mapping[str, Any]) -> np.ndarray:
     if not arguments.get("before_semdedup"):
         return candidates(run)
     layout = Layout.of(run, "features")
-    return np.concatenate([table["index"].to_numpy()[table["status"].to_numpy() == "ok"]
-                           for _, table in layout.read(0, len(layout.parts), ["index", "status"])])
+    return np.concatenate(
+        [
+            table["index"].to_numpy()[table["status"].to_numpy() == "ok"]
+            for _, table in layout.read(0, len(layout.parts), ["index", "status"])
+        ]
+    )
 
 
 def write_centroids(run: Run, arguments: Mapping[str, Any], output: Output) -> None:
@@ -146,18 +176,26 @@ def read_centroids(run: Run, stage: str) -> np.ndarray:
 
 def assign(run: Run, arguments: Mapping[str, Any], output: Output) -> None:
     """Assign the candidates of one block to their nearest centroid."""
-    index, ids, vectors = load_features(run, *arguments["block"], _alive(run, arguments))
+    index, ids, vectors = load_features(run, arguments["block"], _alive(run, arguments))
     cells, similarity = clusters.assign(vectors, read_centroids(run, arguments["centroids"]))
     output.write(pa.table({"index": index, "id": ids.tolist(), "cell": cells, "similarity": similarity}, CELLS))
 
 
 def lloyd(run: Run, arguments: Mapping[str, Any], output: Output) -> None:
     """Sum the candidates of one block by nearest centroid: a part of one Lloyd iteration."""
-    _, _, vectors = load_features(run, *arguments["block"], _alive(run, arguments))
+    _, _, vectors = load_features(run, arguments["block"], _alive(run, arguments))
     centroids = read_centroids(run, arguments["centroids"])
     sums = clusters.LloydSums(*centroids.shape).add(vectors, *clusters.assign(vectors, centroids))
-    output.write(pa.table({"sums": list(sums.sums), "count": sums.counts, "farthest": list(sums.farthest),
-                           "lowest": sums.lowest}))
+    output.write(
+        pa.table(
+            {
+                "sums": list(sums.sums),
+                "count": sums.counts,
+                "farthest": list(sums.farthest),
+                "lowest": sums.lowest,
+            }
+        )
+    )
 
 
 def read_lloyd(table: pa.Table) -> clusters.LloydSums:
@@ -183,15 +221,27 @@ def retrieve_by_cluster(run: Run, arguments: Mapping[str, Any], output: Output) 
     draw = retrieval.ClusterDraw(seed_cells, len(centroids), arguments["min_seeds"], arguments["per_cell"], seed)
     for part in range(len(run.parts("cells"))):
         rows = run.read("cells", part, ["index", "id", "cell"])
-        draw.add(rows["cell"].to_numpy(), rows["id"].to_numpy(zero_copy_only=False).astype(str), rows["index"].to_numpy())
+        draw.add(
+            rows["cell"].to_numpy(),
+            rows["id"].to_numpy(zero_copy_only=False).astype(str),
+            rows["index"].to_numpy(),
+        )
     found = draw.finish(arguments["cap"])
     empty = pa.array([[]] * len(found.images), pa.list_(pa.string()))
     output.counters |= {"retrievals": found.retrievals, "distinct": len(found.images), "seeds": len(queries)}
-    output.write(pa.table({
-        "index": found.images, "set": np.full(len(found.images), number, np.int16), "seed_ids": empty,
-        "similarities": empty.cast(pa.list_(pa.float32())), "cluster": found.cells.astype(np.int32),
-        "seeds_in_cell": found.seeds_in_cell,
-    }, RETRIEVED))
+    output.write(
+        pa.table(
+            {
+                "index": found.images,
+                "set": np.full(len(found.images), number, np.int16),
+                "seed_ids": empty,
+                "similarities": empty.cast(pa.list_(pa.float32())),
+                "cluster": found.cells.astype(np.int32),
+                "seeds_in_cell": found.seeds_in_cell,
+            },
+            RETRIEVED,
+        )
+    )
 
 
 def merge_retrieved(run: Run, arguments: Mapping[str, Any], output: Output) -> None:
@@ -214,9 +264,15 @@ def merge_retrieved(run: Run, arguments: Mapping[str, Any], output: Output) -> N
 def collect_unreadable(run: Run, arguments: Mapping[str, Any], output: Output) -> None:
     """Collect the survivors whose bytes could not be read again for the retrieval encoder."""
     layout = Layout.of(run, "features")
-    schema = pa.schema([("index", pa.int64()), ("stage", pa.string()), ("reason", pa.string()), ("message", pa.string())])
-    rows = [{**row, "stage": "features"} for _, table in layout.read(0, len(layout.parts), [
-        "index", "status", "reason", "message"]) for row in table.to_pylist() if row.pop("status") == "dead"]
+    schema = pa.schema(
+        [("index", pa.int64()), ("stage", pa.string()), ("reason", pa.string()), ("message", pa.string())]
+    )
+    rows = [
+        {**row, "stage": "features"}
+        for _, table in layout.read(0, len(layout.parts), ["index", "status", "reason", "message"])
+        for row in table.to_pylist()
+        if row.pop("status") == "dead"
+    ]
     output.write(pa.Table.from_pylist(rows, schema))
 
 
@@ -229,7 +285,7 @@ def drop_semantic_duplicates(run: Run, arguments: Mapping[str, Any], output: Out
     kept_index, vectors = [], []
     alive = np.sort(cells["index"].to_numpy())
     for part in range(len(run.parts("features"))):
-        index, _, rows = load_features(run, part, part + 1, alive)
+        index, _, rows = load_features(run, (part, part + 1), alive)
         kept_index.append(index)
         vectors.append(rows)
     position = np.searchsorted(np.concatenate(kept_index), cells["index"].to_numpy())
@@ -238,8 +294,14 @@ def drop_semantic_duplicates(run: Run, arguments: Mapping[str, Any], output: Out
     dropped, highest = np.zeros(len(cell), bool), np.zeros(len(cell), np.float32)
     for number in np.unique(cell):
         inside = np.flatnonzero(cell == number)
-        keep, score = semdedup(ordered[inside], ids[inside], centroids[number], arguments["epsilon"],
-                               arguments["keep"], arguments["seed"])
+        keep, score = semdedup(
+            ordered[inside],
+            ids[inside],
+            centroids[number],
+            arguments["epsilon"],
+            arguments["keep"],
+            arguments["seed"],
+        )
         dropped[inside], highest[inside] = ~keep, score
     output.counters["dropped"] = int(dropped.sum())
     rows = pa.table({"index": cells["index"].to_numpy(), "similarity": highest, "cluster": cell.astype(np.int32)})
@@ -255,7 +317,11 @@ def draw_balanced(run: Run, arguments: Mapping[str, Any], output: Output) -> Non
     budgets = hierarchy.allocate(tree, leaf_sizes, arguments["target"], seed)
     keys = -cells["similarity"].to_numpy() if arguments["leaves"] == "nearest" else None
     drawn = StratifiedSample(budgets, seed, "balanced leaves").add(
-        cells["cell"].to_numpy(), cells["id"].to_numpy(zero_copy_only=False).astype(str), cells["index"].to_numpy(), keys)
+        cells["cell"].to_numpy(),
+        cells["id"].to_numpy(zero_copy_only=False).astype(str),
+        cells["index"].to_numpy(),
+        keys,
+    )
     order = np.argsort(drawn.indices)
     output.counters["drawn"] = len(order)
     output.write(pa.table({"index": drawn.indices[order], "cluster": drawn.cells[order].astype(np.int32)}))

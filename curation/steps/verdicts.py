@@ -12,12 +12,22 @@ from curation.parts import Output, Run, read_table
 from curation.steps.leaks import all_leaks
 from curation.vectors import Layout
 
-VERDICT = pa.schema([
-    ("status", pa.string()), ("stage", pa.string()), ("reason", pa.string()), ("representative", pa.string()),
-    ("similarity", pa.float32()), ("component", pa.string()), ("tightness", pa.float32()),
-    ("seed_ids", pa.list_(pa.string())), ("similarities", pa.list_(pa.float32())), ("cluster", pa.int32()),
-    ("leaked_reference", pa.string()), ("leak_path", pa.string()),
-])
+VERDICT = pa.schema(
+    [
+        ("status", pa.string()),
+        ("stage", pa.string()),
+        ("reason", pa.string()),
+        ("representative", pa.string()),
+        ("similarity", pa.float32()),
+        ("component", pa.string()),
+        ("tightness", pa.float32()),
+        ("seed_ids", pa.list_(pa.string())),
+        ("similarities", pa.list_(pa.float32())),
+        ("cluster", pa.int32()),
+        ("leaked_reference", pa.string()),
+        ("leak_path", pa.string()),
+    ]
+)
 
 
 class Sparse:
@@ -68,16 +78,18 @@ def _named_leaks(run: Run, layout: Layout) -> pa.Table:
         between[~direct] = layout.take(parents[~direct], ["uri"])["uri"].to_pylist()
         references[:] = Layout.of(run, "references").take(links["root"].to_numpy(), ["uri"])["uri"].to_pylist()
     names = {"leaked_reference": references, "leak_path": between}
-    return links.select(["index", "similarity"]).append_column(
-        "leaked_reference", pa.array(names["leaked_reference"], pa.string())).append_column(
-        "leak_path", pa.array(names["leak_path"], pa.string()))
+    return (
+        links.select(["index", "similarity"])
+        .append_column("leaked_reference", pa.array(names["leaked_reference"], pa.string()))
+        .append_column("leak_path", pa.array(names["leak_path"], pa.string()))
+    )
 
 
 def write_verdicts(run: Run, arguments: Mapping[str, Any], output: Output) -> None:
     """Write the verdict on every pool row, densely."""
     evidence = Evidence(run, arguments["retrieves"], arguments["sets"])
     for part, url in enumerate(evidence.layout.parts):
-        start, stop = (int(bound) for bound in evidence.layout.starts[part: part + 2])
+        start, stop = (int(bound) for bound in evidence.layout.starts[part : part + 2])
         facts = read_table(url, ["uri", "id", "status", "reason", "message"]).to_pylist()
         rows = _part(evidence, facts, start, stop)
         for row in rows:
@@ -95,28 +107,49 @@ def _part(evidence: Evidence, facts: list[dict[str, Any]], start: int, stop: int
         row: dict[str, Any] = {"status": "dropped", "seed_ids": [], "similarities": []}
         member = members.get(index)
         if member is not None:
-            row |= {"representative": member["representative_id"], "component": member["representative_id"],
-                    "similarity": member["similarity"], "tightness": member["tightness"]}
+            row |= {
+                "representative": member["representative_id"],
+                "component": member["representative_id"],
+                "similarity": member["similarity"],
+                "tightness": member["tightness"],
+            }
         if fact["status"] == "dead":
             row |= {"status": "dead", "stage": "decode", "reason": f"{fact['reason']}: {fact['message']}"}
         elif fact["status"] == "dropped":
             row |= {"stage": "filter", "reason": fact["reason"]}
         elif index in copies:
-            row |= {"stage": "exact", "reason": "the same bytes as another file", "representative": fact["id"],
-                    "component": fact["id"], "similarity": 1.0, "tightness": None}
+            row |= {
+                "stage": "exact",
+                "reason": "the same bytes as another file",
+                "representative": fact["id"],
+                "component": fact["id"],
+                "similarity": 1.0,
+                "tightness": None,
+            }
         elif member is not None and member["representative"] != index:
             row |= {"stage": "dedup", "reason": "a near duplicate of the image kept"}
         elif index in leaks:
             leak = leaks[index]
-            row |= {"stage": "leaks", "similarity": leak["similarity"], "leaked_reference": leak["leaked_reference"],
-                    "leak_path": leak["leak_path"], "reason": "resembles a reference" if leak["leak_path"] is None
-                    else "resembles a pool image that leaks"}
+            row |= {
+                "stage": "leaks",
+                "similarity": leak["similarity"],
+                "leaked_reference": leak["leaked_reference"],
+                "leak_path": leak["leak_path"],
+                "reason": "resembles a reference" if leak["leak_path"] is None else "resembles a pool image that leaks",
+            }
         elif index in lost:
-            row |= {"status": "dead", "stage": lost[index]["stage"],
-                    "reason": f"{lost[index]['reason']}: {lost[index]['message']}"}
+            row |= {
+                "status": "dead",
+                "stage": lost[index]["stage"],
+                "reason": f"{lost[index]['reason']}: {lost[index]['message']}",
+            }
         elif index in semantic:
-            row |= {"stage": "semdedup", "cluster": semantic[index]["cluster"],
-                    "similarity": semantic[index]["similarity"], "reason": "close to an earlier image of its cell"}
+            row |= {
+                "stage": "semdedup",
+                "cluster": semantic[index]["cluster"],
+                "similarity": semantic[index]["similarity"],
+                "reason": "close to an earlier image of its cell",
+            }
         else:
             row |= _selection(evidence, retrieved.get(index), balanced.get(index))
         rows.append(row)
@@ -126,10 +159,21 @@ def _part(evidence: Evidence, facts: list[dict[str, Any]], start: int, stop: int
 def _selection(evidence: Evidence, found: dict[str, Any] | None, drawn: dict[str, Any] | None) -> dict[str, Any]:
     if found is not None:
         sets = " and ".join(evidence.sets[number] for number in found["sets"])
-        return {"status": "kept", "stage": "retrieval", "reason": f"retrieved for {sets}", "cluster": found["cluster"],
-                "seed_ids": found["seed_ids"], "similarities": found["similarities"]}
+        return {
+            "status": "kept",
+            "stage": "retrieval",
+            "reason": f"retrieved for {sets}",
+            "cluster": found["cluster"],
+            "seed_ids": found["seed_ids"],
+            "similarities": found["similarities"],
+        }
     if drawn is not None:
-        return {"status": "kept", "stage": "balance", "reason": "drawn for balance", "cluster": drawn["cluster"]}
+        return {
+            "status": "kept",
+            "stage": "balance",
+            "reason": "drawn for balance",
+            "cluster": drawn["cluster"],
+        }
     if evidence.retrieves:
         return {"stage": "retrieval", "reason": "no seed retrieved it"}
     return {"status": "kept", "stage": "dedup", "reason": "distinct"}

@@ -1,0 +1,204 @@
+"""Components of a graph whose edges arrive in pieces: mergeable spanning forests, representatives, splitting.
+
+A graph is kept as its maximum spanning forest under the total order (similarity descending, then i, then j).
+Under a total order that forest is unique, so it is a function of the set of edges: split in any way, merged
+in any order, they give the same bytes, as msf(A u B) = msf(msf(A) u msf(B)). It has at most one edge less
+than vertices, and its edges above a higher threshold connect what all edges above that threshold connect.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import breadth_first_order, minimum_spanning_tree
+from scipy.sparse.csgraph import connected_components as label_components
+
+Indices = NDArray[np.int64]
+Floats = NDArray[np.float32]
+Similarity = Callable[[Indices, Indices], Floats]
+
+
+@dataclass(frozen=True)
+class Forest:
+    """A maximum spanning forest: i < j (m,) int64, similarity (m,) float32, by (-similarity, i, j)."""
+
+    i: Indices = field(default_factory=lambda: np.empty(0, np.int64))
+    j: Indices = field(default_factory=lambda: np.empty(0, np.int64))
+    similarity: Floats = field(default_factory=lambda: np.empty(0, np.float32))
+
+    def __len__(self) -> int:
+        return len(self.i)
+
+    def above(self, threshold: float) -> Forest:
+        """Return the forest of the graph whose edges are those with a similarity above `threshold`."""
+        kept = int(np.count_nonzero(self.similarity > np.float32(threshold)))
+        return Forest(self.i[:kept], self.j[:kept], self.similarity[:kept])
+
+
+def spanning_forest(i: ArrayLike, j: ArrayLike, similarity: ArrayLike) -> Forest:
+    """Return the maximum spanning forest of a graph.
+
+    i, j: (m,) int64, any ids, in any order and direction; loops and repeated edges are allowed (of a repeated
+    edge the highest similarity counts); similarity: (m,) float32. Raises ValueError where one is NaN.
+    """
+    first, second = np.asarray(i, np.int64), np.asarray(j, np.int64)
+    weight = np.asarray(similarity, np.float32) + np.float32(0)  # no negative zero
+    if np.isnan(weight).any():
+        raise ValueError("a similarity is NaN")
+    i, j, weight = _kruskal_order(np.minimum(first, second), np.maximum(first, second), weight)
+    vertices, ends = np.unique(np.concatenate([i, j]), return_inverse=True)
+    rank = np.arange(1, len(i) + 1, dtype=np.float64)
+    graph = csr_array((rank, (ends[: len(i)], ends[len(i) :])), shape=(len(vertices),) * 2)
+    kept = np.sort(minimum_spanning_tree(graph).data).astype(np.int64) - 1
+    return Forest(i[kept], j[kept], weight[kept])
+
+
+def _kruskal_order(i: Indices, j: Indices, similarity: Floats) -> tuple[Indices, Indices, Floats]:
+    """Sort edges with i <= j by (-similarity, i, j), without loops and repetitions."""
+    order = np.lexsort((-similarity, j, i))
+    order = order[i[order] < j[order]]
+    new = np.ones(len(order), bool)
+    new[1:] = (np.diff(i[order]) != 0) | (np.diff(j[order]) != 0)
+    order = order[new]
+    order = order[np.argsort(-similarity[order], kind="stable")]
+    return i[order], j[order], similarity[order]
+
+
+def merge_forests(forests: Iterable[Forest]) -> Forest:
+    """Return the forest of the union of the graphs; associative, commutative and idempotent."""
+    parts = [Forest(), *forests]
+    columns = ([getattr(part, name) for part in parts] for name in ("i", "j", "similarity"))
+    return spanning_forest(*(np.concatenate(column) for column in columns))
+
+
+class ForestBuilder:
+    """Collects edges into a forest, contracting whenever more than `limit` wait.
+
+    Memory is bounded by the vertices and the limit, not by the edges: ten thousand copies of one image, fifty
+    million edges, cost 9,999.
+    """
+
+    def __init__(self, limit: int = 1 << 20):
+        self.limit = limit
+        self._forest = Forest()
+        self._waiting: list[Forest] = []
+        self._count = 0
+
+    def add(self, i: ArrayLike, j: ArrayLike, similarity: ArrayLike) -> None:
+        """Add edges: i, j (m,) int64 and similarity (m,) float32."""
+        edges = Forest(np.asarray(i, np.int64), np.asarray(j, np.int64), np.asarray(similarity, np.float32))
+        self._waiting.append(edges)
+        self._count += len(edges)
+        if self._count > max(self.limit, len(self._forest)):
+            self.forest()
+
+    def forest(self) -> Forest:
+        """Return the forest of all edges added so far."""
+        if self._waiting:
+            self._forest = merge_forests([self._forest, *self._waiting])
+            self._waiting, self._count = [], 0
+        return self._forest
+
+
+def connected_components(forest: Forest) -> tuple[Indices, Indices]:
+    """Label the vertices that have an edge by the smallest vertex of their component.
+
+    Returns vertices (v,) int64, ascending, and labels (v,) int64.
+    """
+    vertices, graph = _graph(forest)
+    component = label_components(graph, directed=False)[1]
+    smallest = np.unique(component, return_index=True)[1]  # vertices ascend: the first of a component
+    return vertices, vertices[smallest][component]
+
+
+def _graph(forest: Forest) -> tuple[Indices, csr_array]:
+    vertices, ends = np.unique(np.concatenate([forest.i, forest.j]), return_inverse=True)
+    i, j = ends[: len(forest)], ends[len(forest) :]
+    return vertices, csr_array((np.ones(len(forest)), (i, j)), shape=(len(vertices),) * 2)
+
+
+def preference(pixels: ArrayLike, ids: Sequence[str], uris: Sequence[str]) -> Indices:
+    """Rank images by the total order of representatives: most pixels, then smallest id, then smallest uri.
+
+    pixels, ids, uris: (n,). Returns (n,) int64, 0 for the best.
+    """
+    order = np.lexsort((np.asarray(uris, str), np.asarray(ids, str), -np.asarray(pixels, np.int64)))
+    rank = np.empty(len(order), np.int64)
+    rank[order] = np.arange(len(order))
+    return rank
+
+
+def representatives(labels: ArrayLike, rank: ArrayLike) -> Indices:
+    """Return the representative of every member's component: the position of its member of lowest rank.
+
+    labels: (n,) component of each member; rank: (n,) from `preference`, all different. Returns (n,) int64.
+    """
+    order = np.lexsort((np.asarray(rank), np.asarray(labels)))
+    _, first, component = np.unique(np.asarray(labels)[order], return_index=True, return_inverse=True)
+    best = np.empty(len(order), np.int64)
+    best[order] = order[first[component]]
+    return best
+
+
+def split_by_similarity(labels: ArrayLike, rank: ArrayLike, similarity: Similarity, bound: float) -> Indices:
+    """Split components that chain, so that every member is within a bound of its representative.
+
+    In every component the best of the members left, by rank, becomes a representative and takes all members
+    left with a similarity to it of at least `bound`; again until none is left. labels, rank: (n,) as in
+    `representatives`; similarity: gives that of positions i and j, (m,) and (m,) int64, as (m,) float32.
+    Returns (n,) int64: the position of each member's representative.
+    """
+    labels, rank = np.asarray(labels), np.asarray(rank)
+    result = np.arange(len(labels), dtype=np.int64)
+    left = result.copy()
+    while len(left):
+        head = left[representatives(labels[left], rank[left])]
+        taken = head == left
+        others = np.flatnonzero(~taken)
+        taken[others] = similarity(left[others], head[others]) >= np.float32(bound)
+        result[left[taken]] = head[taken]
+        left = left[~taken]
+    return result
+
+
+def tightness(representative: ArrayLike, similarity: Similarity) -> tuple[Indices, Floats]:
+    """Return the lowest similarity of a member to its representative, for every representative.
+
+    representative: (n,) int64, positions, from `representatives` or `split_by_similarity`; similarity: as
+    there. Returns representatives (c,) int64, ascending, and lowest similarity (c,) float32, 1 for one alone.
+    """
+    representative = np.asarray(representative, np.int64)
+    heads, component = np.unique(representative, return_inverse=True)
+    lowest = np.ones(len(heads), np.float32)
+    others = np.flatnonzero(representative != np.arange(len(representative)))
+    np.minimum.at(lowest, component[others], similarity(others, representative[others]))
+    return heads, lowest
+
+
+def reachable(forest: Forest, roots: ArrayLike) -> tuple[Indices, Indices, Indices]:
+    """Find all vertices connected to a root, the root nearest to each in edges, and the way to it.
+
+    roots: (r,) int64; one without an edge reaches nothing. Returns vertices (v,) int64, ascending, root (v,)
+    and parent (v,), the next vertex on the path to the root; a root is its own root and parent. Of two roots
+    equally near, the one found first by a breadth-first search from the roots in ascending order is taken.
+    """
+    vertices, graph = _graph(forest)
+    starts = np.flatnonzero(np.isin(vertices, np.asarray(roots, np.int64)))
+    if not len(starts):
+        return (np.empty(0, np.int64),) * 3
+    size = len(vertices)
+    tree = graph.tocoo()
+    i = np.concatenate([tree.row, np.full(len(starts), size)])  # one more vertex, joined to all roots
+    j = np.concatenate([tree.col, starts])
+    search = csr_array((np.ones(len(i)), (i, j)), shape=(size + 1,) * 2)
+    order, parent = breadth_first_order(search, size, directed=False)
+    found = np.sort(order[order < size])
+    parent[starts] = starts
+    root = parent.copy()
+    while not np.array_equal(root[found], root[root[found]]):
+        root[found] = root[root[found]]
+    return vertices[found], vertices[root[found]], vertices[parent[found]]
