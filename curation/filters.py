@@ -23,12 +23,12 @@ class Filters(pydantic.BaseModel, frozen=True, extra="forbid"):
     min_side: int | None = Field(default=None, gt=0, description="least short side of the original in pixels")
     max_aspect: float | None = Field(default=None, ge=1, description="largest ratio of long to short side")
     blank: float | None = Field(
-        default=None, gt=0, lt=128, description="least standard deviation of grey levels (0 to 255); try 4"
+        default=None, gt=0, lt=128, description="least standard deviation of grey levels (0 to 255)"
     )
     blur: float | None = Field(
         default=None,
         gt=0,
-        description="least variance of the Laplacian of grey levels at short side 128; try 20",
+        description="least variance of the Laplacian of grey levels at short side 128",
     )
 
     @property

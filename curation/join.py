@@ -48,10 +48,11 @@ R = TypeVar("R")
 ROUNDOFF = 2.0**-22  # of one addition in float32, truncating
 UNIT_TOLERANCE = 1e-3  # float16 storage moves a norm by 5e-4
 CPU_TILE, CUDA_TILE = 1024, 16384  # rows of a tile: its products stay near the core, or fill a GPU
+WIDENED = 1024  # rows held in float64 at a time
 SCORED_AT_ONCE = 1 << 22  # float64 numbers held for one batch of exact inner products
 DENSE = 64  # a gathered pair costs as much as this many of a matrix product
 PREFIXES = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
-CANDIDATE_COST = 40_000  # exact scoring of one pair, in multiply-adds of the pruning product; measured
+CANDIDATE_COST = 60_000  # exact scoring of one pair, in multiply-adds of the pruning product; measured
 
 
 class Edges(NamedTuple):
@@ -81,7 +82,7 @@ class Block:
         return len(self.vectors)
 
 
-def unit_rows(vectors: ArrayLike, chunk: int = 8192) -> Floats:
+def unit_rows(vectors: ArrayLike) -> Floats:
     """Scale rows to length one, in float64, and round them to float32.
 
     vectors: (n, d), any real type. Returns (n, d) float32; rows of zeros stay zero and resemble nothing.
@@ -91,17 +92,17 @@ def unit_rows(vectors: ArrayLike, chunk: int = 8192) -> Floats:
     if array.ndim != 2:
         raise ValueError(f"vectors must be of shape (n, d), not {array.shape}")
     unit = np.empty(array.shape, np.float32)
-    for start in range(0, len(array), chunk):
-        rows = array[start : start + chunk].astype(np.float64)
+    for start in range(0, len(array), WIDENED):
+        rows = array[start : start + WIDENED].astype(np.float64)
         squared = np.einsum("nd,nd->n", rows, rows)
         if not np.isfinite(squared).all():
             bad = start + int(np.isfinite(squared).argmin())
             raise ValueError(f"row {bad} of the vectors is not finite")
-        unit[start : start + chunk] = rows / np.sqrt(np.where(squared > 0, squared, 1))[:, None]
+        unit[start : start + WIDENED] = rows / np.sqrt(np.where(squared > 0, squared, 1))[:, None]
     return unit
 
 
-def fit_rotation(sample: ArrayLike, *, rows: int = 8192, seed: int = 0) -> Floats:
+def fit_rotation(sample: ArrayLike, *, rows: int = 4096, seed: int = 0) -> Floats:
     """Find the rotation whose leading columns hold most of the energy of the rows (uncentred PCA).
 
     sample: (n, d) float32; at most `rows` of them are used, chosen by `seed`. Uncentred, because a shift
@@ -187,11 +188,11 @@ def prepare(
         raise ValueError(f"the rotation is not orthogonal: its columns are off by {kappa:.3g}")
     heads = torch.empty(len(rows), wide.shape[1] + 1, dtype=dtype, device=device)
     rounding = head_norm = 0.0
-    for start in range(0, len(rows), 8192):
-        part = rows[start : start + 8192].double()
+    for start in range(0, len(rows), WIDENED):
+        part = rows[start : start + WIDENED].double()
         _require_unit(part, start)
         head, error = _heads(part, wide, kappa, dtype)
-        heads[start : start + 8192] = head
+        heads[start : start + WIDENED] = head
         rounding = max(rounding, error)
         head_norm = max(head_norm, float(head.double().norm(dim=1).max()))
     return Block(rows, heads, projection, kappa, rounding, head_norm)
@@ -303,15 +304,17 @@ def _places(mask: Tensor) -> Tensor:
 
 
 def _product(left: Tensor, right: Tensor) -> Tensor:
-    if left.dtype != torch.float16:
+    """Multiply heads, partial sums in float32: by default a GPU may keep them in the type of the heads."""
+    if not left.is_cuda or left.dtype == torch.float32:
         return left @ right.T
     flags = torch.backends.cuda.matmul
-    allowed = flags.allow_fp16_reduced_precision_reduction
-    flags.allow_fp16_reduced_precision_reduction = False
+    name = f"allow_{'fp16' if left.dtype == torch.float16 else 'bf16'}_reduced_precision_reduction"
+    allowed = getattr(flags, name)
+    setattr(flags, name, False)
     try:
         return left @ right.T
     finally:
-        flags.allow_fp16_reduced_precision_reduction = allowed
+        setattr(flags, name, allowed)
 
 
 def _score(left: Tensor, right: Tensor, i: Tensor, j: Tensor, threshold: float) -> Edges:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -68,7 +67,7 @@ class Files:
         """Return the original bytes of a file; raises KeyError or OSError."""
         row = self.find(uri)
         with Reader(self.run.sources[row["role"]][row["source"]], self.max_bytes) as reader:
-            return reader.read(os.fsdecode(row["path"]), row["offset"], row["size"])
+            return reader.read(row["path"], row["offset"], row["size"])
 
     @functools.cached_property
     def _seeds(self) -> dict[str, str]:

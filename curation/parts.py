@@ -209,11 +209,15 @@ class Output:
         self.counters: collections.Counter[str] = collections.Counter()
         self.notes: list[Any] = []
 
+    def begin(self, schema: pa.Schema, compression: str = "zstd") -> pq.ParquetWriter:
+        """Return the writer of the file, which has no row group yet and may end without one."""
+        if self.writer is None:
+            self.writer = pq.ParquetWriter(pa.PythonFile(self.sink, mode="w"), schema, compression=compression)
+        return self.writer
+
     def write(self, table: pa.Table, compression: str = "zstd") -> None:
         """Append a table as one row group, empty or not."""
-        if self.writer is None:
-            self.writer = pq.ParquetWriter(pa.PythonFile(self.sink, mode="w"), table.schema, compression=compression)
-        self.writer.write_table(table, row_group_size=max(1, table.num_rows))
+        self.begin(table.schema, compression).write_table(table, row_group_size=max(1, table.num_rows))
         self.rows += table.num_rows
 
     def finish(self, digest: str) -> Marker:

@@ -87,6 +87,12 @@ class Retrieval(Options, frozen=True):
     sample: int = Field(262_144, ge=1, description="pool images k-means trains on, chosen by hash")
     refine: int = Field(0, ge=0, description="further Lloyd passes over the whole pool")
     block: int = Field(65_536, ge=1, description="pool vectors in one work unit of the search")
+    index: Literal["exact", "ivfpq"] = Field(
+        "exact", description="ivfpq: approximate search for pools past 10^8, its recall measured and reported"
+    )
+    index_cells: int = Field(4096, ge=1, description="ivfpq: inverted lists, about the square root of block")
+    code_bytes: int = Field(32, ge=1, description="ivfpq: bytes per code; divides the dimension")
+    probes: int = Field(16, ge=1, description="ivfpq: lists searched for each seed")
 
 
 class SemDeDup(Options, frozen=True):

@@ -131,6 +131,11 @@ def _candidates(
 
 
 @functools.cache  # they hold scratch memory of the GPU, which is slow to get
+def has_gpu() -> bool:
+    """Say whether this Faiss can search on a GPU of this machine."""
+    return hasattr(faiss, "StandardGpuResources") and faiss.get_num_gpus() > 0
+
+
 def _gpu_resources() -> faiss.StandardGpuResources:
     if not hasattr(faiss, "StandardGpuResources"):
         raise UserError("the search is set to run on a GPU, which needs a GPU build of Faiss: granary[gpu]")
@@ -206,7 +211,7 @@ def approximate_top_k(
     block: NDArray[np.float32],
     indices: NDArray[np.int64],
     k: int,
-    index: faiss.IndexIVFPQ,
+    index: faiss.Index,
     probes: int = 16,
     oversample: int = 10,
     audit: int = 100,

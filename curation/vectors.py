@@ -67,7 +67,7 @@ class Layout:
         wanted = np.asarray(indices)[order]
         tables = []
         bounds = np.searchsorted(wanted, self.starts)
-        for part in np.flatnonzero(np.diff(bounds)):
+        for part in map(int, np.flatnonzero(np.diff(bounds))):
             local = wanted[bounds[part] : bounds[part + 1]] - self.starts[part]
             tables.append(read_table(self.parts[part], columns).take(pa.array(local)))
         if not tables:

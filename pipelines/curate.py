@@ -86,7 +86,7 @@ class Curation(Stages):
         )
         self.serial("basis", dedup.basis, ["pool"], seed=self.recipe.seed)
         blocks = layout.blocks(options.block)
-        common = {"threshold": options.threshold, "prefix": options.prefix}
+        common = {"threshold": options.threshold, "prefix": options.prefix, "device": self.recipe.encoder.device}
         columns = ["embedding", "mirror"] if options.mirror else ["embedding"]
         arguments: list[dict[str, Any]]
         if not options.enabled:
@@ -146,6 +146,7 @@ class Curation(Stages):
             "round": round_,
             "threshold": self.recipe.leaks.threshold,
             "prefix": self.recipe.dedup.prefix,
+            "device": self.recipe.encoder.device,
             "columns": ["embedding", "mirror"] if self.recipe.dedup.mirror else ["embedding"],
         }
         units = [{**common, "frontier": near, "block": block} for near, block in product(frontier, blocks)]
@@ -239,9 +240,13 @@ def prepared(recipe: CurateRecipe) -> tuple[CurateRecipe, dict[str, str]]:
     fingerprints = {recipe.encoder.copy_: copy.fingerprint}
     retrieves = recipe.seeds or recipe.semdedup.epsilon is not None or recipe.balance.target is not None
     if retrieves:
-        fingerprints[recipe.encoder.retrieval] = load_encoder(
-            recipe.encoder.retrieval, recipe.encoder.device
-        ).fingerprint
+        retrieval = load_encoder(recipe.encoder.retrieval, recipe.encoder.device)
+        fingerprints[recipe.encoder.retrieval] = retrieval.fingerprint
+        if recipe.retrieval.index == "ivfpq" and retrieval.dimension % recipe.retrieval.code_bytes:
+            raise UserError(
+                f"retrieval.code_bytes: {recipe.retrieval.code_bytes} does not divide {retrieval.dimension}, "
+                f"the dimension of {recipe.encoder.retrieval}; give a divisor of it"
+            )
     filled = {
         **roles,
         "dedup": recipe.dedup.model_copy(update={"threshold": recipe.dedup.threshold or copy.copy_threshold}),

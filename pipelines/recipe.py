@@ -159,15 +159,22 @@ def _sentences(model: type[BaseModel], error: ValidationError) -> Iterator[str]:
         words = [str(word) for word in problem["loc"] if not isinstance(word, int)]
         key = ".".join(words) or "recipe"
         if problem["type"] == "extra_forbidden":
-            close = difflib.get_close_matches(key, known, 1, 0.6)
-            hint = f"did you mean {close[0]}?" if close else f"the keys are {', '.join(_siblings(known, words))}"
-            yield f"{key}: there is no such key; {hint}"
+            yield f"{key}: there is no such key; {_hint(known, words)}"
         elif problem["type"] == "missing":
             yield f"{key}: missing; give --{key} or write it in the recipe"
         else:
             text = problem["msg"].removeprefix("Value error, ")
             shown = "" if problem["loc"] == () else f" {problem['input']!r} is not right:"
             yield f"{key}:{shown} {text[0].lower() + text[1:]}"
+
+
+def _hint(known: list[str], words: list[str]) -> str:
+    """Name the key that was meant: one of the same group, or for a key without a group any."""
+    siblings = {key.rpartition(".")[2]: key for key in _siblings(known, words)}
+    close = [siblings[name] for name in difflib.get_close_matches(words[-1], siblings, 1, 0.6)]
+    if len(words) == 1:
+        close += difflib.get_close_matches(words[0], known, 1, 0.6)
+    return f"did you mean {close[0]}?" if close else f"the keys are {', '.join(siblings.values())}"
 
 
 def _siblings(known: list[str], words: list[str]) -> list[str]:

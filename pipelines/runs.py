@@ -160,11 +160,14 @@ def _retrieval(curation: Curation) -> list[dict[str, Any]]:
     rows = []
     for number, seeds in enumerate(curation.recipe.seeds):
         counters = curation.markers[f"retrieved-{number}"][0].counters
+        blocks = [marker.counters for marker in curation.markers.get(f"nearest-{number}", [])]
+        measured = [block["recall_millionths"] / 1e6 for block in blocks if "recall_millionths" in block]
         rows.append(
             {
                 "set": seeds.name,
                 "mode": seeds.mode,
                 **{key: counters.get(key, 0) for key in ("seeds", "retrievals", "distinct")},
+                **({"recall": round(sum(measured) / len(measured), 4)} if measured else {}),
             }
         )
     return rows

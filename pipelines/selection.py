@@ -103,7 +103,8 @@ def cluster(
         **early,
     )
     blocks = feature_blocks(curation)
-    for passed in range(refine):
+    cells_found = curation.run_directory.rows(centroids)[0]
+    for passed in range(refine if cells_found else 0):
         common = {"centroids": centroids, **early}
         units = [{"block": block, **common} for block in blocks]
         refined = f"{prefix}-refined-{passed:02d}"
@@ -130,6 +131,19 @@ def retrieve_by_seeds(curation: Curation) -> None:
     centroids = ""
     if any(seeds.mode == "cluster" for seeds in recipe.seeds):
         centroids = cluster(curation, "pool", recipe.retrieval.clusters, inputs, recipe.retrieval.refine)
+    index: list[str] = []
+    approximate = None
+    if recipe.retrieval.index == "ivfpq" and any(seeds.mode == "sample" for seeds in recipe.seeds):
+        approximate, index = {"probes": recipe.retrieval.probes, "seed": recipe.seed}, ["search-index"]
+        curation.serial(
+            "search-index",
+            retrieve.train_search_index,
+            inputs,
+            sample=recipe.retrieval.sample,
+            seed=recipe.seed,
+            cells=recipe.retrieval.index_cells,
+            code_bytes=recipe.retrieval.code_bytes,
+        )
     for number, seeds in enumerate(recipe.seeds):
         cap = seeds.cap or recipe.retrieval.cap
         if seeds.mode == "cluster":
@@ -146,8 +160,9 @@ def retrieve_by_seeds(curation: Curation) -> None:
             )
             continue
         k = seeds.k or recipe.retrieval.k
-        units = [{"set": number, "k": k, "block": block} for block in feature_blocks(curation)]
-        curation.parallel(f"nearest-{number}", retrieve.nearest, units, inputs, "blocks")
+        common = {"set": number, "k": k, "approximate": approximate}
+        units = [{**common, "block": block} for block in feature_blocks(curation)]
+        curation.parallel(f"nearest-{number}", retrieve.nearest, units, [*inputs, *index], "blocks")
         curation.serial(
             f"retrieved-{number}",
             retrieve.retrieve_by_sample,

@@ -6,6 +6,7 @@ products and search are native code that releases the interpreter lock.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import os
@@ -17,6 +18,7 @@ from typing import Any
 import apache_beam as beam
 import threadpoolctl
 from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.runners.worker import sdk_worker
 
 from curation import storage
 from curation.errors import UserError
@@ -153,7 +155,7 @@ class Runner:
         plan = dataclasses.replace(stage, units=(), count=stage.total)
         threads = (os.cpu_count() or 1) if stage.serial else 1
         started = time.monotonic()
-        with self.progress.stage(self.run, stage, missing), _clear_failures(self.engine):
+        with self.progress.stage(self.run, stage, missing), one_sentence(self.engine):
             pipeline = beam.Pipeline(options=self.engine.beam_options(parallel=len(missing) > 1))
             units = pipeline | beam.Create(missing if combine is None else list(stage.units))
             outputs = units | RunUnits(self.run, plan, threads)
@@ -175,28 +177,27 @@ class Runner:
         )
 
 
-class _clear_failures:
-    """Turn a failed pipeline into one sentence; the traceback stays in the debug log."""
-
-    def __init__(self, engine: Engine) -> None:
-        self.quiet = engine.local and logging.getLogger().level > logging.DEBUG
-
-    def __enter__(self) -> None:
-        self.loggers = [logging.getLogger(name) for name in ("apache_beam", "root")]
-        self.levels = [logger.level for logger in self.loggers]
-        if self.quiet:
-            for logger in self.loggers:
-                logger.setLevel(logging.CRITICAL)
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
-        for logger, level in zip(self.loggers, self.levels, strict=True):
-            logger.setLevel(level)
-        if not isinstance(error, Exception) or isinstance(error, UserError):
-            return
-        logging.getLogger(__name__).debug("pipeline failed", exc_info=error)
+@contextlib.contextmanager
+def one_sentence(engine: Engine) -> Iterator[None]:
+    """Turn a failed pipeline into one sentence; its traceback goes to the debug log, not to the terminal."""
+    beam_log = logging.getLogger("apache_beam")
+    level = beam_log.level
+    if engine.local and not logging.getLogger().isEnabledFor(logging.DEBUG):
+        beam_log.setLevel(logging.CRITICAL)
+        # Its worker also prints tracebacks, some of them after the pipeline has failed; nothing else is printed there.
+        setattr(sdk_worker, "print", lambda *_, **__: None)  # noqa: B010
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        logging.getLogger(__name__).debug("the pipeline failed", exc_info=error)
         found = re.search(r"stage [\w.-]+, unit \d+ of \d+: .*?(?= ;;)", str(error))
-        cause = found.group(0) if found else f"{type(error).__name__}: {' '.join(str(error).split()[-50:])}"
+        last = str(error).strip().rpartition("\n")[2]
+        cause = found.group(0) if found else f"{type(error).__name__}: {last}"
         raise UserError(f"{cause}. {advice(cause)}") from error
+    finally:
+        beam_log.setLevel(level)
 
 
 def advice(cause: str) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from typing import Any
@@ -15,8 +13,8 @@ import pyarrow.compute as pc
 from curation import schema
 from curation.parts import Output, Run, read_groups, read_table
 from curation.sampling import priority
-from curation.sources import Reader
-from curation.steps.embed import without_path
+from curation.sources import Reader, failure
+from curation.steps.embed import check_unchanged
 from curation.vectors import Layout
 
 GROUP_BYTES = 128 << 20  # a row group is cut short when its pictures are large
@@ -39,7 +37,7 @@ PLAN = pa.schema(
         ("role", pa.string()),
         ("uri", pa.string()),
         ("source", pa.int16()),
-        ("path", pa.binary()),
+        ("path", pa.string()),
         ("offset", pa.int64()),
         ("size", pa.int64()),
         ("id", pa.string()),
@@ -127,21 +125,17 @@ def write_shard(run: Run, arguments: Mapping[str, Any], output: Output) -> None:
         for row in rows.to_pylist():
             try:
                 data = _read_again(run, row, readers, stack, arguments["max_bytes"])
-            except (OSError, ValueError) as error:
-                reason = "ChangedFile" if isinstance(error, ChangedFile) else type(error).__name__
-                output.notes.append([row["uri"], reason, without_path(error)])
+            except OSError as error:
+                output.notes.append([row["uri"], *failure(error)])
                 continue
             group.append(_sample(run, row, data))
             size += len(data)
             if len(group) == arguments["row_group"] or size >= GROUP_BYTES:
                 output.write(pa.Table.from_pylist(group, target), compression="snappy")
                 group, size = [], 0
-    if group or output.writer is None:
+    if group:
         output.write(pa.Table.from_pylist(group, target), compression="snappy")
-
-
-class ChangedFile(ValueError):
-    """The bytes are not those that were hashed and embedded."""
+    output.begin(target, "snappy")  # `datasets` cannot load a row group without rows
 
 
 def _read_again(
@@ -150,9 +144,8 @@ def _read_again(
     key = (row["role"], row["source"])
     if key not in readers:
         readers[key] = stack.enter_context(Reader(run.sources[key[0]][key[1]], max_bytes))
-    data = readers[key].read(os.fsdecode(row["path"]), row["offset"], row["size"])
-    if hashlib.sha256(data).hexdigest() != row["sha256"]:
-        raise ChangedFile("the file changed while the run was under way")
+    data = readers[key].read(row["path"], row["offset"], row["size"])
+    check_unchanged(data, row["sha256"])
     return data
 
 

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from curation import components, join
+from curation.encoders.inference import torch_device
 from curation.parts import Output, Run
 from curation.sampling import priority
 from curation.vectors import Layout, from_column, load
@@ -68,17 +69,23 @@ def read_rotation(run: Run) -> np.ndarray:
     return np.stack(run.read("basis", 0)["direction"].to_numpy()).T.astype(np.float32)
 
 
+def prepare(vectors: np.ndarray, rotation: np.ndarray, arguments: Mapping[str, Any]) -> join.Block:
+    """Prepare vectors to be joined, on the device of the arguments; the edges do not depend on it."""
+    device = str(torch_device(arguments["device"]))
+    return join.prepare(vectors, rotation, min(arguments["prefix"], rotation.shape[1]), device=device)
+
+
 def join_pair(run: Run, arguments: Mapping[str, Any], output: Output) -> None:
     """Join two blocks of the pool and contract the edges above the threshold to their spanning forest."""
     layout, rotation, alive = Layout.of(run, "pool"), read_rotation(run), originals(run)
     (a, b), column = arguments["blocks"], arguments["column"]
-    threshold, prefix = arguments["threshold"], arguments["prefix"]
+    threshold = arguments["threshold"]
     left_index, left = load(layout, a, alive, column)
-    left_block = join.prepare(left, rotation, prefix)
+    left_block = prepare(left, rotation, arguments)
     right_index, right_block = left_index, None
     if column != "embedding" or a != b:
         right_index, right = load(layout, b, alive)
-        right_block = join.prepare(right, rotation, prefix)
+        right_block = prepare(right, rotation, arguments)
     forest = components.ForestBuilder()
     for i, j, similarity in join.join_blocks(left_block, right_block, threshold):
         apart = left_index[i] != right_index[j]  # a picture may resemble its own mirror image
@@ -89,14 +96,14 @@ def join_pair(run: Run, arguments: Mapping[str, Any], output: Output) -> None:
 def join_nearest(run: Run, arguments: Mapping[str, Any], output: Output) -> None:
     """Link the images of one block with their k nearest in the whole pool, where above the threshold."""
     layout, rotation, alive = Layout.of(run, "pool"), read_rotation(run), originals(run)
-    prefix, threshold, k = arguments["prefix"], arguments["threshold"], arguments["k"]
+    threshold, k = arguments["threshold"], arguments["k"]
     index, vectors = load(layout, arguments["block"], alive, arguments["column"])
-    queries = join.prepare(vectors, rotation, prefix)
+    queries = prepare(vectors, rotation, arguments)
     best = join.concatenate([])
     for block in arguments["against"]:
         names, vectors = load(layout, block, alive)
         itself = block == arguments["block"] and arguments["column"] == "embedding"
-        other = None if itself else join.prepare(vectors, rotation, prefix)
+        other = None if itself else prepare(vectors, rotation, arguments)
         i, j, similarity = join.top_k_neighbours(queries, other, k, threshold)
         apart = index[i] != names[j]
         best = join.merge_top_k([best, join.Edges(index[i][apart], names[j][apart], similarity[apart])], k)

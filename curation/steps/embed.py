@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -17,7 +16,7 @@ from curation.decode import DecodeError, DecodeLimits, decode
 from curation.encoders import Encoder, load_encoder
 from curation.filters import Filters
 from curation.parts import Output, Run, read_table
-from curation.sources import Candidate, Reader, read_piece
+from curation.sources import Candidate, Reader, failure, read_piece
 from curation.steps.listing import read_listing
 from curation.vectors import Layout, to_column
 
@@ -26,7 +25,7 @@ FACTS = pa.schema(
     [
         ("uri", pa.string()),
         ("source", pa.int16()),
-        ("path", pa.binary()),
+        ("path", pa.string()),
         ("offset", pa.int64()),
         ("size", pa.int64()),
         ("id", pa.string()),
@@ -79,7 +78,8 @@ def embed(run: Run, arguments: Mapping[str, Any], output: Output) -> None:
     limits, filters = DecodeLimits(**arguments["decode"]), Filters(**arguments["filters"])
     with Reader(source, limits.max_bytes) as reader:
         candidates = (candidate for piece in pieces for candidate in read_piece(source, piece, limits.max_bytes))
-        rows = (scan(candidate, number, reader, limits, filters, encoder.side) for candidate in candidates)
+        side = encoder.side and max(encoder.side, filters.side or 0)
+        rows = (scan(candidate, number, reader, limits, filters, side) for candidate in candidates)
         _write_embedded(rows, FACTS, encoder, arguments["batch"], arguments["mirror"], output)
 
 
@@ -95,16 +95,16 @@ def scan(
     facts: dict[str, Any] = {
         "uri": candidate.uri,
         "source": number,
-        "path": os.fsencode(candidate.path),
+        "path": candidate.path,
         "offset": candidate.offset,
         "size": candidate.size,
-        "label": _clean(candidate.label),
-        "metadata": _clean(candidate.metadata),
-        "captions": [_clean(caption) for caption in candidate.captions],
+        "label": candidate.label,
+        "metadata": candidate.metadata,
+        "captions": candidate.captions,
         "status": "dead",
     }
     if candidate.error is not None:
-        return Row({**facts, "reason": candidate.error[0], "message": _clean(candidate.error[1])})
+        return Row(facts | dict(zip(("reason", "message"), candidate.error, strict=True)))
     try:
         data = candidate.data
         if data is None:
@@ -112,10 +112,8 @@ def scan(
         sha256 = hashlib.sha256(data).hexdigest()
         facts |= {"size": len(data), "sha256": sha256, "id": sha256[:32]}
         decoded = decode(data, limits, side)
-    except DecodeError as error:
-        return Row({**facts, "reason": error.kind, "message": _clean(str(error))})
-    except (OSError, ValueError) as error:
-        return Row({**facts, "reason": type(error).__name__, "message": _clean(without_path(error))})
+    except (DecodeError, OSError) as error:
+        return Row(facts | why_dead(error))
     facts |= {"width": decoded.width, "height": decoded.height}
     reason = filters.reject(decoded)
     if reason is not None:
@@ -123,14 +121,10 @@ def scan(
     return Row({**facts, "status": "ok"}, decoded.image)
 
 
-def without_path(error: Exception) -> str:
-    """Say what the system said, without a path of this machine."""
-    return (error.strerror or type(error).__name__) if isinstance(error, OSError) and error.filename else str(error)
-
-
-def _clean(text: str | None) -> str | None:
-    """Make text valid UTF-8: lone surrogates, which JSON allows, become question marks."""
-    return None if text is None else text.encode("utf-8", "replace").decode()
+def why_dead(error: DecodeError | OSError) -> dict[str, str]:
+    """Return reason and message of a file that could not be read or decoded."""
+    kind, message = (error.kind, str(error)) if isinstance(error, DecodeError) else failure(error)
+    return {"reason": kind, "message": message}
 
 
 def _write_embedded(
@@ -209,11 +203,18 @@ def read_survivors(run: Run, layout: Layout, part: int) -> pa.Table:
 def _look_again(row: Mapping[str, Any], reader: Reader, limits: DecodeLimits, side: int | None) -> Row:
     facts: dict[str, Any] = {"index": row["index"], "id": row["id"], "status": "dead"}
     try:
-        data = reader.read(os.fsdecode(row["path"]), row["offset"], row["size"])
-        if hashlib.sha256(data).hexdigest() != row["sha256"]:
-            return Row({**facts, "reason": "ChangedFile", "message": "the file changed while the run was under way"})
+        data = reader.read(row["path"], row["offset"], row["size"])
+        check_unchanged(data, row["sha256"])
         return Row({**facts, "status": "ok"}, decode(data, limits, side).image)
-    except DecodeError as error:
-        return Row({**facts, "reason": error.kind, "message": _clean(str(error))})
-    except (OSError, ValueError) as error:
-        return Row({**facts, "reason": type(error).__name__, "message": _clean(without_path(error))})
+    except (DecodeError, OSError) as error:
+        return Row(facts | why_dead(error))
+
+
+class ChangedFile(OSError):
+    """The bytes are not those that were hashed and embedded."""
+
+
+def check_unchanged(data: bytes, sha256: str) -> None:
+    """Raise ChangedFile when a file read again is not what it was."""
+    if hashlib.sha256(data).hexdigest() != sha256:
+        raise ChangedFile("the file changed while the run was under way")

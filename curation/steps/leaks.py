@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from curation import join, search
 from curation.parts import Output, Run
-from curation.steps.dedup import originals, read_rotation
+from curation.steps.dedup import originals, prepare, read_rotation
 from curation.vectors import Block, Layout, from_column, load
 
 # parent: global index of the reference (round 0) or of the pool image the link comes from;
@@ -41,11 +41,11 @@ def link(run: Run, arguments: Mapping[str, Any], output: Output) -> None:
     round_, layout, rotation = arguments["round"], Layout.of(run, "pool"), read_rotation(run)
     alive = np.setdiff1d(distinct(run), leaked_before(run, round_), assume_unique=True)
     names, roots, vectors = _frontier(run, round_, arguments["frontier"])
-    frontier = join.prepare(vectors, rotation, arguments["prefix"])
+    frontier = prepare(vectors, rotation, arguments)
     best = LINKS.empty_table()
     for column in arguments["columns"]:
         index, pool = load(layout, arguments["block"], alive, column)
-        block = join.prepare(pool, rotation, arguments["prefix"])
+        block = prepare(pool, rotation, arguments)
         for i, j, similarity in join.join_blocks(frontier, block, arguments["threshold"]):
             tile = pa.table({"index": index[j], "parent": names[i], "root": roots[i], "similarity": similarity}, LINKS)
             best = best_links(pa.concat_tables([best, tile]))

@@ -6,7 +6,6 @@ The listing is one Parquet file whose row group i is unit i: units name a row gr
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -19,7 +18,7 @@ from curation.sources import Piece, Source, list_pieces
 SCHEMA = pa.schema(
     [
         ("source", pa.int16()),
-        ("path", pa.binary()),
+        ("path", pa.string()),
         ("start", pa.int64()),
         ("stop", pa.int64()),
         ("size", pa.int64()),
@@ -37,9 +36,7 @@ def write_listing(run: Run, role: str, unit_rows: int) -> tuple[list[dict[str, A
         output = Output(file)
         for number, source in enumerate(run.sources[role]):
             for pieces in _groups(list_pieces(source), unit_rows):
-                rows = [
-                    {**dataclasses.asdict(piece), "source": number, "path": os.fsencode(piece.path)} for piece in pieces
-                ]
+                rows = [{**dataclasses.asdict(piece), "source": number, "path": piece.path} for piece in pieces]
                 output.write(pa.Table.from_pylist(rows, SCHEMA))
                 stamp = digest([(str(row["path"]), row["start"], row["stop"], row["stamp"]) for row in rows])
                 identity = {"name": source.name, "kind": source.kind, **_reading(source)}
@@ -74,8 +71,5 @@ def _groups(pieces: Iterator[Piece], unit_rows: int) -> Iterator[list[Piece]]:
 def read_listing(run: Run, role: str, unit: int) -> tuple[Source, Sequence[Piece]]:
     """Return the source and the pieces of one unit."""
     rows = read_table(run.path("sources", f"{role}.parquet"), group=unit).to_pylist()
-    pieces = [
-        Piece(os.fsdecode(row["path"]), row["start"], row["stop"], row["size"], row["count"], row["stamp"])
-        for row in rows
-    ]
+    pieces = [Piece(row["path"], row["start"], row["stop"], row["size"], row["count"], row["stamp"]) for row in rows]
     return run.sources[role][rows[0]["source"]], pieces

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import faiss
 import numpy as np
 import pyarrow as pa
 
@@ -87,8 +88,23 @@ def nearest(run: Run, arguments: Mapping[str, Any], output: Output) -> None:
     """Find the k nearest images of one pool block for every seed of a set."""
     seeds, _, queries = seeds_of_set(run, arguments["set"])
     index, _, vectors = load_features(run, arguments["block"], candidates(run))
-    similarity, found = search.top_k(queries, vectors, index, arguments["k"])
+    k, approximate = arguments["k"], arguments["approximate"]
+    if approximate is None:
+        similarity, found = search.top_k(queries, vectors, index, k, gpu=search.has_gpu())
+    else:
+        trained = faiss.deserialize_index(np.frombuffer(run.read("search-index", 0)["index"][0].as_py(), np.uint8))
+        similarity, found, recall = search.approximate_top_k(
+            queries, vectors, index, k, trained, approximate["probes"], seed=approximate["seed"]
+        )
+        output.counters["recall_millionths"] = round(recall * 1e6)
     output.write(pa.table({"seed": seeds, "similarity": list(similarity), "index": list(found)}, NEAREST))
+
+
+def train_search_index(run: Run, arguments: Mapping[str, Any], output: Output) -> None:
+    """Train the inverted file and the product quantiser of the approximate search on a bounded sample."""
+    sample = _training_sample(run, candidates(run), arguments["sample"], arguments["seed"])
+    index = search.train_index(sample, arguments["cells"], arguments["code_bytes"], arguments["seed"])
+    output.write(pa.table({"index": [faiss.serialize_index(index).tobytes()]}))
 
 
 def retrieve_by_sample(run: Run, arguments: Mapping[str, Any], output: Output) -> None:
@@ -128,24 +144,25 @@ def _rows(column: pa.ChunkedArray, k: int) -> np.ndarray:
 
 def train(run: Run, arguments: Mapping[str, Any], output: Output) -> None:
     """Train k-means on a bounded sample of the candidates, chosen by hash."""
-    import faiss
+    sample = _training_sample(run, _alive(run, arguments), arguments["sample"], arguments["seed"])
+    centroids = sample[:0]
+    if len(sample):
+        centroids = clusters.train_kmeans(
+            sample, arguments["clusters"], arguments["seed"], arguments["iterations"], gpu=search.has_gpu()
+        )
+    write_centroids(run, {"combined": centroids}, output)
 
-    layout, alive = Layout.of(run, "features"), _alive(run, arguments)
+
+def _training_sample(run: Run, alive: np.ndarray, size: int, seed: int) -> np.ndarray:
+    """Return the vectors (at most `size`, d) of the images that come first by hash."""
+    layout = Layout.of(run, "features")
     indices, ids = [], []
     for _, table in layout.read(0, len(layout.parts), ["index", "id"]):
         inside = np.isin(table["index"].to_numpy(), alive)
         indices.append(table["index"].to_numpy()[inside])
         ids.append(table["id"].to_numpy(zero_copy_only=False)[inside].astype(str))
-    index = np.concatenate(indices)
-    chosen = np.sort(index[bounded_sample(np.concatenate(ids), arguments["sample"], arguments["seed"], "k-means")])
-    sample = [load_features(run, (part, part + 1), chosen)[2] for part in range(len(layout.parts))]
-    gpu = hasattr(faiss, "get_num_gpus") and faiss.get_num_gpus() > 0
-    vectors = np.concatenate(sample)
-    if not len(vectors):
-        write_centroids(run, {"combined": np.zeros((0, vectors.shape[1]), np.float32)}, output)
-        return
-    trained = clusters.train_kmeans(vectors, arguments["clusters"], arguments["seed"], arguments["iterations"], gpu=gpu)
-    write_centroids(run, {"combined": trained}, output)
+    chosen = np.sort(np.concatenate(indices)[bounded_sample(np.concatenate(ids), size, seed, "training sample")])
+    return np.concatenate([load_features(run, (part, part + 1), chosen)[2] for part in range(len(layout.parts))])
 
 
 def _alive(run: Run, arguments: Mapping[str, Any]) -> np.ndarray:
@@ -171,13 +188,13 @@ def write_centroids(run: Run, arguments: Mapping[str, Any], output: Output) -> N
 def read_centroids(run: Run, stage: str) -> np.ndarray:
     """Return (k, d) float32 centroids."""
     column = run.read(stage, 0)["centroid"].combine_chunks()
-    return column.flatten().to_numpy().reshape(len(column), -1)
+    return column.flatten().to_numpy().reshape(len(column), column.type.list_size)
 
 
 def assign(run: Run, arguments: Mapping[str, Any], output: Output) -> None:
     """Assign the candidates of one block to their nearest centroid."""
     index, ids, vectors = load_features(run, arguments["block"], _alive(run, arguments))
-    cells, similarity = clusters.assign(vectors, read_centroids(run, arguments["centroids"]))
+    cells, similarity = clusters.assign(vectors, read_centroids(run, arguments["centroids"]), gpu=search.has_gpu())
     output.write(pa.table({"index": index, "id": ids.tolist(), "cell": cells, "similarity": similarity}, CELLS))
 
 
@@ -219,8 +236,8 @@ def retrieve_by_cluster(run: Run, arguments: Mapping[str, Any], output: Output) 
     seed_cells = clusters.assign(queries, centroids)[0] if len(centroids) else np.zeros(0, np.int64)
     seed = arguments["seed"] + number
     draw = retrieval.ClusterDraw(seed_cells, len(centroids), arguments["min_seeds"], arguments["per_cell"], seed)
-    for part in range(len(run.parts("cells"))):
-        rows = run.read("cells", part, ["index", "id", "cell"])
+    for part in range(len(run.parts("pool-cells"))):
+        rows = run.read("pool-cells", part, ["index", "id", "cell"])
         draw.add(
             rows["cell"].to_numpy(),
             rows["id"].to_numpy(zero_copy_only=False).astype(str),

@@ -1,6 +1,6 @@
 """Memory of a curation as the pool grows, and what the pipeline costs over a bare decode-and-embed loop.
 
-    python -m tests.benchmarks.pipeline [memory | overhead] [--small 10000] [--large 100000] [--photos 3000]
+python -m tests.benchmarks.pipeline [memory | overhead] [--small 10000] [--large 100000] [--photos 3000]
 """
 
 from __future__ import annotations
@@ -76,14 +76,26 @@ def memory(small: int, large: int, workers: int) -> None:
             write_noise(root / "pool", count)
             write_noise(root / "seeds", 20)
             started = time.monotonic()
-            facts, peak = curate(root / "pool", root / "run", workers, "--seeds", str(root / "seeds"),
-                                 "--retrieval.k", str(max(1, count // 40)))
+            facts, peak = curate(
+                root / "pool",
+                root / "run",
+                workers,
+                "--seeds",
+                str(root / "seeds"),
+                "--retrieval.k",
+                str(max(1, count // 40)),
+            )
             seconds = time.monotonic() - started
             peaks.append(peak)
-            print(f"{count:>8,} images: {seconds:7.1f} s, {count / seconds:7.0f} images/s, peak {peak:7.0f} MiB, "
-                  f"{facts['samples']:,} samples", flush=True)
+            print(
+                f"{count:>8,} images: {seconds:7.1f} s, {count / seconds:7.0f} images/s, peak {peak:7.0f} MiB, "
+                f"{facts['samples']:,} samples",
+                flush=True,
+            )
             for row in facts["stages"]:
-                print(f"           {row['stage']:<12} {row['seconds']:8.1f} s  {row['rows'] / row['seconds']:10.1f} {row['noun']}/s")
+                print(
+                    f"           {row['stage']:<12} {row['seconds']:8.1f} s  {row['rows'] / row['seconds']:10.1f} {row['noun']}/s"
+                )
     print(f"peak memory, {large:,} over {small:,} images: {peaks[1] / peaks[0]:.2f} (must stay at or below 1.5)")
 
 
@@ -95,14 +107,14 @@ def bare_loop(paths: list[str], threads: int, batch: int = 64) -> float:
         limit_threads(1)
         for start in range(0, len(chunk), batch):
             pictures = []
-            for path in chunk[start: start + batch]:
+            for path in chunk[start : start + batch]:
                 data = pathlib.Path(path).read_bytes()
                 hashlib.sha256(data).hexdigest()
                 pictures.append(decode(data, limits, encoder.side).image)
             encoder.embed(pictures)
         return len(chunk)
 
-    chunks = [paths[start: start + 512] for start in range(0, len(paths), 512)]
+    chunks = [paths[start : start + 512] for start in range(0, len(paths), 512)]
     started = time.monotonic()
     with concurrent.futures.ThreadPoolExecutor(threads) as pool:
         assert sum(pool.map(work, chunks)) == len(paths)
@@ -123,8 +135,13 @@ def overhead(photos: int, workers: int, repeats: int = 3) -> None:
             stage = next(row for row in facts["stages"] if row["stage"] == "pool")
             rate = stage["rows"] / stage["seconds"]
             ratios.append(rate / bare)
-            print(f"bare loop {bare:7.0f} images/s, embed stage {rate:7.0f} images/s, ratio {ratios[-1]:.2f}", flush=True)
-        print(f"embed stage over bare loop, median of {repeats}: {statistics.median(ratios):.2f} (must be at least 0.90)")
+            print(
+                f"bare loop {bare:7.0f} images/s, embed stage {rate:7.0f} images/s, ratio {ratios[-1]:.2f}",
+                flush=True,
+            )
+        print(
+            f"embed stage over bare loop, median of {repeats}: {statistics.median(ratios):.2f} (must be at least 0.90)"
+        )
 
 
 def main() -> None:

@@ -1,0 +1,105 @@
+"""What a source is, what it is cut into and what comes out of it: plain data, nothing read here."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+import pydantic
+from pydantic import Field
+
+Kind = Literal["auto", "folder", "webdataset", "parquet", "dataset", "urls"]
+
+# Bytes of a file name that are not UTF-8 arrive as U+DC80..U+DCFF (PEP 383) and are written \udcXX. A
+# backslash that would read as such an escape is itself written \x5c, so the text leads back to the name.
+AMBIGUOUS_BACKSLASH = re.compile(r"\\(?=udc[89a-f][0-9a-f]|x5c)")
+ESCAPED = re.compile(r"\\(?:x5c|u(dc[89a-f][0-9a-f]))")
+
+
+class Source(pydantic.BaseModel, frozen=True, extra="forbid"):
+    """Where a pool, a seed set or a reference set comes from."""
+
+    name: str = Field(default="", pattern=r"^[A-Za-z0-9._-]*$", description="short name, first part of every uri")
+    path: str = Field(description="folder, file, glob or brace pattern (local or any fsspec URL), or hf:ORG/NAME")
+    kind: Kind = Field(default="auto", description="how the path is read; auto decides from what is there")
+    glob: str | None = Field(default=None, description="folder only: relative paths to take, e.g. **/*.jpg")
+    labels: Literal["none", "folder"] = Field(default="none", description="folder: the first sub-folder is the label")
+    image_column: str = Field(default="image", description="parquet, dataset: column of the image (HF Image or binary)")
+    label_column: str = Field(default="label", description="column (webdataset: JSON key) of the label, if it is there")
+    caption_column: str | None = Field(
+        default=None,
+        description="column (webdataset: JSON key) of the captions; default captions, caption or text",
+    )
+    url_column: str = Field(default="url", description="urls: column of the address in a CSV or Parquet list")
+    split: str | None = Field(default=None, description="dataset: the split to read; default all of them")
+
+
+@dataclass(frozen=True)
+class Piece:
+    """The smallest part of a source that a work unit can be given; valid UTF-8, no image bytes.
+
+    path: file, relative to the root of the source (a split for kind dataset, the list for kind urls).
+    start, stop: rows, half open; 0, 0 for whole files.
+    size: bytes, 0 when unknown. count: candidates in it, 0 when unknown (tar).
+    stamp: text that changes when the file changes.
+    """
+
+    path: str
+    start: int
+    stop: int
+    size: int
+    count: int
+    stamp: str
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One thing that may be an image.
+
+    uri: unique in the source, starts with its name. path, offset, size: what `Reader.read` takes.
+    data: the bytes where reading the piece had them anyway, else None.
+    error: (class, message) of a dead candidate, which has no bytes.
+    """
+
+    uri: str
+    path: str
+    offset: int = 0
+    size: int = 0
+    label: str | None = None
+    captions: tuple[str, ...] = ()
+    metadata: str | None = None
+    data: bytes | None = None
+    error: tuple[str, str] | None = None
+
+
+def escape(name: str) -> str:
+    """Write a file name as valid UTF-8; `unescape` gives it back. Ordinary names stay as they are."""
+    marked = AMBIGUOUS_BACKSLASH.sub(r"\\x5c", name)
+    return marked.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def unescape(text: str) -> str:
+    """Invert `escape`."""
+    return ESCAPED.sub(lambda match: chr(int(match[1], 16)) if match[1] else "\\", text)
+
+
+def plain(text: str) -> str:
+    """Replace what UTF-8 cannot hold: JSON can smuggle in half a surrogate pair."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def field_name(source: Source, field: str) -> str:
+    """Return the name of a field as the user knows it, for messages."""
+    return f"{source.name or 'source'}.{field}"
+
+
+def failure(error: BaseException) -> tuple[str, str]:
+    """Return (class, message) of an error, without the local path that operating systems add to theirs."""
+    message = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return type(error).__name__, plain(message) or type(error).__name__
+
+
+def too_many_bytes(size: int, max_bytes: int) -> tuple[str, str]:
+    """Return the error of a candidate that is larger than the limit."""
+    return "TooManyBytes", f"{size} bytes, the limit is {max_bytes}"

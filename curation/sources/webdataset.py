@@ -1,0 +1,242 @@
+"""WebDataset tar shards: members with one key (path up to the first dot of the base name) are one sample.
+
+Plain image endings are candidates. KEY.json is kept as metadata and gives captions and label, KEY.txt a
+caption, KEY.cls a label; all other members, KEY.mask.png among them, are companions. As in the convention,
+the members of a key follow one another. Nothing is ever unpacked to disk.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any, BinaryIO, cast
+
+from curation.sources import columns, files, listing, tar
+from curation.sources.model import Candidate, Piece, Source, escape, failure, plain, too_many_bytes
+from curation.sources.tar import DamagedTar, Member
+
+ENDINGS = (".tar", ".tar.gz", ".tgz")
+GZIP_MAGIC = b"\x1f\x8b"
+IMAGE_ENDINGS = frozenset(
+    [
+        "avif",
+        "bmp",
+        "dib",
+        "gif",
+        "heic",
+        "heif",
+        "ico",
+        "j2k",
+        "jfif",
+        "jp2",
+        "jpe",
+        "jpeg",
+        "jpg",
+        "jxl",
+        "pbm",
+        "pcx",
+        "pgm",
+        "png",
+        "pnm",
+        "ppm",
+        "qoi",
+        "tga",
+        "tif",
+        "tiff",
+        "webp",
+    ]
+)
+MAX_SIDECAR = 16 << 20  # bytes of a .json, .txt or .cls member
+DAMAGE = (OSError, EOFError, zlib.error)
+
+
+@dataclass
+class Group:
+    """The members of one key that were met so far."""
+
+    key: str
+    candidates: list[Candidate] = field(default_factory=list)
+    sidecars: dict[str, str] = field(default_factory=dict)
+    held: int = 0
+
+
+def list_pieces(source: Source) -> Iterator[Piece]:
+    """Yield one piece per shard."""
+    for file in listing.shards(source.path, ENDINGS):
+        yield Piece(file.path, 0, 0, file.size, 0, file.stamp)
+
+
+def read_piece(source: Source, piece: Piece, max_bytes: int) -> Iterator[Candidate]:
+    """Yield the images of a shard with their bytes; after damage, one dead candidate for the rest."""
+    seen: dict[str, int] = {}
+    prefix = f"{source.name}/{piece.path}#"
+    stream: BinaryIO | None = None
+    group = Group("")
+    try:
+        stream = open_stream(files.join(files.root(source.path), piece.path))
+        for member in tar.members(stream):
+            if not is_safe(member.name):
+                error = ("UnsafeMemberPath", "absolute, or leads out of the archive")
+                yield unique(seen, Candidate(prefix + escape(member.name), piece.path, error=error))
+            elif member.type != "other":
+                key, ending = key_and_ending(member.name)
+                if key != group.key:
+                    yield from finished(source, piece, group, prefix, seen)
+                    group = Group(key)
+                add_member(stream, group, member, ending, piece, prefix, max_bytes)
+        yield from finished(source, piece, group, prefix, seen)
+    except DAMAGE as error:
+        if group.candidates:
+            yield from finished(source, piece, group, prefix, seen)
+        yield unique(seen, Candidate(f"{prefix}rest", piece.path, error=failure(error)))
+    finally:
+        if stream is not None:
+            stream.close()
+
+
+def open_stream(path: str) -> BinaryIO:
+    """Open a shard, unpacked on the fly where it is gzip, whatever its name says."""
+    file = files.open_file(path)
+    magic = file.read(2)
+    file.seek(0)
+    return cast(BinaryIO, ClosingGzip(file)) if magic == GZIP_MAGIC else file
+
+
+class ClosingGzip(gzip.GzipFile):
+    """A gzip stream that closes the file below it."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        super().__init__(fileobj=file, mode="rb")
+        self.below = file
+
+    def close(self) -> None:
+        """Close both."""
+        super().close()
+        self.below.close()
+
+
+def is_safe(name: str) -> bool:
+    """Say whether a member name stays inside of a folder."""
+    parts = name.replace("\\", "/").split("/")
+    return not name.startswith("/") and ".." not in parts
+
+
+def key_and_ending(name: str) -> tuple[str, str]:
+    """Split a/b.c.mask.png into a/b and c.mask.png, in lower case."""
+    folder, _, base = name.removeprefix("./").rpartition("/")
+    stem, _, ending = base.partition(".")
+    return (f"{folder}/{stem}" if folder else stem) or name, ending.lower()
+
+
+def add_member(
+    stream: BinaryIO, group: Group, member: Member, ending: str, piece: Piece, prefix: str, max_bytes: int
+) -> None:
+    """Put a member into its group: image, sidecar or companion."""
+    if ending in IMAGE_ENDINGS:
+        candidate = read_image(stream, group, member, piece, prefix, max_bytes)
+        group.candidates.append(candidate)
+        group.held += len(candidate.data or b"")
+    elif ending in ("json", "txt", "cls") and member.type == "file" and member.size <= MAX_SIDECAR:
+        group.sidecars[ending] = whole_member(stream, member).decode("utf-8", "replace")
+
+
+def read_image(stream: BinaryIO, group: Group, member: Member, piece: Piece, prefix: str, max_bytes: int) -> Candidate:
+    """Return the candidate of an image; bytes of a group beyond `max_bytes` are left for the reader."""
+    uri = prefix + escape(member.name.removeprefix("./"))
+    if member.type != "file":
+        message = f"a {member.type} member has no bytes of its own that could be read"
+        return Candidate(uri, piece.path, error=(f"{member.type.capitalize()}Member", message))
+    if member.size > max_bytes:
+        return Candidate(uri, piece.path, error=too_many_bytes(member.size, max_bytes))
+    data = whole_member(stream, member) if group.held + member.size <= max_bytes else None
+    return Candidate(uri, piece.path, member.offset, member.size, data=data)
+
+
+def whole_member(stream: BinaryIO, member: Member) -> bytes:
+    """Return the data of a member; a cut inside of it is damage to the archive."""
+    data = files.read_range(stream, member.offset, member.size)
+    if len(data) < member.size:
+        raise DamagedTar(f"the archive is cut off inside {escape(member.name)}")
+    return data
+
+
+def finished(source: Source, piece: Piece, group: Group, prefix: str, seen: dict[str, int]) -> Iterator[Candidate]:
+    """Yield the candidates of a whole group, with what its sidecars say."""
+    if not group.key:
+        return
+    label, captions, metadata = describe(source, group.sidecars)
+    for found in group.candidates:
+        yield unique(seen, replace(found, label=label, captions=captions, metadata=metadata))
+    if not group.candidates:
+        error = ("NoImage", "the key has no member with an image ending")
+        yield unique(seen, Candidate(prefix + escape(group.key), piece.path, error=error))
+
+
+def describe(source: Source, sidecars: dict[str, str]) -> tuple[str | None, tuple[str, ...], str | None]:
+    """Return label, captions and metadata; a .cls file goes before the JSON."""
+    metadata = sidecars.get("json")
+    record = parse_record(metadata)
+    label = columns.label_of(sidecars.get("cls", "").strip()) or columns.label_of(record.get(source.label_column))
+    name = columns.caption_name(source, list(record))
+    captions = columns.captions_of(record.get(name) if name else None)
+    text = sidecars.get("txt", "").strip()
+    if text and plain(text) not in captions:
+        captions += (plain(text),)
+    return label, captions, metadata
+
+
+def parse_record(text: str | None) -> dict[str, Any]:
+    """Return the JSON object; empty where there is none or it is broken."""
+    try:
+        record = json.loads(text) if text else None
+    except (ValueError, RecursionError):
+        record = None
+    return record if isinstance(record, dict) else {}
+
+
+def unique(seen: dict[str, int], candidate: Candidate) -> Candidate:
+    """Give a uri that was there before the suffix #2, #3, ..."""
+    uri, count = candidate.uri, seen.get(candidate.uri, 0) + 1
+    while count > 1 and f"{uri}#{count}" in seen:
+        count += 1
+    seen[uri] = count
+    if count == 1:
+        return candidate
+    seen[f"{uri}#{count}"] = 1
+    return replace(candidate, uri=f"{uri}#{count}")
+
+
+def random_access(source: Source) -> bool:
+    """Say whether members can be read in any order at equal cost: not from compressed shards."""
+    return not any(file.path.lower().endswith((".gz", ".tgz")) for file in listing.shards(source.path, ENDINGS))
+
+
+class Reader:
+    """Reads members by range; a compressed shard is unpacked onwards from where the last read ended."""
+
+    def __init__(self, source: Source, max_bytes: int) -> None:
+        self.root = files.root(source.path)
+        self.max_bytes = max_bytes
+        self.path = ""
+        self.stream: BinaryIO | None = None
+
+    def read(self, path: str, offset: int, size: int) -> bytes:
+        """Return the bytes of a member."""
+        if size > self.max_bytes:
+            raise files.TooManyBytes(too_many_bytes(size, self.max_bytes)[1])
+        if self.stream is None or path != self.path:
+            self.close()
+            self.stream, self.path = open_stream(files.join(self.root, path)), path
+        try:
+            return whole_member(self.stream, Member(path, "file", offset, size))
+        except (EOFError, zlib.error) as error:
+            raise DamagedTar(str(error)) from error
+
+    def close(self) -> None:
+        """Close the shard that is open."""
+        if self.stream is not None:
+            self.stream.close()
+        self.stream = None

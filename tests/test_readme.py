@@ -1,0 +1,59 @@
+"""Every command of the README runs, in the order it stands there, on a small pool in an empty folder."""
+
+from __future__ import annotations
+
+import pathlib
+import re
+import shlex
+import subprocess
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.datasets import load_sample_images
+
+from pipelines.command import main
+
+ROOT = pathlib.Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```(sh|python)\n(.*?)```", README, re.DOTALL)
+COMMANDS = [line for language, block in BLOCKS if language == "sh" for line in block.strip().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    root = tmp_path_factory.mktemp("readme")
+    photos = [Image.fromarray(pixels) for pixels in load_sample_images().images]
+    rng = np.random.default_rng(0)
+    for role, count in (("photos", 24), ("favourites", 3), ("benchmark", 2)):
+        (root / role / "day").mkdir(parents=True)
+        for number in range(count):
+            left, top = int(rng.integers(0, 500)), int(rng.integers(0, 300))
+            photos[number % 2].crop((left, top, left + 100, top + 100)).save(root / role / "day" / f"{number}.png")
+    photos[0].resize((64, 43)).save(root / "photos" / "cat.jpg")
+    return root
+
+
+@pytest.mark.parametrize("command", [line for line in COMMANDS if line.startswith("make")])
+def test_make_targets_exist(command: str) -> None:
+    subprocess.run([*shlex.split(command), "--dry-run"], cwd=ROOT, check=True, capture_output=True)
+
+
+def test_commands_run(folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    monkeypatch.chdir(folder)
+    for command in COMMANDS:
+        if command.startswith("granary"):
+            assert main(shlex.split(command)[1:]) == 0, f"{command}\n{capsys.readouterr().err}"
+        else:
+            assert command.split()[0] in ("make", "python"), f"no test runs {command!r}"
+    scope: dict = {}
+    for language, block in BLOCKS:
+        if language == "python":
+            exec(block, scope)
+    assert scope["dataset"].num_rows > 0
+
+
+@pytest.mark.parametrize("command", [line for line in COMMANDS if line.startswith("python -m")])
+def test_benchmark_modules_exist(command: str) -> None:
+    module = shlex.split(command)[2]
+    assert (ROOT / (module.replace(".", "/") + ".py")).is_file() or (ROOT / module.replace(".", "/")).is_dir()
