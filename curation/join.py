@@ -263,8 +263,7 @@ def join_blocks(left: Block, right: Block | None, threshold: float, *, tile: int
 def _in_order(function: Callable[[T], R], items: Iterable[T], workers: int) -> Iterator[R]:
     """Map in threads, results in the order of the items, few of them waiting at any time.
 
-    Each thread computes alone: torch's own threads meet after every operation, and where other processes use
-    the same cores each meeting waits for the scheduler; that was ten times slower.
+    Each thread computes alone: torch's own threads would meet after every operation.
     """
     if workers <= 1:
         yield from map(function, items)

@@ -14,7 +14,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, Literal, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -121,7 +121,8 @@ class Stage:
         inputs: digests of the stages it reads.
         revision: of the step's code: raise it when the same inputs give other bytes.
         noun: what is counted in the progress bar.
-        serial: a stage of one unit, which may use every core.
+        cores: "one" thread for each unit; "all" cores for the only unit of a stage; "idle" ones too where there are
+            fewer units than workers, for steps whose bits do not depend on the number of threads.
         target: folder of the outputs when it is not NAME (the dataset's shards).
         count: number of units, where the units are left out to ship the stage to a worker.
     """
@@ -132,7 +133,7 @@ class Stage:
     inputs: Sequence[str] = ()
     revision: int = 1
     noun: str = "units"
-    serial: bool = False
+    cores: Literal["one", "all", "idle"] = "one"
     target: str = ""
     count: int = 0
 

@@ -60,7 +60,9 @@ class Dedup(Options, frozen=True):
         description="split components so that each member is at least this close to the one kept",
     )
     block: int = Field(32_768, ge=1, description="vectors in one side of a work unit of the join")
-    prefix: int = Field(64, ge=1, description="principal directions used to rule pairs out")
+    prefix: int | None = Field(
+        None, ge=1, description="principal directions that rule pairs out; speed only; default: chosen from the data"
+    )
 
 
 class Leaks(Options, frozen=True):

@@ -84,9 +84,9 @@ class Curation(Stages):
             [{"bucket": b, "buckets": buckets} for b in range(buckets)],
             ["pool"],
         )
-        self.serial("basis", dedup.basis, ["pool"], seed=self.recipe.seed)
+        self.fit_basis("basis", options.threshold)
         blocks = layout.blocks(options.block)
-        common = {"threshold": options.threshold, "prefix": options.prefix, "device": self.recipe.encoder.device}
+        common = {"threshold": options.threshold, "device": self.recipe.encoder.device}
         columns = ["embedding", "mirror"] if options.mirror else ["embedding"]
         arguments: list[dict[str, Any]]
         if not options.enabled:
@@ -112,6 +112,7 @@ class Curation(Stages):
             ["pool", "exact", "basis"],
             "block pairs",
             combine=(MergeForests(), "forest", dedup.write_forest, {}),
+            cores="idle",
         )
         buckets = max(1, self.run_directory.rows("forest")[0] // MEMBERS_PER_UNIT)
         common = {"buckets": buckets, "mirror": options.mirror, "split_below": options.split_below}
@@ -122,11 +123,18 @@ class Curation(Stages):
             ["pool", "forest"],
         )
 
+    def fit_basis(self, name: str, threshold: float | None) -> None:
+        """Fit the directions that the joins at a threshold prune with."""
+        self.serial(
+            name, dedup.basis, ["pool"], seed=self.recipe.seed, threshold=threshold, prefix=self.recipe.dedup.prefix
+        )
+
     def remove_leaks(self) -> None:
         """Grow the set of leaked images from the references, round by round, to its fixed point."""
         run, round_ = self.run_directory, 0
         if self.recipe.references:
             self.embed_role("references", self.recipe.encoder.copy_)
+            self.fit_basis("leak-basis", self.recipe.leaks.threshold)
             self.check_readable("references", "leave --references out")
             frontier = Layout.of(run, "references").blocks(self.recipe.dedup.block)
             while frontier:
@@ -139,20 +147,21 @@ class Curation(Stages):
         self.remove_rounds_after(round_)
         if self.recipe.references:
             self._audit_leaks()
+        else:
+            self.runner.remove_stages(lambda name: name in ("references", "leak-basis", "audit"))
 
     def _leak_round(self, round_: int, frontier: list[tuple[int, int]]) -> None:
         blocks = Layout.of(self.run_directory, "pool").blocks(self.recipe.dedup.block)
         common = {
             "round": round_,
             "threshold": self.recipe.leaks.threshold,
-            "prefix": self.recipe.dedup.prefix,
             "device": self.recipe.encoder.device,
             "columns": ["embedding", "mirror"] if self.recipe.dedup.mirror else ["embedding"],
         }
         units = [{**common, "frontier": near, "block": block} for near, block in product(frontier, blocks)]
         name = f"leaks-{round_:02d}"
         before = [f"leaked-{round_ - 1:02d}"] if round_ else ["references"]
-        self.parallel(name, leaks.link, units, ["duplicates", "basis", *before], "block pairs")
+        self.parallel(name, leaks.link, units, ["duplicates", "leak-basis", *before], "block pairs", cores="idle")
         self.serial(f"leaked-{round_:02d}", leaks.leaked, [name], round=round_)
 
     def _audit_leaks(self) -> None:
@@ -165,6 +174,7 @@ class Curation(Stages):
             units,
             ["pool", "duplicates", "references", *self.leak_stages()],
             "block pairs",
+            cores="idle",
         )
 
     def leak_stages(self) -> list[str]:

@@ -118,7 +118,7 @@ def cluster(
         )
         centroids = refined
     units = [{"block": block, "centroids": centroids, **early} for block in blocks]
-    curation.parallel(cells, retrieve.assign, units, [centroids, *inputs], "blocks")
+    curation.parallel(cells, retrieve.assign, units, [centroids, *inputs], "blocks", cores="idle")
     return centroids
 
 
@@ -162,7 +162,7 @@ def retrieve_by_seeds(curation: Curation) -> None:
         k = seeds.k or recipe.retrieval.k
         common = {"set": number, "k": k, "approximate": approximate}
         units = [{**common, "block": block} for block in feature_blocks(curation)]
-        curation.parallel(f"nearest-{number}", retrieve.nearest, units, [*inputs, *index], "blocks")
+        curation.parallel(f"nearest-{number}", retrieve.nearest, units, [*inputs, *index], "blocks", cores="idle")
         curation.serial(
             f"retrieved-{number}",
             retrieve.retrieve_by_sample,

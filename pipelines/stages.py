@@ -64,7 +64,7 @@ class Stages:
 
     def serial(self, name: str, step: Any, inputs: Iterable[str], **arguments: Any) -> Marker:
         """Run a stage of one unit, which may use every core."""
-        stage = Stage(name, step, [Unit(0, arguments)], [self.digests[i] for i in inputs], serial=True)
+        stage = Stage(name, step, [Unit(0, arguments)], [self.digests[i] for i in inputs], cores="all")
         self.digests[name] = stage.digest
         self.markers[name] = self.runner.stage(stage)
         return self.markers[name][0]

@@ -66,7 +66,7 @@ class RunUnits(beam.PTransform):
     Args:
         run: the run directory and sources.
         stage: whose step is called; its units are not shipped.
-        threads: native threads one unit may use (BLAS, OpenMP, torch).
+        threads: native threads one unit may use (BLAS, OpenMP, torch); 0 for every core of its machine.
     """
 
     def __init__(self, run: Run, stage: Stage, threads: int) -> None:
@@ -82,22 +82,25 @@ class _RunUnit(beam.DoFn):
     def __init__(self, run: Run, stage: Stage, threads: int) -> None:
         self.run, self.stage, self.threads = run, stage, threads
 
-    def setup(self) -> None:
-        limit_threads(self.threads)
-
     def process(self, unit: Unit) -> Iterator[str]:
+        limit_threads(self.threads or os.cpu_count() or 1)
         run_unit(self.run, self.stage, unit)
         yield self.stage.output(self.run, unit)
 
 
 def limit_threads(threads: int) -> None:
-    """Let BLAS, OpenMP and torch use `threads` threads from this worker, so that workers do not oversubscribe."""
+    """Let BLAS, OpenMP and torch use `threads` threads from this thread, so that workers do not oversubscribe."""
     import faiss
     import torch
 
-    threadpoolctl.threadpool_limits(threads)
+    if _blas_threads.get("limit") != threads:  # of the whole process, and slow to set
+        threadpoolctl.threadpool_limits(threads)
+        _blas_threads["limit"] = threads
     torch.set_num_threads(threads)
     faiss.omp_set_num_threads(threads)
+
+
+_blas_threads: dict[str, int] = {}
 
 
 class WriteCombined(beam.DoFn):
@@ -153,7 +156,7 @@ class Runner:
 
     def _run(self, stage: Stage, missing: list[Unit], combine: tuple[beam.CombineFn, Stage] | None) -> None:
         plan = dataclasses.replace(stage, units=(), count=stage.total)
-        threads = (os.cpu_count() or 1) if stage.serial else 1
+        threads = {"one": 1, "all": 0, "idle": max(1, self.engine.threads // max(1, len(missing)))}[stage.cores]
         started = time.monotonic()
         with self.progress.stage(self.run, stage, missing), one_sentence(self.engine):
             pipeline = beam.Pipeline(options=self.engine.beam_options(parallel=len(missing) > 1))

@@ -52,40 +52,47 @@ def originals(run: Run) -> np.ndarray:
 
 
 def basis(run: Run, arguments: Mapping[str, Any], output: Output) -> None:
-    """Fit the rotation of the join on a bounded sample of the pool, chosen by hash."""
+    """Fit the leading directions of the joins on a bounded sample of the pool, chosen by hash.
+
+    How many of them prune best depends on the threshold: duplicates and leaks have each their own.
+    """
     layout, seed = Layout.of(run, "pool"), arguments["seed"]
     parts = np.argsort(priority(seed, [f"part-{part}" for part in range(len(layout.parts))]))[:BASIS_PARTS]
-    sample = []
+    rows = []
     for part in np.sort(parts):
         indices, vectors = load(layout, (part, part + 1))
         chosen = np.argsort(priority(seed, [str(index) for index in indices]))[: BASIS_ROWS // len(parts)]
-        sample.append(vectors[np.sort(chosen)])
-    rotation = join.fit_rotation(np.concatenate(sample), rows=BASIS_ROWS)
-    output.write(pa.table({"direction": list(rotation.T)}))
+        rows.append(vectors[np.sort(chosen)])
+    sample = np.concatenate(rows)
+    rotation = join.fit_rotation(sample, rows=BASIS_ROWS)
+    prefix = arguments["prefix"] or 1
+    if len(sample) and arguments["prefix"] is None:
+        prefix = join.choose_prefix(sample, rotation, arguments["threshold"])
+    output.counters["prefix"] = min(prefix, len(rotation))
+    output.write(pa.table({"direction": list(rotation.T[:prefix])}))
 
 
-def read_rotation(run: Run) -> np.ndarray:
-    """Return the (d, d) float32 rotation, directions as columns."""
-    return np.stack(run.read("basis", 0)["direction"].to_numpy()).T.astype(np.float32)
+def read_basis(run: Run, stage: str) -> np.ndarray:
+    """Return the leading directions (d, p) float32, as columns."""
+    return np.stack(run.read(stage, 0)["direction"].to_numpy()).T.astype(np.float32)
 
 
-def prepare(vectors: np.ndarray, rotation: np.ndarray, arguments: Mapping[str, Any]) -> join.Block:
-    """Prepare vectors to be joined, on the device of the arguments; the edges do not depend on it."""
-    device = str(torch_device(arguments["device"]))
-    return join.prepare(vectors, rotation, min(arguments["prefix"], rotation.shape[1]), device=device)
+def prepare(vectors: np.ndarray, directions: np.ndarray, device: str) -> join.Block:
+    """Prepare vectors to be joined, on a device; the edges do not depend on it."""
+    return join.prepare(vectors, directions, directions.shape[1], device=str(torch_device(device)))
 
 
 def join_pair(run: Run, arguments: Mapping[str, Any], output: Output) -> None:
     """Join two blocks of the pool and contract the edges above the threshold to their spanning forest."""
-    layout, rotation, alive = Layout.of(run, "pool"), read_rotation(run), originals(run)
+    layout, directions, alive = Layout.of(run, "pool"), read_basis(run, "basis"), originals(run)
     (a, b), column = arguments["blocks"], arguments["column"]
     threshold = arguments["threshold"]
     left_index, left = load(layout, a, alive, column)
-    left_block = prepare(left, rotation, arguments)
+    left_block = prepare(left, directions, arguments["device"])
     right_index, right_block = left_index, None
     if column != "embedding" or a != b:
         right_index, right = load(layout, b, alive)
-        right_block = prepare(right, rotation, arguments)
+        right_block = prepare(right, directions, arguments["device"])
     forest = components.ForestBuilder()
     for i, j, similarity in join.join_blocks(left_block, right_block, threshold):
         apart = left_index[i] != right_index[j]  # a picture may resemble its own mirror image
@@ -95,15 +102,15 @@ def join_pair(run: Run, arguments: Mapping[str, Any], output: Output) -> None:
 
 def join_nearest(run: Run, arguments: Mapping[str, Any], output: Output) -> None:
     """Link the images of one block with their k nearest in the whole pool, where above the threshold."""
-    layout, rotation, alive = Layout.of(run, "pool"), read_rotation(run), originals(run)
+    layout, directions, alive = Layout.of(run, "pool"), read_basis(run, "basis"), originals(run)
     threshold, k = arguments["threshold"], arguments["k"]
     index, vectors = load(layout, arguments["block"], alive, arguments["column"])
-    queries = prepare(vectors, rotation, arguments)
+    queries = prepare(vectors, directions, arguments["device"])
     best = join.concatenate([])
     for block in arguments["against"]:
         names, vectors = load(layout, block, alive)
         itself = block == arguments["block"] and arguments["column"] == "embedding"
-        other = None if itself else prepare(vectors, rotation, arguments)
+        other = None if itself else prepare(vectors, directions, arguments["device"])
         i, j, similarity = join.top_k_neighbours(queries, other, k, threshold)
         apart = index[i] != names[j]
         best = join.merge_top_k([best, join.Edges(index[i][apart], names[j][apart], similarity[apart])], k)

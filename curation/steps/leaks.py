@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from curation import join, search
 from curation.parts import Output, Run
-from curation.steps.dedup import originals, prepare, read_rotation
+from curation.steps.dedup import originals, prepare, read_basis
 from curation.vectors import Block, Layout, from_column, load
 
 # parent: global index of the reference (round 0) or of the pool image the link comes from;
@@ -38,14 +38,14 @@ def leaked_before(run: Run, round_: int) -> np.ndarray:
 
 def link(run: Run, arguments: Mapping[str, Any], output: Output) -> None:
     """Find the images of one pool block that are above the threshold with one block of the frontier."""
-    round_, layout, rotation = arguments["round"], Layout.of(run, "pool"), read_rotation(run)
+    round_, layout, directions = arguments["round"], Layout.of(run, "pool"), read_basis(run, "leak-basis")
     alive = np.setdiff1d(distinct(run), leaked_before(run, round_), assume_unique=True)
     names, roots, vectors = _frontier(run, round_, arguments["frontier"])
-    frontier = prepare(vectors, rotation, arguments)
+    frontier = prepare(vectors, directions, arguments["device"])
     best = LINKS.empty_table()
     for column in arguments["columns"]:
         index, pool = load(layout, arguments["block"], alive, column)
-        block = prepare(pool, rotation, arguments)
+        block = prepare(pool, directions, arguments["device"])
         for i, j, similarity in join.join_blocks(frontier, block, arguments["threshold"]):
             tile = pa.table({"index": index[j], "parent": names[i], "root": roots[i], "similarity": similarity}, LINKS)
             best = best_links(pa.concat_tables([best, tile]))

@@ -52,10 +52,7 @@ def brute_force_level(sizes: list[int], target: int) -> int:
 
 def random_tree(rng: np.random.Generator, leaves: int) -> list[Level]:
     counts = [leaves, 12, 5, 2]
-    return [
-        Level(np.zeros((above, 1), np.float32), rng.integers(0, above, below))
-        for below, above in pairwise(counts)
-    ]
+    return [Level(np.zeros((above, 1), np.float32), rng.integers(0, above, below)) for below, above in pairwise(counts)]
 
 
 def test_water_level_of_the_worked_examples():
@@ -208,8 +205,10 @@ def test_hierarchy_flattens_five_rings():
     flat = fit_hierarchy(points, [1000], resamples=0, iterations=15)
     two = [*flat, *fit_hierarchy(flat[0].centroids, [300], resamples=0, iterations=15)]
     resampled = fit_hierarchy(points, [1000, 300], nearest=[15, 2], resamples=10, iterations=15)
-    draw = {name: divergence(ring[balanced_draw(points, levels, 1000)])
-            for name, levels in (("flat", flat), ("two", two), ("resampled", resampled))}
+    draw = {
+        name: divergence(ring[balanced_draw(points, levels, 1000)])
+        for name, levels in (("flat", flat), ("two", two), ("resampled", resampled))
+    }
     print(divergence(ring), draw)
     assert divergence(ring) == pytest.approx(0.771, rel=0.3)
     assert draw["flat"] == pytest.approx(0.36, rel=0.3)

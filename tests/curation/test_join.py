@@ -133,7 +133,7 @@ def test_bound_holds_for_every_pair_and_is_close(dtype, error):
     for prefix in (1, 7, 40):
         block = prepare(unit, rotation, prefix, dtype=dtype)
         products = (block.heads @ block.heads.T).double().numpy()
-        places = np.concatenate([rng.integers(0, len(unit), (300, 2)), np.c_[:len(unit), :len(unit)]])
+        places = np.concatenate([rng.integers(0, len(unit), (300, 2)), np.c_[: len(unit), : len(unit)]])
         room = [
             products[i, j] - join._cutoff(block, block, float(unit[i].astype(float) @ unit[j].astype(float)))
             for i, j in places
@@ -295,8 +295,9 @@ def test_k_limited_graph(k):
     units = []
     for a, queries in enumerate(blocks):
         parts = [
-            top_k_neighbours(queries, None if a == b else blocks[b], k, 0.6, query_start=cuts[a],
-                             block_start=cuts[b], tile=40)
+            top_k_neighbours(
+                queries, None if a == b else blocks[b], k, 0.6, query_start=cuts[a], block_start=cuts[b], tile=40
+            )
             for b in (1, 0)
         ]
         units.append(merge_top_k(parts, k))
