@@ -93,9 +93,8 @@ def memory(small: int, large: int, workers: int) -> None:
                 flush=True,
             )
             for row in facts["stages"]:
-                print(
-                    f"           {row['stage']:<12} {row['seconds']:8.1f} s  {row['rows'] / row['seconds']:10.1f} {row['noun']}/s"
-                )
+                rate = row["rows"] / row["seconds"]
+                print(f"{'':11}{row['stage']:<12} {row['seconds']:8.1f} s  {rate:10.1f} {row['noun']}/s")
     print(f"peak memory, {large:,} over {small:,} images: {peaks[1] / peaks[0]:.2f} (must stay at or below 1.5)")
 
 
