@@ -129,7 +129,11 @@ def remove(url: str) -> None:
     """Remove a file or a folder with all it holds; nothing there is no error."""
     fs, path = filesystem(url)
     with contextlib.suppress(FileNotFoundError):
-        fs.rm(path, recursive=True)
+        if isinstance(fs, LocalFileSystem):
+            fs.rm(path, recursive=True)
+            return
+        for file in fs.find(path):  # rm itself would take brackets in a name for a pattern
+            fs.rm_file(file)
 
 
 def names(url: str) -> list[str]:

@@ -18,7 +18,7 @@ def folder(request: pytest.FixtureRequest, tmp_path: pathlib.Path) -> str:
 def test_a_failed_write_leaves_what_was_there(folder: str) -> None:
     url = storage.join(folder, "deep", "file")
     storage.write_bytes(url, b"before")
-    with pytest.raises(RuntimeError), storage.writing(url) as file:
+    with pytest.raises(RuntimeError), storage.writing(url) as file:  # noqa: PT012
         file.write(b"half")
         raise RuntimeError("killed")
     assert storage.read_bytes(url) == b"before"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import pathlib
 
 import numpy as np
@@ -22,7 +23,7 @@ def stage(tmp_path: pathlib.Path) -> tuple[Layout, np.ndarray, np.ndarray]:
     status = np.where(rng.random(len(vectors)) < 0.3, "dead", "ok")
     starts = np.concatenate([[0], np.cumsum(SIZES)])
     parts = []
-    for number, (start, stop) in enumerate(zip(starts[:-1], starts[1:], strict=True)):
+    for number, (start, stop) in enumerate(itertools.pairwise(starts)):
         table = pa.table({"status": status[start:stop], "embedding": to_column(vectors[start:stop])})
         parts.append(str(tmp_path / f"{number}.parquet"))
         pq.write_table(table, parts[-1])
