@@ -59,13 +59,22 @@ class Evidence:
     def __init__(self, run: Run, retrieves: bool, sets: list[str]) -> None:
         self.retrieves, self.sets = retrieves, sets
         self.layout = Layout.of(run, "pool")
-        self.copies = Sparse.of(run, "exact")
         self.members = Sparse.of(run, "duplicates")
+        self.copies = Sparse(_with_component(Sparse.of(run, "exact").table, self.members))
         self.leaks = Sparse(_named_leaks(run, self.layout))
         self.lost = Sparse.of(run, "unreadable")
         self.semantic = Sparse.of(run, "semdedup")
         self.retrieved = Sparse.of(run, "retrieved")
         self.balanced = Sparse.of(run, "balanced")
+
+
+def _with_component(copies: pa.Table, members: Sparse) -> pa.Table:
+    """Add to the exact copies the component of the image they copy, where it has near duplicates."""
+    originals = copies["original"].to_numpy()
+    place = np.searchsorted(members.index, originals)
+    inside = np.isin(originals, members.index)
+    taken = members.table.take(pa.array(np.where(inside, place, 0), mask=~inside))
+    return copies.append_column("component", taken["representative_id"]).append_column("tightness", taken["tightness"])
 
 
 def _named_leaks(run: Run, layout: Layout) -> pa.Table:
@@ -122,9 +131,9 @@ def _part(evidence: Evidence, facts: list[dict[str, Any]], start: int, stop: int
                 "stage": "exact",
                 "reason": "the same bytes as another file",
                 "representative": fact["id"],
-                "component": fact["id"],
+                "component": copies[index]["component"] or fact["id"],
                 "similarity": 1.0,
-                "tightness": None,
+                "tightness": copies[index]["tightness"],
             }
         elif member is not None and member["representative"] != index:
             row |= {"stage": "dedup", "reason": "a near duplicate of the image kept"}

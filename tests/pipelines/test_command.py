@@ -1,0 +1,180 @@
+"""The command line: help, explain, report, and what it passes on."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+
+import pools
+import pytest
+
+from curation.recipe import CurateRecipe
+from pipelines import command
+from pipelines.recipe import fields
+
+
+def told(capsys, *words):
+    assert command.main(list(words)) == 0
+    return capsys.readouterr().out
+
+
+def refused(capsys, *words):
+    assert command.main(list(words)) == 2
+    error = capsys.readouterr().err
+    assert "Traceback" not in error
+    return error
+
+
+# -- help ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("words", [[], ["--help"], ["-h"]])
+def test_help_names_every_command(capsys, words):
+    text = told(capsys, *words)
+    assert all(name in text for name in command.HANDLERS)
+    assert command.HANDLERS.keys() == command.COMMANDS.keys()
+
+
+@pytest.mark.parametrize("name", sorted(set(command.HANDLERS) - {"curate"}))
+def test_every_command_has_help(capsys, name):
+    with pytest.raises(SystemExit) as stop:
+        command.main([name, "--help"])
+    assert stop.value.code == 0
+    assert f"granary {name}" in capsys.readouterr().out
+
+
+def test_help_of_curate_tells_every_field_its_default_and_its_meaning(capsys):
+    lines = told(capsys, "curate", "--help").partition("fields of the recipe")[2].splitlines()
+    for key, default, text in fields(CurateRecipe):
+        assert text, f"{key} has no help text"
+        (line,) = [line for line in lines if line.split()[:1] == [f"--{key}"]]
+        assert text in line
+        assert line.endswith(f"[{default}]")
+
+
+def test_an_unknown_command_is_refused(capsys):
+    assert "'curat'" in refused(capsys, "curat")
+
+
+def test_ctrl_c_is_no_traceback(capsys, monkeypatch):
+    def interrupt(words):
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(command.HANDLERS, "curate", interrupt)
+    assert command.main(["curate"]) == 130
+    assert "run the same command again" in capsys.readouterr().err
+
+
+def test_what_follows_two_dashes_goes_to_beam(roles, tmp_path, monkeypatch):
+    engines = []
+    monkeypatch.setattr("pipelines.runs.curate", lambda recipe, engine: engines.append(engine))
+    words = ["curate", "--pool", str(roles["pool"]), "--out", str(tmp_path / "run"), "--workers", "3"]
+    command.main([*words, "--runner", "threads", "--", "--direct_num_workers=7", "--flink_version", "1.19"])
+    command.main(words)
+    first, second = engines
+    assert first.options == [
+        "--direct_running_mode=multi_threading",
+        "--direct_num_workers=7",
+        "--flink_version",
+        "1.19",
+    ]
+    assert first.beam_options(True).get_all_options()["direct_num_workers"] == 7
+    options = second.beam_options(True).get_all_options()
+    assert (options["runner"], options["direct_num_workers"]) == ("FnApiRunner", 3)
+    assert second.beam_options(False).get_all_options()["direct_num_workers"] == 1
+
+
+def test_a_recipe_is_found_by_its_shipped_name_and_overridden(roles, tmp_path, monkeypatch):
+    recipes = []
+    monkeypatch.setattr("pipelines.runs.curate", lambda recipe, engine: recipes.append(recipe))
+    monkeypatch.chdir(tmp_path)
+    command.main(
+        [
+            "curate",
+            "--config",
+            "configs/curate/folder.yaml",
+            "--pool",
+            str(roles["pool"]),
+            "--out",
+            "run",
+            "--retrieval.k=9",
+        ]
+    )
+    assert (recipes[0].retrieval.k, recipes[0].pool[0].path, recipes[0].shards.rows) == (9, str(roles["pool"]), 5000)
+
+
+# -- explain ---------------------------------------------------------------------------------------------------------
+
+
+def test_explain_tells_each_kind_of_verdict(run, capsys):
+    def story(uri):
+        return told(capsys, "explain", str(run.path), uri)
+
+    leak = story("pool/leak-2.png")
+    assert "verdict     dropped at stage leaks" in leak
+    assert "references/1.png, at the end of a chain" in leak
+    assert "through     pool/leak-1.png" in leak
+    (uri,) = run.uris("dropped", "exact") & {"pool/copies/again.png"}
+    assert "same bytes  pool/copies/00.png" in story(uri)
+    near = min(run.uris("dropped", "dedup"))
+    kept = next(uri for uri, row in run.ledger.items() if row["id"] == run.ledger[near]["representative"])
+    assert f"kept image  {run.ledger[near]['representative']}  {kept}" in story(near)
+    retrieved = min(run.uris("kept"))
+    for seed in run.ledger[retrieved]["seed_ids"]:
+        assert f"seed        {seed}" in story(retrieved)
+    assert "  seeds/" in story(retrieved)
+    assert "EmptyFile" in story("pool/broken/zero.png")
+
+
+def test_explain_by_the_beginning_of_an_id(run, capsys):
+    ids = sorted({row["id"] for row in run.ledger.values() if row["id"]})
+    row = run.ledger["pool/plain/05.png"]
+    length = next(n for n in range(1, 33) if sum(identity.startswith(row["id"][:n]) for identity in ids) == 1)
+    assert told(capsys, "explain", str(run.path), row["id"][:length]).startswith("pool/plain/05.png\n")
+    shared = next(digit for digit in "0123456789abcdef" if sum(identity.startswith(digit) for identity in ids) > 1)
+    error = refused(capsys, "explain", str(run.path), shared)
+    assert "begins several ids" in error
+    assert all(identity in error for identity in ids if identity.startswith(shared))
+
+
+def test_explain_of_exact_copies_tells_of_each(run, capsys):
+    text = told(capsys, "explain", str(run.path), run.ledger["pool/copies/again.png"]["id"])
+    assert sorted(line for line in text.splitlines() if line.startswith("pool/")) == [
+        "pool/copies/00.png",
+        "pool/copies/again.png",
+        "pool/plain/00.png",
+    ]
+
+
+def test_explain_refuses_what_it_does_not_know(run, tmp_path, capsys):
+    assert "'pool/none.png' is neither a uri" in refused(capsys, "explain", str(run.path), "pool/none.png")
+    assert "no run directory" in refused(capsys, "explain", str(tmp_path), "pool/plain/00.png")
+    assert "is neither" in refused(capsys, "explain", str(run.path), "Z")
+
+
+def test_explain_matches_text_and_no_patterns(run, capsys):
+    for wanted in (".*", "%", "", "*"):
+        assert "Traceback" not in refused(capsys, "explain", str(run.path), wanted)
+
+
+# -- report ----------------------------------------------------------------------------------------------------------
+
+
+def test_report_is_written_again(run, tmp_path, capsys):
+    copied = pools.Run(str(shutil.copytree(run.path, tmp_path / "run")))
+    shutil.rmtree(copied.path / "report")
+    page = told(capsys, "report", str(copied.path)).strip()
+    assert page == f"{copied.path}/report/index.html"
+    text = (copied.path / "report" / "index.html").read_text()
+    assert "pool/leak-2.png" in text
+    (copied.path / "run.json").unlink()
+    assert "is not finished" in refused(capsys, "report", str(copied.path))
+    assert "no run directory" in refused(capsys, "report", str(tmp_path))
+
+
+def test_importing_the_command_line_is_cheap():
+    import subprocess
+
+    code = "import sys, pipelines.command; print([n for n in ('apache_beam', 'torch', 'datasets') if n in sys.modules])"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout == "[]\n"

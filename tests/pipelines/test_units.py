@@ -1,0 +1,239 @@
+"""Stages of work units: what counts as finished, what Beam combines, what a failure leaves behind."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import hashlib
+import io
+import logging
+import os
+from collections import Counter
+
+import apache_beam as beam
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from rich.console import Console
+
+from curation import storage
+from curation.errors import UserError
+from curation.parts import Output, Run, Stage, Unit, UnitError, close_stage, finished, read_table, run_unit
+from pipelines.progress import Progress
+from pipelines.units import Engine, Runner, limit_threads
+
+
+def square(run, arguments, output):
+    """Write the square of a number; a number below zero fails."""
+    if arguments["number"] < 0:
+        raise ValueError("a number\nbelow zero")
+    output.counters["squares"] += 1
+    output.write(pa.table({"square": [arguments["number"] ** 2]}))
+
+
+def total(run, arguments, output):
+    """Write what the combine computed."""
+    output.write(pa.table({"total": [arguments["combined"]]}))
+
+
+class SumSquares(beam.CombineFn):
+    def create_accumulator(self):
+        return 0
+
+    def add_input(self, so_far, url):
+        return so_far + read_table(url)["square"][0].as_py()
+
+    def merge_accumulators(self, parts):
+        return sum(parts)
+
+    def extract_output(self, so_far):
+        return so_far
+
+
+def stage_of(numbers, **options):
+    return Stage("squares", square, [Unit(i, {"number": n}) for i, n in enumerate(numbers)], **options)
+
+
+@pytest.fixture
+def runner(tmp_path):
+    console = Console(file=io.StringIO(), width=120, highlight=False, markup=False)
+    return Runner(Run(str(tmp_path / "run")), Engine(workers=2), Progress(console))
+
+
+def modified(runner):
+    return {
+        name: os.stat(runner.run.path("squares", name)).st_mtime_ns
+        for name in storage.names(runner.run.path("squares"))
+        if name != "index.json"
+    }
+
+
+def test_a_stage_writes_a_part_a_marker_and_an_index(runner):
+    markers = runner.stage(stage_of(range(5)))
+    assert storage.names(runner.run.path("squares")) == ["index.json"] + [
+        f"part-0000{i}-of-00005.{ending}" for i in range(5) for ending in ("done", "parquet")
+    ]
+    assert runner.run.read_all("squares")["square"].to_pylist() == [0, 1, 4, 9, 16]
+    assert runner.run.rows("squares") == [marker.rows for marker in markers] == [1] * 5
+    for part, marker in zip(runner.run.parts("squares"), markers, strict=True):
+        assert storage.size(part) == marker.size
+        assert marker.sha256 == hashlib.sha256(storage.read_bytes(part)).hexdigest()
+        assert marker.counters == {"squares": 1}
+    assert runner.timings[0]["units"] == 5
+
+
+def test_a_combine_merges_all_units_whether_they_ran_now_or_before(runner):
+    merged = (SumSquares(), Stage("total", total, [Unit(0, {})], ["x"]))
+    runner.stage(stage_of(range(4)))
+    runner.stage(stage_of(range(4)), merged)
+    assert runner.run.read("total", 0)["total"].to_pylist() == [14]
+    before = modified(runner)
+    runner.stage(stage_of(range(4)), (SumSquares(), Stage("total", total, [Unit(0, {})], ["y"])))
+    assert modified(runner) == before
+    assert [timing["units"] for timing in runner.timings] == [4, 0, 0]
+
+
+def test_a_failed_unit_is_one_sentence_and_the_others_stay(runner, caplog):
+    with pytest.raises(UserError) as error:
+        runner.stage(stage_of([0, 1, -1, 3, 4, 5]))
+    assert str(error.value).startswith("stage squares, unit 2 of 6: ValueError: a number below zero. ")
+    assert "\n" not in str(error.value)
+    assert logging.getLogger("apache_beam").level == logging.NOTSET
+    done = modified(runner)
+    assert "part-00002-of-00006.done" not in done
+    assert not runner.run.parts("squares")
+    repaired = stage_of([0, 1, 2, 3, 4, 5])
+    runner.stage(repaired)
+    after = modified(runner)
+    assert done.items() <= after.items()
+    assert runner.run.read_all("squares")["square"].to_pylist() == [0, 1, 4, 9, 16, 25]
+
+
+def changes():
+    base = stage_of([3, 4])
+    return {
+        "arguments": stage_of([5, 4]),
+        "inputs": stage_of([3, 4], inputs=["other"]),
+        "revision": stage_of([3, 4], revision=2),
+        "number of units": stage_of([3, 4, 5]),
+        "step": dataclasses.replace(base, step=total),
+    }
+
+
+@pytest.mark.parametrize("what", changes())
+def test_whatever_an_output_depends_on_is_in_its_digest(runner, what):
+    first, other = stage_of([3, 4]), changes()[what]
+    runner.stage(first)
+    assert finished(runner.run, first, first.units[0])
+    assert not finished(runner.run, other, other.units[0])
+    assert first.digest != other.digest
+
+
+def test_weights_and_places_are_in_no_digest(tmp_path):
+    first, heavy = stage_of([3]), Stage("squares", square, [Unit(0, {"number": 3}, 9)])
+    assert first.digest == heavy.digest
+    assert first.output(Run(str(tmp_path)), first.units[0]).startswith(str(tmp_path))
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"digest": "x"}', "\udcff", '{"rows": 1, "more": 2}'])
+def test_what_is_no_marker_is_no_finished_unit(runner, text):
+    stage = stage_of([3])
+    runner.stage(stage)
+    storage.write_bytes(stage.marker(runner.run, stage.units[0]), text.encode("utf-8", "surrogateescape"))
+    assert not finished(runner.run, stage, stage.units[0])
+    runner.stage(stage)
+    assert finished(runner.run, stage, stage.units[0])
+
+
+def test_closing_a_stage_removes_what_an_earlier_recipe_left(runner):
+    runner.stage(stage_of(range(4)))
+    storage.write_bytes(runner.run.path("squares", "part-00000-of-00002.parquet.0a.tmp"), b"half")
+    runner.stage(stage_of(range(2)))
+    assert storage.names(runner.run.path("squares")) == [
+        "index.json",
+        "part-00000-of-00002.done",
+        "part-00000-of-00002.parquet",
+        "part-00001-of-00002.done",
+        "part-00001-of-00002.parquet",
+    ]
+    runner.remove_stages(lambda name: name == "squares")
+    assert runner.run.parts("squares") == []
+
+
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
+def test_a_unit_that_fails_half_way_leaves_nothing(tmp_path):
+    def half(run, arguments, output):
+        output.write(pa.table({"a": list(range(100_000))}))
+        raise OSError(28, "No space left on device")
+
+    run, stage = Run(str(tmp_path)), Stage("half", half, [Unit(0, {})])
+    with pytest.raises(UnitError, match=r"stage half, unit 0 of 1: OSError: \[Errno 28\] No space left on device"):
+        run_unit(run, stage, stage.units[0])
+    gc.collect()  # pyarrow ends the abandoned file now: nothing may be said of it
+    assert os.listdir(tmp_path / "half") == []
+
+
+def test_a_step_that_writes_no_table_is_an_error(tmp_path):
+    run, stage = Run(str(tmp_path)), Stage("idle", lambda run, arguments, output: None, [Unit(0, {})])
+    with pytest.raises(UnitError, match="wrote no table"):
+        run_unit(run, stage, stage.units[0])
+
+
+def test_tables_keep_their_row_groups_and_a_file_may_have_none():
+    sink = io.BytesIO()
+    output = Output(sink)
+    for rows in (3, 0, 2):
+        output.write(pa.table({"a": pa.array(range(rows), pa.int64())}))
+    marker = output.finish("d")
+    assert marker.sha256 == hashlib.sha256(sink.getvalue()).hexdigest()
+    assert (marker.size, marker.rows) == (len(sink.getvalue()), 5)
+    groups = pq.ParquetFile(io.BytesIO(sink.getvalue())).metadata
+    assert [groups.row_group(i).num_rows for i in range(groups.num_row_groups)] == [3, 0, 2]
+    empty = io.BytesIO()
+    output = Output(empty)
+    output.begin(pa.schema([("a", pa.int64())]))
+    assert output.finish("d").rows == 0
+    assert pq.ParquetFile(io.BytesIO(empty.getvalue())).metadata.num_row_groups == 0
+
+
+def test_progress_counts_what_was_done_now(runner):
+    stage = Stage("squares", square, [Unit(i, {"number": i}, weight=10) for i in range(4)], noun="images")
+    run_unit(runner.run, stage, stage.units[0])
+    runner.stage(stage)
+    line = runner.progress.console.file.getvalue()
+    assert line.startswith("squares      30/30 images, ")
+    assert line.rstrip().endswith("(1 of 4 units were done)")
+    close_stage(runner.run, stage)
+
+
+def test_threads_of_native_libraries_are_limited(monkeypatch):
+    import threadpoolctl
+    import torch
+
+    monkeypatch.setattr("pipelines.units._blas_threads", {})
+    before = torch.get_num_threads()
+    try:
+        limit_threads(1)
+        counts = Counter(pool["num_threads"] for pool in threadpoolctl.threadpool_info())
+        assert set(counts) == {1}
+        assert torch.get_num_threads() == 1
+    finally:
+        limit_threads(before)
+
+
+@pytest.mark.parametrize(
+    ("options", "local"),
+    [
+        ((), True),
+        (("--direct_num_workers=3",), True),
+        (("--runner=DataflowRunner",), False),
+        (("--runner", "X"), False),
+    ],
+)
+def test_the_local_runner_is_always_named(options, local):
+    engine = Engine(options, workers=2)
+    assert engine.local is local
+    if local:
+        chosen = engine.beam_options(parallel=True).get_all_options()
+        assert chosen["runner"] == "FnApiRunner"
+        assert chosen["direct_num_workers"] == (3 if options else 2)
