@@ -39,7 +39,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from curation.encoders.planes import gradient, luma_chroma, unit
+from curation.encoders.planes import by_chunks, gradient, luma_chroma, row_sums, unit
 
 REVISION = "copy-1"
 SIDE = 64
@@ -69,12 +69,12 @@ class _Band:
         self.weight = np.maximum(np.hypot(self.u, self.v), WHITENING).astype(np.float32) ** WHITENING
 
     def __call__(self, spectra: np.ndarray) -> np.ndarray:
-        """Whiten and flatten: (maps, K, K) -> (maps * coefficients,)."""
-        return (spectra[:, self.u, self.v] * self.weight).ravel()
+        """Whiten and flatten: (n, maps, K, K) -> (n, maps * coefficients)."""
+        return (spectra[:, :, self.u, self.v] * self.weight).reshape(len(spectra), -1)
 
 
 def _compressed_unit(coefficients: np.ndarray) -> np.ndarray:
-    """Apply the signed power and scale to length 1; zero stays zero."""
+    """Apply the signed power and scale rows to length 1; zero stays zero."""
     compressed = np.sign(coefficients) * np.abs(coefficients) ** np.float32(POWER)
     return unit(compressed)
 
@@ -82,8 +82,8 @@ def _compressed_unit(coefficients: np.ndarray) -> np.ndarray:
 class CopyDescriptor:
     """The encoder `builtin:copy`.
 
-    embed: RGB pictures of any size -> (n, 273) float32 unit rows. One picture is handled at a time, in NumPy, so a row
-    is the same bytes whatever the batch and the number of threads.
+    embed: RGB pictures of any size -> (n, 273) float32 unit rows; a row is the same bytes whatever the batch and the
+    number of threads.
     """
 
     name = "builtin:copy"
@@ -99,64 +99,63 @@ class CopyDescriptor:
         self.chroma_band = _Band(BANDS["chroma"], mean=True)
         self.strength_band = _Band(BANDS["harmonic"], mean=False)
         self.harmonic_band = _Band(BANDS["harmonic"], mean=True)
-        self.dimension = len(self._describe(Image.new("RGB", (1, 1))))
+        self.dimension = self._describe([Image.new("RGB", (1, 1))]).shape[1]
         formula = (REVISION, SIDE, BANDS, WEIGHTS, POWER, WHITENING, BLANK_CONTRAST, FAINT_CHROMA)
         self.fingerprint = hashlib.sha256(repr(formula).encode()).hexdigest()
 
     def embed(self, images: Sequence[Image.Image]) -> np.ndarray:
         """Return (n, dimension) float32 unit rows for n RGB pictures."""
-        rows = [self._describe(image) for image in images]
-        return np.stack(rows) if rows else np.empty((0, self.dimension), np.float32)
+        return by_chunks(self._describe, images, self.dimension)
 
-    def _describe(self, image: Image.Image) -> np.ndarray:
-        """Describe one picture: (dimension,) float32, length 1."""
-        luma, blue, red = luma_chroma(image, SIDE)
+    def _describe(self, images: Sequence[Image.Image]) -> np.ndarray:
+        """Describe a chunk of n pictures: (n, dimension) float32 unit rows."""
+        luma, blue, red = luma_chroma(images, SIDE)
         mean = self._windowed_mean(luma)
-        contrast = (luma - mean) * self.window
-        variance = float(np.sum(contrast * contrast) / np.sum(self.window * self.window))
-        textured = variance / (variance + BLANK_CONTRAST**2)
-        row = np.concatenate(
-            [
-                textured * self._luma_part(contrast),
-                textured * self._gradient_part(luma),
-                self._chroma_part(blue, red),
-                (1 - textured) * self._blank_part(mean, blue, red),
-            ]
-        )
-        return unit(row).astype(np.float32)
+        contrast = (luma - mean[:, None, None]) * self.window
+        variance = row_sums(contrast * contrast) / np.sum(self.window * self.window)
+        textured = (variance / (variance + np.float32(BLANK_CONTRAST**2)))[:, None]
+        parts = [
+            textured * self._luma_part(contrast),
+            textured * self._gradient_part(luma),
+            self._chroma_part(blue, red),
+            (1 - textured) * self._blank_part(mean, blue, red),
+        ]
+        return unit(np.concatenate(parts, axis=1))
 
-    def _spectra(self, maps: list[np.ndarray], size: int) -> np.ndarray:
-        """Return the (maps, size, size) lowest DCT coefficients of maps (SIDE, SIDE)."""
+    def _spectra(self, maps: np.ndarray, size: int) -> np.ndarray:
+        """Return the (n, maps, size, size) lowest DCT coefficients of maps (n, maps, SIDE, SIDE)."""
         basis = self.basis[:size]
-        return np.stack([basis @ plane @ basis.T for plane in maps])
+        return basis @ (maps @ basis.T)
 
     def _luma_part(self, contrast: np.ndarray) -> np.ndarray:
-        spectra = self._spectra([contrast], BANDS["luma"])
+        spectra = self._spectra(contrast[:, None], BANDS["luma"])
         return WEIGHTS["luma"] * _compressed_unit(self.luma_band(spectra))
 
     def _chroma_part(self, blue: np.ndarray, red: np.ndarray) -> np.ndarray:
-        spectra = self._spectra([blue * self.window, red * self.window], BANDS["chroma"])
+        spectra = self._spectra(np.stack([blue, red], axis=1) * self.window, BANDS["chroma"])
         coefficients = self.chroma_band(spectra)
-        strength = float(np.sqrt(np.mean(coefficients * coefficients)))
-        return WEIGHTS["chroma"] * strength / (strength + FAINT_CHROMA) * _compressed_unit(coefficients)
+        strength = np.sqrt(row_sums(coefficients * coefficients) / coefficients.shape[1])[:, None]
+        share = strength / (strength + np.float32(FAINT_CHROMA))
+        return WEIGHTS["chroma"] * share * _compressed_unit(coefficients)
 
     def _gradient_part(self, luma: np.ndarray) -> np.ndarray:
         length, direction = gradient(luma)
         strength = np.sqrt(length)
-        edges = (strength - self._windowed_mean(strength)) * self.window
-        parts = [WEIGHTS["h0"] * _compressed_unit(self.strength_band(self._spectra([edges], BANDS["harmonic"])))]
+        edges = (strength - self._windowed_mean(strength)[:, None, None]) * self.window
+        spectra = self._spectra(edges[:, None], BANDS["harmonic"])
+        parts = [WEIGHTS["h0"] * _compressed_unit(self.strength_band(spectra))]
         strength = strength * self.window
         for order in (1, 2, 4):
             harmonic = strength * direction  # e^(i order theta)
-            spectra = self._spectra([harmonic.real, harmonic.imag], BANDS["harmonic"])
+            spectra = self._spectra(np.stack([harmonic.real, harmonic.imag], axis=1), BANDS["harmonic"])
             parts.append(WEIGHTS[f"h{order}"] * _compressed_unit(self.harmonic_band(spectra)))
             direction = direction * direction
-        return np.concatenate(parts)
+        return np.concatenate(parts, axis=1)
 
-    def _blank_part(self, luma: float, blue: np.ndarray, red: np.ndarray) -> np.ndarray:
-        """Return the mean colour as a unit vector of 4: black and white are opposed, near colours are near."""
-        colour = np.array([64, luma - 128, self._windowed_mean(blue), self._windowed_mean(red)], np.float32)
-        return unit(colour)
+    def _blank_part(self, luma: np.ndarray, blue: np.ndarray, red: np.ndarray) -> np.ndarray:
+        """Return mean colours as unit rows of 4: black and white are opposed, near colours are near."""
+        colour = [np.full_like(luma, 64), luma - 128, self._windowed_mean(blue), self._windowed_mean(red)]
+        return unit(np.stack(colour, axis=1))
 
-    def _windowed_mean(self, plane: np.ndarray) -> float:
-        return float(np.sum(plane * self.window) / np.sum(self.window))
+    def _windowed_mean(self, planes: np.ndarray) -> np.ndarray:
+        return row_sums(planes * self.window) / np.sum(self.window)

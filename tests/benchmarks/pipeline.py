@@ -1,6 +1,6 @@
 """Memory of a curation as the pool grows, and what the pipeline costs over a bare decode-and-embed loop.
 
-python -m tests.benchmarks.pipeline [memory | overhead] [--small 10000] [--large 100000] [--photos 3000]
+python -m tests.benchmarks.pipeline [memory | overhead] [--small 10000] [--large 100000] [--photos 10000]
 """
 
 from __future__ import annotations
@@ -149,7 +149,7 @@ def main() -> None:
     parser.add_argument("what", nargs="?", choices=("memory", "overhead"))
     parser.add_argument("--small", type=int, default=10_000)
     parser.add_argument("--large", type=int, default=100_000)
-    parser.add_argument("--photos", type=int, default=3_000)
+    parser.add_argument("--photos", type=int, default=10_000)
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     options = parser.parse_args()
     if options.what in (None, "overhead"):
