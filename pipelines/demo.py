@@ -192,12 +192,18 @@ def findings(run_url: str) -> dict[str, int]:
     return found
 
 
+def _a_near_copy(run_url: str) -> str:
+    """Return the uri of a file that was dropped as a near duplicate."""
+    tables = ledger_tables(open_run(run_url)[0], ["uri", "stage"])
+    return next((row["uri"] for table in tables for row in table.to_pylist() if row["stage"] == "dedup"), "URI")
+
+
 def _print_next(console: Console, out: str) -> None:
     lines = [
         f"The report: {out}/run/report/index.html",
         "",
         "Three commands to try next:",
-        f"  granary explain {out}/run pool/near/...      (any uri of the ledger)",
+        f"  granary explain {out}/run {_a_near_copy(f'{out}/run')}",
         "  granary curate --config configs/curate/folder.yaml --pool YOUR_IMAGES --out runs/mine",
         f"  python -c \"from datasets import load_dataset; print(load_dataset('{out}/run/dataset'))\"",
     ]
