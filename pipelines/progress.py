@@ -28,6 +28,33 @@ class RateColumn(ProgressColumn):
         return Text(f"{speed:,.0f} {task.fields['noun']}/s" if speed else "", style="dim")
 
 
+class Watch:
+    """Counts the items of the units that a stage finishes while it is watched.
+
+    Args:
+        run: the run directory.
+        stage: being run.
+        missing: the units that have yet to be done.
+    """
+
+    def __init__(self, run: Run, stage: Stage, missing: Sequence[Unit]) -> None:
+        self.stage, self.folder, self.local = stage, run.path(stage.name), storage.is_local(run.url)
+        self.weights = {stage.stem(unit) + ".done": unit.weight for unit in missing}
+        self.total, self.began = sum(self.weights.values()), time.time() - 1
+        done = stage.total - len(missing)
+        self.resumed = f" ({done} of {stage.total} units were done)" if done and missing else ""
+
+    def completed(self) -> int:
+        """Return the number of items done, from one listing of the stage's folder."""
+        fs, path = storage.filesystem(self.folder)
+        try:
+            entries = fs.ls(path, detail=True, **({} if self.local else {"refresh": True}))
+        except FileNotFoundError:
+            return 0
+        fresh = (entry["name"] for entry in entries if entry.get("mtime", self.began) >= self.began)
+        return sum(self.weights.get(name.rsplit("/", 1)[-1], 0) for name in fresh)
+
+
 class Progress:
     """Shows stages as they run.
 
@@ -41,13 +68,8 @@ class Progress:
     @contextlib.contextmanager
     def stage(self, run: Run, stage: Stage, missing: Sequence[Unit]) -> Iterator[None]:
         """Show a stage while the block runs."""
-        done, stop = len(stage.units) - len(missing), threading.Event()
-        total = sum(unit.weight for unit in missing)
-        resumed = f" ({done} of {len(stage.units)} units were done)" if done and missing else ""
-        show = self._bar if self.console.is_terminal else self._lines
-        weights = {stage.stem(unit) + ".done": unit.weight for unit in missing}
-        began = time.time() - 1
-        watcher = threading.Thread(target=show, args=(run, stage, weights, total, resumed, began, stop), daemon=True)
+        show, stop = self._bar if self.console.is_terminal else self._lines, threading.Event()
+        watcher = threading.Thread(target=show, args=(Watch(run, stage, missing), stop), daemon=True)
         watcher.start()
         try:
             yield
@@ -55,16 +77,7 @@ class Progress:
             stop.set()
             watcher.join()
 
-    def _bar(
-        self,
-        run: Run,
-        stage: Stage,
-        weights: dict[str, int],
-        total: int,
-        resumed: str,
-        began: float,
-        stop: threading.Event,
-    ) -> None:
+    def _bar(self, watch: Watch, stop: threading.Event) -> None:
         columns = (
             TextColumn("{task.description:<12}"),
             BarColumn(),
@@ -73,39 +86,21 @@ class Progress:
             TimeRemainingColumn(compact=True),
         )
         with Bar(*columns, console=self.console) as bar:
-            task = bar.add_task(stage.name + resumed, total=total, noun=stage.noun)
-            while not stop.wait(0.3 if storage.is_local(run.url) else 10):
-                bar.update(task, completed=_completed(run, stage, weights, began))
-            bar.update(task, completed=_completed(run, stage, weights, began))
+            task = bar.add_task(watch.stage.name + watch.resumed, total=watch.total, noun=watch.stage.noun)
+            ended = False
+            while not ended:
+                ended = stop.wait(0.3 if watch.local else 10)
+                bar.update(task, completed=watch.completed())
 
-    def _lines(
-        self,
-        run: Run,
-        stage: Stage,
-        weights: dict[str, int],
-        total: int,
-        resumed: str,
-        began: float,
-        stop: threading.Event,
-    ) -> None:
-        started, ended = time.monotonic(), False
+    def _lines(self, watch: Watch, stop: threading.Event) -> None:
+        started, ended, noun = time.monotonic(), False, watch.stage.noun
         while not ended:
             ended = stop.wait(30)
-            completed, seconds = _completed(run, stage, weights, began), time.monotonic() - started
+            completed, seconds = watch.completed(), time.monotonic() - started
             rate = completed / seconds if seconds > 0 else 0.0
-            left = "" if ended or not rate else f", {(total - completed) / rate:,.0f} s left"
-            rate_text = f"{rate:,.0f} {stage.noun}/s" if rate >= 10 else f"{rate:.2f} {stage.noun}/s"
+            left = "" if ended or not rate else f", {(watch.total - completed) / rate:,.0f} s left"
             self.console.print(
-                f"{stage.name:<12} {completed:,}/{total:,} {stage.noun}, {seconds:.1f} s, {rate_text}{left}{resumed}",
+                f"{watch.stage.name:<12} {completed:,}/{watch.total:,} {noun}, {seconds:.1f} s, "
+                f"{rate:,.{0 if rate >= 10 else 2}f} {noun}/s{left}{watch.resumed}",
                 soft_wrap=True,
             )
-
-
-def _completed(run: Run, stage: Stage, weights: dict[str, int], began: float) -> int:
-    fs, path = storage.filesystem(run.path(stage.name))
-    done = 0
-    for name, weight in weights.items():
-        with contextlib.suppress(OSError):
-            info = fs.info(f"{path}/{name}")
-            done += weight if info.get("mtime", began) >= began else 0
-    return done
