@@ -132,7 +132,12 @@ def start(roles, out):
     main = "import sys; from pipelines.command import main; sys.exit(main())"
     call = [sys.executable, "-c", main, "curate", *sources, "--out", str(out), *RECIPE, "--workers", "2"]
     return subprocess.Popen(
-        call, start_new_session=True, stderr=subprocess.PIPE, cwd=Path(__file__).parents[2], stdin=subprocess.DEVNULL
+        call,
+        start_new_session=True,
+        stderr=subprocess.PIPE,
+        cwd=Path(__file__).parents[2],
+        stdin=subprocess.DEVNULL,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
     )
 
 
