@@ -21,6 +21,7 @@ from curation.steps.listing import read_listing
 from curation.vectors import Layout, to_column
 
 ROW_GROUP = 1024
+PENDING_PIXELS = 1 << 25  # of pictures waiting for the rest of their batch: 100 MB
 FACTS = pa.schema(
     [
         ("uri", pa.string()),
@@ -151,7 +152,8 @@ def _write_embedded(
         facts.append(row.facts)
         if row.picture is not None:
             pending.append(row.picture)
-        if len(pending) == batch:
+        pixels = sum(picture.width * picture.height for picture in pending)
+        if len(pending) == batch or pixels > PENDING_PIXELS:
             embed_pending()
         if len(facts) == ROW_GROUP:
             write_group()
