@@ -321,3 +321,26 @@ def test_runs_and_pools_may_live_in_object_storage(roles, tmp_path):
     assert [row["image"] for row in rows] == [row["image"] for row in local.samples]
     flow = json.loads(memory.cat_file(f"/{tmp_path.name}/run/run.json"))["flow"]
     assert flow == local.facts["flow"]
+
+
+def test_approximate_search_with_every_list_probed_finds_what_the_exact_one_does(tmp_path):
+    pictures = {f"{i}.png": pools.picture(i, 24) for i in range(300)}
+    roles = {
+        "pool": pools.write(tmp_path / "pool", pictures),
+        "seeds": pools.write(tmp_path / "seeds", {f"{i}.png": pools.picture(1000 + i, 24) for i in range(4)}),
+    }
+    words = ("--dedup.enabled", "false", "--retrieval.k", "2")
+    exact = pools.curate(roles, tmp_path / "exact", *words)
+    index = ("--retrieval.index", "ivfpq", "--retrieval.index_cells", "4", "--retrieval.code_bytes", "35")
+    approximate = pools.curate(roles, tmp_path / "approximate", *words, *index, "--retrieval.probes", "4")
+    recall = approximate.facts["retrieval"][0]["recall"]
+    assert recall >= 0.75
+    same = kept_ids(approximate) & kept_ids(exact)
+    assert len(same) >= 0.75 * len(kept_ids(exact))
+    assert "recall" not in exact.facts["retrieval"][0]
+
+
+def test_a_code_length_that_does_not_divide_the_dimension_is_refused(roles, tmp_path, capsys):
+    words = ("--retrieval.index", "ivfpq", "--retrieval.code_bytes", "3")
+    assert pools.attempt(only(roles, "pool", "seeds"), tmp_path / "run", *words) == 2
+    assert "retrieval.code_bytes: 3 does not divide 350" in capsys.readouterr().err
