@@ -1,83 +1,244 @@
-"""The dataset card: the YAML header `datasets` and the Hub read, and what a reader needs to know."""
+"""The dataset card: the YAML header `datasets` and the Hub read, and what a reader needs to know.
+
+The same run gives the same card on every machine: nothing in it is a time, a rate or a path. A card that is written
+again keeps the user's sections, which stand between markers, and the user's keys in the header.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import jinja2
 import yaml
 
-from curation.recipe import CurateRecipe
+from curation import storage
+from curation.decode import DecodeError, DecodeLimits, decode
+from curation.errors import UserError
+from curation.parts import Run
+
+GENERATED = ("pretty_name", "configs", "dataset_info", "size_categories")  # header keys that always follow the run
+SHEET_IMAGES, SHEET_COLUMNS, SHEET_SIDE = 32, 8, 128
+SLOT = re.compile(r"<!-- yours: begin (\w+) -->\n(.*?)<!-- yours: end \1 -->", re.DOTALL)
+MEANINGS = {
+    "id": "first 32 hex characters of the SHA-256 of the file",
+    "image": "the original bytes, and the name of the file",
+    "width": "pixels, upright",
+    "height": "pixels, upright",
+    "label": "as the source had it",
+    "captions": "as the source had them",
+    "source": "name of the source, and the uri in it",
+    "metadata": "JSON, as the source had it",
+    "seed_ids": "ids of the seeds that retrieved the image, best first",
+    "similarities": "cosine similarity to those seeds",
+}
+SIZES = [(1000**power, prefix) for power, prefix in ((4, "TB"), (3, "GB"), (2, "MB"), (1, "kB"))]
 
 
-def write_card(recipe: CurateRecipe, features: Any, samples: int, size: int, flow: Sequence[Mapping[str, Any]]) -> str:
-    """Return README.md of the dataset folder.
+def write_card(
+    facts: Mapping[str, Any],
+    recipe: Mapping[str, Any],
+    features: Mapping[str, Any],
+    earlier: str = "",
+    repository: str = "",
+    sheet: bool = True,
+) -> str:
+    """Return README.md of a dataset.
 
     Args:
-        recipe: of the run.
-        features: the `datasets.Features` the shards were written with.
-        samples: number of samples.
-        size: of the shards in bytes.
-        flow: counts per stage.
+        facts: run.json; `name`, `samples`, `shards` and `bytes` must be there.
+        recipe: the recipe, every field filled in.
+        features: for each config the `datasets.Features` of its files; "default" first.
+        earlier: the card that this one takes the place of; its user's sections and header keys are kept.
+        repository: ORG/NAME, where it is known.
+        sheet: whether contact-sheet.jpg stands beside the card.
     """
-    header = {
-        "pretty_name": recipe.name,
-        "license": recipe.licence,
-        "size_categories": [_size_category(samples)],
+    kept, yours = parse_card(earlier)
+    header = {**_header(facts, recipe, features), **{key: kept[key] for key in kept if key not in GENERATED}}
+    if (licence := _licence(recipe)) is not None:
+        header["license"] = licence
+    encoders = recipe.get("encoder") or {}
+    return (
+        _environment()
+        .get_template("card.md.j2")
+        .render(
+            header=yaml.safe_dump(header, sort_keys=False, allow_unicode=True),
+            slot=lambda name: f"<!-- yours: begin {name} -->\n{yours.get(name, '')}<!-- yours: end {name} -->",
+            name=facts["name"],
+            kind=facts.get("kind", "curate"),
+            samples=facts["samples"],
+            shards=facts["shards"],
+            size=written_size(facts["bytes"]),
+            sheet=sheet,
+            repository=repository,
+            configs=list(features),
+            columns=[(name, _type(kind), MEANINGS.get(name, "")) for name, kind in features["default"].items()],
+            licence=header.get("license"),
+            encoders={role: without_path(str(encoders.get(role, ""))) for role in ("copy", "retrieval")},
+            recipe=yaml.safe_dump(shareable(recipe), sort_keys=False, allow_unicode=True),
+            **{key: facts.get(key) or {} for key in ("sources", "flow", "thresholds", "leak_audit", "retrieval")},
+            versions={
+                package: version.partition("+")[0]  # builds for other devices have the same number
+                for package, version in (facts.get("versions") or {}).items()
+                if package not in ("python", "apache-beam")
+            },
+            notes=facts.get("notes") or [],
+        )
+    )
+
+
+def earlier_card(run: Run) -> str:
+    """Return README.md of a run's dataset, "" when there is none yet.
+
+    Raises:
+        UserError: its header cannot be read, so that what the user wrote there would be lost.
+    """
+    path = run.path("dataset", "README.md")
+    try:
+        text = storage.read_bytes(path).decode()
+        parse_card(text)
+    except FileNotFoundError:
+        return ""
+    except ValueError as error:
+        raise UserError(f"card: the header of {path} is not YAML ({error}); mend it, or delete the file") from None
+    return text
+
+
+def parse_card(text: str) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return the header of a card and its user's sections by name; empty where there is none.
+
+    Raises:
+        ValueError: the header is not a YAML mapping.
+    """
+    found = re.match(r"---\n(.*?)---\n", text, re.DOTALL)
+    try:
+        header = yaml.safe_load(found.group(1)) if found else {}
+    except yaml.YAMLError as error:
+        raise ValueError(" ".join(str(error).split())) from None
+    if not isinstance(header, dict):
+        raise ValueError("the header is not a mapping")
+    return header, dict(SLOT.findall(text))
+
+
+def _header(facts: Mapping[str, Any], recipe: Mapping[str, Any], features: Mapping[str, Any]) -> dict[str, Any]:
+    infos = []
+    for config, kinds in features.items():
+        info: dict[str, Any] = {"config_name": config, "features": kinds._to_yaml_list()}
+        if config == "default":
+            split = {"name": "train", "num_bytes": facts["bytes"], "num_examples": facts["samples"]}
+            info |= {"splits": [split], "download_size": facts["bytes"], "dataset_size": facts["bytes"]}
+        infos.append(info)
+    return {
+        "pretty_name": facts["name"],
+        "license": "unknown",
+        "size_categories": [size_category(facts["samples"])],
         "task_categories": ["image-feature-extraction"],
         "tags": ["granary", "dataset-curation"],
-        "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": "data/train-*.parquet"}]}],
-        "dataset_info": {
-            "features": features._to_yaml_list(),
-            "dataset_size": size,
-            "download_size": size,
-            "splits": [{"name": "train", "num_bytes": size, "num_examples": samples}],
-        },
+        "configs": [
+            {
+                "config_name": config,
+                "data_files": [{"split": "train", "path": f"{folder_of(config)}/{prefix_of(config)}-*.parquet"}],
+                **({"default": True} if config == "default" and len(features) > 1 else {}),
+            }
+            for config in features
+        ],
+        "dataset_info": infos if len(infos) > 1 else {key: infos[0][key] for key in infos[0] if key != "config_name"},
     }
-    rows = [
-        f"| {row['stage']} | {row['in']:,} | {row['kept']:,} | {row['dropped']:,} | {row['dead']:,} |" for row in flow
-    ]
-    table = "\n".join(["| stage | in | kept | dropped | unreadable |", "|---|---:|---:|---:|---:|", *rows])
-    thresholds = f"near duplicates above {recipe.dedup.threshold}, leaks above {recipe.leaks.threshold}"
-    return f"""---
-{yaml.safe_dump(header, sort_keys=False, allow_unicode=True)}---
-
-# {recipe.name}
-
-{samples:,} images, curated from a larger pool: exact and near duplicates removed, images that resemble the reference
-sets removed, and where there are seed sets, images retrieved that resemble them. Every image is the original file.
-
-## How it came about
-
-{table}
-
-Cosine similarity of `{recipe.encoder.copy_}`: {thresholds}. Retrieval by `{recipe.encoder.retrieval}`.
-Method: DINOv2 (arXiv 2304.07193), section 3.
-
-## Columns
-
-`id`: first 32 hex characters of the SHA-256 of the file. `image`: the original bytes. `width`, `height`: upright, in
-pixels. `label`, `captions`, `metadata`: as the source had them. `source`: its name and the uri in it. `seed_ids`,
-`similarities`: the seeds that retrieved the image, best first.
-
-## Load it
-
-```python
-from datasets import load_dataset
-
-dataset = load_dataset("PATH_OR_ID", split="train")
-```
-"""
 
 
-def _size_category(samples: int) -> str:
-    bounds = [
-        (10**3, "n<1K"),
-        (10**4, "1K<n<10K"),
-        (10**5, "10K<n<100K"),
-        (10**6, "100K<n<1M"),
-        (10**7, "1M<n<10M"),
-        (10**8, "10M<n<100M"),
-        (10**9, "100M<n<1B"),
-    ]
-    return next((name for bound, name in bounds if samples < bound), "n>1B")
+def folder_of(config: str) -> str:
+    """Return the folder of a config's Parquet files in the repository."""
+    return "data" if config == "default" else config
+
+
+def prefix_of(config: str) -> str:
+    """Return what the names of a config's Parquet files begin with."""
+    return "train" if config == "default" else "part"
+
+
+def _licence(recipe: Mapping[str, Any]) -> str | None:
+    """Return the recipe's licence; "unknown" is no statement, so that one written into the card stays."""
+    licence = recipe.get("licence")
+    return None if licence in (None, "", "unknown") else str(licence)
+
+
+def shareable(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a recipe without what belongs to one machine: paths, devices, the run directory."""
+    shared = {key: value for key, value in recipe.items() if key not in ("out", "unit_rows")}
+    for role in ("pool", "seeds", "references"):
+        if role in shared:
+            shared[role] = [{key: value for key, value in source.items() if key != "path"} for source in shared[role]]
+    if "encoder" in shared:
+        shared["encoder"] = {
+            key: without_path(value) if isinstance(value, str) else value
+            for key, value in shared["encoder"].items()
+            if key not in ("device", "batch")
+        }
+    return shared
+
+
+def without_path(spec: str) -> str:
+    """Return an encoder's name with a local path cut down to its last part; a model id of the Hub stays whole."""
+    kind, colon, where = spec.partition(":")
+    hub_id = kind == "hf" and re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", where)
+    return spec if hub_id or "/" not in where else kind + colon + where.rstrip("/").rsplit("/", 1)[-1]
+
+
+def contact_sheet_of(urls: Sequence[str], limits: DecodeLimits) -> bytes | None:
+    """Return a JPEG of the first pictures of the shards; None when no picture of them can be decoded.
+
+    Args:
+        urls: of the shards, in order.
+        limits: the limits under which they are decoded.
+    """
+    from curation.report.thumbnails import contact_sheet, shrink
+
+    pictures = (shrink(picture, SHEET_SIDE) for picture in _pictures(urls, limits))
+    chosen = list(itertools.islice(pictures, SHEET_IMAGES))
+    return contact_sheet(chosen, SHEET_COLUMNS, SHEET_SIDE) if chosen else None
+
+
+def _pictures(urls: Sequence[str], limits: DecodeLimits) -> Iterator[Any]:
+    import pyarrow.parquet as pq
+
+    for url in urls:
+        with storage.open_read(url) as file:
+            for batch in pq.ParquetFile(file).iter_batches(batch_size=SHEET_COLUMNS, columns=["image"]):
+                for row in batch.column(0).to_pylist():
+                    try:
+                        yield decode(row["bytes"] or b"", limits, SHEET_SIDE).image
+                    except DecodeError:
+                        continue
+
+
+def written_size(size: int) -> str:
+    """Write a number of bytes in the unit that reads best."""
+    return next((f"{size / unit:,.1f} {name}" for unit, name in SIZES if size >= unit), f"{size} bytes")
+
+
+def _type(feature: Any) -> str:
+    if isinstance(feature, dict):
+        return "struct"
+    if type(feature).__name__ == "Image":
+        return "image"
+    inner = getattr(feature, "feature", None)
+    return f"list of {_type(inner)}" if inner is not None else str(getattr(feature, "dtype", type(feature).__name__))
+
+
+def size_category(samples: int) -> str:
+    """Return the Hub's name of a dataset's size."""
+    names = ["n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M", "10M<n<100M", "100M<n<1B", "n>1B"]
+    return names[min(len(names) - 1, sum(samples >= 10**power for power in range(3, 10)))]
+
+
+def _environment() -> jinja2.Environment:
+    return jinja2.Environment(
+        loader=jinja2.PackageLoader("curation", "."),
+        undefined=jinja2.StrictUndefined,
+        autoescape=False,  # the card is Markdown
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )

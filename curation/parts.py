@@ -23,6 +23,7 @@ from curation import storage
 from curation.sources import Source
 
 FORMAT = 1  # of markers and parts; a new number redoes every stage
+LIMITS = ("max_unreadable",)  # arguments that stop a unit or not, and never change what it writes: in no digest
 INDEX = "index.json"  # names and row counts of the parts of a finished stage, so that units read one file for it
 
 
@@ -158,7 +159,8 @@ class Stage:
     def unit_digest(self, unit: Unit) -> str:
         """Return the digest of what the unit's output depends on."""
         step = f"{self.step.__module__}.{self.step.__qualname__}"
-        return digest(FORMAT, step, self.revision, self.total, unit.index, unit.arguments, list(self.inputs))
+        arguments = {name: value for name, value in unit.arguments.items() if name not in LIMITS}
+        return digest(FORMAT, step, self.revision, self.total, unit.index, arguments, list(self.inputs))
 
     @functools.cached_property
     def digest(self) -> str:

@@ -146,6 +146,9 @@ class CurateRecipe(Options, frozen=True):
     out: str = Field(min_length=1, description="the run directory to write, a path or URL")
     seed: int = Field(0, ge=0, lt=2**63, description="decides every random choice")
     unit_rows: int = Field(256, ge=1, description="images in one work unit")
+    max_unreadable: float = Field(
+        0.2, ge=0, le=1, description="stop when connections or permissions fail for more of a unit; 1: never"
+    )
     decode: DecodeLimits = Field(DecodeLimits(), description="limits on what is decoded")
     filters: Filters = Field(Filters(), description="drop by size, shape, blankness or blur; all off by default")
     encoder: Encoders = Field(Encoders(), description="descriptors")

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import io
+import importlib.util
 import os
+import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ from typing import Any, BinaryIO, TypeVar, cast
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
+from fsspec.implementations.memory import MemoryFileSystem
 
 T = TypeVar("T")
 FINAL_ERRNOS = {
@@ -27,6 +29,10 @@ FINAL_ERRNOS = {
     errno.ENOSPC,
     errno.EFBIG,
 }
+
+if importlib.util.find_spec("s3fs") is None:
+    for scheme in ("s3", "s3a"):
+        fsspec.register_implementation(scheme, "curation.s3.ArrowS3", clobber=True)
 
 
 def filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
@@ -85,25 +91,16 @@ def open_read(url: str) -> BinaryIO:
 def writing(url: str) -> Iterator[BinaryIO]:
     """Open `url` for writing bytes; it appears whole at the end of the block, or not at all.
 
-    Local files go to a temporary name, are flushed to disk and renamed. Object stores publish a file when
-    its upload is closed; what a failed block sent is thrown away.
+    Local files go to a temporary name, are flushed to disk and renamed. What goes to an object store is written to a
+    temporary file of this machine and uploaded when the block is done: a failed block has sent nothing, and a failed
+    upload is tried again.
     """
     fs, path = filesystem(url)
     if not isinstance(fs, LocalFileSystem):
-        buffer = io.BytesIO() if fs.protocol in ("memory", ("memory",)) else None
-        file = buffer if buffer is not None else fs.open(path, "wb")
-        try:
-            yield cast(BinaryIO, file)
-        except BaseException:
-            discard = getattr(file, "discard", None)
-            with contextlib.suppress(Exception):
-                if discard is not None:
-                    discard()
-            raise
-        if buffer is not None:
-            fs.pipe_file(path, buffer.getvalue())
-        else:
-            file.close()
+        with tempfile.NamedTemporaryFile(prefix="granary-") as spool:
+            yield cast(BinaryIO, spool)
+            spool.flush()
+            retrying(lambda: upload(fs, spool.name, path))
         return
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
     temporary = f"{path}.{uuid.uuid4().hex}.tmp"
@@ -117,6 +114,15 @@ def writing(url: str) -> Iterator[BinaryIO]:
         with contextlib.suppress(OSError):
             os.remove(temporary)
         raise
+
+
+def upload(fs: fsspec.AbstractFileSystem, file: str, path: str) -> None:
+    """Upload a local file."""
+    if isinstance(fs, MemoryFileSystem):  # whose put_file shows the file before it is whole
+        with open(file, "rb") as local:
+            fs.pipe_file(path, local.read())
+    else:
+        fs.put_file(file, path)
 
 
 def write_bytes(url: str, data: bytes) -> None:

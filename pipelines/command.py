@@ -1,4 +1,4 @@
-"""The command line: `granary demo | curate | explain | report`, each with `--help`.
+"""The command line: `granary demo | curate | explain | report | publish`, each with `--help`.
 
 A recipe's fields are options: `--dedup.threshold 0.9`. What follows `--` goes to Beam.
 """
@@ -22,6 +22,7 @@ COMMANDS = {
     "curate": "curate a pool of images: deduplicate, remove leaks, retrieve what resembles seeds",
     "explain": "tell the story of one image of a run",
     "report": "write the report of a run again",
+    "publish": "publish the dataset of a run on the Hugging Face Hub",
 }
 
 
@@ -152,6 +153,35 @@ def _report(words: list[str]) -> int:
     return 0
 
 
+def _publish(words: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        "granary publish",
+        description="Publish the dataset of a run on the Hugging Face Hub. Killed, the same command goes on where it "
+        "stopped. The token comes from HF_TOKEN or `hf auth login`.",
+    )
+    parser.add_argument("run", help="the run directory")
+    parser.add_argument("--repo", required=True, metavar="ORG/NAME", help="the dataset repository")
+    parser.add_argument("--private", action="store_true", help="create the repository as private")
+    parser.add_argument("--dry-run", action="store_true", help="check everything and print what would be sent")
+    parser.add_argument("--branch", default="main", help="branch to write to; created where it is missing [main]")
+    parser.add_argument("--ledger", action="store_true", help="publish the ledger too, as config `ledger`")
+    parser.add_argument("--embeddings", action="store_true", help="publish the copy descriptors of the kept images too")
+    known = parser.parse_args(words)
+    quiet_libraries()
+    from pipelines.publish import publish
+
+    publish(
+        known.run,
+        known.repo,
+        private=known.private,
+        dry_run=known.dry_run,
+        branch=known.branch,
+        ledger=known.ledger,
+        embeddings=known.embeddings,
+    )
+    return 0
+
+
 def _demo(words: list[str]) -> int:
     parser = argparse.ArgumentParser("granary demo", description=COMMANDS["demo"])
     parser.add_argument("--out", default="runs/demo", help="folder for the pool and the run [runs/demo]")
@@ -176,4 +206,5 @@ HANDLERS: dict[str, Callable[[list[str]], int]] = {
     "curate": _curate,
     "explain": _explain,
     "report": _report,
+    "publish": _publish,
 }

@@ -51,14 +51,21 @@ class Curation(Stages):
         select(self)
         self.write_outputs()
 
-    def embed_role(self, role: str, encoder: str, filters: bool = False) -> None:
-        """Read, hash, decode and embed everything the sources of a role hold."""
-        options = {
+    def reading(self, encoder: str) -> dict[str, Any]:
+        """Return the arguments of a unit that decodes and embeds."""
+        return {
             "encoder": encoder,
             "fingerprint": self.fingerprints[encoder],
             "device": self.recipe.encoder.device,
             "batch": self.recipe.encoder.batch,
             "decode": self.recipe.decode.model_dump(),
+            "max_unreadable": self.recipe.max_unreadable,
+        }
+
+    def embed_role(self, role: str, encoder: str, filters: bool = False) -> None:
+        """Read, hash, decode and embed everything the sources of a role hold."""
+        options = {
+            **self.reading(encoder),
             "filters": self.recipe.filters.model_dump() if filters else {},
             "mirror": role == "pool" and self.recipe.dedup.mirror,
         }
@@ -267,4 +274,4 @@ def prepared(recipe: CurateRecipe) -> tuple[CurateRecipe, dict[str, str]]:
 
 def recipe_digest(recipe: CurateRecipe) -> str:
     """Return the digest of everything in a recipe that decides its output."""
-    return digest(recipe.model_dump(mode="json", by_alias=True, exclude={"out"}))
+    return digest(recipe.model_dump(mode="json", by_alias=True, exclude={"out", "max_unreadable"}))

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from curation import schema, storage, summary
-from curation.card import write_card
+from curation.card import contact_sheet_of, earlier_card, write_card
 from curation.errors import UserError
 from curation.lookup import Files, ledger_tables, open_run
 from curation.parts import Run
@@ -44,7 +44,10 @@ def curate(recipe: CurateRecipe, engine: Engine, console: Console | None = None)
     console = console or Console(stderr=True, highlight=False, markup=False)
     started = time.monotonic()
     recipe, fingerprints = prepared(recipe)
-    earlier = check_out(recipe)
+    try:
+        earlier = check_out(recipe)
+    except OSError as error:
+        raise UserError(f"out: cannot read {recipe.out}: {error.strerror or error}") from error
     run = Run(recipe.out.rstrip("/"), {role: getattr(recipe, role) for role in ("pool", "seeds", "references")})
     _begin(run, recipe)
     runner = Runner(run, engine, Progress(console))
@@ -115,8 +118,6 @@ def _summarise(curation: Curation, earlier: dict[str, Any], seconds: float) -> d
         sum(marker.rows for marker in markers["shards"]),
         sum(marker.size for marker in markers["shards"]),
     )
-    card = write_card(recipe, schema.curated_features(), samples, size, flow)
-    storage.write_bytes(run.path("dataset", "README.md"), card.encode())
     session = {"started": _now(), "seconds": round(seconds, 1), "stages": curation.runner.timings}
     facts = {
         "kind": "curate",
@@ -141,8 +142,23 @@ def _summarise(curation: Curation, earlier: dict[str, Any], seconds: float) -> d
         "notes": _notes(curation),
         "sessions": [*earlier.get("sessions", []), session],
     }
+    _write_card(run, recipe, facts)
     storage.write_bytes(run.path("run.json"), json.dumps(facts, indent=2).encode())
     return facts
+
+
+def _write_card(run: Run, recipe: CurateRecipe, facts: dict[str, Any]) -> None:
+    """Write README.md and its contact sheet beside the shards; what the user wrote into the card stays."""
+    names = storage.names(run.path("dataset", "data"))
+    sheet = contact_sheet_of([run.path("dataset", "data", name) for name in names], recipe.decode)
+    if sheet is None:
+        storage.remove(run.path("dataset", "contact-sheet.jpg"))
+    else:
+        storage.write_bytes(run.path("dataset", "contact-sheet.jpg"), sheet)
+    features = {"default": schema.curated_features()}
+    plain = recipe.model_dump(mode="json", by_alias=True)
+    card = write_card(facts, plain, features, earlier_card(run), sheet=sheet is not None)
+    storage.write_bytes(run.path("dataset", "README.md"), card.encode())
 
 
 def _now() -> str:

@@ -48,14 +48,7 @@ def select(curation: Curation) -> None:
 
 def embed_survivors(curation: Curation) -> None:
     """Embed for retrieval what deduplication and leak removal left."""
-    encoder = curation.recipe.encoder.retrieval
-    options = {
-        "encoder": encoder,
-        "fingerprint": curation.fingerprints[encoder],
-        "device": curation.recipe.encoder.device,
-        "batch": curation.recipe.encoder.batch,
-        "decode": curation.recipe.decode.model_dump(),
-    }
+    options = curation.reading(curation.recipe.encoder.retrieval)
     rows = curation.run_directory.rows("pool")
     units = [{"part": part, **options} for part in range(len(rows))]
     curation.parallel("features", embed.features, units, ["survivors"], "images", rows)

@@ -23,6 +23,7 @@ from apache_beam.runners.worker import sdk_worker
 from curation import storage
 from curation.errors import UserError
 from curation.parts import Marker, Run, Stage, Unit, close_stage, finished, run_unit
+from curation.sources.files import absolute
 from pipelines.progress import Progress
 
 
@@ -157,14 +158,15 @@ class Runner:
     def _run(self, stage: Stage, missing: list[Unit], combine: tuple[beam.CombineFn, Stage] | None) -> None:
         plan = dataclasses.replace(stage, units=(), count=stage.total)
         threads = {"one": 1, "all": 0, "idle": max(1, self.engine.threads // max(1, len(missing)))}[stage.cores]
+        run = dataclasses.replace(self.run, url=absolute(self.run.url))  # workers may stand in another folder
         started = time.monotonic()
         with self.progress.stage(self.run, stage, missing), one_sentence(self.engine):
             pipeline = beam.Pipeline(options=self.engine.beam_options(parallel=len(missing) > 1))
             units = pipeline | beam.Create(missing if combine is None else list(stage.units))
-            outputs = units | RunUnits(self.run, plan, threads)
+            outputs = units | RunUnits(run, plan, threads)
             if combine is not None:
                 merged = outputs | beam.CombineGlobally(combine[0])
-                merged | beam.ParDo(WriteCombined(self.run, combine[1]))
+                merged | beam.ParDo(WriteCombined(run, combine[1]))
             pipeline.run().wait_until_finish()
         seconds, rows = time.monotonic() - started, sum(unit.weight for unit in missing)
         workers = self.engine.threads if len(missing) > 1 else 1
@@ -208,6 +210,11 @@ def advice(cause: str) -> str:
     if re.search(r"No space left|Errno 28|File too large|Errno 27|Disk quota", cause):
         return (
             "The disk of the run directory is full: free space and run the same command again; finished work is kept."
+        )
+    if "TooManyUnreadable" in cause:
+        return (
+            "Mend the connection, the mount or the permissions and run the same command again, finished work is kept; "
+            "or take these files for lost with --max_unreadable 1."
         )
     if "MemoryError" in cause or "not enough memory" in cause:
         return "The unit does not fit in memory: lower --unit_rows or --dedup.block and run the same command again."

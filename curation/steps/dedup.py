@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import threadpoolctl
 
 from curation import components, join
 from curation.encoders.inference import torch_device
@@ -64,7 +65,8 @@ def basis(run: Run, arguments: Mapping[str, Any], output: Output) -> None:
         chosen = np.argsort(priority(seed, [str(index) for index in indices]))[: BASIS_ROWS // len(parts)]
         rows.append(vectors[np.sort(chosen)])
     sample = np.concatenate(rows)
-    rotation = join.fit_rotation(sample, rows=BASIS_ROWS)
+    with threadpoolctl.threadpool_limits(1):  # the last bits of a rotation depend on the threads; the edges never do
+        rotation = join.fit_rotation(sample, rows=BASIS_ROWS)
     prefix = arguments["prefix"] or 1
     if len(sample) and arguments["prefix"] is None:
         prefix = join.choose_prefix(sample, rotation, arguments["threshold"])

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,25 @@ from curation.vectors import Layout, to_column
 
 ROW_GROUP = 1024
 PENDING_PIXELS = 1 << 25  # of pictures waiting for the rest of their batch: 100 MB
+FEWEST_LOST = 16  # fewer unreadable files are no sign of an outage, however small the unit
+# What a machine, a network or a service fails with; the same file may be there an hour later. By name: sources tell
+# theirs as (class, message). FileNotFoundError is one where the listing saw the file.
+OUTAGES = frozenset(
+    (
+        "OSError",
+        "PermissionError",
+        "TimeoutError",
+        "FSTimeoutError",
+        "ConnectionError",
+        "ConnectionAbortedError",
+        "ConnectionRefusedError",
+        "ConnectionResetError",
+        "BrokenPipeError",
+        "BlockingIOError",
+        "InterruptedError",
+        "UnreadableFolder",
+    )
+)
 FACTS = pa.schema(
     [
         ("uri", pa.string()),
@@ -54,10 +74,18 @@ FEATURES = pa.schema(
 
 @dataclasses.dataclass
 class Row:
-    """What is known of one image while its unit is read; the picture only until it is embedded."""
+    """What is known of one image while its unit is read; the picture only until it is embedded.
+
+    lost: it could not be read, which says nothing about what it holds.
+    """
 
     facts: dict[str, Any]
     picture: Image.Image | None = None
+    lost: bool = False
+
+
+class TooManyUnreadable(Exception):
+    """So much of a unit could not be read that its dataset would be hollow."""
 
 
 @functools.lru_cache(maxsize=4)
@@ -72,7 +100,11 @@ def encoder_of(spec: str, device: str, fingerprint: str) -> Encoder:
 
 
 def embed(run: Run, arguments: Mapping[str, Any], output: Output) -> None:
-    """Embed every candidate of one unit of a role; what is no image becomes a dead row, never an error."""
+    """Embed every candidate of one unit of a role; what is no image becomes a dead row, never an error.
+
+    Raises:
+        TooManyUnreadable: see `check_lost`. Lists of URLs are exempt: dead links are what they are made of.
+    """
     encoder = encoder_of(arguments["encoder"], arguments["device"], arguments["fingerprint"])
     source, pieces = read_listing(run, arguments["role"], arguments["unit"])
     number = list(run.sources[arguments["role"]]).index(source)
@@ -81,7 +113,8 @@ def embed(run: Run, arguments: Mapping[str, Any], output: Output) -> None:
         candidates = (candidate for piece in pieces for candidate in read_piece(source, piece, limits.max_bytes))
         side = encoder.side and max(encoder.side, filters.side or 0)
         rows = (scan(candidate, number, reader, limits, filters, side) for candidate in candidates)
-        _write_embedded(rows, FACTS, encoder, arguments["batch"], arguments["mirror"], output)
+        most = 1.0 if source.kind == "urls" else arguments["max_unreadable"]
+        _write_embedded(check_lost(rows, most), FACTS, encoder, arguments["batch"], arguments["mirror"], output)
 
 
 def scan(
@@ -105,7 +138,8 @@ def scan(
         "status": "dead",
     }
     if candidate.error is not None:
-        return Row(facts | dict(zip(("reason", "message"), candidate.error, strict=True)))
+        dead = dict(zip(("reason", "message"), candidate.error, strict=True))
+        return Row(facts | dead, lost=candidate.error[0] in OUTAGES)
     try:
         data = candidate.data
         if data is None:
@@ -113,13 +147,41 @@ def scan(
         sha256 = hashlib.sha256(data).hexdigest()
         facts |= {"size": len(data), "sha256": sha256, "id": sha256[:32]}
         decoded = decode(data, limits, side)
-    except (DecodeError, OSError) as error:
+    except DecodeError as error:
         return Row(facts | why_dead(error))
+    except OSError as error:
+        kind = type(error).__name__
+        vanished = kind == "FileNotFoundError" and candidate.size > 0
+        return Row(facts | why_dead(error), lost=vanished or kind in OUTAGES)
     facts |= {"width": decoded.width, "height": decoded.height}
     reason = filters.reject(decoded)
     if reason is not None:
         return Row({**facts, "status": "dropped", "reason": reason})
     return Row({**facts, "status": "ok"}, decoded.image)
+
+
+def check_lost(rows: Iterable[Row], most: float) -> Iterator[Row]:
+    """Yield the rows of a unit; raises TooManyUnreadable after the last when too many were lost.
+
+    A network, a mount or a permission that fails takes thousands of good files with it, and the run would end well
+    with a hollow dataset. Files that are no images do not count: a pool may hold any number of them.
+
+    Args:
+        rows: of one unit.
+        most: the share of them that may be lost; 1 lets everything pass. Up to FEWEST_LOST - 1 rows always may.
+    """
+    reasons: collections.Counter[str] = collections.Counter()
+    total = 0
+    for row in rows:
+        total += 1
+        reasons[row.facts["reason"] if row.lost else ""] += 1
+        yield row
+    del reasons[""]
+    if reasons.total() >= FEWEST_LOST and reasons.total() > most * total:
+        counted = ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items()))
+        raise TooManyUnreadable(
+            f"{reasons.total()} of {total} files could not be read ({counted}), more than max_unreadable {most}"
+        )
 
 
 def why_dead(error: DecodeError | OSError) -> dict[str, str]:
@@ -183,14 +245,19 @@ def _table(
 
 
 def features(run: Run, arguments: Mapping[str, Any], output: Output) -> None:
-    """Embed for retrieval the images of one pool part that survived deduplication; reads their bytes again."""
+    """Embed for retrieval the images of one pool part that survived deduplication; reads their bytes again.
+
+    Raises:
+        TooManyUnreadable: see `check_lost`; a file that changed or went away counts too.
+    """
     encoder = encoder_of(arguments["encoder"], arguments["device"], arguments["fingerprint"])
     limits = DecodeLimits(**arguments["decode"])
     rows = read_survivors(run, Layout.of(run, "pool"), arguments["part"])
     number = rows["source"][0].as_py() if rows.num_rows else 0
     with Reader(run.sources["pool"][number], limits.max_bytes) as reader:
         again = (_look_again(row, reader, limits, encoder.side) for row in rows.to_pylist())
-        _write_embedded(again, FEATURES, encoder, arguments["batch"], False, output)
+        checked = check_lost(again, arguments["max_unreadable"])
+        _write_embedded(checked, FEATURES, encoder, arguments["batch"], False, output)
 
 
 def read_survivors(run: Run, layout: Layout, part: int) -> pa.Table:
@@ -208,8 +275,10 @@ def _look_again(row: Mapping[str, Any], reader: Reader, limits: DecodeLimits, si
         data = reader.read(row["path"], row["offset"], row["size"])
         check_unchanged(data, row["sha256"])
         return Row({**facts, "status": "ok"}, decode(data, limits, side).image)
-    except (DecodeError, OSError) as error:
+    except DecodeError as error:
         return Row(facts | why_dead(error))
+    except OSError as error:
+        return Row(facts | why_dead(error), lost=True)  # it was read before
 
 
 class ChangedFile(OSError):

@@ -21,7 +21,7 @@ def embedded(folder: pathlib.Path, out: pathlib.Path, batch: int) -> np.ndarray:
     units, _ = listing.write_listing(run, "pool", 100)
     encoder = load_encoder("builtin:copy")
     options = {"encoder": encoder.name, "fingerprint": encoder.fingerprint, "device": "cpu", "batch": batch}
-    plain = {"decode": {}, "filters": {}, "mirror": False}
+    plain = {"decode": {}, "filters": {}, "mirror": False, "max_unreadable": 1.0}
     stage = Stage("pool", embed.embed, [Unit(0, {**units[0], **options, **plain})])
     run_unit(run, stage, stage.units[0])
     close_stage(run, stage)

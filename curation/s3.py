@@ -1,0 +1,76 @@
+"""S3 through pyarrow: what stands behind s3:// where s3fs, whose pins exclude boto3's, is not installed.
+
+Credentials and region come from where the AWS SDK looks for them (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY,
+AWS_DEFAULT_REGION, profiles, the machine's role), another service than Amazon's from AWS_ENDPOINT_URL.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import uuid
+from typing import Any
+
+import pyarrow as pa
+from fsspec.implementations.arrow import ArrowFSWrapper
+from pyarrow.fs import S3FileSystem
+
+ONE_REQUEST = 4 << 20  # bytes; pyarrow sends less than a part (at least 5 MiB) in one request, which is atomic
+
+
+class ArrowS3(ArrowFSWrapper):
+    """S3 as an fsspec file system.
+
+    Args:
+        endpoint: URL of the service; default: Amazon's.
+        options: of every fsspec file system.
+    """
+
+    protocol = ("s3", "s3a")
+
+    def __init__(self, endpoint: str | None = None, **options: Any) -> None:
+        # Parts are sent one after the other: in the background pyarrow would hold a copy of the whole file.
+        s3 = S3FileSystem(endpoint_override=endpoint, background_writes=False, allow_delayed_open=True)
+        super().__init__(s3, **options)
+
+    @staticmethod
+    def _get_kwargs_from_urls(path: str) -> dict[str, Any]:
+        """Return the endpoint of the environment: file systems are cached by these arguments."""
+        endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+        return {"endpoint": endpoint} if endpoint else {}
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        """Return bucket/key; unlike the base class, with all of a key that holds ? or #."""
+        scheme, mark, rest = path.partition("://")
+        return (rest if mark and scheme in cls.protocol else path).rstrip("/")
+
+    def ls(self, path: str, detail: bool = False, **options: Any) -> list[Any]:
+        """List a folder; a bucket that is not there is FileNotFoundError."""
+        try:
+            return list(super().ls(path, detail, **options))
+        except OSError as error:
+            if "NO_SUCH_BUCKET" in str(error):
+                raise FileNotFoundError(errno.ENOENT, f"there is no bucket {path.split('/')[0]}") from error
+            raise
+
+    def put_file(self, lpath: str, rpath: str, **options: Any) -> None:
+        """Upload a local file; the object appears whole or not at all.
+
+        pyarrow completes an upload also when it drops a stream that failed, so what takes several requests goes to
+        another key first.
+        """
+        path = self._strip_protocol(rpath)
+        whole = os.path.getsize(lpath) <= ONE_REQUEST
+        target = path if whole else f"{path}.{uuid.uuid4().hex}.tmp"
+        try:
+            with pa.memory_map(lpath) as file, self.fs.open_output_stream(target, compression=None) as stream:
+                stream.write(file.read_buffer())
+            if not whole:
+                self.fs.move(target, path)
+        except BaseException:
+            if not whole:
+                with contextlib.suppress(OSError):
+                    self.fs.delete_file(target)
+            raise
