@@ -13,44 +13,16 @@ import pyarrow.compute as pc
 from curation import schema
 from curation.parts import Output, Run, read_groups, read_table
 from curation.sampling import priority
+from curation.schema import LEDGER
 from curation.sources import Reader, failure
-from curation.steps.embed import check_unchanged
+from curation.steps.embed import FACTS, check_unchanged
 from curation.vectors import Layout
 
 GROUP_BYTES = 128 << 20  # a row group is cut short when its pictures are large
-FACTS = [
-    "uri",
-    "source",
-    "path",
-    "offset",
-    "size",
-    "id",
-    "sha256",
-    "width",
-    "height",
-    "label",
-    "captions",
-    "metadata",
-]
-PLAN = pa.schema(
-    [
-        ("role", pa.string()),
-        ("uri", pa.string()),
-        ("source", pa.int16()),
-        ("path", pa.string()),
-        ("offset", pa.int64()),
-        ("size", pa.int64()),
-        ("id", pa.string()),
-        ("sha256", pa.string()),
-        ("width", pa.int32()),
-        ("height", pa.int32()),
-        ("label", pa.string()),
-        ("captions", pa.list_(pa.string())),
-        ("metadata", pa.string()),
-        ("seed_ids", pa.list_(pa.string())),
-        ("similarities", pa.list_(pa.float32())),
-    ]
-)
+SAMPLE_FACTS = [field for field in FACTS if field.name not in ("status", "reason", "message")]
+COLUMNS = [field.name for field in SAMPLE_FACTS]
+EVIDENCE = [LEDGER.field("seed_ids"), LEDGER.field("similarities")]
+PLAN = pa.schema([("role", pa.string()), *SAMPLE_FACTS, *EVIDENCE])
 
 
 def plan(run: Run, arguments: Mapping[str, Any], output: Output) -> None:
@@ -75,7 +47,7 @@ def _kept(run: Run) -> Iterator[pa.Table]:
     for part, verdicts in enumerate(read_groups(run.parts("verdicts")[0], ["status", "seed_ids", "similarities"])):
         mask = pc.equal(verdicts["status"], "kept")
         if pc.any(mask).as_py():
-            rows = read_table(layout.parts[part], FACTS).filter(mask)
+            rows = read_table(layout.parts[part], COLUMNS).filter(mask)
             rows = rows.add_column(0, "role", pa.array(["pool"] * rows.num_rows))
             evidence = verdicts.filter(mask)
             yield (
@@ -88,7 +60,7 @@ def _kept(run: Run) -> Iterator[pa.Table]:
 def _as_is(run: Run, sets: list[int]) -> Iterator[pa.Table]:
     """Yield the readable seeds of the sets that go into the dataset themselves."""
     for part in run.parts("seeds") if sets else []:
-        rows = read_table(part, [*FACTS, "status"])
+        rows = read_table(part, [*COLUMNS, "status"])
         mine = pc.and_(pc.equal(rows["status"], "ok"), pc.is_in(rows["source"], pa.array(sets, pa.int16())))
         rows = rows.filter(mine).drop_columns(["status"])
         empty = pa.array([[]] * rows.num_rows, pa.list_(pa.string()))

@@ -9,25 +9,12 @@ import numpy as np
 import pyarrow as pa
 
 from curation.parts import Output, Run, read_table
+from curation.schema import LEDGER
 from curation.steps.leaks import all_leaks
 from curation.vectors import Layout
 
-VERDICT = pa.schema(
-    [
-        ("status", pa.string()),
-        ("stage", pa.string()),
-        ("reason", pa.string()),
-        ("representative", pa.string()),
-        ("similarity", pa.float32()),
-        ("component", pa.string()),
-        ("tightness", pa.float32()),
-        ("seed_ids", pa.list_(pa.string())),
-        ("similarities", pa.list_(pa.float32())),
-        ("cluster", pa.int32()),
-        ("leaked_reference", pa.string()),
-        ("leak_path", pa.string()),
-    ]
-)
+IDENTITY = ("uri", "id", "sha256", "role")  # what a ledger row says of the file itself; the rest is the verdict
+VERDICT = pa.schema([field for field in LEDGER if field.name not in IDENTITY])
 
 
 class Sparse:
