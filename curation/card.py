@@ -20,6 +20,7 @@ from curation.errors import UserError
 from curation.parts import Run
 
 GENERATED = ("pretty_name", "configs", "dataset_info", "size_categories")  # header keys that always follow the run
+MERGED = ("ledger", "embeddings")  # configs that are merged when they are published; the others are shards of the run
 SHEET_IMAGES, SHEET_COLUMNS, SHEET_SIDE = 32, 8, 128
 SLOT = re.compile(r"<!-- yours: begin (\w+) -->\n(.*?)<!-- yours: end \1 -->", re.DOTALL)
 MEANINGS = {
@@ -33,6 +34,18 @@ MEANINGS = {
     "metadata": "JSON, as the source had it",
     "seed_ids": "ids of the seeds that retrieved the image, best first",
     "similarities": "cosine similarity to those seeds",
+}
+CURATED: dict[str, Any] = {
+    "made": "made by `granary curate`. Every image is the original file, never re-encoded.",
+    "meanings": {},
+    "tags": ["dataset-curation"],
+    "task_categories": ["image-feature-extraction"],
+    "method": "DINOv2 (Oquab et al., [arXiv 2304.07193](https://arxiv.org/abs/2304.07193)), section 3.",
+    "limits": [
+        "Nobody has looked at every image: near duplicates below the threshold and unwanted content may remain.",
+        "Labels, captions and metadata are as the sources had them and were not checked.",
+    ],
+    "local": [],
 }
 SIZES = [(1000**power, prefix) for power, prefix in ((4, "TB"), (3, "GB"), (2, "MB"), (1, "kB"))]
 
@@ -48,7 +61,9 @@ def write_card(
     """Return README.md of a dataset.
 
     Args:
-        facts: run.json; `name`, `samples`, `shards` and `bytes` must be there.
+        facts: run.json; `name`, `samples`, `shards` and `bytes` must be there. `card` says what differs from one kind
+            of run to another, see CURATED: what it is and how it was made, what the columns mean, tags, task
+            categories, the method's paper, known limits, and the recipe's keys that belong to one machine.
         recipe: the recipe, every field filled in.
         features: for each config the `datasets.Features` of its files; "default" first.
         earlier: the card that this one takes the place of; its user's sections and header keys are kept.
@@ -56,7 +71,9 @@ def write_card(
         sheet: whether contact-sheet.jpg stands beside the card.
     """
     kept, yours = parse_card(earlier)
-    header = {**_header(facts, recipe, features), **{key: kept[key] for key in kept if key not in GENERATED}}
+    about = facts.get("card") or CURATED
+    meanings = MEANINGS | about["meanings"]
+    header = {**_header(facts, about, features), **{key: kept[key] for key in kept if key not in GENERATED}}
     if (licence := _licence(recipe)) is not None:
         header["license"] = licence
     encoders = recipe.get("encoder") or {}
@@ -74,10 +91,11 @@ def write_card(
             sheet=sheet,
             repository=repository,
             configs=list(features),
-            columns=[(name, _type(kind), MEANINGS.get(name, "")) for name, kind in features["default"].items()],
+            columns=[(name, _type(kind), meanings.get(name, "")) for name, kind in features["default"].items()],
+            about=about,
             licence=header.get("license"),
             encoders={role: without_path(str(encoders.get(role, ""))) for role in ("copy", "retrieval")},
-            recipe=yaml.safe_dump(shareable(recipe), sort_keys=False, allow_unicode=True),
+            recipe=yaml.safe_dump(shareable(recipe, about["local"]), sort_keys=False, allow_unicode=True),
             **{key: facts.get(key) or {} for key in ("sources", "flow", "thresholds", "leak_audit", "retrieval")},
             versions={
                 package: version.partition("+")[0]  # builds for other devices have the same number
@@ -122,20 +140,21 @@ def parse_card(text: str) -> tuple[dict[str, Any], dict[str, str]]:
     return header, dict(SLOT.findall(text))
 
 
-def _header(facts: Mapping[str, Any], recipe: Mapping[str, Any], features: Mapping[str, Any]) -> dict[str, Any]:
-    infos = []
+def _header(facts: Mapping[str, Any], about: Mapping[str, Any], features: Mapping[str, Any]) -> dict[str, Any]:
+    infos, counted = [], {"default": facts, **(facts.get("configs") or {})}
     for config, kinds in features.items():
         info: dict[str, Any] = {"config_name": config, "features": kinds._to_yaml_list()}
-        if config == "default":
-            split = {"name": "train", "num_bytes": facts["bytes"], "num_examples": facts["samples"]}
-            info |= {"splits": [split], "download_size": facts["bytes"], "dataset_size": facts["bytes"]}
+        if config in counted:
+            size = counted[config]["bytes"]
+            split = {"name": "train", "num_bytes": size, "num_examples": counted[config]["samples"]}
+            info |= {"splits": [split], "download_size": size, "dataset_size": size}
         infos.append(info)
     return {
         "pretty_name": facts["name"],
         "license": "unknown",
         "size_categories": [size_category(facts["samples"])],
-        "task_categories": ["image-feature-extraction"],
-        "tags": ["granary", "dataset-curation"],
+        "task_categories": about["task_categories"],
+        "tags": ["granary", *about["tags"]],
         "configs": [
             {
                 "config_name": config,
@@ -155,7 +174,7 @@ def folder_of(config: str) -> str:
 
 def prefix_of(config: str) -> str:
     """Return what the names of a config's Parquet files begin with."""
-    return "train" if config == "default" else "part"
+    return "part" if config in MERGED else "train"
 
 
 def _licence(recipe: Mapping[str, Any]) -> str | None:
@@ -164,9 +183,17 @@ def _licence(recipe: Mapping[str, Any]) -> str | None:
     return None if licence in (None, "", "unknown") else str(licence)
 
 
-def shareable(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a recipe without what belongs to one machine: paths, devices, the run directory."""
-    shared = {key: value for key, value in recipe.items() if key not in ("out", "unit_rows")}
+def shareable(recipe: Mapping[str, Any], local: Sequence[str] = ()) -> dict[str, Any]:
+    """Return a recipe without what belongs to one machine: paths, devices, the run directory.
+
+    Args:
+        recipe: every field filled in.
+        local: further keys to leave out, nested ones with dots.
+    """
+    shared = {key: value for key, value in recipe.items() if key not in ("out", "unit_rows", *local)}
+    for key, _, rest in (name.partition(".") for name in local):
+        if rest and isinstance(shared.get(key), dict):
+            shared[key] = shareable(shared[key], [rest])
     for role in ("pool", "seeds", "references"):
         if role in shared:
             shared[role] = [{key: value for key, value in source.items() if key != "path"} for source in shared[role]]

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from curation import storage
-from curation.card import contact_sheet_of, earlier_card, parse_card, write_card
+from curation.card import contact_sheet_of, earlier_card, folder_of, parse_card, write_card
 from curation.croissant import croissant
 from curation.decode import DecodeLimits
 from curation.errors import UserError
@@ -58,14 +58,14 @@ def gather(
     """
     run = Run(url.rstrip("/"))
     facts, recipe = _read(run, "run.json"), _read(run, "recipe.yaml")
-    parquet = {"default": _shards(run, facts)}
+    parquet = {config: _shards(run, config, counts) for config, counts in _configs(facts).items()}
     if ledger:
         parquet["ledger"] = _merge(_ledger(run), os.path.join(scratch, "ledger"), "ledger")
     if embeddings:
         parquet["embeddings"] = _merge(_embeddings(run), os.path.join(scratch, "embeddings"), "embeddings")
     earlier = earlier_card(run)
     features = {config: _features(files[0].url) for config, files in parquet.items()}
-    features["default"] = _stated(earlier) or features["default"]
+    features |= _stated(earlier, list(features))
     sheet = _contact_sheet(run, parquet["default"])
     card = write_card(facts, recipe, features, earlier, repository, sheet is not None)
     licence = parse_card(card)[0].get("license")
@@ -90,16 +90,21 @@ def _read(run: Run, name: str) -> dict[str, Any]:
     return dict(found)
 
 
-def _shards(run: Run, facts: dict[str, Any]) -> list[Upload]:
-    """Return the shards; a folder that lost or gained one since the run counted them is an error."""
-    folder = run.path("dataset", "data")
+def _configs(facts: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the counts of every config of the run's dataset, "default" first."""
+    return facts.get("configs") or {"default": facts}
+
+
+def _shards(run: Run, config: str, counts: dict[str, Any]) -> list[Upload]:
+    """Return the shards of a config; a folder that lost or gained one since the run counted them is an error."""
+    folder = run.path("dataset", folder_of(config))
     urls = {name: storage.join(folder, name) for name in storage.names(folder) if name.endswith(".parquet")}
-    shards = [Upload(f"data/{name}", storage.size(url), url) for name, url in urls.items()]
+    shards = [Upload(f"{folder_of(config)}/{name}", storage.size(url), url) for name, url in urls.items()]
     size = sum(shard.size for shard in shards)
-    if not shards or (len(shards), size) != (facts["shards"], facts["bytes"]):
+    if not shards or (len(shards), size) != (counts["shards"], counts["bytes"]):
         raise UserError(
-            f"run: {folder} holds {len(shards)} shards of {size:,} bytes, not the {facts['shards']} of "
-            f"{facts['bytes']:,} that the run wrote; run its granary command again"
+            f"run: {folder} holds {len(shards)} shards of {size:,} bytes, not the {counts['shards']} of "
+            f"{counts['bytes']:,} that the run wrote; run its granary command again"
         )
     return shards
 
@@ -111,12 +116,17 @@ def _features(url: str) -> Any:
         return Features.from_arrow_schema(pq.ParquetFile(file).schema_arrow)
 
 
-def _stated(card: str) -> Any:
+def _stated(card: str, configs: list[str]) -> dict[str, Any]:
     """Return the features that the run's own card states, so that the preflight compares them with the shards'."""
     from datasets import Features
 
-    info = parse_card(card)[0].get("dataset_info")
-    return Features._from_yaml_list(info["features"]) if isinstance(info, dict) and "features" in info else None
+    info = parse_card(card)[0].get("dataset_info") or {}
+    stated = {one.get("config_name", "default"): one for one in (info if isinstance(info, list) else [info])}
+    return {
+        config: Features._from_yaml_list(stated[config]["features"])
+        for config in configs
+        if "features" in stated.get(config, {})
+    }
 
 
 def _contact_sheet(run: Run, shards: list[Upload]) -> bytes | None:

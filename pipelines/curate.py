@@ -16,7 +16,7 @@ from typing import Any
 
 from curation.encoders import load_encoder
 from curation.errors import UserError
-from curation.parts import digest, read_groups
+from curation.parts import read_groups
 from curation.recipe import CurateRecipe
 from curation.sources import random_access, resolve
 from curation.steps import dataset, dedup, embed, leaks, listing
@@ -270,8 +270,3 @@ def prepared(recipe: CurateRecipe) -> tuple[CurateRecipe, dict[str, str]]:
         "leaks": recipe.leaks.model_copy(update={"threshold": recipe.leaks.threshold or copy.leak_threshold}),
     }
     return recipe.model_copy(update=filled), fingerprints
-
-
-def recipe_digest(recipe: CurateRecipe) -> str:
-    """Return the digest of everything in a recipe that decides its output."""
-    return digest(recipe.model_dump(mode="json", by_alias=True, exclude={"out", "max_unreadable"}))
