@@ -8,7 +8,7 @@ demo: install
 	$(BIN)/granary demo
 test: install
 	$(BIN)/python -m pytest -n auto
-test-slow: install
+test-slow: .venv/installed-gcp
 	$(BIN)/python -m pytest -m slow
 bench: install
 	$(BIN)/python -m tests.benchmarks
@@ -22,4 +22,8 @@ clean:
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -q -c constraints.txt hatchling editables
 	$(BIN)/python -m pip install -q -c constraints.txt --no-build-isolation -e '.[dev]'
+	touch $@
+
+.venv/installed-gcp: .venv/installed
+	$(BIN)/python -m pip install -q -c constraints.txt --no-build-isolation -e '.[dev,gcp]'
 	touch $@

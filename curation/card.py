@@ -6,6 +6,7 @@ again keeps the user's sections, which stand between markers, and the user's key
 
 from __future__ import annotations
 
+import importlib.resources
 import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,6 +14,7 @@ from typing import Any
 
 import jinja2
 import yaml
+from jinja2.sandbox import SandboxedEnvironment
 
 from curation import storage
 from curation.decode import DecodeError, DecodeLimits, decode
@@ -20,6 +22,7 @@ from curation.errors import UserError
 from curation.parts import Run
 
 GENERATED = ("pretty_name", "configs", "dataset_info", "size_categories")  # header keys that always follow the run
+TEMPLATE = "card.md.j2"
 MERGED = ("ledger", "embeddings")  # configs that are merged when they are published; the others are shards of the run
 SHEET_IMAGES, SHEET_COLUMNS, SHEET_SIDE = 32, 8, 128
 SLOT = re.compile(r"<!-- yours: begin (\w+) -->\n(.*?)<!-- yours: end \1 -->", re.DOTALL)
@@ -57,6 +60,7 @@ def write_card(
     earlier: str = "",
     repository: str = "",
     sheet: bool = True,
+    template: str | None = None,
 ) -> str:
     """Return README.md of a dataset.
 
@@ -69,6 +73,10 @@ def write_card(
         earlier: the card that this one takes the place of; its user's sections and header keys are kept.
         repository: ORG/NAME, where it is known.
         sheet: whether contact-sheet.jpg stands beside the card.
+        template: jinja2 text in the place of the shipped card.md.j2.
+
+    Raises:
+        UserError: the template cannot be rendered.
     """
     kept, yours = parse_card(earlier)
     about = facts.get("card") or CURATED
@@ -77,34 +85,49 @@ def write_card(
     if (licence := _licence(recipe)) is not None:
         header["license"] = licence
     encoders = recipe.get("encoder") or {}
-    return (
-        _environment()
-        .get_template("card.md.j2")
-        .render(
-            header=yaml.safe_dump(header, sort_keys=False, allow_unicode=True),
-            slot=lambda name: f"<!-- yours: begin {name} -->\n{yours.get(name, '')}<!-- yours: end {name} -->",
-            name=facts["name"],
-            kind=facts.get("kind", "curate"),
-            samples=facts["samples"],
-            shards=facts["shards"],
-            size=written_size(facts["bytes"]),
-            sheet=sheet,
-            repository=repository,
-            configs=list(features),
-            columns=[(name, _type(kind), meanings.get(name, "")) for name, kind in features["default"].items()],
-            about=about,
-            licence=header.get("license"),
-            encoders={role: without_path(str(encoders.get(role, ""))) for role in ("copy", "retrieval")},
-            recipe=yaml.safe_dump(shareable(recipe, about["local"]), sort_keys=False, allow_unicode=True),
-            **{key: facts.get(key) or {} for key in ("sources", "flow", "thresholds", "leak_audit", "retrieval")},
-            versions={
-                package: version.partition("+")[0]  # builds for other devices have the same number
-                for package, version in (facts.get("versions") or {}).items()
-                if package not in ("python", "apache-beam")
-            },
-            notes=facts.get("notes") or [],
-        )
+    values = dict(
+        header=yaml.safe_dump(header, sort_keys=False, allow_unicode=True),
+        slot=lambda name: f"<!-- yours: begin {name} -->\n{yours.get(name, '')}<!-- yours: end {name} -->",
+        name=facts["name"],
+        kind=facts.get("kind", "curate"),
+        samples=facts["samples"],
+        shards=facts["shards"],
+        size=written_size(facts["bytes"]),
+        sheet=sheet,
+        repository=repository,
+        configs=list(features),
+        columns=[(name, _type(kind), meanings.get(name, "")) for name, kind in features["default"].items()],
+        about=about,
+        licence=header.get("license"),
+        encoders={role: without_path(str(encoders.get(role, ""))) for role in ("copy", "retrieval")},
+        recipe=yaml.safe_dump(shareable(recipe, about["local"]), sort_keys=False, allow_unicode=True),
+        **{key: facts.get(key) or {} for key in ("sources", "flow", "thresholds", "leak_audit", "retrieval")},
+        versions={
+            package: version.partition("+")[0]  # builds for other devices have the same number
+            for package, version in (facts.get("versions") or {}).items()
+            if package not in ("python", "apache-beam")
+        },
+        notes=facts.get("notes") or [],
     )
+    try:
+        return _environment().from_string(shipped_template() if template is None else template).render(values)
+    except jinja2.TemplateError as error:
+        raise UserError(
+            f"card: the template {TEMPLATE} of the run cannot be rendered: {error}; mend it, or delete the file"
+        ) from error
+
+
+def shipped_template() -> str:
+    """Return the jinja2 template of the card that granary ships; a run's own card.md.j2 takes its place."""
+    return importlib.resources.files("curation").joinpath(TEMPLATE).read_text(encoding="utf-8")
+
+
+def own_template(run: Run) -> str | None:
+    """Return the card's template that the user put into the run directory; None when there is none."""
+    try:
+        return storage.read_bytes(run.path(TEMPLATE)).decode()
+    except FileNotFoundError:
+        return None
 
 
 def earlier_card(run: Run) -> str:
@@ -261,8 +284,7 @@ def size_category(samples: int) -> str:
 
 
 def _environment() -> jinja2.Environment:
-    return jinja2.Environment(
-        loader=jinja2.PackageLoader("curation", "."),
+    return SandboxedEnvironment(
         undefined=jinja2.StrictUndefined,
         autoescape=False,  # the card is Markdown
         trim_blocks=True,

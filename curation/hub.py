@@ -10,7 +10,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import email.utils
+import functools
 import json
+import os
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -54,6 +56,10 @@ class Repository:
 
     def __post_init__(self) -> None:
         self.api = HfApi()
+        if "HF_HUB_DISABLE_XET" not in os.environ:
+            # Over HTTP the Hub tells which files it has whole, committed or not, and pieces of them fill no memory. Xet
+            # does neither: it took 950 MB for 800 MB of shards. HF_HUB_DISABLE_XET=0 asks for it.
+            constants.HF_HUB_DISABLE_XET = True
 
     @property
     def address(self) -> str:
@@ -208,9 +214,22 @@ class Repository:
             with contextlib.ExitStack() as stack:
                 operations: list[Any] = [stack.enter_context(upload.addition()) for upload in uploads]
                 operations += [CommitOperationDelete(path, is_folder=False) for path in removed]
-                self.api.create_commit(
-                    self.name, operations, commit_message=title, repo_type="dataset", revision=self.branch
+                call = functools.partial(
+                    self.api.create_commit,
+                    self.name,
+                    operations,
+                    commit_message=title,
+                    repo_type="dataset",
+                    revision=self.branch,
                 )
+                try:
+                    call()
+                except (OSError, RuntimeError) as error:
+                    if not _of_xet(error):
+                        raise
+                    self.tell(f"sending over HTTP instead of Xet, which failed: {redacted(str(error))}")
+                    constants.HF_HUB_DISABLE_XET = True  # read at each upload; hf_xet has tried again by itself
+                    call()
 
         self.ask(send)
 
@@ -262,6 +281,12 @@ def redacted(text: str) -> str:
     token = get_token()
     text = text.replace(token, "***") if token else text
     return re.sub(r"hf_\w+|(?<=[?&])(\w|-)*[Ss]ig(nature)?=[^&\s]*", "***", text)[:300]
+
+
+def _of_xet(error: OSError | RuntimeError) -> bool:
+    """Say whether Xet raised an error: it raises Python's own classes, with a text, no errno and no cause."""
+    own = isinstance(error, HTTPError) or error.__cause__ is not None or getattr(error, "errno", None) is not None
+    return not own and not constants.HF_HUB_DISABLE_XET
 
 
 def _cause(error: BaseException) -> BaseException:

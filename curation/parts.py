@@ -23,7 +23,7 @@ from curation import storage
 from curation.sources import Source
 
 FORMAT = 1  # of markers and parts; a new number redoes every stage
-LIMITS = ("max_unreadable",)  # arguments that stop a unit or not, and never change what it writes: in no digest
+LIMITS = ("max_unreadable", "service")  # arguments that stop a unit or say who serves it: in no digest
 INDEX = "index.json"  # names and row counts of the parts of a finished stage, so that units read one file for it
 
 

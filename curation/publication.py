@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from curation import storage
-from curation.card import contact_sheet_of, earlier_card, folder_of, parse_card, write_card
+from curation.card import contact_sheet_of, earlier_card, folder_of, own_template, parse_card, write_card
 from curation.croissant import croissant
 from curation.decode import DecodeLimits
 from curation.errors import UserError
@@ -67,7 +67,7 @@ def gather(
     features = {config: _features(files[0].url) for config, files in parquet.items()}
     features |= _stated(earlier, list(features))
     sheet = _contact_sheet(run, parquet["default"])
-    card = write_card(facts, recipe, features, earlier, repository, sheet is not None)
+    card = write_card(facts, recipe, features, earlier, repository, sheet is not None, own_template(run))
     licence = parse_card(card)[0].get("license")
     texts = {"README.md": card, "croissant.json": croissant(facts["name"], licence, address, features)}
     beside = {path: text.encode() for path, text in texts.items()}

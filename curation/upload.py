@@ -14,7 +14,7 @@ from huggingface_hub import CommitOperationAdd
 
 from curation import storage
 
-BATCH_FILES, BATCH_BYTES = 50, 5_000_000_000
+FIRST, LAST = (4, 500_000_000), (50, 5_000_000_000)  # files and bytes of the first commit, and of any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,14 +76,22 @@ class Upload:
 
 
 def batches(
-    uploads: Iterable[Upload], most: int = BATCH_FILES, most_bytes: int = BATCH_BYTES
+    uploads: Iterable[Upload], first: tuple[int, int] = FIRST, last: tuple[int, int] = LAST
 ) -> Iterator[list[Upload]]:
-    """Cut files into commits of at most `most` files and, but for a single larger file, `most_bytes` bytes."""
-    batch: list[Upload] = []
+    """Cut files into commits: small ones first, so that something stands on the Hub soon, then as few as is sound.
+
+    Args:
+        uploads: in the order they are sent.
+        first: most files and bytes in the first commit; both double from one commit to the next.
+        last: most files and bytes in any; a single larger file is a commit of its own.
+    """
+    (most, most_bytes), batch, size = first, list[Upload](), 0
     for upload in uploads:
-        if batch and (len(batch) == most or sum(one.size for one in batch) + upload.size > most_bytes):
+        if batch and (len(batch) == most or size + upload.size > most_bytes):
             yield batch
-            batch = []
+            batch, size = [], 0
+            most, most_bytes = min(2 * most, last[0]), min(2 * most_bytes, last[1])
         batch.append(upload)
+        size += upload.size
     if batch:
         yield batch

@@ -1,4 +1,4 @@
-"""The command line: `granary demo | curate | explain | report | publish`, each with `--help`.
+"""The command line: `granary demo | curate | render | sample | pack | ...`, each with `--help`.
 
 A recipe's fields are options: `--dedup.threshold 0.9`. What follows `--` goes to Beam.
 """
@@ -6,6 +6,7 @@ A recipe's fields are options: `--dedup.threshold 0.9`. What follows `--` goes t
 from __future__ import annotations
 
 import argparse
+import functools
 import logging
 import os
 import sys
@@ -15,13 +16,19 @@ from typing import TYPE_CHECKING
 from curation.errors import UserError
 
 if TYPE_CHECKING:
+    from pipelines.kinds import Kind
     from pipelines.units import Engine
 
 COMMANDS = {
     "demo": "make a small pool with planted copies, leaks and broken files, curate it and check the result",
     "curate": "curate a pool of images: deduplicate, remove leaks, retrieve what resembles seeds",
+    "render": "render a grid of factors through UnrealCV, or the embedded world",
+    "sample": "sample a diffusion model under the feedback of a classifier",
+    "pack": "pack images with mask-aligned descriptions into dense captions",
+    "evaluate": "measure a model by protocols",
+    "unreal": "serve the embedded world to any UnrealCV client",
     "explain": "tell the story of one image of a run",
-    "report": "write the report of a run again",
+    "report": "write the report of a run again, and print what the run cost",
     "publish": "publish the dataset of a run on the Hugging Face Hub",
 }
 
@@ -72,29 +79,33 @@ def _engine(workers: int, runner: str | None, beam: list[str]) -> Engine:
 
     if workers < 0:
         raise UserError(f"workers: {workers} is not right: give 1 or more, or 0 for one per core")
-    return Engine([*(load_profile(runner) if runner else []), *beam], workers)
+    return Engine(load_profile(runner, beam) if runner else beam, workers)
 
 
-def _curate(words: list[str]) -> int:
+def _run_kind(name: str, words: list[str]) -> int:
+    """Run the pipeline of one kind: its recipe, then what it makes."""
+    from pipelines.kinds import KINDS, load
+
+    kind = KINDS[name]
     words, beam = _split_beam(words)
-    parser = argparse.ArgumentParser("granary curate", add_help=False, allow_abbrev=False)
+    parser = argparse.ArgumentParser(f"granary {name}", add_help=False, allow_abbrev=False)
     parser.add_argument("--config")
     parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--runner")
     parser.add_argument("-h", "--help", action="store_true")
+    for flag, _ in kind.flags:
+        parser.add_argument(f"--{flag}", action="store_true")
     known, overrides = _parse(parser, words)
+    quiet_libraries()
     if known.help:
-        print(_curate_help())
+        print(_help_of(name, kind))
         return 0
-    from curation.recipe import CurateRecipe
     from pipelines.recipe import load_recipe
 
-    recipe = load_recipe(CurateRecipe, known.config, overrides)
+    recipe = load_recipe(load(kind.recipe), known.config, overrides)
     engine = _engine(known.workers, known.runner, beam)
-    quiet_libraries()
-    from pipelines.runs import curate
-
-    curate(recipe, engine)
+    flags = {flag.replace("-", "_"): getattr(known, flag.replace("-", "_")) for flag, _ in kind.flags}
+    load(kind.run)(recipe, engine, **flags)
     return 0
 
 
@@ -108,24 +119,27 @@ def _parse(parser: argparse.ArgumentParser, words: list[str]) -> tuple[argparse.
     return parser.parse_known_args(words)
 
 
-def _curate_help() -> str:
-    from curation.recipe import CurateRecipe
+def _help_of(name: str, kind: Kind) -> str:
+    from pipelines.kinds import load
     from pipelines.recipe import fields
 
+    model = load(kind.recipe)
+    start = f"usage: granary {name} "
     lines = [
-        "usage: granary curate [--config RECIPE.yaml] --pool DIR_OR_URL [--seeds DIR_OR_URL] [--references DIR_OR_URL]",
-        "                      --out RUN [--any.field VALUE ...] [--workers N] [--runner PROFILE] [-- BEAM OPTIONS]",
+        start + " ".join(filter(None, ["[--config RECIPE.yaml]", kind.usage])),
+        " " * len(start) + "--out RUN [--any.field VALUE ...] [--workers N] [--runner PROFILE] [-- BEAM OPTIONS]",
         "",
-        CurateRecipe.__doc__ or "",
+        model.__doc__ or "",
         "",
         "  --config FILE      a recipe; the options below override its fields",
+        *(f"  --{flag:<17}{text}" for flag, text in kind.flags),
         "  --workers N        local workers; default: one per core",
         "  --runner PROFILE   a file of configs/runners/ that names a Beam runner",
         "  --debug            show tracebacks",
         "",
         "fields of the recipe, with their defaults:",
     ]
-    for key, default, text in fields(CurateRecipe):
+    for key, default, text in fields(model):
         lines.append(f"  --{key:<28} {text} [{default}]")
     return "\n".join(lines)
 
@@ -147,9 +161,14 @@ def _report(words: list[str]) -> int:
     parser = argparse.ArgumentParser("granary report", description="Write RUN/report/index.html again.")
     parser.add_argument("run", help="the run directory")
     known = parser.parse_args(words)
-    from pipelines.runs import write_report
+    from rich.console import Console
 
-    print(write_report(known.run))
+    from pipelines.kinds import KINDS, load
+    from pipelines.session import print_cost, read_facts
+
+    facts = read_facts(known.run)
+    print(load(KINDS[facts["kind"]].report)(known.run))
+    print_cost(Console(stderr=True, highlight=False, markup=False), facts)
     return 0
 
 
@@ -159,15 +178,25 @@ def _publish(words: list[str]) -> int:
         description="Publish the dataset of a run on the Hugging Face Hub. Killed, the same command goes on where it "
         "stopped. The token comes from HF_TOKEN or `hf auth login`.",
     )
-    parser.add_argument("run", help="the run directory")
-    parser.add_argument("--repo", required=True, metavar="ORG/NAME", help="the dataset repository")
+    parser.add_argument("run", nargs="?", help="the run directory")
+    parser.add_argument("--repo", metavar="ORG/NAME", help="the dataset repository")
     parser.add_argument("--private", action="store_true", help="create the repository as private")
     parser.add_argument("--dry-run", action="store_true", help="check everything and print what would be sent")
     parser.add_argument("--branch", default="main", help="branch to write to; created where it is missing [main]")
     parser.add_argument("--ledger", action="store_true", help="publish the ledger too, as config `ledger`")
     parser.add_argument("--embeddings", action="store_true", help="publish the copy descriptors of the kept images too")
+    parser.add_argument(
+        "--print-template", action="store_true", help="print the card's template; edited as RUN/card.md.j2 it is used"
+    )
     known = parser.parse_args(words)
     quiet_libraries()
+    if known.print_template:
+        from curation.card import shipped_template
+
+        print(shipped_template(), end="")
+        return 0
+    if not known.run or not known.repo:
+        parser.error("give the run directory and --repo ORG/NAME")
     from pipelines.publish import publish
 
     publish(
@@ -182,15 +211,67 @@ def _publish(words: list[str]) -> int:
     return 0
 
 
-def _demo(words: list[str]) -> int:
-    parser = argparse.ArgumentParser("granary demo", description=COMMANDS["demo"])
-    parser.add_argument("--out", default="runs/demo", help="folder for the pool and the run [runs/demo]")
-    parser.add_argument("--workers", type=int, default=0, help="local workers; default: one per core")
-    known = parser.parse_args(words)
-    quiet_libraries()
-    from pipelines.demo import demo
+DEMOS = {
+    "curate": ("pipelines.demo:demo", COMMANDS["demo"]),
+    "render": ("pipelines.render_demo:demo", "render a small world with the embedded renderer"),
+    "sample": ("pipelines.sample_demo:demo", "balance long-tailed digits with guided samples of a small model"),
+}
 
-    return demo(known.out, _engine(known.workers, None, []))
+
+def _demo(words: list[str]) -> int:
+    name = words.pop(0) if words and words[0] in DEMOS else "curate"
+    where, text = DEMOS[name]
+    parser = argparse.ArgumentParser(
+        f"granary demo {name}", description=text[:1].upper() + text[1:] + ".", epilog=f"demos: {', '.join(DEMOS)}"
+    )
+    default = "runs/demo" if name == "curate" else f"runs/demo-{name}"
+    parser.add_argument("--out", default=default, help=f"folder for everything it makes [{default}]")
+    parser.add_argument("--workers", type=int, default=0, help="local workers; default: one per core")
+    if name == "curate":
+        parser.add_argument("--world", action="store_true", help="curate a rendered pool")
+    known = vars(parser.parse_args(words))
+    quiet_libraries()
+    from pipelines.kinds import load
+
+    out, workers = known.pop("out"), known.pop("workers")
+    return int(load(where)(out, _engine(workers, None, []), **known))
+
+
+def _unreal(words: list[str]) -> int:
+    parser = argparse.ArgumentParser("granary unreal", description="The embedded world as an UnrealCV server.")
+    serve = parser.add_subparsers(dest="action", required=True, metavar="serve").add_parser(
+        "serve", help="serve until interrupted", description="Serve the embedded world to any UnrealCV client."
+    )
+    serve.add_argument("--port", type=int, default=9000, help="on 127.0.0.1; 0 takes a free one [9000]")
+    known = parser.parse_args(words)
+    from synth.pug.world import serve as serve_world
+
+    serve_world(known.port)
+    return 0
+
+
+def _evaluate(words: list[str]) -> int:
+    """Evaluate: the protocols stand before the options, with commas between them."""
+    from pipelines.recipe import fields, load_recipe
+    from training.evaluate import EvaluateRecipe, evaluate
+
+    quiet_libraries()
+    protocols = words.pop(0).split(",") if words and not words[0].startswith("-") else []
+    parser = argparse.ArgumentParser("granary evaluate", add_help=False, allow_abbrev=False)
+    parser.add_argument("--config")
+    parser.add_argument("-h", "--help", action="store_true")
+    known, overrides = _parse(parser, words)
+    if known.help:
+        print("usage: granary evaluate PROTOCOL[,PROTOCOL] --model PATH --data RUN [--out scores.json] ...\n")
+        print((EvaluateRecipe.__doc__ or "") + "\n")
+        print("\n".join(f"  --{key:<16} {text} [{default}]" for key, default, text in fields(EvaluateRecipe)))
+        return 0
+    evaluate(load_recipe(EvaluateRecipe, known.config, [*_repeated("protocols", protocols), *overrides]))
+    return 0
+
+
+def _repeated(key: str, values: Sequence[str]) -> list[str]:
+    return [word for value in values for word in (f"--{key}", value)]
 
 
 def quiet_libraries() -> None:
@@ -203,8 +284,10 @@ def quiet_libraries() -> None:
 
 HANDLERS: dict[str, Callable[[list[str]], int]] = {
     "demo": _demo,
-    "curate": _curate,
+    **{name: functools.partial(_run_kind, name) for name in ("curate", "render", "sample", "pack")},
     "explain": _explain,
+    "evaluate": _evaluate,
+    "unreal": _unreal,
     "report": _report,
     "publish": _publish,
 }

@@ -15,9 +15,10 @@ from itertools import combinations_with_replacement, product
 from typing import Any
 
 from curation.encoders import load_encoder
+from curation.encoders.spec import EncoderSpec
 from curation.errors import UserError
 from curation.parts import read_groups
-from curation.recipe import CurateRecipe
+from curation.recipe import CurateRecipe, Encoders
 from curation.sources import random_access, resolve
 from curation.steps import dataset, dedup, embed, leaks, listing
 from curation.vectors import Layout
@@ -214,7 +215,11 @@ class Curation(Stages):
             max_bytes=options.max_bytes,
         )
         rows = [table.num_rows for table in read_groups(run.parts("plan")[0], ["size"])]
-        common = {"row_group": options.row_group, "max_bytes": recipe.decode.max_bytes}
+        common = {
+            "row_group": options.row_group,
+            "max_bytes": recipe.decode.max_bytes,
+            "max_unreadable": recipe.max_unreadable,
+        }
         units = [{"shard": shard, **common} for shard in range(max(1, planned.counters.get("shards", 0)))]
         self.parallel("shards", dataset.write_shard, units, ["plan"], "samples", rows, target="dataset/data")
         lost = {uri: [error, message] for marker in self.markers["shards"] for uri, error, message in marker.notes}
@@ -253,6 +258,7 @@ def prepared(recipe: CurateRecipe) -> tuple[CurateRecipe, dict[str, str]]:
         UserError: a source is not there, or an encoder cannot be loaded.
     """
     roles = {role: [resolve(source) for source in getattr(recipe, role)] for role in ("pool", "seeds", "references")}
+    recipe = recipe.model_copy(update={"encoder": _anywhere(recipe.encoder)})
     copy = load_encoder(recipe.encoder.copy_, recipe.encoder.device)
     fingerprints = {recipe.encoder.copy_: copy.fingerprint}
     retrieves = recipe.seeds or recipe.semdedup.epsilon is not None or recipe.balance.target is not None
@@ -270,3 +276,9 @@ def prepared(recipe: CurateRecipe) -> tuple[CurateRecipe, dict[str, str]]:
         "leaks": recipe.leaks.model_copy(update={"threshold": recipe.leaks.threshold or copy.leak_threshold}),
     }
     return recipe.model_copy(update=filled), fingerprints
+
+
+def _anywhere(encoder: Encoders) -> Encoders:
+    """Return the encoders with absolute paths: workers may stand in another folder than the command."""
+    specs = {key: EncoderSpec.parse(getattr(encoder, key)).anywhere for key in ("copy_", "retrieval")}
+    return encoder.model_copy(update=specs)

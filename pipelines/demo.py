@@ -121,7 +121,7 @@ def _bomb(side: int) -> bytes:
     )
 
 
-def demo(out: str, engine: Engine) -> int:
+def demo(out: str, engine: Engine, world: bool = False) -> int:
     """Make the pool, curate it, and compare what was planted with what was found; returns 0 when all was found."""
     console, folder = Console(highlight=False), pathlib.Path(out).absolute()
     if folder.exists():

@@ -6,9 +6,11 @@ Progress is read from the `.done` markers in the run directory, so it is right o
 from __future__ import annotations
 
 import contextlib
+import datetime
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, TextColumn, TimeRemainingColumn
@@ -51,8 +53,14 @@ class Watch:
             entries = fs.ls(path, detail=True, **({} if self.local else {"refresh": True}))
         except FileNotFoundError:
             return 0
-        fresh = (entry["name"] for entry in entries if entry.get("mtime", self.began) >= self.began)
+        fresh = (entry["name"] for entry in entries if _written(entry, self.began) >= self.began)
         return sum(self.weights.get(name.rsplit("/", 1)[-1], 0) for name in fresh)
+
+
+def _written(entry: Mapping[str, Any], otherwise: float) -> float:
+    """Return when an entry of a listing was written, in seconds; object stores say it as a datetime, or not at all."""
+    written = entry.get("mtime", otherwise)
+    return float(written.timestamp() if isinstance(written, datetime.datetime) else written)
 
 
 class Progress:

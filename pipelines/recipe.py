@@ -139,12 +139,19 @@ def fields(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str,
             )
 
 
+class _OneLine(yaml.SafeDumper):
+    """Writes a value on one line, without anchors."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
 def _plain(default: Any) -> str:
-    return (
-        yaml.safe_dump(default if not isinstance(default, tuple) else list(default), default_flow_style=True)
-        .removesuffix("...\n")
-        .strip()
-    )
+    """Write a default as YAML on one line."""
+    value = default.model_dump(mode="json") if isinstance(default, BaseModel) else default
+    value = list(value) if isinstance(value, tuple) else value
+    text = yaml.dump(value, Dumper=_OneLine, default_flow_style=True, width=float("inf"))
+    return text.removesuffix("...\n").strip()
 
 
 def _model_of(annotation: Any) -> type[BaseModel] | None:

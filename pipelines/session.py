@@ -16,10 +16,12 @@ from rich.console import Console
 from rich.table import Table
 
 from curation import storage, summary
-from curation.card import contact_sheet_of, earlier_card, write_card
+from curation.card import contact_sheet_of, earlier_card, own_template, write_card
 from curation.decode import DecodeLimits
 from curation.errors import UserError
 from curation.parts import Marker, Run, digest
+from curation.report import duration
+from curation.report.cost import ASSUMPTIONS, SIZES, projection
 from curation.sources import Source
 from pipelines.progress import Progress
 from pipelines.recipe import dump_recipe
@@ -134,7 +136,9 @@ class Session:
         else:
             storage.write_bytes(run.path("dataset", "contact-sheet.jpg"), sheet)
         plain = self.recipe.model_dump(mode="json", by_alias=True)
-        card = write_card(facts, plain, features, earlier_card(run), sheet=sheet is not None)
+        card = write_card(
+            facts, plain, features, earlier_card(run), sheet=sheet is not None, template=own_template(run)
+        )
         storage.write_bytes(run.path("dataset", "README.md"), card.encode())
 
     def print_table(self, facts: Mapping[str, Any], places: Sequence[tuple[str, str]] = ()) -> None:
@@ -158,6 +162,23 @@ class Session:
             self.console.print(f"note: {note}", soft_wrap=True)
         for what, where in (("dataset", "dataset"), ("report", "report/index.html"), *places):
             self.console.print(f"{what:<8} {self.run.path(where)}", soft_wrap=True)
+
+
+def print_cost(console: Console, facts: Mapping[str, Any]) -> None:
+    """Print what each stage cost, and what the recipe would take for larger pools by the measured rates."""
+    projected = {row["stage"]: row["seconds"] for row in projection(facts)}
+    table = Table("stage", "seconds", "rows/s", "peak MB", *(f"{size:.0e} files" for size in SIZES), box=None)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    total = {"stage": "all", "rows": 0, "seconds": sum(row["seconds"] for row in facts["stages"])}
+    for row in [*facts["stages"], total]:
+        rate = f"{row['rows'] / row['seconds']:,.1f}" if row["seconds"] and row["rows"] else ""
+        ahead = ["?" if s is None else duration(s) for s in projected.get(row["stage"], [])]
+        peak = f"{row['peak_mb']:,.0f}" if row.get("peak_mb") else ""
+        table.add_row(row["stage"], f"{row['seconds']:,.1f}", rate, peak, *ahead)
+    console.print(table)
+    for text in ASSUMPTIONS if projected else ():
+        console.print(f"- {text}", soft_wrap=True)
 
 
 @contextlib.contextmanager

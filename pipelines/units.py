@@ -1,7 +1,8 @@
 """Run the work units of a stage through Beam: `Create(missing) | Reshuffle | ParDo(run_unit) | combine`.
 
-The same pipeline runs on every Beam runner. Locally it is always FnApiRunner with worker threads: decoding, matrix
-products and search are native code that releases the interpreter lock.
+The same pipeline runs on every Beam runner; each stage is one job, because what the next one has to do is read from
+what this one wrote. Locally it is always FnApiRunner with worker threads: decoding, matrix products and search are
+native code that releases the interpreter lock.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
-import os
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,13 +17,21 @@ from typing import Any
 
 import apache_beam as beam
 import threadpoolctl
-from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.options.pipeline_options import (
+    DirectOptions,
+    GoogleCloudOptions,
+    PipelineOptions,
+    StandardOptions,
+)
+from apache_beam.runners.runner import PipelineState
 from apache_beam.runners.worker import sdk_worker
+from joblib import cpu_count
 
 from curation import storage
 from curation.errors import UserError
-from curation.parts import Marker, Run, Stage, Unit, close_stage, finished, run_unit
+from curation.parts import Marker, Run, Stage, Unit, close_stage, digest, finished, run_unit
 from curation.sources.files import absolute
+from pipelines.memory import PeakMemory
 from pipelines.progress import Progress
 
 
@@ -46,19 +54,63 @@ class Engine:
 
     @property
     def threads(self) -> int:
-        """The number of local workers."""
-        return self.workers or os.cpu_count() or 1
+        """The number of local workers; by default one per core this process may use (affinity, container quota)."""
+        return self.workers or int(cpu_count())
 
-    def beam_options(self, parallel: bool) -> PipelineOptions:
-        """Return the options of one pipeline; FnApiRunner is always named (a bare DirectRunner may download)."""
+    def at_once(self, units: int) -> int | None:
+        """Return how many of a stage's units run at the same time; None where a remote engine decides."""
+        return max(1, min(units, self._local_workers(units > 1))) if self.local else None
+
+    def native_threads(self, units: int) -> int:
+        """Return how many native threads each unit may use, so that all of them together have no more than the cores.
+
+        A remote engine starts a process for each core of its workers, so one is right there.
+        """
+        return max(1, min(self._local_workers(True), int(cpu_count())) // max(1, units)) if self.local else 1
+
+    def _local_workers(self, parallel: bool) -> int:
+        direct = self.beam_options(parallel).view_as(DirectOptions)
+        return 1 if direct.direct_running_mode == "in_memory" else direct.direct_num_workers or int(cpu_count())
+
+    def beam_options(self, parallel: bool, job: str = "") -> PipelineOptions:
+        """Return the options of one pipeline; FnApiRunner is always named (a bare DirectRunner may download).
+
+        Args:
+            parallel: whether it has more than one unit.
+            job: what follows the user's --job_name, or "granary", in the name of a remote job.
+        """
         if not self.local:
-            return PipelineOptions(list(self.options))
+            options = PipelineOptions(list(self.options))
+            named = options.view_as(GoogleCloudOptions)
+            named.job_name = f"{named.job_name or 'granary'}-{job}".rstrip("-")
+            return options
         local = ["--runner=FnApiRunner"]
         if not any(option.startswith("--direct_num_workers") for option in self.options):
             local.append(f"--direct_num_workers={self.threads if parallel else 1}")
         if parallel and not any(option.startswith("--direct_running_mode") for option in self.options):
             local.append("--direct_running_mode=multi_threading")
-        return PipelineOptions([*local, *self.options])
+        # A stage of one unit runs here: a process would need seconds to start, and there is nothing beside it.
+        chosen = [option for option in self.options if parallel or not option.startswith("--direct_running_mode=")]
+        return PipelineOptions([*local, *chosen])
+
+    def check_reach(self, run: Run) -> None:
+        """Raise UserError when workers that are never on this machine could not reach the run or its sources."""
+        runner = PipelineOptions(list(self.options)).view_as(StandardOptions).runner
+        if runner != "DataflowRunner":
+            return
+        paths = {"out": [run.url], **{role: [one.path for one in found] for role, found in run.sources.items()}}
+        for key, path in ((key, path) for key, found in paths.items() for path in found):
+            if storage.is_local(path) and not path.startswith("hf:"):
+                raise UserError(f"{key}: {path} is on this machine and no worker of {runner} is; give a gs:// address")
+
+
+def job_name(run: Run, stage: Stage) -> str:
+    """Return what a remote job is called: no other stage of any run has that name while this one runs.
+
+    The same stage of the same run has the same name again, so that Dataflow refuses to run it twice at a time.
+    """
+    words = re.sub(r"[^a-z0-9]+", "-", stage.name.lower()).strip("-")[:40].rstrip("-")
+    return f"{words}-{digest(run.url, stage.digest)[:8]}"
 
 
 class RunUnits(beam.PTransform):
@@ -84,7 +136,7 @@ class _RunUnit(beam.DoFn):
         self.run, self.stage, self.threads = run, stage, threads
 
     def process(self, unit: Unit) -> Iterator[str]:
-        limit_threads(self.threads or os.cpu_count() or 1)
+        limit_threads(self.threads or int(cpu_count()))
         run_unit(self.run, self.stage, unit)
         yield self.stage.output(self.run, unit)
 
@@ -132,6 +184,9 @@ class Runner:
     progress: Progress
     timings: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        self.engine.check_reach(self.run)
+
     def stage(self, stage: Stage, combine: tuple[beam.CombineFn, Stage] | None = None) -> list[Marker]:
         """Run the units that are not finished; returns all markers in order.
 
@@ -157,19 +212,21 @@ class Runner:
 
     def _run(self, stage: Stage, missing: list[Unit], combine: tuple[beam.CombineFn, Stage] | None) -> None:
         plan = dataclasses.replace(stage, units=(), count=stage.total)
-        threads = {"one": 1, "all": 0, "idle": max(1, self.engine.threads // max(1, len(missing)))}[stage.cores]
+        threads = {"one": 1, "all": 0, "idle": self.engine.native_threads(len(missing))}[stage.cores]
         run = dataclasses.replace(self.run, url=absolute(self.run.url))  # workers may stand in another folder
         started = time.monotonic()
-        with self.progress.stage(self.run, stage, missing), one_sentence(self.engine):
-            pipeline = beam.Pipeline(options=self.engine.beam_options(parallel=len(missing) > 1))
+        memory = PeakMemory() if self.engine.local else None  # of other machines nothing is known here
+        watched = memory or contextlib.nullcontext()
+        with watched, self.progress.stage(self.run, stage, missing), one_sentence(self.engine):
+            options = self.engine.beam_options(len(missing) > 1, job_name(run, stage))
+            pipeline = beam.Pipeline(options=options)
             units = pipeline | beam.Create(missing if combine is None else list(stage.units))
             outputs = units | RunUnits(run, plan, threads)
             if combine is not None:
                 merged = outputs | beam.CombineGlobally(combine[0])
                 merged | beam.ParDo(WriteCombined(run, combine[1]))
-            pipeline.run().wait_until_finish()
+            wait(pipeline.run())
         seconds, rows = time.monotonic() - started, sum(unit.weight for unit in missing)
-        workers = self.engine.threads if len(missing) > 1 else 1
         self.timings.append(
             {
                 "stage": stage.name,
@@ -177,9 +234,26 @@ class Runner:
                 "rows": rows,
                 "noun": stage.noun,
                 "seconds": round(seconds, 3),
-                "workers": workers,
+                "workers": self.engine.at_once(len(missing)),
+                "of": stage.total,
+                "peak_mb": round(memory.bytes / 1e6, 1) if memory else None,
             }
         )
+
+
+def wait(result: Any) -> None:
+    """Wait for a pipeline; interrupted, or ended otherwise than well, its job does not run on and cost money.
+
+    Raises:
+        RuntimeError: it was cancelled, or ended in another state that no exception told of.
+    """
+    try:
+        state = result.wait_until_finish()
+    except KeyboardInterrupt:
+        result.cancel()
+        raise
+    if state not in (None, PipelineState.DONE):  # None: a runner that only returns when all is done
+        raise RuntimeError(f"the job ended in state {state}")
 
 
 @contextlib.contextmanager

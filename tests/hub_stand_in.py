@@ -14,8 +14,10 @@ import http.server
 import json
 import re
 import threading
+import time
 import urllib.parse
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 TOKEN = "hf_" + "StandInSecretToken" * 2
@@ -48,6 +50,8 @@ class Hub(http.server.ThreadingHTTPServer):
     fault: called with (method, path, number of the request) before each answer. A status and headers it returns are
         answered instead, "drop" breaks the connection, "lose" does what is asked and drops the answer.
     puts: how often each large file was received whole, by SHA-256.
+    cas: a folder that the real `hf_xet` keeps its chunks in, as the Hub's Xet service would; without it there is none.
+    known: bytes of the files that may come by Xet, by SHA-256: the folder says that they came, not what they are.
     """
 
     daemon_threads = True
@@ -58,6 +62,8 @@ class Hub(http.server.ThreadingHTTPServer):
         self.repos: dict[str, Repo] = {}
         self.objects: dict[str, bytes] = {}
         self.puts: collections.Counter[str] = collections.Counter()
+        self.cas: Path | None = None
+        self.known: dict[str, bytes] = {}
         self.requests: list[tuple[str, str]] = []
         self.fault: Callable[[str, str, int], Any] = lambda method, path, number: None
         self.lock = threading.RLock()
@@ -89,6 +95,12 @@ class Hub(http.server.ThreadingHTTPServer):
         """Make a repository that is there already."""
         stored = {path: (self.store(data), False) for path, data in (files or {}).items()}
         self.repos[repo] = Repo(private, {"main": [Commit("initial commit", stored)]})
+
+    def received_by_xet(self, sha: str) -> bool:
+        """Say whether the chunks of a file were registered; an index of them holds its digest as 64-bit words."""
+        digest = bytes.fromhex(sha)
+        words = b"".join(digest[i : i + 8][::-1] for i in range(0, 32, 8))
+        return self.cas is not None and any(words in one.read_bytes() for one in self.cas.rglob("shards/*.mdb"))
 
     def store(self, data: bytes) -> str:
         """Keep bytes by their SHA-256."""
@@ -219,6 +231,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def of_repo(self, name: str, repo: Repo, path: str, query: dict[str, list[str]], body: bytes) -> None:
         verb, _, rest = path.partition("/")
         revision, _, inner = rest.partition("/")
+        if verb == "xet-write-token" and self.server.cas:
+            address = f"local://{self.server.cas}"
+            self.answer({"accessToken": "xet", "exp": int(time.time()) + 3600, "casUrl": address})
+            return
         if verb == "branch":
             status = 409 if rest in repo.branches else 200
             repo.branches.setdefault(rest, list(repo.branches["main"]))
@@ -293,6 +309,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
             elif key == "file":
                 files[value["path"]] = (self.server.store(base64.b64decode(value["content"])), False)
             elif key == "lfsFile":
+                if self.server.received_by_xet(value["oid"]):
+                    self.server.objects[value["oid"]] = self.server.known[value["oid"]]
                 assert value["oid"] in self.server.objects, "a file was committed that was never received"
                 files[value["path"]] = (value["oid"], True)
             elif key == "deletedFile":

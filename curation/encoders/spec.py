@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from urllib.parse import parse_qsl
 
 from curation.errors import UserError
+from curation.sources.files import absolute
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,16 @@ class EncoderSpec:
         if not target:
             raise UserError(f"encoder '{text}' names nothing to load; write KIND:WHAT, such as builtin:copy")
         return cls(text, kind, target, dict(parse_qsl(query, keep_blank_values=True)))
+
+    @property
+    def anywhere(self) -> str:
+        """The text with a local path made absolute, so that it names the same thing from any folder."""
+        path = os.path.expanduser(self.target)
+        local = self.kind in ("torchscript", "granary") or (self.kind == "hf" and os.path.isdir(path))
+        if not local:
+            return self.text
+        query = self.text.partition("?")[1:]
+        return f"{self.kind}:{absolute(self.target)}{''.join(query)}"
 
     def check_options(self, *known: str) -> None:
         """Raise UserError for an option that is not among `known`."""

@@ -1,4 +1,4 @@
-"""granary:PATH: a Vision Transformer trained with `training/`, from the folder its `save` wrote.
+"""granary:PATH: a Vision Transformer trained with `training/`: a training directory (its last checkpoint) or a folder.
 
 Options: pool (cls, the default, or mean of the patch tokens), batch. Pictures are scaled to the model's side by their
 short edge and cut to a square in the middle.
@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from PIL import Image, ImageOps
+from safetensors import SafetensorError
 
 from curation.encoders.inference import fingerprint, normalised, torch_device, unit_rows, workable
 from curation.encoders.spec import EncoderSpec
@@ -26,6 +27,7 @@ class TrainedEncoder:
 
     def __init__(self, spec: EncoderSpec, device: str = "auto") -> None:
         """Load the model; raises UserError when the folder or an option is wrong."""
+        from training.models import model_folder
         from training.vit import VisionTransformer
 
         spec.check_options("pool", "batch")
@@ -34,15 +36,16 @@ class TrainedEncoder:
         self.batch = spec.positive("batch", 64)
         self.device = torch_device(device)
         try:
-            self.model = VisionTransformer.load(spec.target, self.device).eval()
-        except (OSError, ValueError, TypeError, RuntimeError) as error:
+            folder = model_folder(spec.target)
+            self.model = VisionTransformer.load(folder, self.device).eval()
+        except (OSError, ValueError, TypeError, RuntimeError, UserError, SafetensorError) as error:
             raise UserError(
                 f"encoder '{spec.text}': '{spec.target}' holds no config.json and model.safetensors of a model "
                 f"saved by granary ({str(error).strip().splitlines()[0]})"
             ) from error
         self.dimension = self.model.config.width
         self.side: int | None = self.model.config.side
-        files = [join(spec.target, name) for name in ("config.json", "model.safetensors")]
+        files = [join(folder, name) for name in ("config.json", "model.safetensors")]
         self.fingerprint = fingerprint(files, "granary-1", self.pool)
 
     def embed(self, images: Sequence[Image.Image]) -> np.ndarray:

@@ -12,6 +12,7 @@ from typing import Any
 import jinja2
 
 from curation.report.charts import bands, curve, discrepancies, start, totals
+from curation.report.cost import cost_section
 from curation.report.survey import Survey, locate
 from curation.report.thumbnails import Thumbnails, contact_sheet
 from curation.report.view import RunView
@@ -42,6 +43,7 @@ def build_report(run: RunView) -> str:
         totals=totals(flow),
         problems=discrepancies(flow, statuses),
         curve=curve(run.summary.get("removed_at") or []),
+        cost=cost_section(run.summary),
         survey=survey,
         located=located,
         seeds_kept=survey.counts["seed", "kept"],
@@ -104,4 +106,7 @@ def duration(seconds: float) -> str:
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    hours = minutes // 60
+    return f"{hours} h {minutes % 60:02d} min" if hours < 72 else f"{hours / 24:,.0f} days"

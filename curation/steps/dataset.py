@@ -15,7 +15,7 @@ from curation.parts import Output, Run, read_groups, read_table
 from curation.sampling import priority
 from curation.schema import LEDGER
 from curation.sources import Reader, failure
-from curation.steps.embed import FACTS, check_unchanged
+from curation.steps.embed import FACTS, Row, check_lost, check_unchanged
 from curation.vectors import Layout
 
 GROUP_BYTES = 128 << 20  # a row group is cut short when its pictures are large
@@ -87,27 +87,40 @@ def write_shard(run: Run, arguments: Mapping[str, Any], output: Output) -> None:
     """Write one shard: the original bytes, read again and checked against their hash.
 
     What cannot be read any more, or changed since it was hashed, is left out and noted in the marker.
+
+    Raises:
+        TooManyUnreadable: see `check_lost`.
     """
     rows = read_table(run.parts("plan")[0], group=arguments["shard"])
     target = schema.arrow_schema(schema.curated_features())
     group: list[dict[str, Any]] = []
     size = 0
+    for row in check_lost(_reread(run, rows, arguments["max_bytes"]), arguments["max_unreadable"]):
+        if row.lost:
+            output.notes.append([row.facts["uri"], row.facts["reason"], row.facts["message"]])
+            continue
+        group.append(row.facts)
+        size += len(row.facts["image"]["bytes"])
+        if len(group) == arguments["row_group"] or size >= GROUP_BYTES:
+            output.write(pa.Table.from_pylist(group, target), compression="snappy")
+            group, size = [], 0
+    if group:
+        output.write(pa.Table.from_pylist(group, target), compression="snappy")
+    output.begin(target, "snappy")  # `datasets` cannot load a row group without rows
+
+
+def _reread(run: Run, rows: pa.Table, max_bytes: int) -> Iterator[Row]:
+    """Yield a sample of the dataset for each row of the plan, or uri, reason and message of what is lost."""
     with ExitStack() as stack:
         readers: dict[tuple[str, int], Reader] = {}
         for row in rows.to_pylist():
             try:
-                data = _read_again(run, row, readers, stack, arguments["max_bytes"])
+                data = _read_again(run, row, readers, stack, max_bytes)
             except OSError as error:
-                output.notes.append([row["uri"], *failure(error)])
-                continue
-            group.append(_sample(run, row, data))
-            size += len(data)
-            if len(group) == arguments["row_group"] or size >= GROUP_BYTES:
-                output.write(pa.Table.from_pylist(group, target), compression="snappy")
-                group, size = [], 0
-    if group:
-        output.write(pa.Table.from_pylist(group, target), compression="snappy")
-    output.begin(target, "snappy")  # `datasets` cannot load a row group without rows
+                reason, message = failure(error)
+                yield Row({"uri": row["uri"], "reason": reason, "message": message}, lost=True)
+            else:
+                yield Row(_sample(run, row, data))
 
 
 def _read_again(

@@ -24,6 +24,7 @@ from curation.vectors import Layout, to_column
 ROW_GROUP = 1024
 PENDING_PIXELS = 1 << 25  # of pictures waiting for the rest of their batch: 100 MB
 FEWEST_LOST = 16  # fewer unreadable files are no sign of an outage, however small the unit
+DEAD_LINKS = 0.99  # of a unit of a list of URLs: dead links are what such lists are made of, but one in a hundred lives
 # What a machine, a network or a service fails with; the same file may be there an hour later. By name: sources tell
 # theirs as (class, message). FileNotFoundError is one where the listing saw the file.
 OUTAGES = frozenset(
@@ -103,7 +104,7 @@ def embed(run: Run, arguments: Mapping[str, Any], output: Output) -> None:
     """Embed every candidate of one unit of a role; what is no image becomes a dead row, never an error.
 
     Raises:
-        TooManyUnreadable: see `check_lost`. Lists of URLs are exempt: dead links are what they are made of.
+        TooManyUnreadable: see `check_lost`; of a list of URLs only where practically none answers.
     """
     encoder = encoder_of(arguments["encoder"], arguments["device"], arguments["fingerprint"])
     source, pieces = read_listing(run, arguments["role"], arguments["unit"])
@@ -113,7 +114,7 @@ def embed(run: Run, arguments: Mapping[str, Any], output: Output) -> None:
         candidates = (candidate for piece in pieces for candidate in read_piece(source, piece, limits.max_bytes))
         side = encoder.side and max(encoder.side, filters.side or 0)
         rows = (scan(candidate, number, reader, limits, filters, side) for candidate in candidates)
-        most = 1.0 if source.kind == "urls" else arguments["max_unreadable"]
+        most = max(arguments["max_unreadable"], DEAD_LINKS if source.kind == "urls" else 0)
         _write_embedded(check_lost(rows, most), FACTS, encoder, arguments["batch"], arguments["mirror"], output)
 
 

@@ -20,6 +20,7 @@ from curation import schema
 from curation.card import SHEET_SIDE, contact_sheet_of, parse_card, size_category, without_path, write_card
 from curation.croissant import croissant
 from curation.decode import DecodeLimits
+from curation.errors import UserError
 from curation.recipe import CurateRecipe
 
 FEATURES = {"default": schema.curated_features()}
@@ -173,3 +174,19 @@ def test_croissant_names_every_column_of_every_config_once():
     assert fields["default/similarities"]["repeated"]
     assert fields["default/width"]["dataType"] == "sc:Integer"
     assert [part["source"]["transform"]["jsonPath"] for part in fields["default/source"]["subField"]] == ["name", "uri"]
+
+
+def test_a_template_of_the_user_takes_the_place_of_the_shipped_one():
+    text = "---\n{{ header }}---\n# Mine: {{ name }}, {{ samples }}\n{{ slot('about') }}\n"
+    page = write_card(FACTS, recipe(), FEATURES, template=text)
+    assert "# Mine: cats, 1234" in page
+    assert "## Load it" not in page
+    assert parse_card(page)[0]["license"] == "mit"
+    mine = page.replace("begin about -->\n", "begin about -->\nmy words\n")
+    assert "my words" in write_card(FACTS, recipe(), FEATURES, mine, template=text)
+
+
+@pytest.mark.parametrize("template", ["{{ nothing }}", "{% if %}", "{{ ''.__class__.__mro__ }}"])
+def test_a_template_that_cannot_be_rendered_is_one_sentence(template):
+    with pytest.raises(UserError, match=re.escape("the template card.md.j2 of the run cannot be rendered")):
+        write_card(FACTS, recipe(), FEATURES, template=template)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import email.utils
 import hashlib
+import itertools
 import json
 import subprocess
 import time
@@ -85,10 +86,21 @@ def test_what_the_hub_says_is_shown_without_secrets(monkeypatch):
     assert not any(secret in str(caught.value) for secret in ("odd-token", "abcdef123", "secret"))
 
 
+def cut(sizes: list[int], *limits: tuple[int, int]) -> list[list[int]]:
+    uploads = [hub.Upload(f"{number}", size) for number, size in enumerate(sizes)]
+    return [[int(one.path) for one in batch] for batch in hub.batches(uploads, *limits)]
+
+
 def test_batches_keep_order_and_limits():
-    uploads = [hub.Upload(f"{number}", size) for number, size in enumerate([5, 5, 1, 30, 1, 1, 1, 1, 1])]
-    cut = list(hub.batches(uploads, most=4, most_bytes=10))
-    assert [[int(one.path) for one in batch] for batch in cut] == [[0, 1], [2], [3], [4, 5, 6, 7], [8]]
+    assert cut([5, 5, 1, 30, 1, 1, 1, 1, 1], (4, 10), (4, 10)) == [[0, 1], [2], [3], [4, 5, 6, 7], [8]]
+    assert cut([], (4, 10), (4, 10)) == []
+
+
+def test_the_first_batches_are_small_and_they_double():
+    assert [len(batch) for batch in cut([1] * 200)] == [4, 8, 16, 32, 50, 50, 40]
+    gigabytes = cut([10**9] * 30)
+    assert [len(batch) for batch in gigabytes] == [1, 1, 2, 4, *[5] * 4, 2]
+    assert [*itertools.chain(*cut([10**9] * 30 + [1] * 70))] == [*range(100)]
 
 
 def test_a_file_is_known_by_git_and_by_sha256_as_those_compute_them(tmp_path):

@@ -215,7 +215,7 @@ def test_the_report_shows_every_part_of_a_plausible_run():
     assert "6 at filter: shorter side … px is below …" in page.section("dropped")
     assert "1 decode TruncatedImage" in page.section("unreadable")
     assert "ends after 12 bytes" in page.section("unreadable")
-    assert "162 2 3.2 s 50.6" in page.section("stages")
+    assert "162 2 – 3.2 s 50.6" in page.section("stages")
     assert f"granary explain RUN {identity('pool/leak/0.png')}" in page.section("recipe")
 
 

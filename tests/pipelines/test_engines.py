@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pools
 import pytest
+import torch
 
 from curation.parts import Stage
 from pipelines.units import RunUnits
@@ -67,6 +68,26 @@ def test_what_fails_on_a_worker_is_one_sentence_here(tmp_path, job_service, work
     last = capfd.readouterr().err.strip().splitlines()[-1]
     assert last.startswith("granary: stage join, unit 0 of 1: ArrowInvalid: ")
     assert last.endswith("(--debug shows the traceback).")
+
+
+class Thumbnail(torch.nn.Module):
+    """Mean colours of 4 x 4 fields."""
+
+    def forward(self, pictures):
+        return torch.nn.functional.adaptive_avg_pool2d(pictures, 4).flatten(1)
+
+
+@pytest.mark.slow
+def test_workers_find_an_encoder_named_by_a_relative_path(tmp_path, monkeypatch, job_service, worker_threads):
+    torch.jit.script(Thumbnail()).save(tmp_path / "encoder.pt")
+    pool = small_pool(tmp_path / "pool")
+    monkeypatch.chdir(tmp_path)
+    words = [*pools.THRESHOLDS, "--encoder.copy", "torchscript:encoder.pt?batch=2"]
+    local = pools.curate({"pool": pool}, tmp_path / "local", *words)
+    there = pools.curate({"pool": pool}, "portable", *words, *portable(job_service, worker_threads), beam=True)
+    assert there.hashes(*OUTPUTS) == local.hashes(*OUTPUTS)
+    assert local.uris("kept")
+    assert str(tmp_path).encode() not in (local.path / "dataset" / "README.md").read_bytes()
 
 
 @pytest.mark.slow

@@ -158,3 +158,52 @@ def test_a_list_of_dead_links_is_curated(pool, tmp_path, monkeypatch):
     monkeypatch.setattr(files, "read_file", fail)
     run = pools.curate({"pool": tmp_path / "list.txt"}, tmp_path / "run", *WORDS, "--max_unreadable", "0")
     assert len(run.uris("kept")) == FILES // 10
+
+
+def test_a_list_of_urls_stops_where_nothing_answers(pool, tmp_path, monkeypatch, capsys):
+    from curation.sources import files
+
+    def fail(path, max_bytes):
+        raise OSError("ClientConnectorError: no such host")
+
+    (tmp_path / "list.txt").write_text("\n".join(f"pool/{i:03d}.png" for i in range(FILES)))
+    monkeypatch.setattr(files, "read_file", fail)
+    assert pools.attempt({"pool": tmp_path / "list.txt"}, tmp_path / "run", *WORDS) == 2
+    assert f"TooManyUnreadable: {FILES} of {FILES} files could not be read" in capsys.readouterr().err
+    lost = pools.curate({"pool": tmp_path / "list.txt"}, tmp_path / "run", *WORDS, "--max_unreadable", "1")
+    assert len(lost.uris("dead")) == FILES
+
+
+def failing_shards(monkeypatch, failing):
+    """Let reading of the files below a number fail once the shards are written."""
+    inner = pools.run_in_a_loop
+
+    def run(self, stage, missing, combine):
+        with pytest.MonkeyPatch.context() as patch:
+            if stage.name == "shards":
+                outage(patch, failing, ConnectionResetError(104, "reset"))
+            inner(self, stage, missing, combine)
+
+    monkeypatch.setattr(pools, "run_in_a_loop", run)
+
+
+def test_an_outage_while_shards_are_written_leaves_no_hollow_dataset(pool, tmp_path, monkeypatch, capsys):
+    words = (*WORDS, "--shards.rows", str(UNIT))
+    with monkeypatch.context() as patch:
+        failing_shards(patch, FILES * 3 // 4)
+        assert pools.attempt({"pool": pool}, tmp_path / "run", *words) == 2
+        last = capsys.readouterr().err.strip().splitlines()[-1]
+        assert last.startswith("granary: stage shards, unit 0 of 2: TooManyUnreadable: ")
+        assert "ConnectionResetError" in last
+        assert not list((tmp_path / "run" / "dataset").rglob("*.parquet"))
+        lost = pools.curate({"pool": pool}, tmp_path / "lost", *words, "--max_unreadable", "1")
+        assert (len(lost.samples), len(lost.uris("dead", "shards"))) == (FILES // 4, FILES * 3 // 4)
+    run = pools.curate({"pool": pool}, tmp_path / "run", *words)
+    assert len(run.samples) == len(run.uris("kept")) == FILES
+
+
+def test_a_few_files_lost_while_shards_are_written_are_dead_letters(pool, tmp_path, monkeypatch):
+    failing_shards(monkeypatch, FEWEST_LOST - 1)
+    run = pools.curate({"pool": pool}, tmp_path / "run", *WORDS)
+    assert len(run.uris("dead", "shards")) == len(run.table("dead-letter")) == FEWEST_LOST - 1
+    assert len(run.samples) == FILES - FEWEST_LOST + 1

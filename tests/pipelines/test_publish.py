@@ -45,10 +45,11 @@ def hub() -> Iterator[Hub]:
         yield hub
 
 
-def environment(hub: Hub, home: Path, token: str | None = TOKEN) -> dict[str, str]:
+def environment(hub: Hub, home: Path, token: str | None = TOKEN, xet: bool = False) -> dict[str, str]:
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGING"))}
     named = {"HF_TOKEN": token} if token else {}
-    return kept | {"HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(home), **named}
+    chosen = {"HF_HUB_DISABLE_XET": "0"} if xet else {}
+    return kept | {"HF_ENDPOINT": hub.url, "HF_HOME": str(home), **named, **chosen}
 
 
 def command(run: Path, *words: str) -> list[str]:
@@ -56,8 +57,10 @@ def command(run: Path, *words: str) -> list[str]:
     return [sys.executable, "-c", call, "publish", str(run), "--repo", REPO, *words]
 
 
-def publish(hub: Hub, run: Path, *words: str, token: str | None = TOKEN) -> subprocess.CompletedProcess[str]:
-    environ = environment(hub, run.parent / "home", token)
+def publish(
+    hub: Hub, run: Path, *words: str, token: str | None = TOKEN, xet: bool = False
+) -> subprocess.CompletedProcess[str]:
+    environ = environment(hub, run.parent / "home", token, xet)
     return subprocess.run(command(run, *words), env=environ, capture_output=True, text=True, timeout=100)
 
 
@@ -176,10 +179,42 @@ def test_three_kills_send_no_file_twice_and_commits_land_on_the_way(hub, tmp_pat
     assert not json.loads(hub.head(REPO)["granary.json"])["complete"]
     assert publish(hub, run).returncode == 0
     assert_complete(hub, run)
-    assert landed[0] == 0
-    assert landed[0] < landed[1] < landed[2]
+    assert 0 < landed[0] < landed[1] < landed[2]  # each kill finds commits of its own session
     assert set(hub.puts.values()) == {1}
     assert {hashlib.sha256(data).hexdigest() for data in shards_of(run).values()} <= set(hub.puts)
+
+
+def test_files_go_through_xet_on_request_and_a_kill_loses_no_commit(hub, tmp_path):
+    run = write_run(tmp_path / "run", 9, size=200_000)
+    hub.cas = tmp_path / "cas"
+    hub.known = {hashlib.sha256(data).hexdigest(): data for data in shards_of(run).values()}
+    process = subprocess.Popen(command(run), env=environment(hub, tmp_path, xet=True), stderr=subprocess.DEVNULL)
+
+    def kill(method: str, path: str, number: int) -> Any:
+        if "/commit/" in path and len(hub.titles(REPO)) == 2:
+            process.kill()
+            return "drop"
+        return None
+
+    hub.fault = kill
+    assert process.wait(timeout=100) == -9
+    landed = {path for path in hub.head(REPO) if path.startswith("data/")}
+    assert 0 < len(landed) < 9
+    hub.fault = lambda *_: None
+    done = publish(hub, run, xet=True)
+    assert done.returncode == 0, done.stderr
+    assert f"{len(landed)} were there already" in done.stderr
+    assert_complete(hub, run)
+    assert not hub.puts  # none over HTTP
+
+
+def test_files_go_over_http_where_xet_fails(hub, tmp_path):
+    run = write_run(tmp_path / "run", 2)
+    done = publish(hub, run, xet=True)
+    assert done.returncode == 0, done.stderr
+    assert "sending over HTTP instead of Xet, which failed: " in done.stderr
+    assert_complete(hub, run)
+    assert set(hub.puts.values()) == {1}
 
 
 def test_a_busy_hub_and_broken_connections_are_waited_for(hub, tmp_path):
@@ -208,7 +243,7 @@ def test_a_busy_hub_and_broken_connections_are_waited_for(hub, tmp_path):
     assert len(met) == 7
     assert_complete(hub, run)
     assert set(hub.puts.values()) == {1}
-    assert hub.titles(REPO)[1:] == ["Add cats, part 1 of 1", "Complete cats: 6 shards"]
+    assert hub.titles(REPO)[1:] == ["Add cats, part 1 of 2", "Add cats, part 2 of 2", "Complete cats: 6 shards"]
 
 
 def test_a_dry_run_prints_what_would_be_sent_and_changes_nothing(hub, tmp_path):

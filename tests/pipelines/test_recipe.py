@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from apache_beam.options.pipeline_options import PipelineOptions
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -44,21 +45,30 @@ def test_the_recipe_of_lvd_142m_has_the_numbers_of_the_paper():
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("runners/*.yaml")), ids=lambda path: path.name)
 def test_every_shipped_profile_is_beam_options(path):
-    words = load_profile(str(path))
-    assert words
-    assert all(word.startswith("--") for word in words)
-    assert load_profile(path.stem) == load_profile(f"configs/runners/{path.name}") == words
+    options = yaml.safe_load(path.read_text())["options"]
+    left = [f"--{key}=9" for key, value in options.items() if value is None]
+    words = load_profile(str(path), left)
+    assert words[0].startswith("--")
+    assert words[len(words) - len(left) :] == left
+    assert load_profile(path.stem, left) == load_profile(f"configs/runners/{path.name}", left) == words
+    parsed = PipelineOptions(words)
+    known = parsed.get_all_options(drop_default=True)
+    assert parsed.get_all_options(drop_default=True, retain_unknown_options=True) == known  # Beam knows every option
+    if left:
+        with pytest.raises(UserError, match=f"leaves options open.* {left[-1].partition('=')[0]}="):
+            load_profile(str(path), left[:-1])
 
 
 def test_profiles_write_flags_and_lists_as_beam_wants_them(tmp_path):
     path = tmp_path / "profile.yaml"
-    path.write_text("options: {runner: FlinkRunner, streaming: true, off: false, experiments: [a, b], workers: 3}")
-    assert load_profile(str(path)) == [
+    path.write_text("options: {runner: FlinkRunner, streaming: true, off: false, experiments: [a, b], workers: 0}")
+    assert load_profile(str(path), ["--runner=X"]) == [
         "--runner=FlinkRunner",
         "--streaming",
         "--experiments=a",
         "--experiments=b",
-        "--workers=3",
+        "--workers=0",
+        "--runner=X",
     ]
 
 

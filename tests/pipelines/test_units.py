@@ -3,24 +3,32 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import gc
 import hashlib
 import io
 import logging
 import os
+import re
+import time
 from collections import Counter
 
 import apache_beam as beam
+import joblib
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import threadpoolctl
+from apache_beam.options.pipeline_options import DirectOptions, GoogleCloudOptions
+from apache_beam.runners.runner import PipelineState
 from rich.console import Console
 
 from curation import storage
 from curation.errors import UserError
 from curation.parts import Output, Run, Stage, Unit, UnitError, close_stage, finished, read_table, run_unit
-from pipelines.progress import Progress
-from pipelines.units import Engine, Runner, limit_threads
+from curation.sources import Source
+from pipelines.progress import Progress, Watch
+from pipelines.units import Engine, Runner, job_name, limit_threads, wait
 
 
 def square(run, arguments, output):
@@ -80,6 +88,7 @@ def test_a_stage_writes_a_part_a_marker_and_an_index(runner):
         assert marker.sha256 == hashlib.sha256(storage.read_bytes(part)).hexdigest()
         assert marker.counters == {"squares": 1}
     assert runner.timings[0]["units"] == 5
+    assert runner.timings[0]["workers"] == 2
 
 
 def test_a_combine_merges_all_units_whether_they_ran_now_or_before(runner):
@@ -206,6 +215,23 @@ def test_progress_counts_what_was_done_now(runner):
     close_stage(runner.run, stage)
 
 
+def test_progress_reads_the_times_of_object_stores(runner, monkeypatch):
+    stage = Stage("squares", square, [Unit(i, {"number": i}, weight=10) for i in range(4)])
+    watch, now = Watch(runner.run, stage, stage.units), datetime.datetime.now(datetime.UTC)
+    times = [now, now - datetime.timedelta(days=1), now.timestamp(), None]
+    entries = [
+        {"name": f"bucket/squares/{stage.stem(unit)}.done", **({} if at is None else {"mtime": at})}
+        for unit, at in zip(stage.units, times, strict=True)
+    ]
+
+    class Store:
+        def ls(self, path, detail, **options):
+            return entries
+
+    monkeypatch.setattr(storage, "filesystem", lambda url: (Store(), url))
+    assert watch.completed() == 30  # not what an earlier run left
+
+
 def test_threads_of_native_libraries_are_limited(monkeypatch):
     import threadpoolctl
     import torch
@@ -219,6 +245,122 @@ def test_threads_of_native_libraries_are_limited(monkeypatch):
         assert torch.get_num_threads() == 1
     finally:
         limit_threads(before)
+
+
+def busy(run, arguments, output):
+    """Write when the unit ran and how many threads each native library would use in it."""
+    import faiss
+    import torch
+
+    started = time.monotonic()
+    pools = threadpoolctl.threadpool_info()
+    torch.ones(64, 64) @ torch.ones(64, 64)
+    threads = [*(pool["num_threads"] for pool in pools), torch.get_num_threads(), faiss.omp_get_max_threads()]
+    time.sleep(0.05)
+    output.write(pa.table({"threads": [max(threads)], "started": [started], "ended": [time.monotonic()]}))
+
+
+@pytest.mark.parametrize("cores", ["one", "idle"])
+@pytest.mark.parametrize("units", [1, 2, 7])
+def test_native_threads_times_units_at_once_never_exceed_the_cores(tmp_path, cores, units):
+    quiet = Console(file=io.StringIO())
+    runner = Runner(Run(str(tmp_path / "run")), Engine(), Progress(quiet))
+    runner.stage(Stage("busy", busy, [Unit(i, {}) for i in range(units)], cores=cores))
+    rows = runner.run.read_all("busy").to_pylist()
+    for one in rows:
+        together = [row for row in rows if row["started"] <= one["started"] < row["ended"]]
+        assert sum(row["threads"] for row in together) <= os.cpu_count()
+        assert len(together) <= runner.timings[0]["workers"]
+
+
+def test_native_threads_fill_idle_cores_and_no_more(monkeypatch):
+    monkeypatch.setattr("pipelines.units.cpu_count", lambda: 8)
+    assert [Engine().native_threads(units) for units in (1, 2, 3, 8, 100)] == [8, 4, 2, 1, 1]
+    assert [Engine(workers=workers).native_threads(1) for workers in (1, 4, 8, 64)] == [1, 4, 8, 8]
+    assert Engine(["--direct_running_mode=in_memory"]).native_threads(1) == 1
+    assert Engine(["--runner=FlinkRunner"]).native_threads(1) == 1  # the cores of this machine say nothing there
+
+
+def test_a_remote_engine_decides_for_itself_how_many_units_run(monkeypatch):
+    monkeypatch.setattr("pipelines.units.cpu_count", lambda: 4)
+    assert [Engine().at_once(units) for units in (0, 1, 3, 9)] == [1, 1, 3, 4]
+    assert Engine(["--direct_num_workers=2"]).at_once(9) == 2
+    assert Engine(["--direct_running_mode=in_memory"]).at_once(9) == 1
+    assert Engine(["--runner=DataflowRunner"], workers=7).at_once(9) is None
+
+
+def test_a_single_unit_starts_no_process():
+    engine = Engine(["--direct_running_mode=multi_processing"], workers=2)
+    modes = [engine.beam_options(parallel).view_as(DirectOptions).direct_running_mode for parallel in (True, False)]
+    assert modes == ["multi_processing", "in_memory"]
+
+
+def test_a_container_quota_bounds_the_default(monkeypatch):
+    monkeypatch.setattr("pipelines.units.cpu_count", lambda: 3)
+    assert Engine().threads == 3
+    assert Engine(workers=5).threads == 5
+    assert joblib.cpu_count() <= os.cpu_count()
+
+
+def test_remote_jobs_have_valid_and_distinct_names():
+    """Dataflow's rule; Kubernetes allows 63 characters."""
+    one, other = Run("gs://bucket/one"), Run("gs://bucket/other")
+    stages = [
+        Stage(name, square, [Unit(0, {"number": number})])
+        for name in ("pool", "leaks-00", "A_stage.of many words" * 5)
+        for number in (1, 2)
+    ]
+    names = [
+        Engine(["--runner=X", *words]).beam_options(True, job_name(run, stage)).view_as(GoogleCloudOptions).job_name
+        for words in ((), ("--job_name=photos",), ("--job_name", "photos-2"))
+        for run in (one, other)
+        for stage in stages
+    ]
+    assert len(set(names)) == len(names) == 36
+    assert all(re.fullmatch(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?", name) for name in names), names
+    assert names[0].startswith("granary-pool-")
+    assert names[12].startswith("photos-pool-")
+    assert job_name(one, stages[0]) == job_name(one, stages[0])
+
+
+class Job:
+    """What a runner returns, with the end it was given."""
+
+    def __init__(self, end):
+        self.end, self.cancelled = end, False
+
+    def wait_until_finish(self):
+        if self.end is KeyboardInterrupt:
+            raise KeyboardInterrupt
+        return self.end
+
+    def cancel(self):
+        self.cancelled = True
+
+
+def test_an_interrupted_remote_job_is_cancelled_and_a_cancelled_one_is_an_error():
+    job = Job(KeyboardInterrupt)
+    with pytest.raises(KeyboardInterrupt):
+        wait(job)
+    assert job.cancelled
+    with pytest.raises(RuntimeError, match="CANCELLED"):
+        wait(Job(PipelineState.CANCELLED))
+    for end in (None, PipelineState.DONE):
+        wait(Job(end))
+
+
+@pytest.mark.parametrize("words", [["--runner=DataflowRunner"], ["--runner", "DataflowRunner"]])
+def test_dataflow_is_given_no_paths_of_this_machine(words):
+    there = Source(path="gs://bucket/pool/", name="pool")
+    here = Source(path="/photos/", name="pool")
+    engine = Engine(words)
+    engine.check_reach(Run("gs://bucket/run", {"pool": [there, Source(path="hf:org/cats", name="cats")]}))
+    with pytest.raises(UserError, match="out: runs/one is on this machine"):
+        engine.check_reach(Run("runs/one", {"pool": [there]}))
+    with pytest.raises(UserError, match="pool: /photos/ is on this machine"):
+        engine.check_reach(Run("gs://bucket/run", {"pool": [there, here]}))
+    for other in ((), ("--runner=PortableRunner",)):
+        Engine(other).check_reach(Run("runs/one", {"pool": [here]}))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,113 @@
+"""Real + guided samples against real + plain samples and real alone: few-class accuracy over several seeds.
+
+    python -m tests.benchmarks.union digits    [--seeds 5] [--out FOLDER]    about 15 minutes on 2 cores
+    python -m tests.benchmarks.union fashion   [--seeds 5] [--out FOLDER]    hours: Fashion-MNIST of shared/data
+
+The reference is the same classifier, trained as long, on real + plain samples: the same generator and seeds without
+feedback. Every seed draws another long tail. Accuracies are of test pictures that neither generator nor classifier saw.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from rich.console import Console
+
+from pipelines import sample_demo
+from pipelines.recipe import shipped
+from pipelines.union import ARMS, Experiment, Pictures, compare
+from pipelines.units import Engine
+from training.classifier import Fit
+
+SHARED = Path(__file__).parents[2] / ".." / "shared" / "data" / "fashion_mnist"
+CLASSES = (
+    *("T-shirt", "trouser", "pullover", "dress", "coat"),
+    *("sandal", "shirt", "sneaker", "bag", "ankle boot"),
+)
+
+
+def idx(path: Path) -> np.ndarray:
+    """Read a gzipped idx file of bytes: magic (0, 0, 8, dimensions), sizes as big-endian uint32, data."""
+    data = gzip.decompress(path.read_bytes())
+    shape = np.frombuffer(data, ">u4", data[3], 4)
+    return np.frombuffer(data, np.uint8, offset=4 + 4 * data[3]).reshape(shape)
+
+
+def fashion(kind: str) -> Pictures:
+    """Return Fashion-MNIST, training or test part, scaled down to 16 x 16 pixels."""
+    files = {what: next(SHARED.glob(f"{kind}*{what}*.gz")) for what in ("images", "labels")}
+    small = [Image.fromarray(image).resize((16, 16), Image.Resampling.LANCZOS) for image in idx(files["images"])]
+    images = np.repeat(np.stack(small)[..., None], 3, axis=3)
+    return Pictures(images, idx(files["labels"]).astype(np.int64), CLASSES)
+
+
+def fashion_experiment(out: Path, steps: int) -> Experiment:
+    """Return the comparison on Fashion-MNIST; trains the generator on the 20,000 pictures unless it is there."""
+    from synth.feedback.generator import train_generator
+
+    pool = fashion("train")
+    generator = out / "generator"
+    if not (generator / "model_index.json").exists():
+        images = pool.images[..., 0]
+        train_generator(images, pool.labels, CLASSES, str(generator), steps=steps, seed=0)
+    return Experiment(
+        pool=pool,
+        test=fashion("t10k"),
+        generator=str(generator),
+        out=out,
+        most=500,
+        factor=100,
+        many=100,
+        few=20,
+        fit=Fit(steps=800, batch=64, loss="balanced-softmax", shift=1, flip=True),
+        width=16,
+        config=shipped("sample/fashion_mnist_lt.yaml"),
+    )
+
+
+def digits_experiment(out: Path, steps: int) -> Experiment:
+    """Return the comparison on digits; trains the generator unless it is there."""
+    asked = sample_demo.experiment(out)
+    if not (out / "generator" / "model_index.json").exists():
+        sample_demo.train_model(asked.pool, out / "generator", steps, Console(stderr=True))
+    return asked
+
+
+def main(words: Sequence[str] | None = None) -> list[dict[str, Any]]:
+    """Run the comparison and print the table; finished sampling of an earlier call is kept."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("data", choices=["digits", "fashion"])
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--steps", type=int, help="of the generator's training")
+    parser.add_argument("--out", default="runs/union")
+    known = parser.parse_args(words)
+    out = Path(known.out).absolute() / known.data
+    out.mkdir(parents=True, exist_ok=True)
+    make, steps = {
+        "digits": (digits_experiment, sample_demo.STEPS),
+        "fashion": (fashion_experiment, 6000),
+    }[known.data]
+    started, used = time.monotonic(), time.process_time()
+    asked = make(out, known.steps or steps)
+    console = Console(width=110, highlight=False)
+
+    def report(seed: int, found: dict[str, Any]) -> None:
+        line = {arm: {split: round(value, 1) for split, value in found[arm].items()} for arm in ARMS}
+        console.print(f"seed {seed} {json.dumps(line)}", soft_wrap=True)
+
+    results = compare(asked, range(known.seeds), Engine(), report)
+    sample_demo.print_results(console, results, asked)
+    console.print(f"{time.monotonic() - started:,.0f} s, {time.process_time() - used:,.0f} s of CPU in this process")
+    return results
+
+
+if __name__ == "__main__":
+    main()
