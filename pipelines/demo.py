@@ -10,7 +10,7 @@ import pathlib
 import shutil
 import struct
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,17 @@ from pipelines.units import Engine
 TILE, SHEETS, SEED = 106, 120, 0
 PLAIN = 12  # tiles of plain sky resemble each other: they would be copies that nobody planted
 MARK = "granary-demo"  # a file that says the folder is the demo's own, so that it may be made anew
+CAST = [
+    *("Elephant", "Penguin", "Fox", "Teapot", "Cow", "Giraffe", "Crab", "Duck"),
+    *("Flamingo", "Car", "Mushroom", "Zebra", "Frog", "Sailboat", "Chair"),
+]
+WORLD: dict[str, Any] = {  # of the rendered pool: 8 x 15 pictures, each character from a side of its own
+    "world_name": ["Meadow", "Beach", "Snow", "Desert", "Forest", "OceanFloor", "Museum", "CitySquare"],
+    "character": [{"character_name": name, "camera_yaw": 24 * place} for place, name in enumerate(CAST)],
+    "character_scale": [1.6],
+}
+
+WORLD_THRESHOLDS = ["--dedup.threshold", "0.93", "--leaks.threshold", "0.9"]  # pictures of one world share its backdrop
 
 EDITS: dict[str, Callable[[Image.Image], Image.Image]] = {
     "jpeg": lambda image: image,
@@ -60,12 +71,29 @@ def pictures() -> Iterator[tuple[str, Image.Image]]:
         )
 
 
-def make_pool(folder: pathlib.Path) -> dict[str, int]:
-    """Write pool, seeds and references under `folder`; returns how many files of each kind were planted."""
+def renders(folder: pathlib.Path, engine: Engine) -> list[tuple[str, Image.Image]]:
+    """Return (name, picture) of pictures that the embedded world renders: every character in every world."""
+    from pipelines.render_demo import rendered_pool
+
+    paths = rendered_pool(str(folder / "renders"), str(folder / "render"), engine, WORLD)
+    found = []
+    for path in paths:
+        with Image.open(folder / "renders" / path) as image:
+            found.append((path.removesuffix(".png"), image.convert("RGB")))
+    return found
+
+
+def make_pool(folder: pathlib.Path, everything: Sequence[tuple[str, Image.Image]], seeds_from: str) -> dict[str, int]:
+    """Write pool, seeds and references; returns how many files of each kind were planted.
+
+    Args:
+        folder: to write under.
+        everything: (name, picture) of the distinct pictures, at least 120.
+        seeds_from: what the names of pictures begin with that may become seeds.
+    """
     rng = np.random.default_rng(SEED)
-    everything = list(pictures())
     shuffled = [everything[index] for index in rng.permutation(len(everything))]
-    seeds = [entry for entry in shuffled if entry[0].startswith("china")][:6]
+    seeds = [entry for entry in shuffled if entry[0].startswith(seeds_from)][:6]
     rest = [entry for entry in shuffled if entry not in seeds]
     leaked, bases = rest[:16], rest[16:]
     for name, image in seeds:
@@ -121,23 +149,38 @@ def _bomb(side: int) -> bytes:
     )
 
 
-def demo(out: str, engine: Engine, world: bool = False) -> int:
-    """Make the pool, curate it, and compare what was planted with what was found; returns 0 when all was found."""
-    console, folder = Console(highlight=False), pathlib.Path(out).absolute()
+def own_folder(out: str) -> pathlib.Path:
+    """Return a demo's folder, empty; raises UserError when it holds something else."""
+    folder = pathlib.Path(out).absolute()
     if folder.exists():
         if any(folder.iterdir()) and not (folder / MARK).exists():
             raise UserError(f"out: {out} holds something that is not the demo's; give an empty folder")
         shutil.rmtree(folder)
     folder.mkdir(parents=True)
     (folder / MARK).touch()
-    planted = make_pool(folder)
+    return folder
+
+
+def demo(out: str, engine: Engine, world: bool = False) -> int:
+    """Make the pool, curate it, and compare what was planted with what was found; returns 0 when all was found.
+
+    Args:
+        out: folder for the pool and the run.
+        engine: where the work units run.
+        world: whether the pictures are rendered; else they are real ones.
+    """
+    console, folder = Console(highlight=False), own_folder(out)
+    if world:
+        planted = make_pool(folder, renders(folder, engine), WORLD["world_name"][0])
+    else:
+        planted = make_pool(folder, list(pictures()), "china")
     overrides = [
         word
         for key in ("pool", "seeds.path", "references", "out")
         for word in (f"--{key}", str(folder / {"out": "run"}.get(key, key.split(".")[0])))
     ]
     curate(
-        load_recipe(CurateRecipe, shipped("curate/demo.yaml"), overrides),
+        load_recipe(CurateRecipe, shipped("curate/demo.yaml"), [*overrides, *(WORLD_THRESHOLDS if world else [])]),
         engine,
         Console(stderr=True, highlight=False),
     )

@@ -1,0 +1,1 @@
+"""PUG datasets: factors of variation, renderers and the embedded world."""

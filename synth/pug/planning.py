@@ -1,0 +1,232 @@
+"""From a recipe to its rows: everything about a render that can be wrong is found here, before any work."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from curation import storage
+from curation.errors import UserError
+from curation.schema import sample_features
+from curation.sources.files import absolute
+from synth.pug.factors import Axis, Level, Value, axes_of, inlined
+from synth.pug.plans import VARIED, Listed, Plan, Row, plan_of, row_id
+from synth.pug.recipe import RenderRecipe
+from synth.pug.scenes import NAME, Scene, named, problem, scene_of
+from synth.pug.spar import check_template, row_captions
+from synth.pug.splits import Rule, rules_of, split_of
+
+MESHES = (".glb", ".obj", ".ply")
+LABELS = ("character_label", "character_name")
+OWN_COLUMNS = ("row_id", "split", "objects", "mask", "depth", "normals")
+
+
+@dataclasses.dataclass(frozen=True)
+class PlannedRow:
+    """A row before there is a picture.
+
+    Args:
+        index: in the plan.
+        values: of the factor columns.
+        id: hash of the values.
+        split: train, or where it is held out to.
+    """
+
+    index: int
+    values: Row
+    id: str
+    split: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Planned:
+    """A checked recipe with its plan.
+
+    Args:
+        recipe: with the values of files filled in.
+        axes: the factors.
+        plan: the rows.
+        rules: the splits.
+    """
+
+    recipe: RenderRecipe
+    axes: tuple[Axis, ...]
+    plan: Plan
+    rules: tuple[Rule, ...]
+
+    def row(self, index: int) -> PlannedRow:
+        """Return a row of the plan."""
+        values = self.plan[index]
+        return PlannedRow(index, values, row_id(values), split_of(self.rules, index, values))
+
+    def scene(self, row: PlannedRow) -> Scene:
+        """Return what a row asks of the renderer."""
+        image = self.recipe.image
+        return scene_of(row.values, self.recipe.scene, (image.width, image.height), self.recipe.assets)
+
+    @property
+    def label(self) -> str:
+        """The column that is the label; "" for none."""
+        if self.recipe.label:
+            return self.recipe.label
+        return next((column for column in LABELS if column in self.plan.columns), "")
+
+    def captions(self, row: PlannedRow) -> list[str]:
+        """Return the captions of a row."""
+        options = self.recipe.captions
+        if options.style == "spar":
+            return row_captions(row.values)
+        return [template.format_map(row.values) for template in options.templates]
+
+    @functools.cached_property
+    def column_types(self) -> dict[str, str]:
+        """Return for each factor column int64, float64 or string."""
+        seen: dict[str, set[type]] = {column: set() for column in self.plan.columns}
+        for part in self.parts():
+            for column, value in part.items():
+                seen[column].add(type(value))
+        for axis in self.axes:
+            if axis.continuous:
+                seen[axis.name].add(float)
+        return {column: _column_type(kinds) for column, kinds in seen.items()}
+
+    def parts(self) -> Iterator[Mapping[str, Value]]:
+        """Yield rows or parts of rows that hold every value there is."""
+        if isinstance(self.plan, Listed):
+            yield from self.plan
+            return
+        for axis in self.axes:
+            yield from axis.levels
+            if axis.default is not None:
+                yield axis.default
+        if VARIED in self.plan.columns:
+            yield {VARIED: ""}
+
+    def features(self) -> Any:
+        """Return the `datasets.Features` of the samples."""
+        from datasets import Image, List, Value
+
+        outputs = self.recipe.outputs
+        extra: dict[str, Any] = {"row_id": Value("string"), "split": Value("string")}
+        extra |= {column: Value(kind) for column, kind in self.column_types.items()}
+        extra["objects"] = List({"name": Value("string"), "box": List(Value("int32")), "pixels": Value("int32")})
+        if outputs.mask:
+            extra["mask"] = Image()
+        if outputs.depth:
+            extra["depth"] = Value("binary")
+        if outputs.normals:
+            extra["normals"] = Image()
+        return sample_features(extra)
+
+
+def _column_type(kinds: Iterable[type]) -> str:
+    kinds = set(kinds)
+    if str in kinds or not kinds:
+        return "string"
+    return "float64" if float in kinds else "int64"
+
+
+def planned(recipe: RenderRecipe) -> Planned:
+    """Check a recipe and return its plan; raises UserError."""
+    factors = {name: inlined(name, factor) for name, factor in recipe.factors.items()}
+    recipe = recipe.model_copy(update={"factors": factors})
+    axes = axes_of(factors)
+    plan = plan_of(recipe.plan, axes, recipe.seed)
+    rules = rules_of(recipe.splits, axes, plan.columns, len(plan), recipe.seed)
+    result = Planned(recipe, axes, plan, tuple(rules))
+    _check_columns(result)
+    _check_outputs(result)
+    _check_renderer(recipe)
+    return result
+
+
+def _check_columns(work: Planned) -> None:
+    base = set(sample_features()) | set(OWN_COLUMNS)
+    for column in work.plan.columns:
+        if column in base:
+            raise UserError(f"factors.{column}: every sample has a column of that name; give the factor another")
+    for axis in work.axes:
+        bounds: list[Level] = [{axis.name: axis.low}, {axis.name: axis.high}] if axis.continuous else []
+        for level in (*axis.levels, *([axis.default] if axis.default else []), *bounds):
+            _check_values(f"factors.{axis.name}", level, work.recipe)
+    for part in work.plan if isinstance(work.plan, Listed) else ():
+        _check_values("plan.rows", part, work.recipe)
+    if not work.recipe.scene.world and "world_name" not in work.plan.columns:
+        raise UserError("scene.world: missing; name the world, or give a factor world_name")
+    if not work.recipe.scene.character and "character_name" not in work.plan.columns:
+        raise UserError("scene.character: missing; name the character, or give a factor character_name")
+
+
+def _check_values(key: str, values: Mapping[str, Value], recipe: RenderRecipe) -> None:
+    for column, value in values.items():
+        if wrong := problem(column, value, recipe.scene):
+            raise UserError(f"{key}: {column} cannot be {value!r}: {wrong}")
+
+
+def _check_outputs(work: Planned) -> None:
+    recipe, columns = work.recipe, work.plan.columns
+    if recipe.label and recipe.label not in columns:
+        raise UserError(f"label: there is no column {recipe.label}; the columns are {', '.join(columns)}")
+    for template in recipe.captions.templates:
+        check_template(template, columns)
+    if bool(recipe.captions.templates) != (recipe.captions.style == "templates"):
+        raise UserError("captions.style: templates go with captions.templates, and only with them")
+
+
+def _check_renderer(recipe: RenderRecipe) -> None:
+    options = recipe.renderer
+    if options.kind == "embedded" and (options.addresses or options.binary):
+        raise UserError(
+            "renderer.kind: the embedded world has no addresses and no binary; give --renderer.kind unrealcv"
+        )
+    if options.kind == "unrealcv" and bool(options.addresses) == bool(options.binary):
+        raise UserError("renderer.addresses: give the addresses of running servers, or renderer.binary to launch some")
+    if options.binary is not None and not os.access(options.binary, os.X_OK):
+        raise UserError(f"renderer.binary: {options.binary} is no file that can be run; give the game's executable")
+    for name, path in recipe.meshes.items():
+        where = absolute(path)
+        if not path.lower().endswith(MESHES) or not storage.is_local(path) or not NAME.fullmatch(where):
+            raise UserError(f"meshes.{name}: {path} is not right; give a local .glb, .obj or .ply without spaces in it")
+        if not os.path.isfile(where):
+            raise UserError(f"meshes.{name}: there is no file {path}; give a .glb, .obj or .ply")
+
+
+def mesh_paths(recipe: RenderRecipe) -> dict[str, str]:
+    """Return the absolute paths of the user's meshes."""
+    return {name: absolute(path) for name, path in recipe.meshes.items()}
+
+
+def mesh_hashes(recipe: RenderRecipe) -> dict[str, str]:
+    """Return the SHA-256 of the user's meshes, for digests."""
+    paths = mesh_paths(recipe)
+    return {name: hashlib.sha256(storage.read_bytes(path)).hexdigest() for name, path in paths.items()}
+
+
+def missing_assets(work: Planned, assets: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Return by kind the names the recipe shows that the renderer lacks; kinds it does not list are not judged."""
+    wanted = named(work.parts(), work.recipe.scene)
+    shown = work.recipe.assets
+    missing = {}
+    for kind, names in wanted.items():
+        if kind in assets:
+            known = {*assets[kind], *(work.recipe.meshes if kind == "objects" else ())}
+            lacking = sorted({shown.get(name, name) for name in names} - known)
+            if lacking:
+                missing[kind] = lacking
+    return missing
+
+
+def check_assets(work: Planned, assets: Mapping[str, Any]) -> None:
+    """Raise UserError with the list of names that the renderer lacks."""
+    missing = missing_assets(work, assets)
+    if missing:
+        lists = "; ".join(f"{kind} {', '.join(names)}" for kind, names in missing.items())
+        have = "; ".join(f"{kind} {', '.join(sorted(assets[kind]))}" for kind in missing)
+        raise UserError(
+            f"factors: the renderer does not have these {lists}. It has {have}. "
+            "Say under `assets:` what to show instead of each (NAME: OTHER), add `meshes:`, or use your own Unreal"
+        )

@@ -1,0 +1,1 @@
+"""Evaluation protocols: one module each, listed in `training.evaluate`."""
