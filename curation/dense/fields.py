@@ -1,0 +1,189 @@
+"""Read annotations as JSON from people one does not know: every field checked, what is wrong noted, the rest kept."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from curation.dense.texts import cleaned
+from curation.dense.tree import Annotation, Box, InvalidAnnotation, Mask, Problem
+
+MAX_COORDINATE = 1 << 30
+UNNAMEABLE = re.compile("[\0\ud800-\udfff]")  # what no file name written as text holds
+
+
+def load(data: bytes | str, problems: list[Problem]) -> dict[str, Any]:
+    """Return a JSON object; of a key that stands in an object twice the first value counts.
+
+    Args:
+        data: UTF-8, a byte-order mark allowed.
+        problems: gets the keys that were there twice.
+
+    Raises:
+        InvalidAnnotation: it is no JSON object.
+    """
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            found = dict(reversed(pairs))
+            seen: set[str] = set()
+            for key, _ in pairs:
+                if key in seen:
+                    message = "the key stands twice in one object; the first value was kept"
+                    problems.append(Problem(cleaned(key), "DuplicateKey", message))
+                seen.add(key)
+            found = {key: found[key] for key, _ in pairs}
+        return found
+
+    try:
+        text = data.decode("utf-8-sig") if isinstance(data, bytes) else data
+        record = json.loads(text, object_pairs_hook=unique)
+    except (ValueError, RecursionError) as error:
+        raise InvalidAnnotation("InvalidJson", str(error)[:200]) from error
+    if not isinstance(record, dict):
+        raise InvalidAnnotation("InvalidJson", f"a JSON object was expected, not a {type(record).__name__}")
+    return record
+
+
+def image_name(record: Mapping[str, Any], name: str = "image") -> str:
+    """Return the file name of the picture; raises InvalidAnnotation when there is none."""
+    value = record.get(name)
+    if not isinstance(value, str) or not value.strip() or UNNAMEABLE.search(value):
+        raise InvalidAnnotation("NoImageName", f"{name!r} names no image")
+    return value
+
+
+def text(record: Mapping[str, Any], name: str, problems: list[Problem], part: str = "") -> str:
+    """Return a text, cleaned; "" where it is missing, and where it is no text, which is noted."""
+    value = record.get(name)
+    if value is None or isinstance(value, str):
+        return cleaned(value or "")
+    problems.append(Problem(part or name, "InvalidText", f"{name!r} is no text but a {type(value).__name__}"))
+    return ""
+
+
+def integer(value: Any) -> int:
+    """Return a number written as a number or in quotes; raises ValueError when it is no whole one."""
+    if isinstance(value, str):
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"{str(value)[:40]!r} is no number")
+    if int(value) != value or abs(value) > MAX_COORDINATE:
+        raise ValueError(f"{str(value)[:40]} is no whole number in range")
+    return int(value)
+
+
+def box(value: Any) -> Box:
+    """Return x0, y0, x1, y1 of {topLeft, bottomRight}, [[x0, y0], [x1, y1]] or [x0, y0, x1, y1].
+
+    The second corner is exclusive. Raises ValueError.
+    """
+    try:
+        if isinstance(value, Mapping):
+            corners = [value[name][axis] for name in ("topLeft", "bottomRight") for axis in "xy"]
+        elif len(value) == 2:
+            corners = [*value[0], *value[1]]
+        else:
+            corners = list(value)
+        x0, y0, x1, y1 = (integer(corner) for corner in corners)
+    except (KeyError, TypeError, IndexError) as error:
+        raise ValueError("the bounds are not two corners") from error
+    return x0, y0, x1, y1
+
+
+def key(value: Any) -> str:
+    """Return the key of a mask, given as number or text; -1 and nothing are ""."""
+    if value is None or value == "" or (isinstance(value, str) and value.strip() == "-1"):
+        return ""
+    if isinstance(value, str):
+        return cleaned(value)
+    number = integer(value)
+    return "" if number < 0 else str(number)
+
+
+def masks_of(found: Iterable[tuple[str, Any]], read: Any, problems: list[Problem]) -> dict[str, Mask]:
+    """Read the masks of an annotation; one that cannot be read is noted and left out.
+
+    Args:
+        found: name and record of each, in file order.
+        read: (name, record, problems) -> Mask; raises ValueError.
+        problems: gets what was lost.
+    """
+    masks: dict[str, Mask] = {}
+    for name, record in found:
+        try:
+            if not isinstance(record, Mapping):
+                raise ValueError(f"a JSON object was expected, not a {type(record).__name__}")
+            mask = read(name, record, problems)
+            if not mask.key:
+                raise ValueError("the mask has no key")
+        except ValueError as error:
+            problems.append(Problem(cleaned(name), "InvalidMask", str(error)[:200]))
+            continue
+        if mask.key in masks:
+            problems.append(Problem(mask.key, "DuplicateKey", "two masks have this key; the first was kept"))
+        masks.setdefault(mask.key, mask)
+    return masks
+
+
+def generated(record: Mapping[str, Any], problems: list[Problem]) -> dict[str, Any]:
+    """Return the fields `summaries`, `negatives` and `scores` of sDCI's `complete/`, as `Annotation` has them."""
+    logits = "clip_scores" if "clip_scores" in record else "scores"
+    return {
+        "summaries": {
+            entry: texts(value, f"summaries/{entry}", problems)
+            for entry, value in _mapping(record.get("summaries"), "summaries", problems)
+        },
+        "negatives": {
+            entry: {
+                kind: texts(value, f"negatives/{entry}/{kind}", problems)
+                for kind, value in _mapping(kinds, f"negatives/{entry}", problems)
+            }
+            for entry, kinds in _mapping(record.get("negatives"), "negatives", problems)
+        },
+        "scores": {
+            entry: scores(value, f"scores/{entry}", problems)
+            for entry, value in _mapping(record.get(logits), "scores", problems)
+        },
+    }
+
+
+def _mapping(value: Any, part: str, problems: list[Problem]) -> Iterator[tuple[str, Any]]:
+    """Yield the fields of an object, their names cleaned; what is no object is noted."""
+    if isinstance(value, Mapping):
+        yield from ((cleaned(name), field) for name, field in value.items())
+    elif value is not None:
+        problems.append(Problem(part, "InvalidText", "a JSON object was expected; its texts are lost"))
+
+
+def texts(value: Any, part: str, problems: list[Problem]) -> list[str]:
+    """Return a text or a list of texts as a list of cleaned ones; empty ones and what is no text are noted."""
+    found = []
+    for number, entry in enumerate(value if isinstance(value, list) else [value]):
+        clean = cleaned(entry) if isinstance(entry, str) else ""
+        if clean:
+            found.append(clean)
+        else:
+            error = "EmptyText" if isinstance(entry, str) else "InvalidText"
+            problems.append(Problem(f"{part}/{number}", error, "nothing is said here"))
+    return found
+
+
+def scores(value: Any, part: str, problems: list[Problem]) -> dict[str, float]:
+    """Return logits by name; what is no number is noted."""
+    found = {}
+    for name, score in value.items() if isinstance(value, Mapping) else [("", value)]:
+        if isinstance(score, int | float) and not isinstance(score, bool) and math.isfinite(score):
+            found[name] = float(score)
+        else:
+            problems.append(Problem(f"{part}/{name}", "InvalidScore", "the score is no number"))
+    return found
+
+
+def annotation(record: Mapping[str, Any], problems: list[Problem], **fields: Any) -> Annotation:
+    """Return an annotation of what a reader found and the generated texts of the record."""
+    return Annotation(**{**generated(record, problems), **fields}, problems=problems)

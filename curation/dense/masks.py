@@ -1,0 +1,134 @@
+"""The pixels of a mask: decoded from what an annotation holds, checked against what it states, written for a shard."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import io
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from curation.dense import rle
+from curation.dense.polygons import rasterised
+from curation.dense.rle import Lengths
+from curation.dense.tree import Box, Mask, Problem
+
+BLOCKS = 8  # of 16 MiB at most: Pillow reuses them for the next picture, which halves what decoding one costs
+Image.core.set_blocks_max(BLOCKS)
+
+
+def decode_pixels(mask: Mask, width: int, height: int, relative: bool = False) -> tuple[Mask, list[Problem]]:
+    """Decode the pixels of a mask; box and area are those of the pixels, whatever was stated.
+
+    Args:
+        mask: as read.
+        width, height: of the image.
+        relative: whether a box without pixels is in thousandths of them.
+
+    Returns:
+        The mask with `box`, `area` and, unless it is a mere box, `lengths`; a problem where it was stated otherwise.
+
+    Raises:
+        ValueError: it has no pixels that can be read, none at all, or another size than the image.
+    """
+    if not mask.pixels:
+        box = _clipped(mask.box, width, height, relative)
+        return dataclasses.replace(mask, box=box, area=(box[2] - box[0]) * (box[3] - box[1])), []
+    lengths, bounds = _decoded(mask.pixels, width, height)
+    area = rle.area(lengths)
+    if bounds is None:
+        raise ValueError("the mask is empty")
+    stated = [("bounds", mask.box, bounds), ("area", mask.area, area)]
+    problems = [
+        Problem(mask.key, "MaskStatement", f"{what} is stated as {said}; the pixels have {found}, which is used")
+        for what, said, found in stated
+        if said is not None and said != found
+    ]
+    return dataclasses.replace(mask, pixels={}, box=bounds, area=area, lengths=lengths), problems
+
+
+def _clipped(box: Box | None, width: int, height: int, relative: bool) -> Box:
+    if box is None:
+        raise ValueError("there is neither a mask nor a box")
+    x0, y0, x1, y1 = box
+    if relative:  # cells of a thousandth: the pixels they touch
+        x0, y0, x1, y1 = x0 * width // 1000, y0 * height // 1000, -(-x1 * width // 1000), -(-y1 * height // 1000)
+    found = max(0, x0), max(0, y0), min(width, x1), min(height, y1)
+    if found[0] >= found[2] or found[1] >= found[3]:
+        raise ValueError(f"the box {list(box)} holds no pixel of an image of {width} x {height}")
+    return found
+
+
+def _decoded(pixels: Any, width: int, height: int) -> tuple[Lengths, Box | None]:
+    """Return the run lengths of a mask and its bounds."""
+    if "png" in pixels:
+        return _from_png(pixels["png"], width, height)
+    if "polygons" in pixels:
+        lengths = rasterised(pixels["polygons"], height, width)
+    else:
+        lengths, tall, wide = rle.read(pixels)
+        _check_size(wide, tall, width, height)
+        lengths = rle.run_lengths(rle.mask_of(lengths, tall, wide))  # without runs of nothing
+    return lengths, rle.bounds(lengths, height)
+
+
+def _check_size(wide: int, tall: int, width: int, height: int) -> None:
+    if (wide, tall) != (width, height):
+        raise ValueError(f"the mask is {wide} x {tall}, the image {width} x {height}")
+
+
+def _from_png(text: Any, width: int, height: int) -> tuple[Lengths, Box]:
+    """Decode base64 of a PNG of any mode; what is not black is set."""
+    try:
+        data = base64.b64decode(text.partition(",")[2] if text.startswith("data:") else text, validate=True)
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"the mask is not base64: {error}") from error
+    try:
+        with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
+            _check_size(*image.size, width, height)  # before any pixel is decoded
+            image.load()
+            found = image if image.mode == "1" else Image.fromarray(_set(image))
+    except ValueError:
+        raise
+    except Exception as error:  # broken files raise many classes
+        raise ValueError(f"the mask is no PNG: {type(error).__name__}: {_message(error)}") from error
+    box = found.getbbox()
+    if box is None:
+        raise ValueError("the mask is empty")
+    part = np.asarray(found.crop(box))
+    return rle.run_lengths(part, height, width, box[0], box[1]), box
+
+
+def _set(image: Image.Image) -> Any:
+    """Return (h, w) bool, where a picture is not black; alpha does not count."""
+    mode = {"LA": "L", "RGBA": "RGB"}.get(image.mode, image.mode)
+    values = np.asarray(image.convert("RGB") if mode == "P" else image.convert(mode) if mode != image.mode else image)
+    return (values != 0).any(axis=2) if values.ndim == 3 else values != 0
+
+
+def _message(error: Exception) -> str:
+    return "cannot identify image file" if isinstance(error, Image.UnidentifiedImageError) else str(error)[:150]
+
+
+def stored(mask: Mask, width: int, height: int, form: str) -> dict[str, Any]:
+    """Return size, counts and png of a mask as a shard has them: run lengths ("rle") or a 1-bit PNG ("png")."""
+    empty = {"size": [height, width], "counts": None, "png": None}
+    if mask.lengths is None:
+        return empty
+    if form == "rle":
+        return {**empty, "counts": rle.compress(mask.lengths)}
+    file = io.BytesIO()
+    Image.fromarray(rle.mask_of(mask.lengths, height, width)).save(file, "PNG")
+    return {**empty, "png": file.getvalue()}
+
+
+def pixels_of(size: list[int], counts: str | None, png: bytes | None) -> np.ndarray | None:
+    """Return the (height, width) bool mask of what a shard holds; None for a box."""
+    if counts is not None:
+        return rle.mask_of(rle.decompress(counts), size[0], size[1])
+    if png is not None:
+        with Image.open(io.BytesIO(png), formats=["PNG"]) as image:
+            return np.asarray(image) != 0
+    return None

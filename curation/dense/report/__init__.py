@@ -1,0 +1,117 @@
+"""The report of a pack run: images, the masks drawn over them, and their texts. One HTML file, bounded in size.
+
+Texts come from strangers: they are escaped, and isolated so that right-to-left marks in one do not turn another.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jinja2
+from PIL import Image
+
+from curation.decode import DecodeError, DecodeLimits, decode
+from curation.dense.report.overlay import colour, drawn, hexadecimal
+from curation.dense.steps.shards import shard_paths
+from curation.parts import Run, read_groups
+from curation.report import RECIPE_CHARACTERS, environment
+from curation.report.thumbnails import jpeg, shrink
+from curation.sampling import priority
+
+IMAGES, MASKS, ENTRIES, LETTERS = 12, 16, 6, 40
+SIDE, CROP_SIDE = 640, 160
+UNSHOWN = ("label", "source", "sha256")
+
+
+def build_report(run: Run, facts: Mapping[str, Any], recipe: str, limits: DecodeLimits) -> str:
+    """Return the report of a finished run as HTML; the same run gives the same text.
+
+    Args:
+        run: its directory.
+        facts: run.json.
+        recipe: as YAML.
+        limits: under which pictures are decoded.
+    """
+    own = environment()
+    loaders = [jinja2.PackageLoader("curation.dense.report", "."), jinja2.PackageLoader("curation.report", ".")]
+    template = own.overlay(loader=jinja2.ChoiceLoader(loaders)).get_template("pack.html.j2")
+    html = template.render(
+        run=facts,
+        images=[_shown(run, place, limits) for place in chosen(run, int(facts["seed"]))],
+        letters=_letters(run),
+        recipe=recipe[:RECIPE_CHARACTERS],
+        limits={"masks": MASKS, "entries": ENTRIES, "letters": LETTERS},
+    )
+    return html.encode("utf-8", "replace").decode("utf-8")
+
+
+def chosen(run: Run, seed: int, most: int = IMAGES) -> list[tuple[int, int]]:
+    """Return (shard, row) of a fair sample of the images, drawn by hash; memory does not grow with the run."""
+    best: list[tuple[int, int, int]] = []
+    for shard, path in enumerate(shard_paths(run, "shards", "data")):
+        row = 0
+        for table in read_groups(path, ["file"]):
+            names = table["file"].to_pylist()
+            hashes = priority(seed, names, "report").tolist()
+            best = sorted([*best, *((value, shard, row + i) for i, value in enumerate(hashes))])[:most]
+            row += len(names)
+    return sorted((shard, row) for _, shard, row in best)
+
+
+def _shown(run: Run, place: tuple[int, int], limits: DecodeLimits) -> dict[str, Any]:
+    """Return what the report shows of one image."""
+    shard, number = place
+    row = _row(shard_paths(run, "shards", "data")[shard], number)
+    try:
+        image = decode(row["image"]["bytes"], limits).image
+    except DecodeError as error:
+        image, row["problem"] = Image.new("RGB", (row["width"], row["height"])), str(error)
+    masks = row["masks"]
+    colours = {mask["key"]: hexadecimal(colour(place)) for place, mask in enumerate(masks)}
+    entries = _entries(run, shard, number)
+    return {
+        **row,
+        "picture": _data(drawn(image, masks, SIDE), 80),
+        "plain": _data(shrink(image, SIDE), 80),
+        "colours": colours,
+        "windows": [text for text in row["texts"] if text["part"] == "base"],
+        "entries": [{**entry, "picture": _crop(image, entry["box"])} for entry in entries[:ENTRIES]],
+        "further": max(0, len(entries) - ENTRIES),
+    }
+
+
+def _row(path: str, number: int) -> dict[str, Any]:
+    for table in read_groups(path):
+        if number < table.num_rows:
+            return dict(table.slice(number, 1).to_pylist()[0])
+        number -= table.num_rows
+    raise IndexError(f"{path} has no row {number}")
+
+
+def _entries(run: Run, shard: int, row: int) -> list[dict[str, Any]]:
+    """Return the entries of an image; their pictures are cut again, so that no crop is read."""
+    return [
+        entry for table in read_groups(run.parts("texts")[shard]) for entry in table.to_pylist() if entry["row"] == row
+    ]
+
+
+def _crop(image: Image.Image, box: Sequence[int]) -> str:
+    x0, y0, x1, y1 = box
+    return _data(shrink(image.crop((x0, y0, x1, y1)), CROP_SIDE), 75)
+
+
+def _data(image: Image.Image, quality: int) -> str:
+    return "data:image/jpeg;base64," + base64.b64encode(jpeg(image, quality)).decode()
+
+
+def _letters(run: Run) -> list[dict[str, Any]]:
+    """Return the first dead letters."""
+    found: list[dict[str, Any]] = []
+    for part in run.parts("dead-letter"):
+        for table in read_groups(part):
+            found += table.slice(0, LETTERS - len(found)).to_pylist()
+            if len(found) >= LETTERS:
+                return found
+    return found

@@ -1,0 +1,55 @@
+"""The ledger of annotations and the dead letters."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+import pyarrow as pa
+
+from curation import schema, storage
+from curation.dense.steps.records import read_records
+from curation.dense.steps.shards import notes_of, shard_paths
+from curation.parts import Marker, Output, Run, read_groups
+
+
+def write_ledger(run: Run, arguments: Mapping[str, Any], output: Output) -> None:
+    """Write one row per annotation of a unit: kept, dropped or dead, and why."""
+    unit = arguments["unit"]
+    kept = {}
+    for table in read_groups(shard_paths(run, "shards", "data")[unit], ["file", "id", "image"]):
+        for batch in table.to_batches(max_chunksize=1):
+            for row in batch.to_pylist():
+                kept[row["file"]] = {"id": row["id"], "sha256": hashlib.sha256(row["image"]["bytes"]).hexdigest()}
+    decided = {
+        name: (status, error, message) for name, status, _, error, message in _notes(run, unit) if status != "part"
+    }
+    rows = []
+    for record in read_records(run, unit):
+        name = record["name"]
+        status, error, message = decided.get(name, ("kept", "", ""))
+        stage, reason = ("read", f"{error}: {message}") if error else ("shards", "packed")
+        fact = {"uri": f"annotations/{name}", "role": "pool", "status": status, "stage": stage, "reason": reason}
+        rows.append({**fact, **kept.get(name, {}), "seed_ids": [], "similarities": []})
+        output.counters[status] += 1
+    output.write(pa.Table.from_pylist(rows, schema.LEDGER))
+
+
+def _notes(run: Run, unit: int) -> list[list[Any]]:
+    marker = run.parts("shards")[unit].removesuffix(".parquet") + ".done"
+    return list(Marker.parse(storage.read_bytes(marker)).notes)
+
+
+def write_dead_letters(run: Run, arguments: Mapping[str, Any], output: Output) -> None:
+    """Collect what was lost, of every stage, a unit at a time."""
+    for stage, named in (("shards", "read"), ("texts", "texts")):
+        for notes in notes_of(run, stage):
+            rows = [
+                {"uri": f"annotations/{name}", "part": part, "stage": named, "error": error, "message": message}
+                for name, status, part, error, message in notes
+                if status != "dropped"
+            ]
+            output.counters.update(row["error"] for row in rows)
+            output.write(pa.Table.from_pylist(rows, schema.DEAD_LETTER))
+    output.begin(schema.DEAD_LETTER)
