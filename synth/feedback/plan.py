@@ -1,0 +1,129 @@
+"""How many samples each class needs, and the rows to draw: ids, seeds and conditioning pictures by hash.
+
+A cell is a class, or a class in a group. A row is known before there is a picture: its id is a hash of
+(run seed, class, group, ordinal), its noise a hash of (run seed, id). Nothing depends on order, worker or time, and
+a larger fill level keeps all rows of a smaller one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from itertools import product
+from typing import Any, NamedTuple
+
+from curation.errors import UserError
+from curation.parts import digest
+from synth.feedback.classifiers import match_classes
+
+
+class Cell(NamedTuple):
+    """A class, or a class in a group; group is "" where the dataset has none."""
+
+    label: str
+    group: str = ""
+
+
+class Row(NamedTuple):
+    """One planned sample. ordinal: its number in the cell, from 0."""
+
+    row_id: str
+    cell: Cell
+    ordinal: int
+
+
+def needs(counts: Mapping[Cell, int], level: int | None = None, empty: bool = False) -> dict[Cell, int]:
+    """Return how many samples fill each cell up to a level: max(M - n, 0).
+
+    Args:
+        counts: real pictures of each cell.
+        level: M; the largest count by default.
+        empty: also fill the cells of a class and a group that both occur, but not together.
+    """
+    most = max(counts.values(), default=0) if level is None else level
+    cells = {*counts}
+    if empty:
+        cells |= {Cell(*pair) for pair in product({c.label for c in counts}, {c.group for c in counts})}
+    return {cell: max(most - counts.get(cell, 0), 0) for cell in sorted(cells)}
+
+
+def plan_rows(needed: Mapping[Cell, int], seed: int) -> list[Row]:
+    """Return all rows, sorted by id: the cells come mixed, in an order that is a hash."""
+    rows = [Row(row_id(seed, cell, i), cell, i) for cell, count in needed.items() for i in range(count)]
+    return sorted(rows)
+
+
+def row_id(seed: int, cell: Cell, ordinal: int) -> str:
+    """Return the identity of a row: 32 hex characters."""
+    return digest("row", seed, cell.label, cell.group, ordinal)[:32]
+
+
+def row_seed(seed: int, row: str, attempt: int = 0) -> int:
+    """Return the seed of a row's noise, below 2^63; a second attempt has another."""
+    return hashed(seed, "noise", row, attempt) >> 1
+
+
+def choose(items: Sequence[Any], seed: int, row: str) -> Any:
+    """Return the item, of a sorted sequence, that a row is conditioned on."""
+    return items[hashed(seed, "condition", row) % len(items)]
+
+
+def hashed(*values: Any) -> int:
+    """Return a number of 64 bits, the same everywhere for the same plain values."""
+    return int.from_bytes(hashlib.blake2b(json.dumps(values).encode(), digest_size=8).digest(), "big")
+
+
+def group_of(by: str, uri: str, source: str, metadata: str | None, pattern: str = "", key: str = "") -> str | None:
+    """Return the group of a real picture; None where it cannot be told.
+
+    Args:
+        by: "none", "source" (its name), "path" (a regular expression with a group named `group`), or "metadata" (a
+            key of the picture's JSON).
+        uri, source, metadata: of the picture.
+        pattern: searched in the uri.
+        key: of the JSON.
+    """
+    if by == "none":
+        return ""
+    if by == "source":
+        return source
+    if by == "path":
+        return _named(pattern, uri, "group")
+    try:
+        value = json.loads(metadata or "{}").get(key)
+    except (ValueError, AttributeError):
+        return None
+    return None if value is None else str(value)
+
+
+def class_of(by: str, uri: str, label: str | None, pattern: str = "") -> str | None:
+    """Return the class of a real picture: what the pattern calls `class`, else the label of its source."""
+    if by == "path" and "(?P<class>" in pattern:
+        return _named(pattern, uri, "class")
+    return label
+
+
+def _named(pattern: str, uri: str, name: str) -> str | None:
+    found = re.search(pattern, uri)
+    return found.group(name) if found else None
+
+
+def match_labels(labels: Sequence[str], classes: Sequence[str], names: Mapping[str, str], what: str) -> dict[str, int]:
+    """Return for each label of the dataset the index of the class of that name; the order decides nothing.
+
+    Args:
+        labels: of the dataset.
+        classes: of the model, in its order.
+        names: label of the dataset -> name of the class, where they differ.
+        what: whose classes, for the message.
+
+    Raises:
+        UserError: a label that is no class of it.
+    """
+    try:
+        indices = match_classes([names.get(label, label) for label in labels], classes, what)
+    except UserError as error:
+        raise UserError(f"{error}, or say in plan.names which label is which class") from None
+    return dict(zip(labels, indices, strict=True))

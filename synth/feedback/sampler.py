@@ -1,0 +1,245 @@
+"""Draw samples from a diffusion model under classifier feedback, in batches.
+
+Each sample has random generators of its own, on the CPU, and every norm of the feedback is its own; so batch mates do
+not matter, but for the last bits of float sums that libraries add up in another order for another batch size.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from curation.encoders.inference import fingerprint, torch_device
+from curation.errors import UserError
+from synth.feedback import criteria
+from synth.feedback.checkpoints import first_line
+from synth.feedback.classifiers import ImageClassifier, load_classifier
+from synth.feedback.families import class_names, decoder, family_of
+from synth.feedback.guidance import Feedback, pictures
+from synth.feedback.loading import load_pipeline
+from synth.feedback.options import GuidanceOptions
+
+if TYPE_CHECKING:
+    from synth.feedback.gaussians import ClassGaussians
+
+
+@dataclass(frozen=True)
+class Request:
+    """One sample to draw.
+
+    row_id: identity of the planned row; seed: of its noise; label: index in the MODEL's classes, None for a model that
+    takes none; target: index in the CLASSIFIER's classes; prompt: for text-to-image models; condition: a real picture
+    of the class for image-conditioned models.
+    """
+
+    row_id: str
+    seed: int
+    label: int | None
+    target: int
+    prompt: str = ""
+    condition: Image.Image | None = None
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """One sample drawn.
+
+    image: (h, w, 3) uint8; value: the criterion of this image, NaN when there is none (black: not finite, or withheld
+    by the model's safety checker); trace: the criterion at each feedback step, NaN where the step was skipped;
+    predicted, probability: the classifier's first choice for the image; skipped: steps not taken because they were not
+    finite; unguided: no step was taken.
+    """
+
+    row_id: str
+    image: np.ndarray
+    value: float
+    trace: tuple[float, ...]
+    predicted: int
+    probability: float
+    skipped: int
+    unguided: bool
+
+
+class Sampler:
+    """A diffusion pipeline and a classifier that steers it.
+
+    Attributes:
+        pipe, classifier: what was loaded.
+        classes: names of the classes the model takes, None when it takes none.
+        classifier_classes: names in the order of the classifier's logits.
+        needs: what each request must have: "label", "prompt", "condition".
+        fingerprint: sha256 (hex) of all that decides a sample but its request.
+        models: sha256 (hex) of the files of model and classifier alone.
+        halvings: how often memory ran out and the batch was halved.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        classifier: str,
+        guidance: GuidanceOptions,
+        *,
+        steps: int = 30,
+        scheduler: str | None = None,
+        guidance_scale: float | None = None,
+        device: str = "auto",
+        dtype: str = "float32",
+        image_dropout: float = 0.5,
+        gaussians: ClassGaussians | None = None,
+    ) -> None:
+        """Load both; raises UserError for what cannot be used.
+
+        model: a folder of diffusers or an id of the Hub; classifier: see `load_classifier`; steps: of denoising;
+        scheduler: ddpm, ddim, dpm++, euler, None for the model's own; guidance_scale: of classifier-free guidance,
+        None for the pipeline's own; dtype: of the model (the classifier stays in float32); image_dropout: share of the
+        conditioning picture's embedding that is dropped; gaussians: for the hardness criterion.
+        """
+        if guidance.criterion == "hardness" and gaussians is None:
+            raise UserError("guidance.criterion: hardness needs class Gaussians of real images")
+        self.guidance, self.steps, self.scale, self.dropout = guidance, steps, guidance_scale, image_dropout
+        self.device = torch_device(device)
+        self.classifier: ImageClassifier = load_classifier(classifier, self.device)
+        self.classifier_classes = list(self.classifier.classes)
+        self.pipe, weights = load_pipeline(model, scheduler, self.device, dtype)
+        try:
+            self.pipe.scheduler.set_timesteps(steps)
+        except ValueError as error:
+            raise UserError(f"steps: {steps} do not go with the model's scheduler ({first_line(error)})") from error
+        self.family = family_of(self.pipe)
+        self.classes = class_names(self.pipe)
+        self.needs = self.family.needs or (("label",) if self.classes else ())
+        self.gaussians = gaussians.to(self.device) if gaussians else None
+        if guidance.checkpoint:
+            for name in {self.family.denoiser, "vae"} & set(self.pipe.components):
+                getattr(self.pipe, name).enable_gradient_checkpointing()
+        self.models = fingerprint([], "models-1", weights, self.classifier.fingerprint)
+        choices = (guidance.model_dump(), steps, guidance_scale, image_dropout, weights, self.classifier.fingerprint)
+        norms = gaussians.tensors() if gaussians else {}
+        self.fingerprint = fingerprint([], "sampler-1", choices, [t.cpu().numpy().tobytes() for t in norms.values()])
+        self.halvings, self._most = 0, math.inf
+
+    def draw(self, requests: Sequence[Request], batch: int = 16) -> list[Drawn]:
+        """Draw the requests in batches of at most `batch`, in their order.
+
+        Where memory runs out the batch is halved, for the rest of the sampler's life. Raises UserError for a request
+        that the model or the criterion cannot serve, and when memory is too small for a single sample.
+        """
+        self._check(requests)
+        drawn: list[Drawn] = []
+        while len(drawn) < len(requests):
+            size = int(min(batch, self._most))
+            part = requests[len(drawn) : len(drawn) + size]
+            found = attempt(lambda part=part: self._batch(part))  # type: ignore[misc]
+            if found is None:
+                self._halve(len(part))
+            else:
+                drawn += found
+        return drawn
+
+    def _halve(self, size: int) -> None:
+        """Remember a smaller batch."""
+        if size == 1:
+            raise UserError("memory ran out on a single sample; try guidance.checkpoint, float16 or a smaller model")
+        self.halvings, self._most = self.halvings + 1, size // 2
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def _check(self, requests: Sequence[Request]) -> None:
+        """Raise UserError for a request that cannot be served."""
+        missing = self.gaussians.missing() if self.gaussians is not None else []
+        for request in requests:
+            if "label" in self.needs and (request.label is None or not 0 <= request.label < len(self.classes or [])):
+                raise UserError(f"row {request.row_id}: label {request.label} is none of the model's classes")
+            if not 0 <= request.target < len(self.classifier_classes):
+                raise UserError(f"row {request.row_id}: target {request.target} is none of the classifier's classes")
+            if "condition" in self.needs and request.condition is None:
+                raise UserError(f"row {request.row_id}: the model needs a conditioning picture")
+            if request.target in missing:
+                name = self.classifier_classes[request.target]
+                raise UserError(f"guidance.criterion: hardness has no real images of class '{name}' to compare with")
+
+    def _batch(self, requests: Sequence[Request]) -> list[Drawn]:
+        """Draw one batch."""
+        generators = [torch.Generator().manual_seed(request.seed) for request in requests]
+        targets = torch.tensor([request.target for request in requests], device=self.device)
+        decode = decoder(self.pipe)
+
+        def criterion(clean: Tensor) -> Tensor:
+            return self._value(pictures(decode(clean), self.guidance.rescale), targets)[0]
+
+        denoiser, scheduler = getattr(self.pipe, self.family.denoiser), self.pipe.scheduler
+        n, half = len(requests), self.family.conditional
+        feedback = Feedback(self.guidance, denoiser, scheduler, criterion, n, half, generators)
+        arguments = self.family.arguments(self.pipe, requests, self.dropout)
+        if self.family.guided and self.scale is not None:
+            arguments["guidance_scale"] = self.scale
+        with feedback.attached():
+            result = self.pipe(**arguments, generator=generators, num_inference_steps=self.steps, output_type="np")
+        return self._judged(requests, targets, result, feedback)
+
+    def _value(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return the criterion (n,), and the logits where they were needed."""
+        if self.guidance.criterion == "hardness":
+            assert self.gaussians is not None
+            return self.gaussians.hardness(self.classifier.features(images), targets), None
+        logits = self.classifier.logits(images)
+        if self.guidance.criterion == "entropy":
+            return criteria.entropy(logits), logits
+        return criteria.loss(logits, targets), logits
+
+    @torch.no_grad()
+    def _judged(self, requests: Sequence[Request], targets: Tensor, result: Any, feedback: Feedback) -> list[Drawn]:
+        """Score the finished pictures as they will be stored, in 8 bits."""
+        finite = np.isfinite(result.images).all(axis=(1, 2, 3))
+        withheld = getattr(result, "nsfw_content_detected", None) or [False] * len(requests)
+        images = stored(result.images)
+        shown = torch.from_numpy(images).to(self.device).permute(0, 3, 1, 2).float() / 255
+        values, logits = self._value(shown, targets)
+        chances = (self.classifier.logits(shown) if logits is None else logits).softmax(dim=1)
+        probability, predicted = (part.tolist() for part in chances.max(dim=1))
+        traces = torch.stack(feedback.trace, dim=1).tolist() if feedback.trace else [[]] * len(requests)
+        return [
+            Drawn(
+                row_id=request.row_id,
+                image=images[i],
+                value=float(values[i]) if finite[i] and not withheld[i] else math.nan,
+                trace=tuple(traces[i]),
+                predicted=predicted[i],
+                probability=probability[i],
+                skipped=int(feedback.skipped[i]),
+                unguided=not feedback.taken[i],
+            )
+            for i, request in enumerate(requests)
+        ]
+
+
+def stored(images: np.ndarray) -> np.ndarray:
+    """Return pictures (n, h, w, c) in 0..1 as (n, h, w, 3) uint8; black where a picture is not finite."""
+    finite = np.isfinite(images).all(axis=(1, 2, 3), keepdims=True)
+    pixels = (np.where(finite, images, 0) * 255).round().astype(np.uint8)
+    return np.repeat(pixels, 3, axis=3) if pixels.shape[3] == 1 else pixels
+
+
+def attempt(draw: Callable[[], list[Drawn]]) -> list[Drawn] | None:
+    """Return what is drawn, or None when memory ran out; the error and the tensors it holds are let go."""
+    try:
+        return draw()
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        return None
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that memory ran out, on any device."""
+    words = ("out of memory", "can't allocate memory", "not enough memory", "CUBLAS_STATUS_ALLOC_FAILED")
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(word in str(error) for word in words)
