@@ -1,0 +1,116 @@
+"""Views of a picture: random or central crops, cut while the JPEG is decoded no larger than they need.
+
+Boxes are drawn before decoding, from the size that the shard states, so that one decode at the smallest sufficient DCT
+scale serves all crops of a sample.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from curation.decode import DecodeLimits, decode
+
+DRAWS = 16  # uniform numbers a view carries for the augmentation on the device
+Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels
+
+
+@dataclass(frozen=True)
+class Crop:
+    """A kind of view.
+
+    count: views of this kind in a sample; side: pixels; scale: share of the picture's area; ratio: width to height;
+    centre: no draw, the short edge becomes `side` and the middle is cut out.
+    """
+
+    count: int
+    side: int
+    scale: tuple[float, float] = (0.3, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    centre: bool = False
+
+
+def sample_generator(seed: int, epoch: int, identity: str) -> np.random.Generator:
+    """Return the generator of a sample: it depends on (run seed, epoch, id), never on order, worker or batch."""
+    key = hashlib.blake2b(f"{seed}/{epoch}/{identity}".encode(), digest_size=8).digest()
+    return np.random.Generator(np.random.Philox(key=int.from_bytes(key, "little")))
+
+
+def random_box(width: int, height: int, crop: Crop, generator: np.random.Generator) -> Box:
+    """Draw a box of random area and shape (Szegedy et al. 2015); after ten misses the largest central one allowed."""
+    if crop.centre:
+        return central_box(width, height, 1.0)
+    low, high = math.log(crop.ratio[0]), math.log(crop.ratio[1])
+    for _ in range(10):
+        area, shape, left, top = generator.random(4).tolist()
+        pixels = width * height * (crop.scale[0] + area * (crop.scale[1] - crop.scale[0]))
+        ratio = math.exp(low + shape * (high - low))
+        wide, tall = round(math.sqrt(pixels * ratio)), round(math.sqrt(pixels / ratio))
+        if 0 < wide <= width and 0 < tall <= height:
+            x, y = int(left * (width - wide + 1)), int(top * (height - tall + 1))
+            return x, y, x + wide, y + tall
+    return central_box(width, height, min(max(width / height, crop.ratio[0]), crop.ratio[1]))
+
+
+def central_box(width: int, height: int, ratio: float) -> Box:
+    """Return the largest box in the middle with a width-to-height ratio."""
+    wide, tall = min(width, height * ratio), min(height, width / ratio)
+    left, top = (width - wide) / 2, (height - tall) / 2
+    return left, top, left + wide, top + tall
+
+
+def needed_side(width: int, height: int, boxes: Mapping[str, list[Box]], crops: Mapping[str, Crop]) -> int:
+    """Return the short side that the decoded picture needs so that no crop is enlarged by DCT scaling."""
+    short, side = min(width, height), 1
+    for name, own in boxes.items():
+        smallest = min(min(right - left, bottom - top) for left, top, right, bottom in own)
+        side = max(side, math.ceil(crops[name].side * short / max(smallest, 1.0)))
+    return side
+
+
+def cut_views(
+    data: bytes,
+    size: tuple[int, int] | None,
+    crops: Mapping[str, Crop],
+    generator: np.random.Generator,
+    limits: DecodeLimits,
+) -> dict[str, NDArray[np.uint8]]:
+    """Decode a picture and cut its views.
+
+    Args:
+        data: the file.
+        size: width and height, upright, as the shard states them; None decodes in full.
+        crops: the kinds of view by name.
+        generator: of this sample.
+        limits: of decoding.
+
+    Returns:
+        For each name (count, side, side, 3) uint8. Raises DecodeError.
+    """
+    decoded = None
+    if size is None:
+        decoded = decode(data, limits)
+        size = decoded.width, decoded.height
+    boxes = {name: [random_box(*size, crop, generator) for _ in range(crop.count)] for name, crop in crops.items()}
+    image = (decoded or decode(data, limits, needed_side(*size, boxes, crops))).image
+    across, down = image.width / size[0], image.height / size[1]
+    views = {}
+    for name, crop in crops.items():
+        views[name] = np.empty((crop.count, crop.side, crop.side, 3), np.uint8)
+        for number, (left, top, right, bottom) in enumerate(boxes[name]):
+            box = (left * across, top * down, right * across, bottom * down)
+            views[name][number] = np.asarray(_resized(image, crop.side, box))
+    return views
+
+
+def _resized(image: Image.Image, side: int, box: Box) -> Image.Image:
+    """Return the part of a picture at side x side pixels."""
+    if box == (0.0, 0.0, side, side) == (0.0, 0.0, *image.size):
+        return image
+    return image.resize((side, side), Image.Resampling.BICUBIC, box=box, reducing_gap=3.0)

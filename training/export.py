@@ -1,0 +1,55 @@
+"""Write a trained model in the format of `transformers`: config.json, model.safetensors, preprocessor_config.json."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+from curation import storage
+from curation.errors import UserError
+from training.models import load_model
+from training.vit import ViTConfig
+
+
+def export(model: str, out: str) -> str:
+    """Write the model that PATH names into a local folder that `AutoModel.from_pretrained` reads.
+
+    Args:
+        model: a training directory, a checkpoint folder or hf:ID_OR_PATH.
+        out: a local folder; it must be empty or new.
+
+    Returns:
+        The name of the class of `transformers` that reads it.
+
+    Raises:
+        UserError: naming what is wrong.
+    """
+    if not storage.is_local(out) or (os.path.isdir(out) and os.listdir(out)):
+        raise UserError(f"out: {out} is not right: give a new or empty local folder")
+    from training.weights import to_transformers
+
+    source = load_model(model)
+    theirs = to_transformers(source)
+    theirs.save_pretrained(out)
+    text = json.dumps(_preprocessing(source.config), indent=2)
+    storage.write_bytes(storage.join(out, "preprocessor_config.json"), text.encode())
+    return type(theirs).__name__
+
+
+def _preprocessing(config: ViTConfig) -> dict[str, Any]:
+    """Return what the image processor of `transformers` does: short edge to the side, centre square, normalise."""
+    return {
+        "image_processor_type": "CLIPImageProcessor" if config.pre_norm else "BitImageProcessor",
+        "do_resize": True,
+        "size": {"shortest_edge": config.side},
+        "resample": 3,
+        "do_center_crop": True,
+        "crop_size": {"height": config.side, "width": config.side},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(config.mean),
+        "image_std": list(config.deviation),
+        "do_convert_rgb": True,
+    }

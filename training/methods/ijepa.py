@@ -1,0 +1,170 @@
+"""I-JEPA: predict the representations of target blocks from a context block (Assran et al. 2023, arXiv 2301.08243).
+
+Shapes: B pictures, N patches, Kc of the context, M target blocks of Kp patches, D width of the encoders, P of the
+predictor. Rows of blocks are block-major: row m * B + b is block m of picture b.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from curation.errors import UserError
+from curation.recipe import Options
+from training.augment import normalised, to_unit
+from training.crops import Crop
+from training.masks import MultiBlock, draw_masks
+from training.methods import Moment, standard_groups
+from training.positions import sincos_positions
+from training.schedules import linear
+from training.vit import Block, VisionTransformer, ViTConfig, gather_tokens
+
+SIZES, PLACES = 1, 2  # purposes of random draws
+
+
+class IJEPAOptions(Options, frozen=True):
+    """Options of I-JEPA; defaults are the paper's, where it and the authors' code agree."""
+
+    predictor_width: int = Field(384, ge=4, description="width of the predictor, a multiple of 4 and of its heads")
+    predictor_depth: int = Field(6, ge=1, description="blocks of the predictor (paper: 6 for B, 12 for L and H)")
+    predictor_heads: int | None = Field(None, ge=1, description="heads of the predictor; default those of the encoder")
+    loss: Literal["smooth_l1", "l2"] = Field("smooth_l1", description="smooth_l1: the authors' code; l2: the paper")
+    momentum: float = Field(0.996, ge=0, le=1, description="of the target encoder's average at step 0, linear to 1")
+    crop_scale: tuple[float, float] = Field((0.3, 1.0), description="share of the picture's area in a crop")
+    targets: int = Field(4, ge=1, description="target blocks")
+    target_scale: tuple[float, float] = Field((0.15, 0.2), description="share of the grid in a target block")
+    target_aspect: tuple[float, float] = Field((0.75, 1.5), description="height to width of a target block")
+    context_scale: tuple[float, float] = Field((0.85, 1.0), description="share of the grid in the context block")
+    min_keep: int = Field(10, ge=0, description="every mask has more patches than this")
+    reference_masks: bool = Field(False, description="draw masks exactly as the authors' code, biases included")
+
+
+class Predictor(nn.Module):
+    """A narrow ViT g: context tokens and target positions -> predicted target tokens."""
+
+    def __init__(self, config: ViTConfig, width: int, depth: int, heads: int) -> None:
+        super().__init__()
+        narrow = ViTConfig(
+            side=config.side, patch=config.patch, width=width, depth=depth, heads=heads, layer_scale=0.0
+        )
+        self.embed = nn.Linear(config.width, width)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.positions = nn.Parameter(sincos_positions(config.grid, config.grid, width)[None], requires_grad=False)
+        self.blocks = nn.ModuleList(Block(narrow) for _ in range(depth))
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+        self.out = nn.Linear(width, config.width)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                nn.init.zeros_(module.bias)
+        nn.init.trunc_normal_(self.mask_token, std=0.02)
+
+    def forward(self, context: Tensor, places: Tensor, targets: Tensor) -> Tensor:
+        """Predict each block in a pass of its own.
+
+        Args:
+            context: (B, Kc, D) tokens of the context encoder.
+            places: (B, Kc) int64, their patch numbers.
+            targets: (M, B, Kp) int64, patch numbers to predict.
+
+        Returns:
+            (M * B, Kp, D), block-major.
+        """
+        positions = self.positions.expand(len(context), -1, -1)
+        x = self.embed(context) + gather_tokens(positions, places)  # (B, Kc, P)
+        queries = torch.stack([gather_tokens(positions, block) for block in targets]) + self.mask_token  # (M, B, Kp, P)
+        x = torch.cat([x.expand(len(targets), -1, -1, -1), queries], dim=2).flatten(0, 1)  # (M * B, Kc + Kp, P)
+        last = len(self.blocks) - 1
+        for number, block in enumerate(self.blocks):
+            x = block(x, first=places.shape[1] if number == last else 0)  # at last the mask tokens alone
+        return self.out(self.norm(x))
+
+
+class IJEPA(nn.Module):
+    """Context encoder f, its average the target encoder, and the predictor g."""
+
+    Options = IJEPAOptions
+    MODEL = {"class_token": False, "positions": "sincos", "layer_scale": 0.0}  # noqa: RUF012 read only
+    columns = ("image",)
+    evaluated = "target"
+
+    def __init__(self, config: ViTConfig, options: IJEPAOptions, classes: Sequence[str] = ()) -> None:
+        super().__init__()
+        if config.class_token or config.registers or config.positions != "sincos":
+            raise UserError("model: I-JEPA has no class token and no registers, and its positions are sincos")
+        self.config, self.options = config, options
+        self.blocks = _multi_block(config.grid, options)
+        self.context = VisionTransformer(config)
+        self.target = copy.deepcopy(self.context).requires_grad_(False)
+        heads = options.predictor_heads or config.heads
+        self.predictor = Predictor(config, options.predictor_width, options.predictor_depth, heads)
+
+    def views(self) -> dict[str, Crop]:
+        """One random crop; no flip, no colours, no blur."""
+        return {"image": Crop(1, self.config.side, self.options.crop_scale)}
+
+    def forward(self, batch: dict[str, Any], moment: Moment) -> dict[str, Tensor]:
+        """Return the loss of a batch under masks drawn for this moment."""
+        pixels = normalised(to_unit(batch["image"][:, 0]), self.config.mean, self.config.deviation)
+        drawn = draw_masks(
+            self.blocks, len(pixels), moment.generator(SIZES, shared=True), moment.generator(PLACES)
+        )
+        context = torch.from_numpy(drawn.context).to(pixels.device, non_blocking=True)
+        targets = torch.from_numpy(drawn.targets).to(pixels.device, non_blocking=True)
+        predicted, wanted, features = self.compare(pixels, context, targets)
+        return {"loss": prediction_loss(predicted, wanted, self.options.loss), "features": features}
+
+    def compare(self, pixels: Tensor, context: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return predicted and wanted target tokens (M * B, Kp, D), block-major, and pooled target features (B, D).
+
+        pixels: (B, 3, S, S) normalised; context: (B, Kc), targets: (M, B, Kp), patch numbers.
+        """
+        with torch.no_grad():
+            whole = self.target(pixels).patches  # the whole picture: masks apply to the output
+            whole = F.layer_norm(whole, whole.shape[-1:])  # (B, N, D), no affine parameters
+            wanted = torch.cat([gather_tokens(whole, block) for block in targets])
+        tokens = self.context(pixels, keep=context).patches  # (B, Kc, D)
+        return self.predictor(tokens, context, targets), wanted, whole.mean(dim=1)
+
+    @torch.no_grad()
+    def after_step(self, moment: Moment) -> None:
+        """Move the target encoder: target <- m target + (1 - m) context, m linear from `momentum` to 1."""
+        momentum = linear(self.options.momentum, 1.0, moment.progress)
+        torch._foreach_lerp_(list(self.target.parameters()), list(self.context.parameters()), 1 - momentum)
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """All weights of context encoder and predictor; no decay of biases and norms."""
+        return standard_groups(self)
+
+
+def prediction_loss(predicted: Tensor, wanted: Tensor, kind: str) -> Tensor:
+    """Return the loss of predicted against wanted tokens, both (M * B, Kp, D).
+
+    smooth_l1: mean over all elements of x^2 / 2 for |x| < 1, else |x| - 1/2. l2: (1 / M) sum over blocks and patches of
+    the squared distance, mean over pictures (the paper's equation in section 3).
+    """
+    predicted, wanted = predicted.float(), wanted.float()
+    if kind == "smooth_l1":
+        return F.smooth_l1_loss(predicted, wanted)
+    return (predicted - wanted).square().sum() / len(predicted)  # rows are M * B
+
+
+def _multi_block(grid: int, options: IJEPAOptions) -> MultiBlock:
+    try:
+        return MultiBlock(
+            grid,
+            options.targets,
+            options.target_scale,
+            options.target_aspect,
+            options.context_scale,
+            options.min_keep,
+            options.reference_masks,
+        )
+    except ValueError as error:
+        raise UserError(f"options.min_keep: {error}") from error

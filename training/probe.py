@@ -1,0 +1,91 @@
+"""The online probe: what frozen features are worth, by weighted kNN and by ridge regression on the labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from curation.errors import UserError
+from training import shards
+from training.augment import normalised, to_unit
+from training.crops import Crop
+from training.data import Parts, Plan
+from training.recipe import TrainRecipe
+from training.vit import VisionTransformer
+
+TEMPERATURE = 0.07  # of DINO's kNN
+RIDGE = 0.01  # penalty, as a multiple of the number of samples, on standardised features
+
+
+class OnlineProbe:
+    """Labelled pictures of a dataset, kept in memory as bytes, and the scores of a model on them."""
+
+    def __init__(self, recipe: TrainRecipe) -> None:
+        path, probe = recipe.probe.data or recipe.data[0].path, recipe.probe
+        sets = [
+            shards.open_dataset(path, ("image", "label"), split, recipe.holdout, "the online probe")
+            for split in ("train", "test")
+        ]
+        self.classes, self.k = shards.class_names(sets), probe.k
+        if len(self.classes) < 2:
+            raise UserError(f"probe: the labels of {path} have {len(self.classes)} classes; give probe.every 0")
+        side = recipe.config().side
+        self.train = _labelled(sets[0], probe.train, side, self.classes, recipe.seed)
+        self.test = _labelled(sets[1], probe.test, side, self.classes, recipe.seed)
+
+    def scores(self, model: VisionTransformer, device: torch.device) -> dict[str, float]:
+        """Return the accuracies of kNN and ridge regression on the features of a model: its `Tokens.cls`."""
+        training = model.training
+        model.eval()
+        train, test = (features(model, pixels, device) for pixels, _ in (self.train, self.test))
+        model.train(training)
+        labels, truth, count = self.train[1], self.test[1], len(self.classes)
+        return {
+            "knn": float((knn(train, labels, test, count, self.k) == truth).float().mean()),
+            "linear": float((ridge(train, labels, test, count) == truth).float().mean()),
+        }
+
+
+def _labelled(
+    dataset: shards.Dataset, count: int, side: int, classes: Sequence[str], seed: int
+) -> tuple[Tensor, Tensor]:
+    """Return up to `count` pictures (n, side, side, 3) uint8 drawn by seed, and their labels (n,); none unlabelled."""
+    count = min(count, dataset.count)
+    crops = {"image": Crop(1, side, centre=True)}
+    plan = Plan([dataset], [1.0], crops, ("image", "label"), classes, count, 1, count, seed)
+    part = Parts(plan)[0, 0]
+    known = part["label"] >= 0
+    if not known.any():
+        raise UserError(f"probe: no sample of {dataset.path} drawn for the probe has a label; give probe.every 0")
+    return part["image"][known][:, 0], part["label"][known]
+
+
+@torch.inference_mode()
+def features(model: VisionTransformer, pixels: Tensor, device: torch.device, batch: int = 256) -> Tensor:
+    """Return (n, D) float32 on the CPU: class tokens, or mean patches, of pictures (n, side, side, 3) uint8."""
+    config, found = model.config, []
+    for start in range(0, len(pixels), batch):
+        part = normalised(to_unit(pixels[start : start + batch].to(device)), config.mean, config.deviation)
+        found.append(model(part).cls.float().cpu())
+    return torch.cat(found)
+
+
+def knn(train: Tensor, labels: Tensor, test: Tensor, classes: int, k: int) -> Tensor:
+    """Return the classes (m,) by a vote of the k nearest in cosine, weighted by exp(cosine / 0.07)."""
+    similarity = F.normalize(test, dim=1) @ F.normalize(train, dim=1).T
+    nearest = similarity.topk(min(k, len(train)), dim=1)
+    votes = F.one_hot(labels[nearest.indices], classes) * (nearest.values / TEMPERATURE).exp()[..., None]
+    return votes.sum(dim=1).argmax(dim=1)
+
+
+def ridge(train: Tensor, labels: Tensor, test: Tensor, classes: int) -> Tensor:
+    """Return the classes (m,) by ridge regression to one-hot labels, in closed form, on standardised features."""
+    mean, deviation = train.mean(dim=0), train.std(dim=0).clamp(min=1e-6)
+    x, z = ((part - mean).double() / deviation for part in (train, test))
+    y = F.one_hot(labels, classes).double()
+    gram = x.T @ x + RIDGE * len(x) * torch.eye(x.shape[1], dtype=torch.float64)
+    weights = torch.linalg.solve(gram, x.T @ (y - y.mean(dim=0)))
+    return (z @ weights + y.mean(dim=0)).argmax(dim=1)

@@ -1,0 +1,203 @@
+"""The recipe of a training run: every option, its default and its meaning. A method's own options are in its file."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from curation.recipe import Options
+from training.methods import METHODS, load_method
+from training.vit import ViTConfig
+
+
+class Architecture(Options, frozen=True):
+    """The Vision Transformer; what is left out is the method's choice."""
+
+    size: Literal["tiny", "small", "base", "large", "huge", "giant"] = Field(
+        "tiny", description="width, blocks and heads: tiny 192/12/3 to giant 1536/40/24"
+    )
+    width: int | None = Field(None, ge=4, description="width, when not that of the size")
+    depth: int | None = Field(None, ge=1, description="blocks, when not those of the size")
+    heads: int | None = Field(None, ge=1, description="heads, when not those of the size")
+    side: int = Field(224, ge=1, description="pixels of the square picture")
+    patch: int = Field(16, ge=1, description="pixels of a patch")
+    hidden: float | None = Field(None, gt=0, description="width of the MLP as a multiple of the width")
+    class_token: bool | None = Field(None, description="whether there is a class token")
+    registers: int | None = Field(None, ge=0, description="register tokens")
+    positions: Literal["learned", "sincos", "rotary"] | None = Field(None, description="kind of positions")
+    mlp: Literal["gelu", "quick_gelu", "swiglu"] | None = Field(None, description="kind of MLP")
+    layer_scale: float | None = Field(None, ge=0, description="initial LayerScale, 0 for none")
+    drop_path: float | None = Field(None, ge=0, lt=1, description="stochastic depth")
+    mean: tuple[float, float, float] | None = Field(None, description="mean of the RGB channels in 0..1")
+    deviation: tuple[float, float, float] | None = Field(None, description="their standard deviation")
+
+    def config(self, defaults: dict[str, Any]) -> ViTConfig:
+        """Return the architecture, with a method's defaults for what is left out. Raises ValueError."""
+        given = {name: value for name, value in self.model_dump(exclude={"size"}).items() if value is not None}
+        return ViTConfig.named(self.size, **{**defaults, **given})
+
+
+class Data(Options, frozen=True):
+    """One dataset of the mixture."""
+
+    path: str = Field(min_length=1, description="a granary run, its dataset folder or a folder of shards; any URL")
+    weight: float = Field(1.0, gt=0, description="its share of the samples, relative to the others")
+
+
+class Optimiser(Options, frozen=True):
+    """AdamW and its schedules, each by step."""
+
+    lr: float = Field(1e-3, gt=0, description="peak learning rate")
+    start_lr: float = Field(0.0, ge=0, description="learning rate of step 0")
+    final_lr: float = Field(1e-6, ge=0, description="learning rate of the last step, by a half cosine")
+    warmup: int = Field(0, ge=0, description="steps of linear warmup")
+    weight_decay: float = Field(0.05, ge=0, description="weight decay at step 0; never of biases, norms and scales")
+    final_weight_decay: float | None = Field(None, ge=0, description="at the last step, by a half cosine; default same")
+    betas: tuple[float, float] = Field((0.9, 0.999), description="decay of the two moments")
+    eps: float = Field(1e-8, gt=0, description="added to the root of the second moment")
+    clip: float | None = Field(None, gt=0, description="largest gradient norm; default: no clipping")
+
+
+class Device(Options, frozen=True):
+    """Where and in which numbers the run computes."""
+
+    accelerator: Literal["auto", "cpu", "cuda"] = Field("auto", description="kind of device")
+    devices: int = Field(1, ge=1, description="processes of this machine, one device each")
+    nodes: int = Field(1, ge=1, description="machines")
+    strategy: Literal["auto", "ddp", "fsdp", "ddp_spawn"] = Field("auto", description="how processes share the model")
+    precision: Literal["32-true", "bf16-mixed"] = Field("32-true", description="bf16-mixed computes in bfloat16")
+    threads: int | None = Field(None, ge=1, description="threads of a CPU process; the same number gives the same bits")
+    recompute: bool = Field(False, description="run blocks again in the backward pass: less memory, a third more time")
+    compile: bool = Field(False, description="compile the blocks with torch.compile")
+
+
+class Alarm(Options, frozen=True):
+    """The collapse alarm."""
+
+    every: int = Field(50, ge=0, description="steps between checks; 0: off")
+    deviation: float = Field(0.01, ge=0, description="smallest relative deviation of a feature")
+    rank: float = Field(2.0, ge=0, description="smallest effective rank of the centred features")
+    entropy: float = Field(0.02, ge=0, le=1, description="smallest entropy of the teacher's mean answer, of ln K")
+    stop: bool = Field(False, description="stop, with the state saved, instead of a warning")
+    non_finite: int = Field(5, ge=1, description="stop after so many steps in a row whose loss is not finite")
+
+
+class Probe(Options, frozen=True):
+    """The online probe: weighted kNN and a ridge classifier on frozen features."""
+
+    every: int = Field(0, ge=0, description="steps between probes; 0: off")
+    data: str | None = Field(None, description="a labelled dataset; default: the first of data")
+    train: int = Field(2000, ge=2, description="labelled samples that teach")
+    test: int = Field(500, ge=1, description="labelled samples that test")
+    k: int = Field(20, ge=1, description="neighbours that vote")
+
+
+class Logs(Options, frozen=True):
+    """What is written down while training."""
+
+    every: int = Field(10, ge=1, description="steps between rows of metrics.csv")
+    tensorboard: bool = Field(True, description="write TensorBoard events too")
+    wandb: str | None = Field(None, description="project of Weights & Biases to log to; needs the package wandb")
+
+
+class Checkpoints(Options, frozen=True):
+    """What is kept to go on from."""
+
+    every: int = Field(500, ge=1, description="steps between checkpoints")
+    keep: int = Field(2, ge=2, description="how many are kept; the one before the last is there if that is damaged")
+
+
+class TrainRecipe(Options, frozen=True):
+    """Train a model on the shards of granary."""
+
+    name: str = Field("trained", pattern=r"^[A-Za-z0-9._ -]+$", description="title of the model")
+    method: str = Field(description="what is trained: " + ", ".join(METHODS))
+    options: dict[str, Any] = Field({}, description="options of the method")
+    model: Architecture = Field(Architecture(), description="the Vision Transformer")
+    init: str | None = Field(None, description="weights to start from: a training directory, a checkpoint, hf:ID")
+    data: list[Data] = Field(min_length=1, description="datasets and weights; as one line: RUN * 3 + RUN2")
+    split: str | None = Field(None, description="train only on this split; where there is no such column, by hash")
+    holdout: float = Field(0.1, gt=0, lt=1, description="share of the ids that is test where no column says so")
+    out: str = Field(min_length=1, description="the training directory to write, a path or URL")
+    seed: int = Field(0, ge=0, lt=2**63, description="decides every random choice")
+    steps: int | None = Field(None, ge=1, description="optimiser steps")
+    epochs: float | None = Field(None, gt=0, description="instead of steps: passes over the data")
+    batch: int = Field(64, ge=1, description="pictures in a step, over all processes")
+    accumulate: int = Field(1, ge=1, description="parts a process cuts its pictures into, one after another")
+    streams: int | None = Field(
+        None, ge=1, description="parts of the order; a multiple of the processes that divides batch; default 8 or less"
+    )
+    window: int = Field(8192, ge=1, description="rows that are shuffled with one another, over all streams")
+    workers: int = Field(2, ge=0, description="processes that decode, for each process that trains")
+    optimiser: Optimiser = Field(Optimiser(), description="AdamW and its schedules")
+    device: Device = Field(Device(), description="where it computes")
+    alarm: Alarm = Field(Alarm(), description="collapse alarm")
+    probe: Probe = Field(Probe(), description="online probe")
+    logs: Logs = Field(Logs(), description="logs")
+    checkpoints: Checkpoints = Field(Checkpoints(), description="checkpoints")
+
+    @field_validator("method")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        if name not in METHODS:
+            raise ValueError(f"there is no such method; the methods are {', '.join(METHODS)}")
+        return name
+
+    @field_validator("data", mode="before")
+    @classmethod
+    def _mixture(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            value = value.split(" + ")
+        entries = value if isinstance(value, list) else [value]
+        return [_weighted(entry) if isinstance(entry, str) else entry for entry in entries]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_options(cls, tree: Any) -> Any:
+        """Check the method's options and fill in their defaults."""
+        if not isinstance(tree, dict) or tree.get("method") not in METHODS:
+            return tree
+        options = tree.get("options") or {}
+        try:
+            filled = load_method(str(tree["method"])).Options.model_validate(options)
+        except ValidationError as error:
+            raise ValueError("; ".join(_sentence(problem) for problem in error.errors())) from None
+        return {**tree, "options": filled.model_dump(mode="json")}
+
+    @model_validator(mode="after")
+    def _fits(self) -> TrainRecipe:
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("give either steps or epochs")
+        if self.streams is not None and self.batch % self.streams:
+            raise ValueError(f"streams is {self.streams}; it must divide batch, {self.batch}")
+        self.config()
+        return self
+
+    def config(self) -> ViTConfig:
+        """Return the architecture, with the method's defaults."""
+        return self.model.config(load_method(self.method).MODEL)
+
+    def parts(self, processes: int) -> int:
+        """Return the number of streams for a number of processes: as given, or 8 a process if the batch allows."""
+        if self.streams is not None:
+            return self.streams
+        return next((n * processes for n in (8, 4, 2) if self.batch % (n * processes) == 0), processes)
+
+    def total_steps(self, samples: int) -> int:
+        """Return the number of steps, from the samples of one pass where epochs were given."""
+        return self.steps or max(1, math.ceil((self.epochs or 1.0) * samples / self.batch))
+
+
+def _weighted(text: str) -> dict[str, Any]:
+    """Read `PATH` or `PATH * weight`."""
+    path, star, weight = text.strip().rpartition(" * ")
+    return {"path": path.strip(), "weight": weight} if star else {"path": text.strip()}
+
+
+def _sentence(problem: Any) -> str:
+    key = ".".join(["options", *(str(word) for word in problem["loc"])])
+    if problem["type"] == "extra_forbidden":
+        return f"{key}: there is no such key"
+    return f"{key}: {problem['input']!r} is not right: {problem['msg'].removeprefix('Value error, ')}"

@@ -1,0 +1,45 @@
+"""What a run needs before its first step: opened data, prepared models."""
+
+from __future__ import annotations
+
+import torch
+
+from curation.errors import UserError
+from training import shards
+from training.data import Plan, check_plan
+from training.models import load_model
+from training.recipe import TrainRecipe
+from training.vit import VisionTransformer
+
+
+def open_plan(recipe: TrainRecipe, columns: tuple[str, ...], processes: int) -> Plan:
+    """Open the data of a recipe; returns the plan without its views. Raises UserError where they do not fit."""
+    sets = [shards.open_dataset(d.path, columns, recipe.split, recipe.holdout, recipe.method) for d in recipe.data]
+    classes = shards.class_names(sets) if "label" in columns else []
+    weights, streams = [entry.weight for entry in recipe.data], recipe.parts(processes)
+    plan = Plan(sets, weights, {}, columns, classes, recipe.batch, streams, recipe.window, recipe.seed)
+    check_plan(plan, processes)
+    if recipe.batch // processes % recipe.accumulate:
+        raise UserError(
+            f"accumulate: {recipe.accumulate} is not right: it must divide the {recipe.batch // processes} pictures "
+            "of a process"
+        )
+    return plan
+
+
+def prepare_models(recipe: TrainRecipe, method: torch.nn.Module) -> None:
+    """Start the method's models from given weights; set what trades time for memory."""
+    models = [module for module in method.modules() if isinstance(module, VisionTransformer)]
+    if recipe.init:
+        source = load_model(recipe.init)
+        shapes = {name: weight.shape for name, weight in source.state_dict().items()}
+        fitting = [vit for vit in models if {n: w.shape for n, w in vit.state_dict().items()} == shapes]
+        if not fitting:
+            raise UserError(f"init: {recipe.init} is a model of another architecture, {source.config}")
+        for vit in fitting:
+            vit.load_state_dict(source.state_dict())
+    for vit in models:
+        vit.recompute = recipe.device.recompute
+        if recipe.device.compile:
+            for block in vit.blocks:
+                block.compile()
