@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING
 from curation.errors import UserError
 
 if TYPE_CHECKING:
+    from pydantic import BaseModel
+
     from pipelines.kinds import Kind
     from pipelines.units import Engine
 
@@ -25,7 +27,9 @@ COMMANDS = {
     "render": "render a grid of factors through UnrealCV, or the embedded world",
     "sample": "sample a diffusion model under the feedback of a classifier",
     "pack": "pack images with mask-aligned descriptions into dense captions",
+    "train": "train a model on the dataset of a run",
     "evaluate": "measure a model by protocols",
+    "export": "write a trained model in the format of transformers",
     "unreal": "serve the embedded world to any UnrealCV client",
     "explain": "tell the story of one image of a run",
     "report": "write the report of a run again, and print what the run cost",
@@ -252,22 +256,73 @@ def _unreal(words: list[str]) -> int:
 
 def _evaluate(words: list[str]) -> int:
     """Evaluate: the protocols stand before the options, with commas between them."""
-    from pipelines.recipe import fields, load_recipe
     from training.evaluate import EvaluateRecipe, evaluate
 
     quiet_libraries()
     protocols = words.pop(0).split(",") if words and not words[0].startswith("-") else []
-    parser = argparse.ArgumentParser("granary evaluate", add_help=False, allow_abbrev=False)
+    usage = "evaluate PROTOCOL[,PROTOCOL] --model PATH --data RUN [--out scores.json]"
+    known, overrides = _config_and_overrides(usage, words, EvaluateRecipe)
+    if known is None:
+        return 0
+    from pipelines.recipe import load_recipe
+
+    evaluate(load_recipe(EvaluateRecipe, known.config, [*_repeated("protocols", protocols), *overrides]))
+    return 0
+
+
+def _train(words: list[str]) -> int:
+    """Train: the method of the recipe decides which recipe it is."""
+    from rich.console import Console
+
+    from training.recipe import TrainRecipe
+
+    quiet_libraries()
+    known, overrides = _config_and_overrides("train --config RECIPE.yaml --data RUN --out TRAIN", words, TrainRecipe)
+    if known is None:
+        return 0
+    from pipelines.recipe import load_recipe, read_tree
+
+    if read_tree(known.config, overrides).get("method") == "dci_lora":
+        from training.dci_finetuning import FinetuneRecipe, finetune
+
+        finetune(load_recipe(FinetuneRecipe, known.config, overrides))
+        return 0
+    from training.loop import train
+
+    console = Console(stderr=True, highlight=False, markup=False)
+    facts = train(load_recipe(TrainRecipe, known.config, overrides), console)
+    print(facts["checkpoint"])
+    return 0 if facts["finished"] else 130
+
+
+def _export(words: list[str]) -> int:
+    parser = argparse.ArgumentParser("granary export", description="Write a trained model in transformers' format.")
+    parser.add_argument("--model", required=True, help="a training directory, a checkpoint folder or hf:ID_OR_PATH")
+    parser.add_argument("--out", required=True, help="a new local folder")
+    known = parser.parse_args(words)
+    quiet_libraries()
+    from training.export import export
+
+    name = export(known.model, known.out)
+    print(f"{known.out}: transformers.{name}.from_pretrained reads it")
+    return 0
+
+
+def _config_and_overrides(
+    usage: str, words: list[str], model: type[BaseModel]
+) -> tuple[argparse.Namespace | None, list[str]]:
+    """Parse --config and the overrides of a recipe; None when only its help was asked for."""
+    from pipelines.recipe import fields
+
+    parser = argparse.ArgumentParser("granary", add_help=False, allow_abbrev=False)
     parser.add_argument("--config")
     parser.add_argument("-h", "--help", action="store_true")
     known, overrides = _parse(parser, words)
-    if known.help:
-        print("usage: granary evaluate PROTOCOL[,PROTOCOL] --model PATH --data RUN [--out scores.json] ...\n")
-        print((EvaluateRecipe.__doc__ or "") + "\n")
-        print("\n".join(f"  --{key:<16} {text} [{default}]" for key, default, text in fields(EvaluateRecipe)))
-        return 0
-    evaluate(load_recipe(EvaluateRecipe, known.config, [*_repeated("protocols", protocols), *overrides]))
-    return 0
+    if not known.help:
+        return known, overrides
+    lines = [f"  --{key:<28} {text} [{default}]" for key, default, text in fields(model)]
+    print(f"usage: granary {usage} [--any.field VALUE ...]", "", model.__doc__ or "", "", *lines, sep="\n")
+    return None, overrides
 
 
 def _repeated(key: str, values: Sequence[str]) -> list[str]:
@@ -286,7 +341,9 @@ HANDLERS: dict[str, Callable[[list[str]], int]] = {
     "demo": _demo,
     **{name: functools.partial(_run_kind, name) for name in ("curate", "render", "sample", "pack")},
     "explain": _explain,
+    "train": _train,
     "evaluate": _evaluate,
+    "export": _export,
     "unreal": _unreal,
     "report": _report,
     "publish": _publish,

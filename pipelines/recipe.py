@@ -44,13 +44,18 @@ def load_recipe(model: type[M], config: str | None, overrides: Sequence[str]) ->
     Raises:
         UserError: naming the key, the value and what would be right.
     """
+    try:
+        return model.model_validate(read_tree(config, overrides))
+    except ValidationError as error:
+        raise UserError("; ".join(dict.fromkeys(_sentences(model, error)))) from None
+
+
+def read_tree(config: str | None, overrides: Sequence[str]) -> dict[str, Any]:
+    """Return a recipe as it was written, with the overrides set, before any of it is checked."""
     tree = _read_yaml(config) if config else {}
     for key, value in sorted(parse_overrides(overrides), key=lambda pair: pair[0].count(".")):
         _set(tree, key.split("."), value, key)
-    try:
-        return model.model_validate(tree)
-    except ValidationError as error:
-        raise UserError("; ".join(dict.fromkeys(_sentences(model, error)))) from None
+    return tree
 
 
 def _read_yaml(config: str) -> dict[str, Any]:

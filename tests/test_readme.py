@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 
+import dense_fixture
 import numpy as np
 import pytest
 from PIL import Image
@@ -31,6 +32,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
             left, top = int(rng.integers(0, 500)), int(rng.integers(0, 300))
             photos[number % 2].crop((left, top, left + 100, top + 100)).save(root / role / "day" / f"{number}.png")
     photos[0].resize((64, 43)).save(root / "photos" / "cat.jpg")
+    described = {"1-data.json": dense_fixture.annotation()}
+    dense_fixture.write(root / "dci", described, {"barn.jpg": dense_fixture.picture()})
     return root
 
 

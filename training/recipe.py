@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from curation.recipe import Options
 from training.methods import METHODS, load_method
-from training.vit import ViTConfig
+
+if TYPE_CHECKING:  # --help needs no torch
+    from training.vit import ViTConfig
 
 
 class Architecture(Options, frozen=True):
@@ -35,6 +37,8 @@ class Architecture(Options, frozen=True):
 
     def config(self, defaults: dict[str, Any]) -> ViTConfig:
         """Return the architecture, with a method's defaults for what is left out. Raises ValueError."""
+        from training.vit import ViTConfig
+
         given = {name: value for name, value in self.model_dump(exclude={"size"}).items() if value is not None}
         return ViTConfig.named(self.size, **{**defaults, **given})
 

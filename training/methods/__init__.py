@@ -29,10 +29,12 @@ configs/train/NAME_tiny.yaml and tests/training/test_NAME.py. Views that need co
 from __future__ import annotations
 
 import importlib
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from torch import Tensor, nn
+
+if TYPE_CHECKING:  # the recipe is read, and --help printed, without torch
+    from torch import Tensor, nn
 
 METHODS = {  # name in a recipe -> module:class
     "ijepa": "training.methods.ijepa:IJEPA",
