@@ -7,7 +7,7 @@ install: .venv/installed
 demo: install
 	$(BIN)/granary demo
 test: install
-	$(BIN)/python -m pytest -n auto
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 test-slow: .venv/installed-gcp
 	$(BIN)/python -m pytest -m slow
 bench: install

@@ -255,7 +255,7 @@ def _pictures(urls: Sequence[str], limits: DecodeLimits) -> Iterator[Any]:
 
     for url in urls:
         with storage.open_read(url) as file:
-            for batch in pq.ParquetFile(file).iter_batches(batch_size=SHEET_COLUMNS, columns=["image"]):
+            for batch in pq.ParquetFile(file, pre_buffer=False).iter_batches(SHEET_COLUMNS, columns=["image"]):
                 for row in batch.column(0).to_pylist():
                     try:
                         yield decode(row["bytes"] or b"", limits, SHEET_SIDE).image

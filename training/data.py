@@ -195,8 +195,9 @@ def batches(
 
 
 def _deaf(worker: int) -> None:
-    """Let a worker ignore Ctrl-C, which reaches the whole process group: the run saves its state, then ends it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Let a worker ignore what asks the run to stop, sent to its whole group: the run saves its state, then ends it."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _as_is(part: Any) -> Any:

@@ -23,7 +23,7 @@ class Curve:
 
     Args:
         url: of the file.
-        step: rows of later steps are dropped.
+        step: rows of later steps are dropped; all of them when it is 0.
     """
 
     def __init__(self, url: str, step: int) -> None:
@@ -31,7 +31,7 @@ class Curve:
         self.rows: list[dict[str, Any]] = []
         if storage.exists(url):
             found = csv.DictReader(io.StringIO(storage.read_bytes(url).decode()))
-            self.rows = [row for row in found if (row.get("step") or "").isdecimal() and int(row["step"]) <= step]
+            self.rows = [row for row in found if step and (row["step"] or "").isdecimal() and int(row["step"]) <= step]
         if self.rows or storage.exists(url):
             self.flush()
 

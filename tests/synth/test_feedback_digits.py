@@ -21,7 +21,7 @@ from training.classifier import Fit, fit_classifier
 pytestmark = pytest.mark.slow
 OMEGAS = {  # below 0, 0, small, medium
     ("loss", "normalised"): (-0.1, 0.0, 0.03, 0.1),
-    ("entropy", "normalised"): (0.0, 0.03, 0.1),
+    ("entropy", "normalised"): (0.0, 0.05, 0.1),
     ("hardness", "normalised"): (-0.1, 0.0, 0.03, 0.1),
     ("loss", "score"): (-1.0, 0.0, 0.3, 1.0),
     ("entropy", "score"): (0.0, 1.0, 4.0),

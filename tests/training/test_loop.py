@@ -152,6 +152,28 @@ def test_sigterm_saves_and_the_same_call_goes_on(run: str, tmp_path: Path, monke
     assert equal_runs(tmp_path / "whole", tmp_path / "stopped")
 
 
+def test_a_signal_to_the_whole_group_saves_too(run: str, tmp_path: Path) -> None:
+    """As a batch system sends it: the decoding workers get it as well."""
+    recipe = recipe_of(run, tmp_path, workers=2, steps=500)
+
+    def alone() -> None:
+        os.setpgrp()
+        train(recipe)
+
+    child = multiprocessing.get_context("fork").Process(target=alone)
+    child.start()
+    metrics = tmp_path / "metrics.csv"
+    while not metrics.exists() or metrics.read_bytes().count(b"\n") < 5:
+        time.sleep(0.01)
+    os.killpg(child.pid or 0, signal.SIGTERM)
+    child.join(60)
+    assert child.exitcode == 0
+    facts = json.loads((tmp_path / "run.json").read_text())
+    assert not facts["finished"]
+    assert facts["step"] >= 4
+    assert facts["checkpoint"] == next(iter(usable(str(tmp_path))))
+
+
 def test_workers_and_streams_of_one_run_may_change_where_nothing_else_does(run: str, tmp_path: Path) -> None:
     train(recipe_of(run, tmp_path / "a"))
     train(recipe_of(run, tmp_path / "b", workers=2, checkpoints={"every": 5}))
@@ -428,24 +450,38 @@ def test_two_processes_train_what_one_does(strategy: str, name: str, run: str, t
             torch.testing.assert_close(one[key], two[key], atol=2e-4, rtol=2e-3, msg=lambda m, k=key: f"{k}: {m}")
 
 
+def test_a_run_that_begins_again_has_each_row_once(run: str, tmp_path: Path) -> None:
+    """It was killed before its first checkpoint."""
+    recipe = recipe_of(run, tmp_path, steps=3, probe={"every": 3, "train": 30, "test": 10}, holdout=0.4)
+    train(recipe)
+    for folder in usable(str(tmp_path)):
+        Path(folder, "state.json").unlink()
+    train(recipe)
+    assert [row["step"] for row in curve(tmp_path)] == ["1", "2", "3"]
+    assert [row["step"] for row in curve(tmp_path, "probe")] == ["0", "3"]
+
+
 @pytest.mark.slow
-def test_ijepa_learns_shapes_better_than_random_weights(tmp_path: Path) -> None:
-    """Margin fixed from three seeds."""
-    data = str(write_shards(tmp_path / "run", shapes(1200), group=50))
+@pytest.mark.parametrize(("deviation", "healthy"), [(0.08, True), (0.02, False)])
+def test_small_patches_need_larger_initial_weights(deviation: float, healthy: bool, tmp_path: Path) -> None:
+    """With 0.02 and 4 x 4 patches positions drown the picture, and targets are predicted without content.
+
+    Measured with seed 0: 0.08 ends at a relative deviation of 0.82 and an effective rank of 11.4.
+    """
+    data = str(write_shards(tmp_path / "run", shapes(2400), group=50))
+    options = {"predictor_width": 32, "predictor_depth": 2, "predictor_heads": 4, "min_keep": 4, "momentum": 0.99}
     recipe = recipe_of(
         data,
         tmp_path / "out",
         method="ijepa",
-        options={"predictor_width": 32, "predictor_depth": 2, "predictor_heads": 4, "min_keep": 4, "momentum": 0.99},
+        options={**options, "init_std": deviation},
         model={"width": 64, "depth": 3, "heads": 4, "side": 32, "patch": 4},
-        steps=600,
+        steps=200,
         batch=64,
         optimiser={"lr": 1e-3, "warmup": 50, "weight_decay": 0.04, "final_weight_decay": 0.1},
-        checkpoints={"every": 300},
-        probe={"every": 600, "train": 900, "test": 120},
+        checkpoints={"every": 200},
+        alarm={"every": 200},
     )
-    started = time.process_time()
-    train(recipe)
-    before, after = curve(tmp_path / "out", "probe")[0], curve(tmp_path / "out", "probe")[-1]
-    print(before, after, f"{time.process_time() - started:.0f} s of processor time")
-    assert float(after["linear"]) > float(before["linear"]) + 0.1
+    last = train(recipe)["metrics"]
+    assert (last["feature_deviation"] > 0.5) == healthy
+    assert (last["effective_rank"] > 8) == healthy

@@ -91,5 +91,5 @@ def test_explicit_negatives_teach_what_contrast_does_not(tmp_path: Path) -> None
     assert scm > 0.9
     assert 0.3 < neg < 0.7
     assert neg1 > 0.9
-    assert neg0 - neg < (neg1 - neg) / 2
+    assert neg0 < 0.85
     assert abs(margin0 - margin) < 0.1 * (margin1 - margin)

@@ -141,10 +141,12 @@ class ClipModel:
         parts = [self.encode_tokens(self.tokens(texts[at : at + batch])) for at in range(0, len(texts), batch)]
         return torch.cat(parts)
 
+    @torch.inference_mode()
     def logits(self, images: Tensor, texts: Tensor) -> Tensor:
         """Return (B, T) logits of (B, D) against (T, D) unit rows; raises UserError where one is not finite."""
         return self._finite(self.scaled(images @ texts.T))
 
+    @torch.inference_mode()
     def own_logits(self, images: Tensor, texts: Tensor) -> Tensor:
         """Return (B, N) logits of (B, D) images against N texts of their own (B, N, D); equal texts tie exactly.
 
