@@ -30,7 +30,7 @@ from synth.pug.servers import close_pools
 
 SHOWN = 5  # rows of a dry run
 METHOD = (
-    "Method: PUG (Bordes et al., [arXiv 2308.03977](https://arxiv.org/abs/2308.03977)): "
+    "PUG (Bordes et al., [arXiv 2308.03977](https://arxiv.org/abs/2308.03977)): "
     "a table of factor values, one rendered picture for each row."
 )
 MAKERS = {"embedded": "the embedded world of granary", "unrealcv": "Unreal through UnrealCV"}
