@@ -146,14 +146,9 @@ def limit_threads(threads: int) -> None:
     import faiss
     import torch
 
-    if _blas_threads.get("limit") != threads:  # of the whole process, and slow to set
-        threadpoolctl.threadpool_limits(threads)
-        _blas_threads["limit"] = threads
+    threadpoolctl.threadpool_limits(threads)  # each time: what was loaded or set since would keep its own number
     torch.set_num_threads(threads)
     faiss.omp_set_num_threads(threads)
-
-
-_blas_threads: dict[str, int] = {}
 
 
 class WriteCombined(beam.DoFn):
