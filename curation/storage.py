@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
+import hashlib
 import importlib.util
 import os
 import tempfile
@@ -123,6 +125,37 @@ def upload(fs: fsspec.AbstractFileSystem, file: str, path: str) -> None:
             fs.pipe_file(path, local.read())
     else:
         fs.put_file(file, path)
+
+
+def local_folder(url: str) -> str:
+    """Return a folder of this machine with the files of `url`: itself, or a copy kept in the user's cache.
+
+    For libraries that read a model from a folder. A copy belongs to one state of the files: when one changes there, it
+    is made anew. Where nothing stands at `url`, the copy is empty.
+    """
+    if is_local(url):
+        return url.removeprefix("file://")
+    fs, path = filesystem(url)
+    files = sorted(fs.find(path))
+    state = [url, *(f"{file} {fs.checksum(file)}" for file in files)]
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    folder = os.path.join(cache, "granary", "models", hashlib.sha256("\n".join(state).encode()).hexdigest()[:32])
+    if os.path.isdir(folder):
+        return folder
+    os.makedirs(os.path.dirname(folder), exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=os.path.dirname(folder)) as partial:
+        copy = os.path.join(partial, "copy")
+        os.mkdir(copy)
+        for file in files:
+            parts = file.removeprefix(path).strip("/").split("/")
+            if {"", ".", ".."} & set(parts):
+                raise OSError(errno.EINVAL, f"{url} holds a file whose name leads elsewhere", file)
+            target = os.path.join(copy, *parts)
+            os.makedirs(os.path.dirname(target), exist_ok=True)
+            retrying(functools.partial(fs.get_file, file, target))
+        with contextlib.suppress(OSError):  # another process was faster
+            os.rename(copy, folder)
+    return folder
 
 
 def write_bytes(url: str, data: bytes) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,6 +21,7 @@ from rich.console import Console
 
 from curation import storage
 from curation.encoders import load_encoder
+from curation.encoders.spec import EncoderSpec
 from curation.errors import UserError
 from curation.sources import resolve
 from curation.sources.files import absolute
@@ -279,10 +281,12 @@ def prepared(recipe: SampleRecipe) -> tuple[SampleRecipe, dict[str, Any], dict[s
         for source in roles["data"]
     ]
     copy = load_encoder(recipe.copies.encoder, recipe.sampling.device)
-    copies = recipe.copies.model_copy(update={"threshold": recipe.copies.threshold or copy.copy_threshold})
+    threshold = recipe.copies.threshold or copy.copy_threshold
+    encoder = EncoderSpec.parse(recipe.copies.encoder).anywhere
+    copies = recipe.copies.model_copy(update={"encoder": encoder, "threshold": threshold})
+    models = {"model": _anywhere(recipe.model), "classifier": _anywhere(recipe.classifier)}
     options = {
-        "model": recipe.model,
-        "classifier": recipe.classifier,
+        **models,
         "guidance": recipe.guidance.model_dump(mode="json"),
         **recipe.sampling.model_dump(mode="json", exclude={"batch"}),
         "models": "",
@@ -290,7 +294,14 @@ def prepared(recipe: SampleRecipe) -> tuple[SampleRecipe, dict[str, Any], dict[s
     loaded = drawing.load_sampler({**options, "guidance": {**options["guidance"], "criterion": "entropy"}})
     names = {"model": loaded.classes, "classifier": loaded.classifier_classes, "needs": loaded.needs}
     options["models"] = loaded.models
-    return recipe.model_copy(update={**roles, "copies": copies}), options, names, copy.fingerprint
+    return recipe.model_copy(update={**roles, **models, "copies": copies}), options, names, copy.fingerprint
+
+
+def _anywhere(model: str) -> str:
+    """Return the name of a model with a local path made absolute: workers may stand in another folder."""
+    kind, path = re.fullmatch(r"(granary:|hf:)?(.*)", model, re.DOTALL).groups("")  # type: ignore[union-attr]
+    local = kind == "granary:" or os.path.isdir(os.path.expanduser(path))
+    return kind + absolute(path) if local else model
 
 
 def _local_models(recipe: SampleRecipe) -> list[str]:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from curation.encoders.inference import fingerprint, torch_device
 from curation.errors import UserError
-from curation.storage import join
+from curation.storage import join, local_folder
 from synth.feedback.checkpoints import first_line, model_files, no_progress_bars, refuse_pickles
 
 RESAMPLE = {0: "nearest", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers
@@ -88,7 +88,7 @@ class TransformersClassifier:
         """Load it; raises UserError for pickled weights, a missing head or preprocessing that cannot be followed."""
         from transformers import AutoImageProcessor, AutoModelForImageClassification
 
-        folder = Path(name).expanduser()
+        folder = Path(local_folder(name)).expanduser()
         source = str(folder) if folder.is_dir() else name
         refuse_pickles("classifier", folder, name)
         options = {"dtype": getattr(torch, dtype), "use_safetensors": True, "trust_remote_code": False}
@@ -234,7 +234,3 @@ def _last_layer(model: nn.Module, classes: int, name: str) -> nn.Linear:
     if not layers:
         raise UserError(f"classifier: '{name}' does not end in a linear layer, so it has no features")
     return layers[-1]
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -13,6 +13,7 @@ import torch
 from diffusers import DiffusionPipeline
 from huggingface_hub.errors import HfHubHTTPError
 
+from curation import storage
 from curation.encoders.inference import fingerprint
 from curation.errors import UserError
 from synth.feedback.checkpoints import first_line, model_files, no_progress_bars, refuse_pickles
@@ -52,8 +53,8 @@ def load_pipeline(model: str, scheduler: str | None, device: torch.device, dtype
 
 
 def local_folder(model: str) -> Path:
-    """Return the folder of a model, from the Hub where it is not a path."""
-    folder = Path(model).expanduser()
+    """Return the folder of a model: its path, a copy of what a URL holds, or what the Hub gives."""
+    folder = Path(storage.local_folder(model)).expanduser()
     if folder.is_dir():
         return folder
     if folder.is_absolute() or model.startswith(".") or model.count("/") != 1:

@@ -37,6 +37,37 @@ def test_ranges_sizes_and_names(folder: str) -> None:
     assert not storage.exists(storage.join(folder, "a"))
 
 
+def test_a_remote_folder_is_copied_once_for_each_state_of_its_files(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    url = f"memory://{tmp_path.name}-model"
+    storage.write_bytes(f"{url}/unet/config.json", b"{}")
+    storage.write_bytes(f"{url}/model_index.json", b"first")
+    first = pathlib.Path(storage.local_folder(url))
+    assert (first / "unet" / "config.json").read_bytes() == b"{}"
+    (first / "unet" / "config.json").write_bytes(b"the copy is used")
+    assert storage.local_folder(url) == str(first)
+    storage.write_bytes(f"{url}/model_index.json", b"second")
+    second = pathlib.Path(storage.local_folder(url))
+    assert ((first / "model_index.json").read_bytes(), (second / "model_index.json").read_bytes()) == (
+        b"first",
+        b"second",
+    )
+    assert storage.local_folder(str(tmp_path)) == str(tmp_path)
+
+
+def test_a_remote_name_cannot_leave_the_copy(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    url = f"memory://{tmp_path.name}-hostile"
+    fs, path = storage.filesystem(url)
+    monkeypatch.setattr(type(fs), "find", lambda self, found: [f"{path}/../../../evil"])
+    monkeypatch.setattr(type(fs), "checksum", lambda self, file: 0)
+    with pytest.raises(OSError, match="leads elsewhere"):
+        storage.local_folder(url)
+    assert [file for file in tmp_path.rglob("*") if file.is_file()] == []
+
+
 def failing(error: OSError, times: int) -> tuple[list[int], object]:
     calls: list[int] = []
 

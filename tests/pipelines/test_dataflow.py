@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import re
 import sys
 import tomllib
 from pathlib import Path
 
 import apache_beam
+import every_pipeline
 import pools
 import pyarrow as pa
 import pytest
@@ -31,11 +31,6 @@ from pipelines.units import Engine, Runner
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "configs"
 IMAGE = "registry.example/granary:1"
-# One line for a pipeline; {base} holds pool/, seeds/ and references/ of the planted pool, {out} is the run directory.
-PIPELINES = {
-    "curate": "curate --pool {base}/pool --seeds {base}/seeds --references {base}/references --out {out} "
-    "--dedup.threshold 0.92 --leaks.threshold 0.7 --unit_rows 16 --dedup.block 16 --shards.rows 5",
-}
 OUTPUTS = ("dataset", "ledger", "dead-letter")
 
 
@@ -83,25 +78,22 @@ def service(monkeypatch, tmp_path):
     return jobs, [*words, f"--sdk_container_image={IMAGE}", "--no_auth", f"--template_location={template}"]
 
 
-def run(name, **places):
-    return [word.format(**places) for word in PIPELINES[name].split()]
-
-
 @pytest.mark.slow
 @pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
-@pytest.mark.parametrize("name", PIPELINES)
+@pytest.mark.parametrize("name", every_pipeline.PIPELINES)
 def test_every_job_of_a_pipeline_is_built_staged_and_runs_from_its_staged_bytes(
-    name, roles, bucket, service, tmp_path
+    name, bucket, service, tmp_path, monkeypatch
 ):
-    base = Path(os.path.commonpath(list(roles.values())))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    base = every_pipeline.write_inputs(tmp_path / "inputs")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Runner, "_run", pools.run_in_a_loop)
-        assert command.main(run(name, base=base, out=tmp_path / "local")) == 0
+        assert command.main(every_pipeline.words(name, base, base, tmp_path / "local")) == 0
     for path in sorted(base.rglob("*")):
         if path.is_file():
             storage.write_bytes(f"{bucket}/{path.relative_to(base)}", path.read_bytes())
     jobs, words = service
-    call = run(name, base=bucket, out=f"{bucket}/runs/one")
+    call = every_pipeline.words(name, bucket, base, f"{bucket}/runs/one")
     assert command.main([*call, "--runner", str(CONFIGS / "runners" / "dataflow.yaml"), "--", *words]) == 0
     local, there = pools.Run(str(tmp_path / "local")), download(f"{bucket}/runs/one", tmp_path / "down")
     assert outputs(there) == outputs(local)

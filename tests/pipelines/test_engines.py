@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import every_pipeline
 import pools
 import pytest
 import torch
 
 from curation.parts import Stage
+from pipelines import command
 from pipelines.units import RunUnits
 
 PROFILE = str(Path(__file__).parents[2] / "configs" / "runners" / "portable.yaml")
@@ -102,3 +104,21 @@ def test_every_stage_through_worker_processes(roles, tmp_path, job_service, work
     assert {"references", "audit", "seeds", "features", "shards"} <= set(ran)
     assert there.hashes(*OUTPUTS, *ran) == local.hashes(*OUTPUTS, *ran)
     assert there.uris("kept")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(set(every_pipeline.PIPELINES) - {"curate"}))
+def test_every_other_pipeline_through_worker_processes(
+    name, tmp_path, monkeypatch, job_service, worker_processes, stages
+):
+    every_pipeline.write_inputs(tmp_path / "inputs")
+    monkeypatch.chdir(tmp_path)  # the workers stand in another folder
+    there = every_pipeline.words(name, "inputs", Path("inputs"), "portable")
+    assert command.main([*there, *portable(job_service, worker_processes)]) == 0
+    handed = list(stages)
+    assert command.main(every_pipeline.words(name, "inputs", Path("inputs"), "local")) == 0
+    local, portable_run = pools.Run("local"), pools.Run("portable")
+    ran = [row["stage"] for row in local.facts["stages"]]
+    assert handed == ran == [row["stage"] for row in portable_run.facts["stages"]]
+    assert portable_run.hashes(*OUTPUTS) == local.hashes(*OUTPUTS)
+    assert portable_run.samples
