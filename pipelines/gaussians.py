@@ -10,6 +10,7 @@ import apache_beam as beam
 import numpy as np
 
 from curation.parts import read_table
+from pipelines.units import limit_threads
 from synth.feedback.gaussians import ClassSums
 
 
@@ -33,6 +34,7 @@ class MergeGaussians(beam.CombineFn):
 
     def add_input(self, nodes: dict[tuple[int, int], ClassSums], url: str) -> dict[tuple[int, int], ClassSums]:
         """Add the leaf of a part file."""
+        limit_threads(1)  # the last bits of a product depend on how many threads make it
         return self._absorbed(nodes, (0, part_number(url)), class_sums(url, self.tied))
 
     def merge_accumulators(self, accumulators: Iterable[dict[tuple[int, int], ClassSums]]) -> Any:

@@ -159,6 +159,7 @@ class WriteCombined(beam.DoFn):
 
     def process(self, combined: Any) -> Iterator[str]:
         """Write one combined value; `stage.step` knows its table."""
+        limit_threads(1)
         run_unit(self.run, self.stage, self.stage.units[0], combined=combined)
         yield self.stage.output(self.run, self.stage.units[0])
 

@@ -24,7 +24,7 @@ from scipy.sparse.csgraph import connected_components
 from curation.encoders import Encoder, load_encoder
 from curation.parts import Stage, Unit, run_unit
 from pipelines import command
-from pipelines.units import Runner, one_sentence
+from pipelines.units import Runner, limit_threads, one_sentence
 
 SIDE = 72
 DEDUP, LEAKS = 0.92, 0.7  # thresholds of the planted pools, in the copy space
@@ -136,6 +136,7 @@ def write_planted(folder: Path, distinct: int = 12) -> dict[str, Path]:
 
 def run_in_a_loop(self: Runner, stage: Stage, missing: list[Unit], combine: Any) -> None:
     """Run units one after the other without Beam: what Beam adds is tested apart, and costs half a second a stage."""
+    limit_threads(1)  # of torch, for this thread alone: what a worker has
     with one_sentence(self.engine):
         for unit in missing:
             run_unit(self.run, stage, unit)

@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pools
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
@@ -24,7 +25,7 @@ from pipelines import command
 from pipelines.gaussians import MergeGaussians, part_number
 from pipelines.recipe import load_recipe
 from pipelines.sample import sample, write_report
-from pipelines.units import Engine, Runner
+from pipelines.units import Engine, Runner, limit_threads
 from synth.feedback import drawing
 from synth.feedback.gaussians import ClassSums
 from synth.feedback.options import GuidanceOptions
@@ -481,6 +482,19 @@ def test_class_sums_are_the_same_bits_in_any_bundles(monkeypatch: pytest.MonkeyP
     for label, scatter in whole.scatters.items():
         assert np.allclose(sums.scatters[label], scatter, rtol=1e-6)
         assert np.allclose(sums.means[label], whole.means[label], rtol=1e-6)
+
+
+def test_class_sums_are_the_same_bits_whatever_number_of_threads_was_set(tmp_path: Path) -> None:
+    features = np.random.default_rng(0).normal(size=(600, 257)).astype(np.float32)
+    url = str(tmp_path / "part-00000-of-00001.parquet")
+    pq.write_table(pa.table({"target": np.zeros(600, np.int64), "feature": list(features)}), url)
+    found = set()
+    for threads in (1, 2, 3):
+        limit_threads(threads)
+        combine = MergeGaussians(tied=False)
+        sums = combine.extract_output(combine.add_input(combine.create_accumulator(), url))
+        found.add(sums.scatters[0].tobytes())
+    assert len(found) == 1
 
 
 def test_facts_are_plain_json(made: tuple[Path, dict[str, Any]]) -> None:
