@@ -305,10 +305,14 @@ def _anywhere(model: str) -> str:
 
 
 def _local_models(recipe: SampleRecipe) -> list[str]:
-    """Return the keys of models that are files of this machine, not ids of the Hub."""
+    """Return the keys of models that are the user's files, not ids of the Hub: a card names no private place."""
     specs = {"model": recipe.model, "classifier": recipe.classifier, "copies.encoder": recipe.copies.encoder}
     kinds = ("granary:", "torchscript:")
-    return [key for key, spec in specs.items() if spec.startswith(kinds) or os.path.isdir(spec.rpartition("hf:")[2])]
+    return [
+        key
+        for key, spec in specs.items()
+        if spec.startswith(kinds) or "://" in spec or os.path.isdir(spec.rpartition("hf:")[2])
+    ]
 
 
 def _paths(recipe: SampleRecipe) -> list[str]:
@@ -338,14 +342,14 @@ def _notes(run: Sampled) -> list[str]:
     left_out = run.markers["cells"][0].counters
     for reason in ("no label", "no group", "held out"):
         if left_out.get(reason):
-            notes.append(f"{left_out[reason]:,} real images were not used: {reason}.")
+            notes.append(f"Real images that were not used ({reason}): {left_out[reason]:,}.")
     dead = sum(marker.counters.get("dead", 0) for marker in run.markers["data"])
     if dead:
-        notes.append(f"{dead:,} real images could not be read; see dead-letter.")
+        notes.append(f"Real images that could not be read: {dead:,}; see dead-letter.")
     copies = sum(marker.counters.get("copies", 0) for marker in run.markers["nearest"])
     if copies:
         what = "left out" if run.recipe.copies.drop else "flagged"
-        notes.append(f"{copies:,} samples resemble a real image above {run.recipe.copies.threshold} and were {what}.")
+        notes.append(f"Samples that resemble a real image above {run.recipe.copies.threshold}: {copies:,}, {what}.")
     return notes
 
 
