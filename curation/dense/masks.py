@@ -5,9 +5,12 @@ from __future__ import annotations
 import base64
 import dataclasses
 import io
+import struct
+import zlib
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from curation.dense import rle
@@ -36,8 +39,8 @@ def decode_pixels(mask: Mask, width: int, height: int, relative: bool = False) -
     if not mask.pixels:
         box = _clipped(mask.box, width, height, relative)
         return dataclasses.replace(mask, box=box, area=(box[2] - box[0]) * (box[3] - box[1])), []
-    lengths, bounds = _decoded(mask.pixels, width, height)
-    area = rle.area(lengths)
+    lengths = _decoded(mask.pixels, width, height)
+    area, bounds = rle.area(lengths), rle.bounds(lengths, height)
     if bounds is None:
         raise ValueError("the mask is empty")
     stated = [("bounds", mask.box, bounds), ("area", mask.area, area)]
@@ -61,17 +64,15 @@ def _clipped(box: Box | None, width: int, height: int, relative: bool) -> Box:
     return found
 
 
-def _decoded(pixels: Any, width: int, height: int) -> tuple[Lengths, Box | None]:
-    """Return the run lengths of a mask and its bounds."""
+def _decoded(pixels: Any, width: int, height: int) -> Lengths:
+    """Return the run lengths of a mask, none of them zero but the first."""
     if "png" in pixels:
-        return _from_png(pixels["png"], width, height)
+        return rle.packed_runs(_packed(pixels["png"], width, height), height, width)
     if "polygons" in pixels:
-        lengths = rasterised(pixels["polygons"], height, width)
-    else:
-        lengths, tall, wide = rle.read(pixels)
-        _check_size(wide, tall, width, height)
-        lengths = rle.run_lengths(rle.mask_of(lengths, tall, wide))  # without runs of nothing
-    return lengths, rle.bounds(lengths, height)
+        return rasterised(pixels["polygons"], height, width)
+    lengths, tall, wide = rle.read(pixels)
+    _check_size(wide, tall, width, height)
+    return rle.between(np.cumsum(lengths[:-1]), height * width)
 
 
 def _check_size(wide: int, tall: int, width: int, height: int) -> None:
@@ -79,26 +80,49 @@ def _check_size(wide: int, tall: int, width: int, height: int) -> None:
         raise ValueError(f"the mask is {wide} x {tall}, the image {width} x {height}")
 
 
-def _from_png(text: Any, width: int, height: int) -> tuple[Lengths, Box]:
-    """Decode base64 of a PNG of any mode; what is not black is set."""
+def _packed(text: Any, width: int, height: int) -> NDArray[np.uint8]:
+    """Decode base64 of a PNG of any mode to eight pixels a byte; what is not black is set."""
     try:
         data = base64.b64decode(text.partition(",")[2] if text.startswith("data:") else text, validate=True)
     except (ValueError, AttributeError) as error:
         raise ValueError(f"the mask is not base64: {error}") from error
+    rows = _bilevel(data, width, height)
+    if rows is not None:
+        return rows
     try:
         with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
             _check_size(*image.size, width, height)  # before any pixel is decoded
             image.load()
-            found = image if image.mode == "1" else Image.fromarray(_set(image))
+            return np.packbits(_set(image), axis=1)
     except ValueError:
         raise
     except Exception as error:  # broken files raise many classes
         raise ValueError(f"the mask is no PNG: {type(error).__name__}: {_message(error)}") from error
-    box = found.getbbox()
-    if box is None:
-        raise ValueError("the mask is empty")
-    part = np.asarray(found.crop(box))
-    return rle.run_lengths(part, height, width, box[0], box[1]), box
+
+
+def _bilevel(data: bytes, width: int, height: int) -> NDArray[np.uint8] | None:
+    """Decode a PNG of 1-bit greys with one chunk of pixels, as Pillow writes them; None for others and broken ones.
+
+    Its rows are those of a picture of 8-bit greys an eighth as wide, filters and all (PNG, section 9): decoded as such
+    they stay packed, in a third of the time.
+    """
+    pixels = data[41:-16]
+    header = _header(width, height) + struct.pack(">I4s", len(pixels), b"IDAT")
+    if data[:41] != header or data[-16:-12] != struct.pack(">I", zlib.crc32(data[37:-16])):
+        return None
+    try:
+        image = Image.frombytes("L", (-(-width // 8), height), pixels, "zip", "L", 0)
+    except ValueError:
+        return None
+    rows = np.array(image)
+    rows[:, -1] &= 0xFF << -width % 8 & 0xFF  # what stands behind the last pixel
+    return rows
+
+
+def _header(width: int, height: int) -> bytes:
+    """Return the head of a PNG of 1-bit greys that is not interlaced, up to its first chunk."""
+    header = struct.pack(">4s2I5B", b"IHDR", width, height, 1, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n\0\0\0\r" + header + struct.pack(">I", zlib.crc32(header))
 
 
 def _set(image: Image.Image) -> Any:

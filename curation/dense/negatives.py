@@ -50,16 +50,16 @@ def negatives(text: str, kind: str, seed: int) -> Iterator[Rule]:
         kind: basic, layout or swaps.
         seed: decides the order, and which colour stands in for which.
     """
-    rng = random.Random(seed)
-    named = list(RULES[kind](looked(text), rng))
+    rng, found = random.Random(seed), looked(text)
+    named = list(RULES[kind](found, rng))
     seen = {_folded(text)}
     while named:
         name, edits = named.pop(rng.randrange(len(named)))
         if len(edits) == 2 and not differ(edits[0][2], edits[1][2]):
             continue
-        changed = _edited(text, edits)
-        if _folded(changed) not in seen:
-            seen.add(_folded(changed))
+        changed = _edited(found, edits)
+        if (folded := _folded(changed)) not in seen:
+            seen.add(folded)
             yield Rule(changed, f"{name}/{VERSION}")
 
 
@@ -68,13 +68,15 @@ class Looked:
 
     def __init__(self, text: str) -> None:
         self.text = text
-        fixed = [match.span() for match in FIXED.finditer(text)]
-        words = itertools.islice(WORD.finditer(text), MOST_WORDS)
-        self.words = [
-            (match.start(), match.end(), match[0].lower())
-            for match in words
-            if not fixed or not any(begin <= match.start() < end for begin, end in fixed)
-        ]
+        matches = itertools.islice(WORD.finditer(text), MOST_WORDS)
+        self.words = [(match.start(), match.end(), match[0].lower()) for match in matches]
+        for begin, end in [match.span() for match in FIXED.finditer(text)]:
+            self.words = [word for word in self.words if not begin <= word[0] < end]
+
+    @functools.cached_property
+    def articles(self) -> set[str]:
+        """The articles with the words behind them, in lower case."""
+        return {match[0].lower() for match in ARTICLE.finditer(self.text)}
 
     def of(self, listed: frozenset[str] | dict[str, str]) -> list[tuple[int, int, str]]:
         """Return the words that are in a list."""
@@ -170,13 +172,13 @@ def _folded(text: str) -> str:
     return " ".join(text.lower().split())
 
 
-def _edited(text: str, edits: list[Edit]) -> str:
+def _edited(found: Looked, edits: list[Edit]) -> str:
     """Return the text with parts exchanged; what comes to stand at the start of a sentence takes over its capital."""
-    parts, place = [], 0
+    text, parts, place = found.text, [], 0
     for start, stop, instead in edits:
         parts += [text[place:start], _cased(text, start, stop, instead)]
         place = stop
-    return _articles("".join([*parts, text[place:]]), text)
+    return _articles("".join([*parts, text[place:]]), found.articles)
 
 
 def _cased(text: str, start: int, stop: int, instead: str) -> str:
@@ -189,9 +191,8 @@ def _cased(text: str, start: int, stop: int, instead: str) -> str:
     return instead if old[:1].isupper() else instead[:1].lower() + instead[1:]
 
 
-def _articles(changed: str, original: str) -> str:
+def _articles(changed: str, kept: set[str]) -> str:
     """Put a and an right before words that came to stand behind them; articles of the original stay as they were."""
-    kept = {match[0].lower() for match in ARTICLE.finditer(original)}
 
     def right(match: re.Match[str]) -> str:
         if match[0].lower() in kept:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from curation.dense.rle import Lengths, mask_of, run_lengths
+from curation.dense.rle import Lengths, between, mask_of, run_lengths
 
 FINER = 5  # COCO draws the outline on a grid five times as fine
 MOST_POLYGONS, MOST_POINTS, MOST_PIXELS = 10_000, 100_000, 10_000_000  # of an outline; more is no annotation
@@ -49,11 +49,7 @@ def _filled(points: NDArray[np.float64], height: int, width: int) -> Lengths:
     column = (np.where(x[moved] < x[moved - 1], x[moved], x[moved] - 1) + 0.5) / FINER - 0.5
     row = np.ceil(np.clip((np.minimum(y[moved], y[moved - 1]) + 0.5) / FINER - 0.5, 0, height))
     middle = (np.floor(column) == column) & (column >= 0) & (column <= width - 1)
-    crossings = np.sort(column[middle].astype(np.int64) * height + row[middle].astype(np.int64))
-    # Two crossings in one place undo each other; the runs between what is left are outside and inside in turn.
-    places, counts = np.unique(crossings, return_counts=True)
-    odd = places[counts % 2 == 1]
-    return np.diff(np.concatenate([[0], odd, [height * width]]))
+    return between(column[middle].astype(np.int64) * height + row[middle].astype(np.int64), height * width)
 
 
 def _outline(points: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -15,26 +15,36 @@ Lengths = NDArray[np.int64]
 MAX_PIXELS = 1 << 31  # of a mask, so that no length overflows
 
 
-def run_lengths(mask: NDArray[np.bool_], height: int = 0, width: int = 0, left: int = 0, top: int = 0) -> Lengths:
-    """Return the lengths of the runs of a mask.
+def run_lengths(mask: NDArray[np.bool_]) -> Lengths:
+    """Return the run lengths of a (height, width) bool mask: (m,) int64, they sum to height * width."""
+    return packed_runs(np.packbits(mask, axis=1), *mask.shape)
+
+
+def packed_runs(rows: NDArray[np.uint8], height: int, width: int) -> Lengths:
+    """Return the run lengths of a mask of eight pixels a byte, which is never unpacked: only where it changes is.
 
     Args:
-        mask: (h, w) bool, the whole mask, or the part of it that may be set.
-        height, width: of the whole mask; by default those of `mask`.
-        left, top: where the part lies in the whole.
-
-    Returns:
-        (m,) int64, runs of 0 and 1 in turn; they sum to height * width.
+        rows: (height, ceil(width / 8)) uint8, the left pixel in the highest bit, zeros behind the last one.
+        height, width: of the mask.
     """
-    height, width = height or mask.shape[0], width or mask.shape[1]
-    padded = np.zeros((mask.shape[1], mask.shape[0] + 2), bool)  # one column of the mask in each row
-    padded[:, 1:-1] = mask.T
-    column, row = np.divmod(np.flatnonzero(padded[:, 1:] != padded[:, :-1]), mask.shape[0] + 1)
-    edges = (column + left) * height + row + top  # every column begins and ends with 0: start, stop, start, stop ...
-    starts, stops = edges[0::2], edges[1::2]
-    apart = starts[1:] != stops[:-1]  # a run that reaches the foot of a column may go on at the head of the next
-    bounds = np.stack([starts[np.append(True, apart)[: len(starts)]], stops[np.append(apart, True)[: len(stops)]]], 1)
-    lengths = np.diff(np.concatenate([[0], bounds.ravel(), [height * width]]))
+    changed = np.empty((height + 1, rows.shape[1]), np.uint8)  # from the pixel above: 0 beyond head and foot
+    changed[0], changed[-1] = rows[0], rows[-1]
+    np.bitwise_xor(rows[1:], rows[:-1], out=changed[1:-1])
+    filled = np.flatnonzero(changed != 0)
+    bits = np.flatnonzero(np.unpackbits(changed.ravel()[filled]).view(np.bool_))
+    row, byte = np.divmod(filled[bits >> 3], rows.shape[1])
+    return between((8 * byte + (bits & 7)) * height + row, height * width)
+
+
+def between(changes: NDArray[np.int64], size: int) -> Lengths:
+    """Return the lengths of the runs between changes of a mask, in any order; two in one place undo each other.
+
+    Args:
+        changes: (m,) int64 in [0, size]; at each, counted down the columns, 0 becomes 1 or 1 becomes 0.
+        size: pixels of the mask.
+    """
+    places, counts = np.unique(changes, return_counts=True)
+    lengths = np.diff(places[counts % 2 == 1], prepend=0, append=size)
     return lengths if lengths[-1] or len(lengths) == 1 else lengths[:-1]
 
 
@@ -48,16 +58,15 @@ def compress(lengths: Lengths) -> str:
     """Write run lengths as COCO's text."""
     left = lengths.copy()
     left[3:] -= lengths[1:-2]
-    groups, more, written = [], np.ones(len(left), bool), []
-    while more.any():
-        group = left & 0x1F
-        left >>= 5
-        ends = np.where(group & 0x10, left == -1, left == 0)
-        groups.append(np.where(ends, group, group | 0x20) + 48)
-        written.append(more)
-        more = more & ~ends
-    text = np.stack(groups, 1)[np.stack(written, 1)]
-    return text.astype(np.uint8).tobytes().decode("ascii")
+    bits = int(np.abs(left).max()).bit_length() + 1
+    shift = np.arange(0, bits, 5)
+    places = left[:, None] >> shift  # (m, groups): what is left of each number, group by group
+    rest = places >> 4  # 0 or -1 where one group holds it, sign and all
+    more = (rest != 0) & (rest != -1)
+    groups = (places & 0x1F) + np.where(more, 0x20 + 48, 48)
+    kept = np.ones_like(more)
+    kept[:, 1:] = more[:, :-1]
+    return groups[kept].astype(np.uint8).tobytes().decode("ascii")
 
 
 def decompress(text: str) -> Lengths:

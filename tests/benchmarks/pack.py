@@ -28,11 +28,23 @@ SHAPES, PHOTOS = 400, 100
 LIST = "a red white old wooden barn door with small window stands left of the large green tree under cloudy sky"
 WORDS = LIST.split()
 CHILD = """
-import json, resource, sys
+import json, psutil, resource, sys
 from pipelines.command import main
+from pipelines.units import Runner
+
+def spent():
+    living = sum(sum(child.cpu_times()[:2]) for child in psutil.Process().children(recursive=True))
+    return living + sum(sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+
+def measured(self, stage, *rest):
+    before = spent()
+    run(self, stage, *rest)
+    stages[stage.name] = spent() - before
+
+run, stages, Runner._run = Runner._run, {}, measured
 status = main(sys.argv[1:])
-used = resource.getrusage(resource.RUSAGE_SELF)
-print(json.dumps({"status": status, "peak": used.ru_maxrss / 1024, "cpu": used.ru_utime + used.ru_stime}))
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+print(json.dumps({"status": status, "peak": peak, "cpu": spent(), "stages": stages}))
 """
 
 
@@ -118,6 +130,8 @@ def pack(folder: pathlib.Path, workers: int, *options: str) -> dict:
     done = subprocess.run([sys.executable, "-c", CHILD, *words], capture_output=True, text=True, check=True)
     result = json.loads(done.stdout.strip().splitlines()[-1])
     assert result["status"] == 0, done.stderr
+    stages = json.loads((folder / "run" / "run.json").read_text())["stages"]
+    result["peak"] = max([result["peak"], *(stage["peak_mb"] / 1.048576 for stage in stages)])  # with its children
     return {**result, "wall": time.monotonic() - started}
 
 
@@ -160,7 +174,8 @@ def measure(count: int, workers: int, checked: int, *options: str) -> float:
             flush=True,
         )
         for stage in facts["stages"]:
-            print(f"{'':9}{stage['stage']:<12} {stage['seconds']:7.1f} s")
+            processor = 1000 * used["stages"][stage["stage"]] / count
+            print(f"{'':9}{stage['stage']:<12} {stage['seconds']:7.1f} s {processor:7.2f} ms of processor an image")
         lost = facts["dead_letters"]
         assert facts["samples"] == count, facts["samples"]
         assert not lost, f"stated and decoded masks differ: {lost}"  # every mask is compared while it is packed

@@ -65,11 +65,12 @@ def test_runs_text_area_and_bounds_are_those_of_the_pixels(mask: np.ndarray) -> 
 
 
 @settings(max_examples=60, deadline=None)
-@given(masks(), st.integers(0, 5), st.integers(0, 5), st.integers(0, 5), st.integers(0, 5))
-def test_a_part_has_the_runs_of_the_whole(mask: np.ndarray, left: int, top: int, right: int, foot: int) -> None:
-    whole = np.pad(mask, ((top, foot), (left, right)))
-    found = rle.run_lengths(mask, *whole.shape, left, top)
-    assert np.array_equal(found, rle.run_lengths(whole))
+@given(st.lists(st.integers(0, 40), max_size=12))
+def test_two_changes_in_one_place_undo_each_other(changes: list[int]) -> None:
+    flat = np.zeros(40, bool)
+    for change in changes:
+        flat[change:] ^= True
+    assert rle.between(np.array(changes, np.int64), 40).tolist() == plain_runs(flat[:, None])
 
 
 @settings(max_examples=80, deadline=None)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
+import struct
+import zlib
 
 import dense_fixture as drawn
 import numpy as np
@@ -13,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from curation.dense import crops
+from curation.dense import crops, masks, rle
 from curation.dense.masks import decode_pixels, pixels_of, stored
 from curation.dense.readers import dci
 from curation.dense.texts import cleaned, full_description, mask_description, mask_text
@@ -105,6 +108,42 @@ def test_masks_of_any_mode_are_set_where_they_are_not_black(mode: str) -> None:
     assert found.lengths is not None
     held = stored(found, 50, 40, "rle")
     assert np.array_equal(pixels_of(held["size"], held["counts"], None), wanted)
+
+
+def outcome(data: bytes, width: int, height: int) -> object:
+    """Return the run lengths of a mask, or what is said of it."""
+    text = base64.b64encode(data).decode()
+    try:
+        return decode_pixels(Mask("0", pixels={"png": text}), width, height)[0].lengths.tolist()
+    except ValueError as error:
+        return str(error)
+
+
+@pytest.mark.parametrize("width", [1, 7, 8, 9, 50, 64])
+def test_bits_behind_the_last_pixel_of_a_row_are_no_pixels(width: int) -> None:
+    wanted = np.random.default_rng(width).random((20, width)) < 0.5
+    rows = np.packbits(np.pad(wanted, ((0, 0), (0, -width % 8)), constant_values=True), axis=1)
+    packed = io.BytesIO()
+    Image.fromarray(wanted).save(packed, "PNG")
+    data, stream = packed.getvalue(), zlib.compress(np.insert(rows, 0, 0, axis=1).tobytes())
+    chunk = b"IDAT" + stream
+    data = data[:33] + struct.pack(">I", len(stream)) + chunk + struct.pack(">I", zlib.crc32(chunk)) + data[-12:]
+    assert outcome(data, width, 20) == rle.run_lengths(wanted).tolist()
+
+
+def test_broken_masks_come_out_alike_by_the_short_way_and_by_pillow(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng, file = np.random.default_rng(3), io.BytesIO()
+    Image.fromarray(rng.random((40, 50)) < 0.3).save(file, "PNG")
+    whole = file.getvalue()
+    assert masks._bilevel(whole, 50, 40) is not None
+    broken = [whole, whole[:-1], whole[:-14], whole[:60], whole[:41], whole[:20], whole + b"more"]
+    for place in rng.integers(0, len(whole), 150):
+        broken.append(whole[:place] + bytes([whole[place] ^ int(rng.integers(1, 256))]) + whole[place + 1 :])
+    found = [outcome(data, 50, 40) for data in broken]
+    assert outcome(whole, 40, 50) == "the mask is 50 x 40, the image 40 x 50"
+    monkeypatch.setattr(masks, "_bilevel", lambda *_: None)
+    assert found == [outcome(data, 50, 40) for data in broken]
+    assert {type(each) for each in found} == {list, str}
 
 
 def test_bounds_read_as_inclusive_are_noticed() -> None:
