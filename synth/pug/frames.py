@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import struct
 import tokenize
 import zipfile
 from collections.abc import Mapping
@@ -24,6 +25,7 @@ COMMANDS = {
     "depth": "vget /camera/0/depth npy",
     "normals": "vget /camera/0/normal png",
 }
+BMP = struct.Struct("<2s8xIIiiHH24x")  # magic, start of the pixels, size of the head, width, height, planes, depth
 
 
 class InvalidFrame(RenderError):
@@ -84,7 +86,9 @@ class Frame:
 
 
 def picture_of(data: bytes, width: int, height: int) -> NDArray[np.uint8]:
-    """Decode a PNG of a known size to (h, w, 3) uint8, without its alpha; raises NotDecodable."""
+    """Decode a PNG, or UnrealCV's BMP, of a known size to (h, w, 3) uint8, without its alpha; raises NotDecodable."""
+    if data.startswith(b"BM"):
+        return _bmp_pixels(data, width, height)
     try:
         with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
             if image.size != (width, height):  # before any pixel is decoded
@@ -94,6 +98,16 @@ def picture_of(data: bytes, width: int, height: int) -> NDArray[np.uint8]:
             return np.ascontiguousarray(np.asarray(image.convert("RGBA"))[:, :, :3])
     except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
         raise NotDecodable(f"not a PNG: {error}; it begins with {data[:24]!r}") from None
+
+
+def _bmp_pixels(data: bytes, width: int, height: int) -> NDArray[np.uint8]:
+    """Return the pixels of a BMP as UnrealCV writes it: 32-bit BGRA, rows from the top whatever its height's sign."""
+    size = BMP.size + 4 * width * height
+    found = BMP.unpack(data[: BMP.size].ljust(BMP.size, b"\0"))
+    if len(data) != size or (*found[1:4], abs(found[4]), *found[5:]) != (BMP.size, 40, width, height, 1, 32):
+        raise NotDecodable(f"a BMP of {len(data)} bytes with the head {found}, not of {width} x {height} pixels")
+    pixels = np.frombuffer(data, np.uint8, offset=BMP.size).reshape(height, width, 4)
+    return np.ascontiguousarray(pixels[:, :, 2::-1])
 
 
 def depth_of(data: bytes, width: int, height: int) -> NDArray[np.float32]:
@@ -113,7 +127,8 @@ def depth_of(data: bytes, width: int, height: int) -> NDArray[np.float32]:
 
 def packed(picture: NDArray[np.uint8]) -> NDArray[np.uint32]:
     """Return RGB as one number for each pixel."""
-    return picture.astype(np.uint32) @ np.array([1 << 16, 1 << 8, 1], np.uint32)
+    red, green, blue = (picture[..., channel].astype(np.uint32) for channel in range(3))
+    return red << np.uint32(16) | green << np.uint32(8) | blue
 
 
 def indexed_mask(picture: NDArray[np.uint8], actors: Mapping[int, Colour], others: set[Colour]) -> NDArray[np.uint8]:
@@ -128,9 +143,11 @@ def indexed_mask(picture: NDArray[np.uint8], actors: Mapping[int, Colour], other
         UnknownColour, NotVisible: the mask is not of this scene.
     """
     codes = packed(picture)
-    known = [*actors.values(), *others]
-    strange = codes[~np.isin(codes, [_code(colour) for colour in known])]
-    if strange.size:
+    known = np.zeros(codes.shape, bool)
+    for colour in (*actors.values(), *others):
+        known |= codes == _code(colour)
+    if not known.all():
+        strange = codes[~known]
         raise UnknownColour(f"{strange.size} pixels of the mask, such as #{int(strange[0]):06x}, are of no object")
     mask = np.zeros(codes.shape, np.uint8)
     for slot, colour in actors.items():
@@ -147,7 +164,7 @@ def _code(colour: Colour) -> int:
 
 def check_frame(frame: Frame, blank: float) -> None:
     """Raise Blank or NotFinite when the pixels cannot be right; `blank` is the least standard deviation."""
-    grey = frame.lit.mean(axis=2)
+    grey = frame.lit.astype(np.float32) @ np.full(3, 1 / 3, np.float32)
     if grey.std() < blank:
         raise Blank(f"the grey levels have a standard deviation of {grey.std():.2f}, below {blank:g}")
     if frame.depth is not None and not np.isfinite(frame.depth).all():
@@ -174,14 +191,14 @@ def boxes(mask: NDArray[np.uint8]) -> dict[int, tuple[tuple[int, int, int, int],
 def png(pixels: NDArray[np.uint8]) -> bytes:
     """Return (h, w) or (h, w, 3) uint8 as a PNG file."""
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG", compress_level=4)  # 6 takes more than twice as long for 4 % less
+    Image.fromarray(pixels).save(buffer, "PNG", compress_level=2)  # 6 takes almost three times as long for 9 % less
     return buffer.getvalue()
 
 
 def npz(**arrays: NDArray[Any]) -> bytes:
     """Return arrays as a compressed NumPy file (.npz), the same bytes every time."""
     buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=3) as archive:
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
         for name, array in arrays.items():
             with archive.open(f"{name}.npy", "w") as file:  # dated 1980
                 np.lib.format.write_array(file, array, allow_pickle=False)

@@ -87,6 +87,8 @@ class UnrealCVRenderer:
         self.server, self.options, self.modes, self.meshes = server, options, tuple(modes), dict(meshes)
         enabled = options.settle.enabled
         self.settles = options.kind == "unrealcv" if enabled is None else enabled
+        # The embedded world is on this machine: there packing a picture costs more than sending it as it is.
+        self.captures = {mode: _plain(text) if options.kind == "embedded" else text for mode, text in COMMANDS.items()}
         self.connection: Connection | None = None
         self.previous: tuple[Scene, bytes] | None = None
         self.batches = False
@@ -294,7 +296,7 @@ class UnrealCVRenderer:
         self, scene: Scene, changes: Sequence[str], probes: Sequence[Probe], colours: Mapping[int, Colour]
     ) -> Frame:
         """Send the changes, capture, and read everything back, in one bundle."""
-        captures = [COMMANDS[mode] for mode in self.modes]
+        captures = [self.captures[mode] for mode in self.modes]
         replies = self._require([*changes, *captures, *(command for command, _ in probes)])[len(changes) :]
         for (command, judge), reply in zip(probes, replies[len(captures) :], strict=True):
             if wrong := judge(_text(reply)):
@@ -322,7 +324,7 @@ class UnrealCVRenderer:
         options, last = self.options.settle, None
         trouble: InvalidFrame = Unsettled(f"no two of {options.attempts} pictures agreed")
         resize = f"vset /camera/0/size {scene.width} {scene.height}"
-        before = self._require([resize, COMMANDS["lit"], *changes, *[COMMANDS["lit"]] * options.discard])[1]
+        before = self._require([resize, self.captures["lit"], *changes, *[self.captures["lit"]] * options.discard])[1]
         stale = self._stale_pictures(scene, before)
         self.applied = scene
         for _ in range(options.attempts):
@@ -394,6 +396,10 @@ def colour_of(text: str) -> Colour | None:
     """Read `(R=127,G=255,B=63,A=255)`; None when it is none."""
     found = COLOUR.search(text)
     return (int(found[1]), int(found[2]), int(found[3])) if found else None
+
+
+def _plain(command: str) -> str:
+    return command.replace(" png", " bmp")
 
 
 def _failed(reply: bytes) -> bool:

@@ -12,7 +12,7 @@ from synth.pug.world.render import Renderer
 from synth.pug.world.scene import Scene, Thing
 from synth.pug.world.worlds import WORLDS
 
-VERSION = "1.1.0"  # of UnrealCV's plugin, whose commands these are
+VERSION = "1.1.0+world.2"  # of UnrealCV's plugin, whose commands these are; after the +, of what pictures look like
 FIRST_WORLD = "Meadow"
 MOST_ARGUMENTS = 8  # of a blueprint function
 

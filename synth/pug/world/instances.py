@@ -68,9 +68,22 @@ class SceneHits:
     u: np.ndarray
     v: np.ndarray
 
+    @staticmethod
+    def none(count: int) -> SceneHits:
+        """Return hits of `count` rays that meet nothing."""
+        return SceneHits(
+            np.full(count, np.inf, np.float32),
+            *(np.full(count, -1, np.int32) for _ in range(4)),
+            *(np.zeros(count, np.float32) for _ in range(2)),
+        )
+
     def take(self, rows: np.ndarray | slice) -> SceneHits:
         """Return some of the hits."""
         return SceneHits(*(rows_of(getattr(self, field.name), rows) for field in dataclasses.fields(self)))
+
+    def copy(self) -> SceneHits:
+        """Return hits that may be changed."""
+        return SceneHits(*(getattr(self, field.name).copy() for field in dataclasses.fields(self)))
 
 
 class Instances:
@@ -79,32 +92,34 @@ class Instances:
     Args:
         scene: what to trace.
         tracer: class of the tracers.
+        movable: with what stands in the world, or the fixed parts alone.
+
+    Attributes:
+        instances: the fixed parts, if any, first; then one for each movable object.
+        fixed: 1 with fixed parts, 0 without: the index of the first movable object.
     """
 
-    def __init__(self, scene: Scene, tracer: Callable[..., Tracer]) -> None:
+    def __init__(self, scene: Scene, tracer: Callable[..., Tracer], movable: bool = True) -> None:
         shown = {name: thing for name, thing in scene.things.items() if thing.visible}
         fixed = [name for name, thing in shown.items() if thing.fixed]
         self.names = list(scene.things)
         self.instances = [_world_instance(fixed, [shown[name].mesh for name in fixed], tracer)] if fixed else []
+        self.fixed = len(self.instances)
         for name, thing in shown.items():
-            if not thing.fixed:
+            if not thing.fixed and movable:
                 self.instances.append(_thing_instance(name, thing, tracer))
         number = {name: index for index, name in enumerate(self.names)}
         self._owners = [np.array([number[name] for name in each.names], np.int32) for each in self.instances]
 
-    def closest(self, origins: np.ndarray, directions: np.ndarray) -> SceneHits:
-        """Return the first hits of rays, (n, 3) float32 each."""
-        n = len(directions)
-        hits = SceneHits(
-            np.full(n, np.inf, np.float32),
-            *(np.full(n, -1, np.int32) for _ in range(4)),
-            *(np.zeros(n, np.float32) for _ in range(2)),
-        )
-        for index, instance in enumerate(self.instances):
+    def closest(self, origins: np.ndarray, directions: np.ndarray, behind: SceneHits | None = None) -> SceneHits:
+        """Return the first hits of rays, (n, 3) float32 each; `behind`: their hits of the fixed parts, if known."""
+        hits = SceneHits.none(len(directions)) if behind is None else behind.copy()
+        for index in range(0 if behind is None else self.fixed, len(self.instances)):
+            instance = self.instances[index]
             rows = _near(instance, origins, directions)
             found = instance.tracer.closest(*instance.localise(rows_of(origins, rows), rows_of(directions, rows)))
-            closer = np.flatnonzero(found.distance < hits.distance[rows])
-            found, rows = found.take(closer), np.arange(n)[rows].take(closer)
+            closer = np.flatnonzero(found.distance < rows_of(hits.distance, rows))
+            found, rows = found.take(closer), closer if isinstance(rows, slice) else rows.take(closer)
             triangle = found.triangle
             part = np.searchsorted(instance.starts, triangle, side="right").astype(np.int32) - 1
             hits.distance[rows], hits.u[rows], hits.v[rows] = found.distance, found.u, found.v
@@ -112,10 +127,10 @@ class Instances:
             hits.part[rows], hits.triangle[rows] = part, triangle - instance.starts[part]
         return hits
 
-    def occluded(self, origins: np.ndarray, directions: np.ndarray, reach: float) -> np.ndarray:
-        """Return (n,) bool: whether rays meet anything within `reach` cm."""
+    def occluded(self, origins: np.ndarray, directions: np.ndarray, reach: float, movable: bool = False) -> np.ndarray:
+        """Return (n,) bool: whether rays meet anything, or any movable object, within `reach` cm."""
         met = np.zeros(len(origins), bool)
-        for instance in reversed(self.instances):
+        for instance in reversed(self.instances[self.fixed if movable else 0 :]):
             rows = _near(instance, origins, directions)
             rows = np.flatnonzero(~met) if isinstance(rows, slice) else rows[~met[rows]]
             if len(rows):
@@ -123,6 +138,14 @@ class Instances:
                     *instance.localise(rows_of(origins, rows), rows_of(directions, rows)), reach
                 )
         return met
+
+    def around(self, points: np.ndarray, reach: float) -> np.ndarray:
+        """Return (n,) bool: whether points may be within `reach` cm of a movable object."""
+        close = np.zeros(len(points), bool)
+        for instance in self.instances[self.fixed :]:
+            away = points - instance.centre
+            close |= dot(away, away) < np.float32((instance.radius + reach) ** 2)
+        return close
 
 
 @functools.lru_cache(maxsize=64)
@@ -141,9 +164,8 @@ def _world_instance(names: list[str], meshes: list[Mesh], tracer: Callable[..., 
 
 def _thing_instance(name: str, thing: Thing, tracer: Callable[..., Tracer]) -> Instance:
     mesh, matrix, location = thing.mesh, thing.matrix, np.array(thing.location)
-    low, high = mesh.vertices.min(axis=0), mesh.vertices.max(axis=0)
-    centre = (low + high) / 2
-    radius = np.sqrt(((mesh.vertices - centre) @ matrix) ** 2 @ np.ones(3)).max() * 1.001 + 0.01
+    centre, radius = mesh.ball
+    radius = radius * max(map(abs, thing.scale)) * 1.001 + 0.01
     return Instance(
         (name,),
         (mesh,),

@@ -14,7 +14,6 @@ from synth.pug.world.sky import Panorama, Sky, irradiance, toward_sun
 from synth.pug.world.surface import Surface
 
 PATTERN = 16  # pixels of a 4 x 4 block cast different rays, which a filter averages
-SUN_RAYS, SKY_RAYS = 1, 1  # per pixel
 SKY_REACH = 260.0  # cm; what is farther away does not darken
 NO_OCCLUSION = 3500.0  # cm from the viewer, beyond which nobody sees it
 LONGEST = 1e6  # cm
@@ -63,90 +62,113 @@ def _panorama(sky: Sky, pitch: float, yaw: float) -> Panorama:
     return Panorama(sky, toward_sun(pitch, yaw))
 
 
-def visibility(
+@dataclasses.dataclass(frozen=True)
+class Shade:
+    """Where surface points stand in the shade, and the rays that tell.
+
+    Args:
+        starts: (n, 3) float32 cm, where rays begin.
+        pattern: (n,) int64 in 0..15: which of the rays of its 4 x 4 block a point casts.
+        sun, sky: (n,) bool: whether the ray to the sun, and the one to the sky, is free.
+    """
+
+    starts: np.ndarray
+    pattern: np.ndarray
+    sun: np.ndarray
+    sky: np.ndarray
+
+
+def pattern_of(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Return which rays the points in pixels (n,) cast."""
+    return (x.astype(np.int64) & 3) + 4 * (y.astype(np.int64) & 3)
+
+
+def shade_of(
     light: Light,
     instances: Instances,
     surface: Surface,
     points: np.ndarray,
     distance: np.ndarray,
-    x: np.ndarray,
-    y: np.ndarray,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return (n,) float32 shares of the sun's disc and of the sky that surface points see.
+    pattern: np.ndarray,
+) -> Shade:
+    """Cast one ray to the sun and one to the sky from each surface point.
 
     Args:
         light: of the scene; instances: what is in the way.
         surface: normals of the points; points: (n, 3) cm; distance: (n,) cm from the viewer.
-        x, y: (n,) pixel coordinates, which choose the rays.
+        pattern: (n,) as `pattern_of` gives it.
     """
-    sun, sky = np.zeros(len(points), np.float32), np.ones(len(points), np.float32)
-    pattern = (x.astype(np.int64) & 3) + 4 * (y.astype(np.int64) & 3)
-    for rows in blocks(len(points)):
-        sun[rows], sky[rows] = _visibility(
-            light, instances, surface.take(rows), points[rows], distance[rows], pattern[rows]
-        )
-    return sun, sky
-
-
-def _visibility(light, instances, surface, points, distance, pattern):
     starts = points + surface.normal * (np.float32(0.05) + distance * np.float32(2e-4))[:, None]
-    sun, sky = np.zeros(len(points), np.float32), np.ones(len(points), np.float32)
-    lit = np.flatnonzero(dot(surface.normal, light.sun) > -surface.wrap)
+    sun, sky = np.zeros(len(points), bool), np.ones(len(points), bool)
     if light.colour.max() > 0:
-        sun[lit] = _seen(instances, starts.take(lit, axis=0), _sun_rays(light, pattern.take(lit)), LONGEST)
-    near = np.flatnonzero(distance < NO_OCCLUSION)
-    rays = _sky_rays(surface.normal.take(near, axis=0), pattern.take(near))
-    sky[near] = _seen(instances, starts.take(near, axis=0), rays, SKY_REACH)
-    return sun, sky
+        sun = dot(surface.normal, light.sun) > -surface.wrap
+    for block in blocks(len(points)):
+        lit = np.flatnonzero(sun[block]) + block.start
+        sun[lit] = ~instances.occluded(starts.take(lit, axis=0), sun_rays(light, pattern.take(lit)), LONGEST)
+        near = np.flatnonzero(distance[block] < NO_OCCLUSION) + block.start
+        rays = sky_rays(surface.normal.take(near, axis=0), pattern.take(near))
+        sky[near] = ~instances.occluded(starts.take(near, axis=0), rays, SKY_REACH)
+    return Shade(starts, pattern, sun, sky)
 
 
-def _seen(instances: Instances, starts: np.ndarray, rays: list[np.ndarray], reach: float) -> np.ndarray:
-    free = np.zeros(len(starts), np.float32)
-    for each in rays:
-        free += ~instances.occluded(starts, each, reach)
-    return free / np.float32(len(rays))
+def deepened(
+    light: Light, instances: Instances, normal: np.ndarray, distance: np.ndarray, shade: Shade, hidden: np.ndarray
+) -> Shade:
+    """Return the shade when the movable objects stand in the way too.
+
+    Args:
+        light: of the scene; instances: with the movable objects.
+        normal: (n, 3) of the points; distance: (n,) cm from the viewer.
+        shade: of the points when there are only the fixed parts.
+        hidden: (n,) bool, points for which nothing is asked; they come out dark.
+    """
+    sun, sky = shade.sun & ~hidden, shade.sky & ~hidden
+    lit = np.flatnonzero(sun)
+    rays = sun_rays(light, shade.pattern.take(lit))
+    sun[lit] = ~instances.occluded(shade.starts.take(lit, axis=0), rays, LONGEST, movable=True)
+    near = np.flatnonzero(sky & (distance < NO_OCCLUSION) & instances.around(shade.starts, SKY_REACH))
+    rays = sky_rays(normal.take(near, axis=0), shade.pattern.take(near))
+    sky[near] = ~instances.occluded(shade.starts.take(near, axis=0), rays, SKY_REACH, movable=True)
+    return dataclasses.replace(shade, sun=sun, sky=sky)
 
 
 @functools.cache
-def _disc(rays: int) -> np.ndarray:
-    """(rays, 16, 2) float32 points that fill the unit disc; every ray's 16 patterns fill it too."""
-    index = np.arange(rays * PATTERN)
-    radius, angle = np.sqrt((index + 0.5) / len(index)), index * GOLDEN
-    points = np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1).reshape(PATTERN, rays, 2)
+def _disc() -> np.ndarray:
+    """(16, 2) float32 points that fill the unit disc."""
+    index = np.arange(PATTERN)
+    radius, angle = np.sqrt((index + 0.5) / PATTERN), index * GOLDEN
+    points = np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1)
     # Neighbours in the 4 x 4 block get points far apart (Bayer's order).
-    bayer = np.array([0, 8, 2, 10, 12, 4, 14, 6, 3, 11, 1, 9, 15, 7, 13, 5])
-    return points[bayer].transpose(1, 0, 2).astype(np.float32)
+    return points[[0, 8, 2, 10, 12, 4, 14, 6, 3, 11, 1, 9, 15, 7, 13, 5]].astype(np.float32)
 
 
-def _sun_rays(light: Light, pattern: np.ndarray) -> list[np.ndarray]:
+def sun_rays(light: Light, pattern: np.ndarray) -> np.ndarray:
+    """Return (n, 3) float32 unit directions to points of the sun's disc."""
     one = np.cross(light.sun, [0.0, 0.0, 1.0] if abs(light.sun[2]) < 0.9 else [1.0, 0.0, 0.0])
     one /= np.linalg.norm(one)
     frame = np.stack([one, np.cross(light.sun, one)]).astype(np.float32)
-    rays = light.sun + (_disc(SUN_RAYS) * np.float32(light.spread)) @ frame
-    return [unit(each).astype(np.float32).take(pattern, axis=0) for each in rays]
+    rays = light.sun + (_disc() * np.float32(light.spread)) @ frame
+    return unit(rays).astype(np.float32).take(pattern, axis=0)
 
 
-def _sky_rays(normal: np.ndarray, pattern: np.ndarray) -> list[np.ndarray]:
-    """Directions round the normals, more of them where a surface sees more light (cosine)."""
+def sky_rays(normal: np.ndarray, pattern: np.ndarray) -> np.ndarray:
+    """Return (n, 3) float32 directions round the normals, more of them where a surface sees more light (cosine)."""
     sign = np.where(normal[:, 2] < 0, np.float32(-1), np.float32(1))
     a = -1 / (sign + normal[:, 2])
     b = normal[:, 0] * normal[:, 1] * a
     one, two = np.empty_like(normal), np.empty_like(normal)
     one[:, 0], one[:, 1], one[:, 2] = 1 + sign * normal[:, 0] ** 2 * a, sign * b, -sign * normal[:, 0]
     two[:, 0], two[:, 1], two[:, 2] = b, sign + normal[:, 1] ** 2 * a, -normal[:, 1]
-    rays = []
-    for disc in _disc(SKY_RAYS):
-        p = disc * np.float32(0.985)
-        up = np.sqrt(1 - dot(p, p))
-        p, up = p.take(pattern, axis=0), up.take(pattern)
-        rays.append(one * p[:, :1] + two * p[:, 1:] + normal * up[:, None])
-    return rays
+    p = _disc() * np.float32(0.985)
+    up = np.sqrt(1 - dot(p, p))
+    p, up = p.take(pattern, axis=0), up.take(pattern)
+    return one * p[:, :1] + two * p[:, 1:] + normal * up[:, None]
 
 
-def shade(
+def radiance(
     light: Light, surface: Surface, directions: np.ndarray, distance: np.ndarray, sun: np.ndarray, sky: np.ndarray
 ) -> np.ndarray:
-    """Return the (n, 3) light that surfaces send to the viewer.
+    """Return the (n, 3) float32 light that surfaces send to the viewer.
 
     Args:
         light: of the scene; surface: where rays hit.

@@ -68,6 +68,12 @@ class Mesh:
         colours = self.colours.transpose(1, 0, 2).reshape(len(self.vertices), -1)
         return np.hstack([self.normals, self.gloss[:, None], self.glow[:, None], colours]).astype(np.float32)
 
+    @functools.cached_property
+    def ball(self) -> tuple[np.ndarray, float]:
+        """Centre (3,) float64 and radius of a ball round it, cm."""
+        centre = (self.vertices.min(axis=0) + self.vertices.max(axis=0)).astype(float) / 2
+        return centre, float(np.linalg.norm(self.vertices - centre, axis=1).max())
+
 
 def make_mesh(
     vertices: np.ndarray,

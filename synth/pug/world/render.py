@@ -2,30 +2,23 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
-import functools
-from typing import Any
+from collections.abc import Callable, Hashable
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
-from synth.pug.world.geometry import FAR, Camera, dot, rows_of
+from synth.pug.world.film import Film, origins_of, pixel_centres
+from synth.pug.world.geometry import FAR, Camera, rows_of
 from synth.pug.world.instances import Instances, SceneHits
-from synth.pug.world.lighting import Light, shade, visibility
+from synth.pug.world.layers import Backdrop, Stage, backdrop, picture
+from synth.pug.world.lighting import Light
 from synth.pug.world.scene import Scene
-from synth.pug.world.surface import Surface, surfaces
-from synth.pug.world.tone import develop
 from synth.pug.world.tracing import choose_tracer
 
-SAMPLES = ((0.25, 0.25), (0.75, 0.25), (0.25, 0.75), (0.75, 0.75))  # of a refined pixel
-NEAR, SLACK, ALIKE = (
-    1.0,
-    0.006,
-    0.8,
-)  # same surface: within 1 cm and 0.6 % of the distance, and less than 37 degrees apart
-ONES = np.ones(3, np.float32)
-BRIGHTNESS = np.array([0.3, 0.6, 0.1], np.float32)
-REFINED = 0.12  # largest share of pixels that are refined
-LEAST_EDGE = 0.05  # difference from a neighbour, of brightness 0..1, that is refined
+KEPT = 3 << 19  # pixels of backdrops that are kept: some 250 MB, 31 pictures of 224 x 224
+Made = TypeVar("Made")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,8 +36,26 @@ class View:
     hits: SceneHits
 
 
+class Recent(Generic[Made]):
+    """What was made last, as long as it has no more than a number of pixels together; the last one always stays."""
+
+    def __init__(self, pixels: int) -> None:
+        self.pixels, self.used = pixels, 0
+        self.kept: collections.OrderedDict[Hashable, tuple[int, Made]] = collections.OrderedDict()
+
+    def get(self, key: Hashable, pixels: int, make: Callable[[], Made]) -> Made:
+        """Return what is known by a key, or make it."""
+        if key not in self.kept:
+            self.kept[key] = (pixels, make())
+            self.used += pixels
+            while self.used > self.pixels and len(self.kept) > 1:
+                self.used -= self.kept.popitem(last=False)[1][0]
+        self.kept.move_to_end(key)
+        return self.kept[key][1]
+
+
 class Renderer:
-    """Draws a scene; keeps the last view and the last pictures as long as nothing changes.
+    """Draws a scene; keeps the last view and the last pictures as long as nothing changes, and recent backdrops.
 
     Args:
         tracer: "embree", "numpy" or "auto".
@@ -52,24 +63,31 @@ class Renderer:
 
     def __init__(self, tracer: str = "auto") -> None:
         self._tracer, self.tracer = choose_tracer(tracer)
+        self._fixed_views: Recent[View] = Recent(KEPT)
+        self._backdrops: Recent[Backdrop] = Recent(KEPT)
+        self._films: Recent[Film] = Recent(KEPT)
         self._views: dict[Any, View] = {}
+        self._fronts: dict[Any, Film] = {}
         self._lit: dict[Any, np.ndarray] = {}
 
     def view(self, scene: Scene, camera: Camera) -> View:
         """Trace the primary rays, or return them if they were traced already."""
         key = (scene.number, scene.shape, camera)
         if key not in self._views:
+            behind = self._fixed_view(scene, camera)
             instances = Instances(scene, self._tracer)
-            x, y = _pixel_centres(camera.width, camera.height)
-            directions = camera.rays(x, y)
-            self._views = {key: View(instances, directions, _cast(instances, camera, directions))}
+            origins = origins_of(camera, behind.directions)
+            hits = instances.closest(origins, behind.directions, behind.hits)
+            self._views = {key: View(instances, behind.directions, hits)}
         return self._views[key]
 
     def lit(self, scene: Scene, camera: Camera) -> np.ndarray:
         """Return the picture: (h, w, 3) uint8 sRGB."""
         key = (scene.number, scene.version, camera)
         if key not in self._lit:
-            self._lit = {key: _lit(scene, camera, self.view(scene, camera))}
+            stage = Stage(scene.world, Light.of(scene), camera, _painted(scene))
+            film, view = self._film(scene, camera), self.view(scene, camera)
+            self._lit = {key: picture(stage, self._backdrop(scene, camera, stage), view.instances, film)}
         return self._lit[key]
 
     def mask(self, scene: Scene, camera: Camera) -> np.ndarray:
@@ -91,181 +109,56 @@ class Renderer:
 
     def normal(self, scene: Scene, camera: Camera) -> np.ndarray:
         """Return (h, w, 3) uint8: world normals times 0.5 plus 0.5, and 0.5 for the sky."""
-        view = self.view(scene, camera)
-        normals = np.zeros((len(view.directions), 3), np.float32)
-        rows = np.flatnonzero(view.hits.owner >= 0)
-        normals[rows] = _surfaces(scene, camera, view.instances, view.hits.take(rows), view.directions[rows])[0].normal
+        normals = self._film(scene, camera).surface.normal
         return np.rint(normals * 127.5 + 127.5).astype(np.uint8).reshape(camera.height, camera.width, 3)
 
+    # -- the fixed parts ---------------------------------------------------------------------------------------------
 
-@functools.lru_cache(maxsize=4)
-def _pixel_centres(width: int, height: int) -> tuple[np.ndarray, np.ndarray]:
-    y, x = np.divmod(np.arange(width * height), width)
-    return x + 0.5, y + 0.5
+    def _fixed_view(self, scene: Scene, camera: Camera) -> View:
+        def make() -> View:
+            instances = Instances(scene, self._tracer, movable=False)
+            directions = camera.rays(*pixel_centres(camera.width, camera.height))
+            return View(instances, directions, instances.closest(origins_of(camera, directions), directions))
 
+        return self._fixed_views.get((_fixed_parts(scene), camera), camera.width * camera.height, make)
 
-def _cast(instances: Instances, camera: Camera, directions: np.ndarray) -> SceneHits:
-    origins = np.empty_like(directions)
-    origins[:] = np.array(camera.location, np.float32)
-    return instances.closest(origins, directions)
-
-
-def _surfaces(
-    scene: Scene, camera: Camera, instances: Instances, hits: SceneHits, directions: np.ndarray
-) -> tuple[Surface, np.ndarray]:
-    points = np.array(camera.location, np.float32) + directions * hits.distance[:, None]
-    painted = {name: thing.texture for name, thing in scene.things.items() if thing.texture != "Default"}
-    return surfaces(instances, painted, hits, points, directions, camera.pixel), points
-
-
-def _lit(scene: Scene, camera: Camera, view: View) -> np.ndarray:
-    light, grid = Light.of(scene), (camera.height, camera.width)
-    x, y = _pixel_centres(camera.width, camera.height)
-    base = _Pass(scene, camera, light, view.instances, view.hits, view.directions)
-    sun, sky = base.cast_visibility(x, y)
-    sun, sky = _filtered(sun, sky, base, grid)
-    picture = develop(base.radiance(sun, sky), scene.world)
-    chosen = _edges(view, picture, grid)
-    if len(chosen):
-        picture[chosen] = _refined(scene, camera, base, sun, sky, chosen)
-    return np.rint(picture * 255).astype(np.uint8).reshape(*grid, 3)
-
-
-def _refined(scene, camera, base: _Pass, sun, sky, chosen) -> np.ndarray:
-    """Average four samples in each chosen pixel; they share the light that its surroundings were found to see."""
-    offsets = np.array(SAMPLES)
-    row, column = np.divmod(chosen, camera.width)
-    x, y = (column[:, None] + offsets[:, 0]).ravel(), (row[:, None] + offsets[:, 1]).ravel()
-    directions = camera.rays(x, y)
-    hits = _cast(base.instances, camera, directions)
-    fine = _Pass(scene, camera, base.light, base.instances, hits, directions)
-    sides = np.sign(offsets - 0.5).astype(int)
-    near = [np.clip(column[:, None] + shift * sides[:, 0], 0, camera.width - 1) for shift in (0, 1)]
-    over = [np.clip(row[:, None] + shift * sides[:, 1], 0, camera.height - 1) for shift in (0, 1)]
-    candidates = [(over[j] * camera.width + near[i]).ravel() for i, j in ((0, 0), (1, 0), (0, 1), (1, 1))]
-    radiance = fine.radiance(*fine.borrow_visibility(base, sun, sky, candidates, x, y))
-    return develop(radiance, scene.world).reshape(-1, len(SAMPLES), 3).mean(axis=1)
-
-
-class _Pass:
-    """The shading of n rays from the camera.
-
-    Attributes:
-        rows: indices of the rays that hit something; `seen`, `surface`, `points` belong to those.
-    """
-
-    def __init__(self, scene, camera, light, instances, hits, directions) -> None:
-        self.light, self.instances, self.directions = light, instances, directions
-        self.rows = np.flatnonzero(hits.owner >= 0)
-        self.seen = hits.take(self.rows)
-        self.surface, self.points = _surfaces(scene, camera, instances, self.seen, rows_of(directions, self.rows))
-
-    def cast_visibility(self, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Cast rays to the sun and the sky; x, y (n,) choose which."""
-        rows = self.rows
-        return visibility(self.light, self.instances, self.surface, self.points, self.seen.distance, x[rows], y[rows])
-
-    def borrow_visibility(self, base: _Pass, sun, sky, candidates, x, y):
-        """Take visibility from rays of another pass that hit the same surface close by, and cast it elsewhere."""
-        index = np.full(len(base.directions), -1)
-        index[base.rows] = np.arange(len(base.rows))
-        source = np.full(len(self.rows), -1)
-        for candidate in candidates:
-            open_ = np.flatnonzero(source < 0)
-            other = index.take(candidate.take(self.rows.take(open_)))
-            fits = (other >= 0) & self._alike(open_, base, other)
-            source[open_[fits]] = other[fits]
-        own_sun, own_sky = sun[source], sky[source]
-        alone = np.flatnonzero(source < 0)
-        if len(alone):
-            cast = visibility(
-                self.light,
-                self.instances,
-                self.surface.take(alone),
-                self.points[alone],
-                self.seen.distance[alone],
-                x[self.rows[alone]] * 2,
-                y[self.rows[alone]] * 2,
-            )
-            own_sun[alone], own_sky[alone] = cast
-        return own_sun, own_sky
-
-    def _alike(self, rows: np.ndarray, base: _Pass, other: np.ndarray) -> np.ndarray:
-        normal = rows_of(self.surface.normal, rows)
-        same = (self.seen.owner[rows] == base.seen.owner[other]) & (
-            dot(normal, rows_of(base.surface.normal, other)) > ALIKE
+    def _fixed_film(self, scene: Scene, camera: Camera) -> Film:
+        view, painted = self._fixed_view(scene, camera), _painted(scene, fixed=True)
+        key = (_fixed_parts(scene), tuple(painted.items()), camera)
+        return self._films.get(
+            key,
+            camera.width * camera.height,
+            lambda: Film.exposed(view.instances, painted, camera, view.directions, view.hits),
         )
-        away = np.abs(dot(rows_of(self.points, rows) - rows_of(base.points, other), normal))
-        return same & (away < NEAR + SLACK * self.seen.distance[rows])
 
-    def radiance(self, sun: np.ndarray, sky: np.ndarray) -> np.ndarray:
-        """Return the (n, 3) light along the rays."""
-        result = np.empty((len(self.directions), 3), np.float32)
-        empty = np.ones(len(result), bool)
-        empty[self.rows] = False
-        result[empty] = self.light.background(self.directions[empty])
-        if len(self.rows):
-            views = rows_of(self.directions, self.rows)
-            result[self.rows] = shade(self.light, self.surface, views, self.seen.distance, sun, sky)
-        return result
+    def _backdrop(self, scene: Scene, camera: Camera, stage: Stage) -> Backdrop:
+        view, film = self._fixed_view(scene, camera), self._fixed_film(scene, camera)
+        key = (_fixed_parts(scene), tuple(_painted(scene, fixed=True).items()), camera, scene.sun, scene.sky)
+        return self._backdrops.get(key, camera.width * camera.height, lambda: backdrop(stage, view.instances, film))
 
-
-def _filtered(sun: np.ndarray, sky: np.ndarray, base: _Pass, grid: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Average visibility over neighbours on the same surface; each 4 x 4 pixels cast different rays."""
-
-    def field(values: np.ndarray) -> np.ndarray:
-        whole = np.full((grid[0] * grid[1], *values.shape[1:]), -1, values.dtype)
-        whole[base.rows] = values
-        return whole.reshape(*grid, *values.shape[1:])
-
-    place, normal, owner = field(base.points), field(base.surface.normal), field(base.seen.owner)
-    bound = field(NEAR + SLACK * base.seen.distance)
-    values = field(np.stack([sun, sky], axis=1))
-    for axis in (0, 1):
-        values = _filter_axis(values, owner, place, normal, bound, axis)
-    smooth = values.reshape(-1, 2).take(base.rows, axis=0)
-    return smooth[:, 0], smooth[:, 1]
+    def _film(self, scene: Scene, camera: Camera) -> Film:
+        """Return the film of the whole scene: that of the fixed parts, with what movable objects cover replaced."""
+        key = (scene.number, scene.version, camera)
+        if key not in self._fronts:
+            view, behind = self.view(scene, camera), self._fixed_film(scene, camera)
+            rows = np.flatnonzero(view.hits.instance >= view.instances.fixed)
+            directions, hits = rows_of(view.directions, rows), view.hits.take(rows)
+            own = Film.exposed(view.instances, _painted(scene), camera, directions, hits)
+            self._fronts = {key: behind.replaced(rows, own, view.hits)}
+        return self._fronts[key]
 
 
-def _filter_axis(
-    values: np.ndarray, owner: np.ndarray, place: np.ndarray, normal: np.ndarray, bound: np.ndarray, axis: int
-) -> np.ndarray:
-    """Average with up to two neighbours on either side; weights 1, 1, 1/2 count every residue modulo 4 once."""
-    total, weight = values.copy(), np.ones(values.shape[:2], np.float32)
-    for step, share in ((1, 1.0), (2, 0.5)):
-        a, b = _shifted(step, axis)
-        away = np.abs(((place[b] - place[a]) * normal[a]) @ ONES)
-        alike = (normal[a] * normal[b]) @ ONES
-        same = (owner[a] == owner[b]) & (away < bound[a]) & (alike > ALIKE)
-        part = same.astype(np.float32) * np.float32(share)
-        total[a] += values[b] * part[..., None]
-        total[b] += values[a] * part[..., None]
-        weight[a] += part
-        weight[b] += part
-    return total / weight[..., None]
+def _fixed_parts(scene: Scene) -> Hashable:
+    """Return what the rays of all scenes with the same fixed parts have in common."""
+    parts = enumerate(scene.things.items())  # meshes are compared by identity, and a key holds on to them
+    fixed = [(number, name, thing.mesh) for number, (name, thing) in parts if thing.fixed and thing.visible]
+    return (scene.world.name, *fixed)
 
 
-def _shifted(step: int, axis: int) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
-    """Indices of pixels that have a neighbour `step` further along an axis, and of those neighbours."""
-    whole = slice(None)
-    a, b = slice(None, -step), slice(step, None)
-    return ((a, whole), (b, whole)) if axis == 0 else ((whole, a), (whole, b))
-
-
-def _edges(view: View, picture: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
-    """Pixels that differ from a neighbour in object, depth or brightness: at most a share of all, the strongest."""
-    height, width = grid
-    owner = view.hits.owner.reshape(grid)
-    inverse = (1 / np.minimum(view.hits.distance, np.float32(FAR))).reshape(grid)
-    luminance = (picture @ BRIGHTNESS).reshape(grid)
-    score = np.zeros(grid, np.float32)
-    for axis in (0, 1):
-        a, b = _shifted(1, axis)
-        step = np.abs(luminance[a] - luminance[b])
-        jump = np.abs(inverse[a] - inverse[b]) > 0.06 * np.maximum(inverse[a], inverse[b])
-        step = step + 0.5 * (owner[a] != owner[b]) + 0.02 * jump
-        score[a] = np.maximum(score[a], step)
-        score[b] = np.maximum(score[b], step)
-    flat, most = score.ravel(), int(REFINED * height * width)
-    least = np.partition(flat, -most)[-most] if most else np.inf
-    return np.flatnonzero(flat > max(least, LEAST_EDGE))
+def _painted(scene: Scene, fixed: bool = False) -> dict[str, str]:
+    """Return the textures of objects that do not wear their own; `fixed`: of the fixed parts alone."""
+    return {
+        name: thing.texture
+        for name, thing in scene.things.items()
+        if thing.texture != "Default" and (thing.fixed or not fixed)
+    }

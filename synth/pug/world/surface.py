@@ -36,6 +36,15 @@ class Surface:
         """Return some of the points."""
         return Surface(*(rows_of(getattr(self, field.name), rows) for field in dataclasses.fields(self)))
 
+    def replaced(self, rows: np.ndarray, other: Surface) -> Surface:
+        """Return these points with those in `rows` taken from another surface."""
+        fields = []
+        for field in dataclasses.fields(self):
+            values = getattr(self, field.name).copy()
+            values[rows] = getattr(other, field.name)
+            fields.append(values)
+        return Surface(*fields)
+
 
 def surfaces(
     instances: Instances,
@@ -142,10 +151,10 @@ def triplanar(
 
 def _own_colour(mesh: Mesh, levels: np.ndarray, footprint: np.ndarray) -> np.ndarray:
     """Choose between the smoothed colours (n, 3 levels) by the footprint (n,) cm of a pixel."""
-    fine = levels[:, :3]
+    fine, size = levels[:, :3], np.log2(np.maximum(footprint, np.float32(1e-6)))
     for level in range(1, len(mesh.footprints)):
         low, high = np.log2(mesh.footprints[level - 1 : level + 1])
-        share = np.clip((np.log2(np.maximum(footprint, np.float32(1e-6))) - low) / (high - low), 0, 1)[:, None]
+        share = np.clip((size - low) / (high - low), 0, 1)[:, None]
         fine = fine + (levels[:, 3 * level : 3 * level + 3] - fine) * share
     return fine
 

@@ -39,9 +39,10 @@ class Texture:
         level = np.rint(np.log2(np.maximum(footprint * np.float32(SIZE), 1)) + np.float32(BLUR)).astype(np.int64)
         level = np.minimum(level, len(self.starts) - 1)
         size = np.int64(SIZE) >> level
-        x, y = u * size - np.float32(0.5), v * size - np.float32(0.5)
+        edge = size.astype(np.float32)
+        x, y = (u - np.floor(u)) * edge - np.float32(0.5), (v - np.floor(v)) * edge - np.float32(0.5)
         x0, y0 = np.floor(x), np.floor(y)
-        fx, fy = (x - x0)[:, None].astype(np.float32), (y - y0)[:, None].astype(np.float32)
+        fx, fy = (x - x0)[:, None], (y - y0)[:, None]
         mask = size - 1
         left, top = x0.astype(np.int64) & mask, y0.astype(np.int64) & mask
         right, bottom = (left + 1) & mask, (top + 1) & mask
