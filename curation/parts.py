@@ -124,6 +124,8 @@ class Stage:
         noun: what is counted in the progress bar.
         cores: "one" thread for each unit; "all" cores for the only unit of a stage; "idle" ones too where there are
             fewer units than workers, for steps whose bits do not depend on the number of threads.
+        processes: whether its steps spend their time in the interpreter, so that local workers are processes in a run
+            that is long enough to be worth starting them.
         target: folder of the outputs when it is not NAME (the dataset's shards).
         count: number of units, where the units are left out to ship the stage to a worker.
     """
@@ -135,6 +137,7 @@ class Stage:
     revision: int = 1
     noun: str = "units"
     cores: Literal["one", "all", "idle"] = "one"
+    processes: bool = False
     target: str = ""
     count: int = 0
 

@@ -52,16 +52,16 @@ class Pack(Stages):
         listed = self.list_records()
         weights = [rows for _, rows in listed]
         units = [self.reading(unit, records) for unit, (records, _) in enumerate(listed)]
-        self.parallel("shards", shards.write_shard, units, [], "images", weights, target="dataset/data")
+        self.parallel("shards", shards.write_shard, units, [], "images", weights, target="dataset/data", processes=True)
         self.check_packed()
         packed = self.markers["shards"]
         units = [self.writing(unit, records, packed[unit]) for unit, (records, _) in enumerate(listed)]
-        self.parallel("texts", texts.write_texts, units, [], "images", weights, cores=self.cores)
+        self.parallel("texts", texts.write_texts, units, [], "images", weights, cores=self.cores, processes=True)
         units = [
             {**self.cutting(unit), "shard": packed[unit].sha256, "texts": written.sha256}
             for unit, written in enumerate(self.markers["texts"])
         ]
-        self.parallel("pairs", pairs.write_pairs, units, [], "images", weights, target="dataset/pairs")
+        self.parallel("pairs", pairs.write_pairs, units, [], "images", weights, target="dataset/pairs", processes=True)
         units = [
             {"unit": unit, "shard": marker.sha256, "records": listed[unit][0]} for unit, marker in enumerate(packed)
         ]

@@ -31,8 +31,11 @@ from curation import storage
 from curation.errors import UserError
 from curation.parts import Marker, Run, Stage, Unit, close_stage, digest, finished, run_unit
 from curation.sources.files import absolute
+from pipelines.children import run_in_child
 from pipelines.memory import PeakMemory
 from pipelines.progress import Progress
+
+PROCESSES_FROM = 500  # items: a process takes about two seconds to start, once for all stages
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +63,12 @@ class Engine:
     def at_once(self, units: int) -> int | None:
         """Return how many of a stage's units run at the same time; None where a remote engine decides."""
         return max(1, min(units, self._local_workers(units > 1))) if self.local else None
+
+    def processes(self, run: Run, stage: Stage, units: Sequence[Unit]) -> int:
+        """Return how many processes run the units of a stage; 0 where worker threads, or another runner, do."""
+        wanted = stage.processes and stage.cores == "one" and sum(unit.weight for unit in units) >= PROCESSES_FROM
+        shared = not run.url.startswith("memory://")  # which no other process sees
+        return self.threads if wanted and shared and not self.options and min(len(units), self.threads) > 1 else 0
 
     def native_threads(self, units: int) -> int:
         """Return how many native threads each unit may use, so that all of them together have no more than the cores.
@@ -120,24 +129,31 @@ class RunUnits(beam.PTransform):
         run: the run directory and sources.
         stage: whose step is called; its units are not shipped.
         threads: native threads one unit may use (BLAS, OpenMP, torch); 0 for every core of its machine.
+        processes: of this machine that run the units; 0: the worker itself does.
     """
 
-    def __init__(self, run: Run, stage: Stage, threads: int) -> None:
+    def __init__(self, run: Run, stage: Stage, threads: int, processes: int = 0) -> None:
         super().__init__(f"Run {stage.name}")
-        self.run_directory, self.stage, self.threads = run, stage, threads
+        self.run_directory, self.stage, self.threads, self.processes = run, stage, threads, processes
 
     def expand(self, units: beam.PCollection) -> beam.PCollection:
         """Apply to a PCollection of Unit."""
-        return units | beam.Reshuffle() | beam.ParDo(_RunUnit(self.run_directory, self.stage, self.threads))
+        return units | beam.Reshuffle() | beam.ParDo(
+            _RunUnit(self.run_directory, self.stage, self.threads, self.processes)
+        )
 
 
 class _RunUnit(beam.DoFn):
-    def __init__(self, run: Run, stage: Stage, threads: int) -> None:
-        self.run, self.stage, self.threads = run, stage, threads
+    def __init__(self, run: Run, stage: Stage, threads: int, processes: int) -> None:
+        self.run, self.stage, self.threads, self.processes = run, stage, threads, processes
 
     def process(self, unit: Unit) -> Iterator[str]:
-        limit_threads(self.threads or int(cpu_count()))
-        run_unit(self.run, self.stage, unit)
+        """Run one unit."""
+        if self.processes:
+            run_in_child(self.processes, self.run, self.stage, unit)
+        else:
+            limit_threads(self.threads or int(cpu_count()))
+            run_unit(self.run, self.stage, unit)
         yield self.stage.output(self.run, unit)
 
 
@@ -217,7 +233,7 @@ class Runner:
             options = self.engine.beam_options(len(missing) > 1, job_name(run, stage))
             pipeline = beam.Pipeline(options=options)
             units = pipeline | beam.Create(missing if combine is None else list(stage.units))
-            outputs = units | RunUnits(run, plan, threads)
+            outputs = units | RunUnits(run, plan, threads, self.engine.processes(run, stage, missing))
             if combine is not None:
                 merged = outputs | beam.CombineGlobally(combine[0])
                 merged | beam.ParDo(WriteCombined(run, combine[1]))

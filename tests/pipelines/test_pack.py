@@ -20,7 +20,7 @@ from curation.dense.steps import shards
 from curation.dense.steps.pairs import crop_at_load
 from curation.dense.steps.shards import read_picture
 from curation.sources import Source
-from pipelines import command
+from pipelines import command, units
 from pipelines.units import Runner
 
 ARABIC = "باب أبيض بمزلاج."
@@ -60,6 +60,19 @@ def packed(barns: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -
     """A run through Beam with two workers and units of two."""
     out = tmp_path_factory.mktemp("packed") / "run"
     return pack(barns, out, "--workers", "2", "--unit_rows", "2", beam=True)
+
+
+def test_worker_processes_write_the_same_bytes(
+    packed: pools.Run, barns: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    inner = units.run_in_child
+    monkeypatch.setattr(units, "PROCESSES_FROM", 1)
+    monkeypatch.setattr(units, "run_in_child", lambda *words: asked.append(words[2].name) or inner(*words))
+    there = pack(barns, tmp_path / "run", "--workers", "2", "--unit_rows", "2", beam=True)
+    assert set(asked) == {"shards", "texts", "pairs"}
+    names = ("dataset", "texts", "ledger", "dead-letter")
+    assert there.hashes(*names) == packed.hashes(*names)
 
 
 @pytest.fixture(scope="session")
