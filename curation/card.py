@@ -7,10 +7,9 @@ again keeps the user's sections, which stand between markers, and the user's key
 from __future__ import annotations
 
 import importlib.resources
-import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import jinja2
 import yaml
@@ -24,7 +23,8 @@ from curation.parts import Run
 GENERATED = ("pretty_name", "configs", "dataset_info", "size_categories")  # header keys that always follow the run
 TEMPLATE = "card.md.j2"
 MERGED = ("ledger", "embeddings")  # configs that are merged when they are published; the others are shards of the run
-SHEET_IMAGES, SHEET_COLUMNS, SHEET_SIDE = 32, 8, 128
+T = TypeVar("T")
+SHEET_IMAGES, SHEET_COLUMNS, SHEET_SIDE, SHEET_GROUPS = 32, 8, 128, 8
 SLOT = re.compile(r"<!-- yours: begin (\w+) -->\n(.*?)<!-- yours: end \1 -->", re.DOTALL)
 MEANINGS = {
     "id": "first 32 hex characters of the SHA-256 of the file",
@@ -237,7 +237,7 @@ def without_path(spec: str) -> str:
 
 
 def contact_sheet_of(urls: Sequence[str], limits: DecodeLimits) -> bytes | None:
-    """Return a JPEG of the first pictures of the shards; None when no picture of them can be decoded.
+    """Return a JPEG of pictures from all over the shards; None when none of those chosen can be decoded.
 
     Args:
         urls: of the shards, in order.
@@ -245,22 +245,34 @@ def contact_sheet_of(urls: Sequence[str], limits: DecodeLimits) -> bytes | None:
     """
     from curation.report.thumbnails import contact_sheet, shrink
 
-    pictures = (shrink(picture, SHEET_SIDE) for picture in _pictures(urls, limits))
-    chosen = list(itertools.islice(pictures, SHEET_IMAGES))
+    found = [shrink(picture, SHEET_SIDE) for picture in _pictures(urls, limits)]
+    chosen = _spread(found, SHEET_IMAGES)
     return contact_sheet(chosen, SHEET_COLUMNS, SHEET_SIDE) if chosen else None
 
 
 def _pictures(urls: Sequence[str], limits: DecodeLimits) -> Iterator[Any]:
+    """Yield about SHEET_IMAGES pictures, of a few row groups: each is read whole."""
     import pyarrow.parquet as pq
 
-    for url in urls:
+    shards = _spread(urls, SHEET_GROUPS)
+    for url in shards:
         with storage.open_read(url) as file:
-            for batch in pq.ParquetFile(file, pre_buffer=False).iter_batches(SHEET_COLUMNS, columns=["image"]):
-                for row in batch.column(0).to_pylist():
+            parquet = pq.ParquetFile(file, pre_buffer=False)
+            groups = _spread(range(parquet.num_row_groups), -(-SHEET_GROUPS // len(shards)))
+            for group in groups:
+                column = parquet.read_row_group(group, ["image"]).column("image")
+                share = -(-SHEET_IMAGES // (len(shards) * len(groups)))
+                for row in _spread(range(len(column)), share):
                     try:
-                        yield decode(row["bytes"] or b"", limits, SHEET_SIDE).image
+                        yield decode(column[row].as_py()["bytes"] or b"", limits, SHEET_SIDE).image
                     except DecodeError:
                         continue
+
+
+def _spread(items: Sequence[T], most: int) -> list[T]:
+    """Return at most `most` of the items, as far from one another as can be."""
+    count = min(most, len(items))
+    return [items[place * len(items) // count] for place in range(count)]
 
 
 def written_size(size: int) -> str:

@@ -141,7 +141,7 @@ def test_size_categories_have_their_bounds():
     ]
 
 
-def test_the_contact_sheet_shows_the_first_pictures_that_decode(tmp_path: Path):
+def test_the_contact_sheet_shows_the_pictures_that_decode(tmp_path: Path):
     colours = [(255, 0, 0), (0, 255, 0), (0, 0, 255)]
     rows = [{"id": "", "captions": [], "image": {"bytes": b"broken", "path": "x"}}]
     for colour in colours:
@@ -155,6 +155,26 @@ def test_the_contact_sheet_shows_the_first_pictures_that_decode(tmp_path: Path):
     assert np.abs(np.array(middle) - np.array(colours)).max() < 10
     pq.write_table(pa.Table.from_pylist(rows[:1], schema.arrow_schema(FEATURES["default"])), tmp_path / "b.parquet")
     assert contact_sheet_of([str(tmp_path / "b.parquet")], DecodeLimits()) is None
+
+
+def test_the_contact_sheet_shows_pictures_from_all_over_a_dataset(tmp_path: Path):
+    urls, shades = [], [np.full((8, 8, 3), 2 * shade, np.uint8) for shade in range(120)]
+    for shard in range(3):
+        rows = []
+        for pixels in shades[40 * shard : 40 * shard + 40]:
+            buffer = io.BytesIO()
+            Image.fromarray(pixels).save(buffer, "png")
+            rows.append({"id": "", "captions": [], "image": {"bytes": buffer.getvalue(), "path": "x"}})
+        urls.append(str(tmp_path / f"{shard}.parquet"))
+        table = pa.Table.from_pylist(rows, schema.arrow_schema(FEATURES["default"]))
+        pq.write_table(table, urls[-1], row_group_size=10)
+    sheet = np.asarray(Image.open(io.BytesIO(contact_sheet_of(urls, DecodeLimits()))).convert("L"), int)
+    cells = [row * (SHEET_SIDE + 4) + SHEET_SIDE // 2 for row in range(4)]
+    seen = [sheet[y, x] for y in cells for x in [c * (SHEET_SIDE + 4) + SHEET_SIDE // 2 for c in range(8)]]
+    assert seen == sorted(seen)
+    assert min(seen) < 10
+    assert max(seen) > 2 * 100
+    assert len(set(seen)) > 24
 
 
 def test_croissant_names_every_column_of_every_config_once():
