@@ -29,6 +29,7 @@ COMMANDS = {
     "pack": "pack images with mask-aligned descriptions into dense captions",
     "train": "train a model on the dataset of a run",
     "evaluate": "measure a model by protocols",
+    "results": "show the scores of several models side by side",
     "export": "write a trained model in the format of transformers",
     "unreal": "serve the embedded world to any UnrealCV client",
     "explain": "tell the story of one image of a run",
@@ -295,6 +296,20 @@ def _train(words: list[str]) -> int:
     return 0 if facts["finished"] else 130
 
 
+def _results(words: list[str]) -> int:
+    parser = argparse.ArgumentParser("granary results", description="Show the scores of several models side by side.")
+    what = "files of granary evaluate, folders with scores.json, or training directories"
+    parser.add_argument("scores", nargs="+", metavar="[NAME=]PATH", help=what)
+    parser.add_argument("--metric", action="append", default=[], help="knn, linear/accuracy*, ...; repeat for more")
+    parser.add_argument("--csv", help="CSV file to write, with every metric")
+    parser.add_argument("--plot", help="picture to write: .svg, .png or .pdf")
+    known = parser.parse_args(words)
+    from training.results import results
+
+    print(results(known.scores, known.metric, known.csv, known.plot))
+    return 0
+
+
 def _export(words: list[str]) -> int:
     parser = argparse.ArgumentParser("granary export", description="Write a trained model in transformers' format.")
     parser.add_argument("--model", required=True, help="a training directory, a checkpoint folder or hf:ID_OR_PATH")
@@ -343,6 +358,7 @@ HANDLERS: dict[str, Callable[[list[str]], int]] = {
     "explain": _explain,
     "train": _train,
     "evaluate": _evaluate,
+    "results": _results,
     "export": _export,
     "unreal": _unreal,
     "report": _report,

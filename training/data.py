@@ -7,7 +7,7 @@ a run that goes on at step k sees the samples that the undisturbed run would, wi
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -39,7 +39,7 @@ class Plan(NamedTuple):
     weights: Sequence[float]
     crops: Mapping[str, Crop]
     columns: Sequence[str] = ("image",)
-    classes: Sequence[str] = ()
+    classes: Collection[str] = ()
     batch: int = 64
     streams: int = 8
     window: int = 8192

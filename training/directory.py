@@ -1,4 +1,4 @@
-"""The training directory: recipe.yaml, run.json, metrics.csv, dead-letter.csv, checkpoints/."""
+"""The training directory: recipe.yaml, run.json, metrics.csv, dead-letter.csv, checkpoints/, files of the method."""
 
 from __future__ import annotations
 
@@ -42,6 +42,13 @@ def write_recipe(recipe: TrainRecipe) -> None:
     """Write recipe.yaml, every default filled in."""
     text = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
     storage.write_bytes(storage.join(recipe.out, "recipe.yaml"), text.encode())
+
+
+def write_files(out: str, files: Mapping[str, bytes]) -> None:
+    """Write what a method needs besides its weights, name -> content, where it is not there yet."""
+    for name, data in files.items():
+        if not storage.exists(storage.join(out, name)):
+            storage.write_bytes(storage.join(out, name), data)
 
 
 def _differences(

@@ -4,12 +4,14 @@ A protocol is a function `evaluate(model, data, *, option=default, ...) -> dict[
 given on the command line, metric -> value back; `METRIC.chance` is the level of a random scorer, other names with a
 dot and counts say what a value was measured on. The options it takes are its keyword arguments; those that
 `EvaluateRecipe` has as fields are passed to every protocol that names them, further ones come under `options`.
-A module's `NOTES` are printed below its scores.
+A module's `NOTES` are printed below its scores, and so are those of a protocol that returns
+`training.evaluation.scores.Scores`.
 """
 
 from __future__ import annotations
 
 import difflib
+import functools
 import importlib
 import inspect
 import json
@@ -26,6 +28,14 @@ from curation.recipe import Options
 PROTOCOLS = {
     "sdci": "training.evaluation.sdci:evaluate",
     "binary-choice": "training.evaluation.binary_choice:evaluate",
+    "zero-shot": "training.evaluation.zeroshot:evaluate",
+    "retrieval": "training.evaluation.retrieval:evaluate",
+    "knn": "training.evaluation.knn:evaluate",
+    "linear": "training.evaluation.linear:evaluate",
+    "few-shot": "training.evaluation.fewshot:evaluate",
+    "features": "training.evaluation.statistics:evaluate",
+    "factors": "training.evaluation.by_factor:evaluate",
+    "video-segmentation": "training.evaluation.segmentation:evaluate",
 }
 SHARED = ("split", "test_data", "device", "dtype", "batch", "limit", "seed")  # fields given to whom they concern
 
@@ -34,9 +44,12 @@ class EvaluateRecipe(Options, frozen=True):
     """Evaluate a model by one or more protocols on the dataset of a run."""
 
     protocols: list[str] = Field(min_length=1, description=f"what to measure: {', '.join(PROTOCOLS)}")
-    model: str = Field(min_length=1, description="a training directory, a folder saved by transformers, or a Hub id")
+    model: str = Field(
+        min_length=1,
+        description="a training directory, a checkpoint, hf:ID_OR_PATH; as baselines random:RECIPE.yaml and pixels",
+    )
     data: str = Field(min_length=1, description="a run, its dataset, or what the protocol reads; a path or URL")
-    split: str | None = Field(None, description="split to measure on; default: all")
+    split: str | None = Field(None, description="split to measure on; default: test for probes, else all")
     test_data: str | None = Field(None, description="another run to measure on, for protocols that also train")
     out: str | None = Field(None, description="JSON file to write: protocol -> metric -> value")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
@@ -66,7 +79,8 @@ def evaluate(recipe: EvaluateRecipe, say: Callable[[str], None] = print) -> dict
     """Run the protocols of a recipe, print their scores and write them to `out`.
 
     Returns:
-        protocol -> metric -> value, and "settings" -> the recipe.
+        protocol -> metric -> value, and "settings": the recipe, and under "used" for each protocol every option it
+        went by, defaults too, and what it decided.
 
     Raises:
         UserError: for an option that no protocol takes, or what a protocol finds wrong.
@@ -76,11 +90,20 @@ def evaluate(recipe: EvaluateRecipe, say: Callable[[str], None] = print) -> dict
     if unknown:
         known = sorted({key for name in recipe.protocols for key in taken(resolve(name))} - set(SHARED))
         raise UserError(f"options.{min(unknown)}: no such option; the options are {', '.join(known) or 'none'}")
+    from training.evaluation.features import shared_features
+
     results: dict[str, dict[str, Any]] = {}
-    for name, (function, arguments) in calls.items():
-        results[name] = call(function, recipe, arguments)
-        say(table(name, results[name], notes_of(name)))
-    results["settings"] = recipe.model_dump(mode="json")
+    used: dict[str, dict[str, Any]] = {}
+    told: set[str] = set()
+    with shared_features():
+        for name, (function, arguments) in calls.items():
+            results[name], options = call(function, recipe, arguments)
+            scores = results[name]
+            used[name] = {**options, **getattr(scores, "settings", {})}
+            notes = [*notes_of(name), *getattr(scores, "notes", ())]
+            say(table(name, scores, tuple(note for note in notes if note not in told)))
+            told.update(notes)
+    results["settings"] = {**recipe.model_dump(mode="json"), "used": used}
     if recipe.out:
         storage.write_bytes(recipe.out, (json.dumps(results, indent=2) + "\n").encode())
         say(f"written to {recipe.out}")
@@ -114,15 +137,28 @@ def arguments_of(name: str, recipe: EvaluateRecipe) -> dict[str, Any]:
     return {key: value for key, value in {**given, **recipe.options}.items() if key in options}
 
 
-def call(function: Callable[..., Any], recipe: EvaluateRecipe, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Call a protocol; an option's text becomes the number its annotation asks for, or a UserError."""
-    checked = pydantic.validate_call(function)
+def call(
+    function: Callable[..., Any], recipe: EvaluateRecipe, arguments: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Call a protocol; an option's text becomes what its annotation asks for, or a UserError.
+
+    Returns:
+        The scores, and the options as they were understood, defaults too.
+    """
+    options: dict[str, Any] = {}
+
+    @functools.wraps(function)
+    def noted(model: str, data: str, **understood: Any) -> dict[str, Any]:
+        options.update(understood)
+        return function(model, data, **understood)
+
     try:
-        return checked(recipe.model, recipe.data, **arguments)
+        scores = pydantic.validate_call(noted)(recipe.model, recipe.data, **arguments)
     except pydantic.ValidationError as error:
         problem = error.errors()[0]
         key = ".".join(str(word) for word in problem["loc"])
         raise UserError(f"options.{key}: {problem['input']!r} is not right: {problem['msg'].lower()}") from None
+    return scores, options
 
 
 def table(name: str, scores: Mapping[str, Any], notes: tuple[str, ...] = ()) -> str:

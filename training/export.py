@@ -15,6 +15,8 @@ from training.vit import ViTConfig
 def export(model: str, out: str) -> str:
     """Write the model that PATH names into a local folder that `AutoModel.from_pretrained` reads.
 
+    Of an image-text model both encoders and the tokenizer are written.
+
     Args:
         model: a training directory, a checkpoint folder or hf:ID_OR_PATH.
         out: a local folder; it must be empty or new.
@@ -27,14 +29,26 @@ def export(model: str, out: str) -> str:
     """
     if not storage.is_local(out) or (os.path.isdir(out) and os.listdir(out)):
         raise UserError(f"out: {out} is not right: give a new or empty local folder")
-    from training.weights import to_transformers
-
-    source = load_model(model)
-    theirs = to_transformers(source)
+    theirs, config = _converted(model, out)
     theirs.save_pretrained(out)
-    text = json.dumps(_preprocessing(source.config), indent=2)
+    text = json.dumps(_preprocessing(config), indent=2)
     storage.write_bytes(storage.join(out, "preprocessor_config.json"), text.encode())
     return type(theirs).__name__
+
+
+def _converted(model: str, out: str) -> tuple[Any, ViTConfig]:
+    """Return the model of transformers and the architecture of its image encoder; a tokenizer goes to `out`."""
+    from training import clip_weights
+    from training.weights import to_transformers
+
+    folder = None if model.startswith("hf:") else clip_weights.checkpoint_folder(model)
+    if folder is None or not clip_weights.is_clip(folder):
+        source = load_model(model)
+        return to_transformers(source), source.config
+    both = clip_weights.load_clip(folder)
+    theirs = clip_weights.to_transformers(both)
+    clip_weights.transformers_tokenizer(both).save_pretrained(out)
+    return theirs, both.config
 
 
 def _preprocessing(config: ViTConfig) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from training.methods import Moment, load_method
 from training.probe import OnlineProbe
 from training.recipe import TrainRecipe
 from training.schedules import cosine, warmed_cosine
-from training.setup import open_plan, prepare_models
+from training.setup import build_method, open_plan, prepare_models
 from training.signals import stop_signals
 from training.state import encoder_weights, gather_state, restore_state
 
@@ -70,13 +70,14 @@ class Training:
         self.steps = recipe.total_steps(sum(dataset.count for dataset in self.plan.datasets))
         self.probe = OnlineProbe(recipe) if recipe.probe.every else None
         torch.manual_seed(recipe.seed)
-        self.method = kind(recipe.config(), kind.Options.model_validate(recipe.options), self.plan.classes)
+        self.method = build_method(recipe, self.plan)
         self.plan = self.plan._replace(crops=self.method.views())
         prepare_models(recipe, self.method)
         directory.check(recipe)
         fabric.barrier()
         if fabric.is_global_zero:
             directory.write_recipe(recipe)
+            directory.write_files(recipe.out, getattr(self.method, "files", {}))
         self.module = fabric.setup_module(self.method)
         self.groups = self.method.parameter_groups()
         known = [{"params": group["params"]} for group in self.groups]
@@ -157,7 +158,7 @@ class Training:
         last = options.weight_decay if options.final_weight_decay is None else options.final_weight_decay
         decay = cosine(options.weight_decay, last, progress)
         for settings, group in zip(self.optimiser.param_groups, self.groups, strict=True):
-            settings["lr"] = rate * group.get("lr_scale", 1.0)
+            settings["lr"] = rate * group.get("lr_scale", 1.0) * (step >= group.get("start", 0))
             settings["weight_decay"] = decay if group["decay"] else 0.0
         if options.clip:
             self.last |= clip(self.groups, options.clip)

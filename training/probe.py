@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from curation.errors import UserError
 from training import shards
-from training.augment import normalised, to_unit
 from training.crops import Crop
 from training.data import Parts, Plan
+from training.evaluation.features import encode
+from training.evaluation.heads import ridge_heads
+from training.evaluation.knn import TEMPERATURE, votes
 from training.recipe import TrainRecipe
 from training.vit import VisionTransformer
 
-TEMPERATURE = 0.07  # of DINO's kNN
 RIDGE = 0.01  # penalty, as a multiple of the number of samples, on standardised features
 
 
@@ -63,29 +63,16 @@ def _labelled(
     return part["image"][known][:, 0], part["label"][known]
 
 
-@torch.inference_mode()
 def features(model: VisionTransformer, pixels: Tensor, device: torch.device, batch: int = 256) -> Tensor:
     """Return (n, D) float32 on the CPU: class tokens, or mean patches, of pictures (n, side, side, 3) uint8."""
-    config, found = model.config, []
-    for start in range(0, len(pixels), batch):
-        part = normalised(to_unit(pixels[start : start + batch].to(device)), config.mean, config.deviation)
-        found.append(model(part).cls.float().cpu())
-    return torch.cat(found)
+    return torch.cat([encode(model, part, device)[0][:, -1] for part in pixels.split(batch)])
 
 
 def knn(train: Tensor, labels: Tensor, test: Tensor, classes: int, k: int) -> Tensor:
     """Return the classes (m,) by a vote of the k nearest in cosine, weighted by exp(cosine / 0.07)."""
-    similarity = F.normalize(test, dim=1) @ F.normalize(train, dim=1).T
-    nearest = similarity.topk(min(k, len(train)), dim=1)
-    votes = F.one_hot(labels[nearest.indices], classes) * (nearest.values / TEMPERATURE).exp()[..., None]
-    return votes.sum(dim=1).argmax(dim=1)
+    return votes(train, labels, test, classes, [k], TEMPERATURE)[k]
 
 
 def ridge(train: Tensor, labels: Tensor, test: Tensor, classes: int) -> Tensor:
     """Return the classes (m,) by ridge regression to one-hot labels, in closed form, on standardised features."""
-    mean, deviation = train.mean(dim=0), train.std(dim=0).clamp(min=1e-6)
-    x, z = ((part - mean).double() / deviation for part in (train, test))
-    y = F.one_hot(labels, classes).double()
-    gram = x.T @ x + RIDGE * len(x) * torch.eye(x.shape[1], dtype=torch.float64)
-    weights = torch.linalg.solve(gram, x.T @ (y - y.mean(dim=0)))
-    return (z @ weights + y.mean(dim=0)).argmax(dim=1)
+    return ridge_heads(train, labels, classes, [RIDGE])[0].predict(test)

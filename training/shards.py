@@ -148,12 +148,19 @@ def read_group(group: Group, columns: Sequence[str]) -> pa.RecordBatch:
 
 def class_names(datasets: Sequence[Dataset], column: str = "label") -> list[str]:
     """Return the sorted labels that occur; "", "-1" and null are no label."""
-    seen: set[str] = set()
-    for dataset in datasets:
+    return list(class_shares(datasets, [1.0] * len(datasets), column))
+
+
+def class_shares(datasets: Sequence[Dataset], weights: Sequence[float], column: str = "label") -> dict[str, float]:
+    """Return the sorted labels that occur, each with its share of the samples of a mixture; no label is no key."""
+    shares: dict[str, float] = {}
+    for dataset, weight in zip(datasets, weights, strict=True):
         for group in dataset.groups:
-            values = read_group(group, [column])[column].cast(pa.string()).unique().to_pylist()
-            seen.update(value for value in values if value is not None and value not in UNLABELLED)
-    return sorted(seen, key=_natural)
+            for entry in read_group(group, [column])[column].cast(pa.string()).value_counts().to_pylist():
+                label, share = entry["values"], entry["counts"] / dataset.count * weight / sum(weights)
+                if label is not None and label not in UNLABELLED:
+                    shares[label] = shares.get(label, 0.0) + share
+    return {label: shares[label] for label in sorted(shares, key=_natural)}
 
 
 def _natural(label: str) -> tuple[int, int, str]:

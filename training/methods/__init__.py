@@ -6,7 +6,8 @@ A method is a `torch.nn.Module` that holds everything it trains (student, teache
     MODEL           the architecture it wants where the recipe says nothing, for example {"class_token": False}
     columns         columns of the shards it needs: ("image",), with "label" or "captions" where it reads them
     evaluated       name of the submodule that is the model to use: a `VisionTransformer`, written into checkpoints
-    __init__(config: ViTConfig, options: Options, classes: Sequence[str])
+    __init__(config: ViTConfig, options: Options, classes: Mapping[str, float])
+                                                 classes: label -> its share of the samples, where it reads labels
     views() -> {name: Crop}                      what the workers cut from a picture
     forward(batch, moment) -> {"loss": scalar, ...}
                                                  batch: what `training.data.Parts` gives, on the device: NAME (B, count,
@@ -15,6 +16,12 @@ A method is a `torch.nn.Module` that holds everything it trains (student, teache
                                                  probabilities, detached, are watched by the collapse alarm.
     after_step(moment)                           after the optimiser's step: the teacher's average, a clamp, or nothing
     parameter_groups() -> list of dict           usually `standard_groups(self)`
+
+Two more are for a method that must know more of the data than its labels, as image-text models their tokenizer:
+
+    learn(options, datasets, out) -> Any         class method: read it, before anything is written; given to __init__ in
+                                                 the place of classes
+    files -> {name: bytes}                       what is kept of it in the training directory, for `learn` to find again
 
 There are no other hooks: the loop does the optimiser, schedules, precision, processes, checkpoints, logs, alarm and
 probe for all methods; a loss is a pure function in the method's file, tested against an independent reference.
@@ -38,6 +45,10 @@ if TYPE_CHECKING:  # the recipe is read, and --help printed, without torch
 
 METHODS = {  # name in a recipe -> module:class
     "ijepa": "training.methods.ijepa:IJEPA",
+    "clip": "training.methods.clip:CLIP",
+    "siglip": "training.methods.clip:SigLIP",
+    "dinov2": "training.methods.dinov2:DINOv2",
+    "supervised": "training.methods.supervised:Supervised",
 }
 
 
@@ -70,8 +81,8 @@ def load_method(name: str) -> Any:
 def standard_groups(module: nn.Module) -> list[dict[str, Any]]:
     """Return the trained parameters in two groups, with weight decay and (biases, norms, scales) without.
 
-    A group may also have `lr_scale`, a factor of the learning rate, and `clip`, a name: gradients of groups of one name
-    are clipped together.
+    A group may also have `lr_scale`, a factor of the learning rate, `start`, the first step that changes it, and
+    `clip`, a name: gradients of groups of one name are clipped together.
     """
     named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
     plain: list[Tensor] = [p for name, p in named if p.ndim < 2 or name.endswith(".bias")]

@@ -1,0 +1,212 @@
+"""Frozen features of a dataset: what every probe of a model starts from.
+
+Shapes: n pictures, L layers, D width.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+
+from curation import storage
+from curation.encoders.inference import torch_device
+from curation.errors import UserError
+from training import shards
+from training.augment import normalised, to_unit
+from training.crops import Crop
+from training.data import Dead, Part, in_order
+from training.evaluation.clip_model import DTYPES
+from training.evaluation.subjects import Subject, load_subject
+
+LAYERS = 4  # kept where there is room: they cost no more time than one
+ROOM = 2 << 30  # bytes of features kept beyond what was asked for
+MANY = 4096  # pictures that are worth starting processes for
+BATCH = 256
+
+
+@dataclass(frozen=True)
+class Features:
+    """Features of n pictures.
+
+    cls: (n, L, D) float32, class tokens after the last L blocks, or mean patches where there is no class token; mean:
+    (n, D), mean patch after the last block, None where cls is that; labels: (n,) int64, -1 for none; ids: n names;
+    dead: what could not be decoded, as (uri, error, message).
+    """
+
+    cls: Tensor
+    mean: Tensor | None
+    labels: Tensor
+    ids: list[str]
+    dead: list[Dead]
+
+    @property
+    def last(self) -> Tensor:
+        """(n, D): those of the last block."""
+        return self.cls[:, -1]
+
+    def rows(self, chosen: Tensor) -> Features:
+        """Return the features of some pictures; chosen: (n,) bool."""
+        mean = None if self.mean is None else self.mean[chosen]
+        ids = [name for name, kept in zip(self.ids, chosen.tolist(), strict=True) if kept]
+        return Features(self.cls[chosen], mean, self.labels[chosen], ids, self.dead)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """How features are computed: the arguments that all protocols share.
+
+    model: of `load_subject`; device, dtype: where and in which numbers; batch: pictures at once; limit: pictures of
+    each dataset at most; seed: of random weights and random crops.
+    """
+
+    model: str
+    device: str = "auto"
+    dtype: str = "float32"
+    batch: int = BATCH
+    limit: int | None = None
+    seed: int = 0
+
+
+_kept: ContextVar[dict[Any, tuple[int, Features]] | None] = ContextVar("features", default=None)
+
+
+@contextlib.contextmanager
+def shared_features() -> Iterator[None]:
+    """Compute the features of a dataset once for all protocols inside of the block."""
+    token = _kept.set({})
+    try:
+        yield
+    finally:
+        _kept.reset(token)
+
+
+def features_of(
+    how: Measured, dataset: shards.Dataset, split: str | None, classes: Sequence[str] = (), layers: int = 1
+) -> Features:
+    """Return the features of a dataset's pictures, in its order; from memory inside of `shared_features`.
+
+    Args:
+        how: see `Measured`.
+        dataset, split: the opened dataset, and the split it was opened for.
+        classes: names of the labels; none leaves all labels at -1.
+        layers: the last so many blocks, fewer where the model has fewer.
+    """
+    kept, key = _kept.get(), (how, dataset.path, split, dataset.count, tuple(classes))
+    asked, found = (kept or {}).get(key, (0, None))
+    if found is None or asked < layers:
+        subject = load(how)
+        roomy = 4 * min(dataset.count, how.limit or dataset.count) * subject.config.width * LAYERS <= ROOM
+        asked = max(layers, LAYERS) if kept is not None and roomy else layers
+        found = extract(subject, dataset, how, classes, asked)
+        if kept is not None:
+            kept[key] = asked, found
+    return dataclasses.replace(found, cls=found.cls[:, -layers:])
+
+
+def load(how: Measured) -> Subject:
+    """Return the model to measure on its device. Raises UserError."""
+    if how.dtype not in DTYPES:
+        raise UserError(f"dtype: {how.dtype!r} is not right; the types are {', '.join(sorted(DTYPES))}")
+    return load_subject(how.model, torch_device(how.device), how.seed)
+
+
+def extract(
+    subject: Subject, dataset: shards.Dataset, how: Measured, classes: Sequence[str] = (), layers: int = 1
+) -> Features:
+    """Run a model over a dataset: short edge to the model's side, the middle cut out, no augmentation."""
+    config, found, labels, ids, dead = subject.config, [], [], [], []
+    crop, device = Crop(1, config.side, centre=True), torch_device(how.device)
+    for part in pieces(dataset, crop, ("image", "label") if classes else ("image",), classes, how):
+        dead += part["dead"]
+        ids += part["id"]
+        if part["id"]:
+            labels.append(part.get("label", torch.full((len(part["id"]),), -1)))
+            found += [encode(subject, x, device, layers, how.dtype) for x in part["image"][:, 0].split(how.batch)]
+    if not found:
+        raise UserError(f"data: none of the {len(dead):,} pictures of {dataset.path} can be decoded: {dead[0][2]}")
+    mean = torch.cat([mean for _, mean in found]) if config.class_token else None
+    return Features(torch.cat([cls for cls, _ in found]), mean, torch.cat(labels), ids, dead)
+
+
+@torch.inference_mode()
+def encode(
+    subject: Subject, pixels: Tensor, device: torch.device, layers: int = 1, dtype: str = "float32"
+) -> tuple[Tensor, Tensor]:
+    """Return the features of pictures.
+
+    Args:
+        subject: in evaluation mode.
+        pixels: (B, side, side, 3) uint8.
+        device: where the model is.
+        layers: the last so many blocks.
+        dtype: float32, or what autocast computes in.
+
+    Returns:
+        cls (B, L, D) and the mean patch of the last block (B, D), float32 on the CPU.
+    """
+    config = subject.config
+    x = normalised(to_unit(pixels.to(device, non_blocking=True)), config.mean, config.deviation)
+    wanted = range(max(0, config.depth - layers), config.depth)
+    with torch.autocast(device.type, DTYPES[dtype], enabled=dtype != "float32"):
+        # a sharded model gathers its weights when it is called, not when one of its functions is
+        outputs = [subject(x)] if layers == 1 else subject.intermediate(x, wanted)
+    cls = torch.stack([tokens.cls.float() for tokens in outputs], dim=1)
+    return cls.cpu(), outputs[-1].patches.float().mean(dim=1).cpu()
+
+
+class _Pieces(TorchDataset[Part]):
+    """The row groups of a dataset, decoded: a map-style dataset, for worker processes."""
+
+    def __init__(
+        self, dataset: shards.Dataset, crop: Crop, columns: Sequence[str], classes: Sequence[str], how: Measured
+    ) -> None:
+        self.dataset, self.arguments, self.seed = dataset, (crop, columns, classes), how.seed
+        left = dataset.count if how.limit is None else how.limit
+        self.parts: list[tuple[shards.Group, int]] = []
+        for group in dataset.groups:
+            if left > 0:
+                self.parts.append((group, min(group.rows, left)))
+                left -= group.rows
+
+    def __len__(self) -> int:
+        return len(self.parts)
+
+    def __getitem__(self, number: int) -> Part:
+        group, rows = self.parts[number]
+        alone = dataclasses.replace(self.dataset, groups=[group])
+        return next(in_order(alone, *self.arguments, batch=rows, limit=rows, seed=self.seed))
+
+
+def pieces(
+    dataset: shards.Dataset, crop: Crop, columns: Sequence[str], classes: Sequence[str], how: Measured
+) -> Iterator[Part]:
+    """Yield the decoded row groups of a dataset in order; large datasets are decoded by worker processes."""
+    workers = min(8, os.cpu_count() or 1) if min(dataset.count, how.limit or dataset.count) >= MANY else 0
+    context = ("fork" if storage.is_local(dataset.path) else "forkserver") if workers else None
+    source = _Pieces(dataset, crop, columns, classes, how)
+    yield from DataLoader(source, batch_size=None, num_workers=workers, multiprocessing_context=context)
+
+
+def dead_letters(part: Features) -> list[dict[str, str]]:
+    """Return what could not be decoded as rows: uri, stage, error, message."""
+    return [{"uri": uri, "stage": "decode", "error": error, "message": text} for uri, error, text in part.dead]
+
+
+def distinct(ids: list[str]) -> list[str]:
+    """Return ids made distinct, the second of equal ones with a number."""
+    seen: dict[str, int] = {}
+    found = []
+    for name in ids:
+        seen[name] = seen.get(name, -1) + 1
+        found.append(f"{name}/{seen[name]}" if seen[name] else name)
+    return found

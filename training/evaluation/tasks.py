@@ -1,0 +1,145 @@
+"""Labelled pictures to learn from and others to be tested on: which they are, and what was left out of them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from curation.errors import UserError
+from training import shards
+from training.evaluation.features import Features, Measured, dead_letters, features_of
+from training.evaluation.subjects import resolved
+
+
+@dataclass(frozen=True)
+class Task:
+    """Labelled pictures to learn from and others to be tested on; every label is known and among `classes`.
+
+    shared: whether some pictures are in both; notes, settings: as in `Scores`; counts: as details of a metric.
+    """
+
+    train: Features
+    test: Features
+    classes: list[str]
+    shared: bool
+    notes: list[str]
+    settings: dict[str, Any]
+
+    def counts(self, name: str = "accuracy") -> dict[str, float | None]:
+        """Return the chance level and the numbers of pictures as details of a metric."""
+        found = {"chance": 1 / len(self.classes), "classes": len(self.classes)}
+        found |= {"train": len(self.train.ids), "test": len(self.test.ids)}
+        found |= {key: value for key, value in self.settings["left_out"].items() if value}
+        return {f"{name}.{key}": value for key, value in found.items()}
+
+
+def train_and_test(
+    how: Measured,
+    data: str,
+    split: str | None = None,
+    test_data: str | None = None,
+    holdout: float = 0.1,
+    layers: int = 1,
+    why: str = "a probe",
+) -> Task:
+    """Return the features of training and test pictures.
+
+    Args:
+        how: see `Measured`.
+        data: a run; its split "train" teaches. Without a column `split`, ids are drawn by hash.
+        split: of the test pictures, "test" by default.
+        test_data: another run to test on; without columns `split` both are used whole.
+        holdout: share of the ids that is test, where it is drawn.
+        layers: last blocks.
+        why: who needs labels, for messages.
+
+    Raises:
+        UserError: no label column, no labels, one class, an empty split, a model that cannot be read.
+    """
+    opened = list(_opened(data, split, test_data, holdout, why))
+    classes = shards.class_names([dataset for dataset, _ in opened])
+    if len(classes) < 2:
+        said = f"have one class, {classes[0]!r}" if classes else "are all missing"
+        raise UserError(f"data: the labels of {data} {said}; {why} needs two classes or more")
+    found = [features_of(how, dataset, part, classes, layers) for dataset, part in opened]
+    train, test = (
+        labelled(features, f"{dataset.path}, split {part}" if part else dataset.path)
+        for features, (dataset, part) in zip(found, opened, strict=True)
+    )
+    both = zip(("train", "test"), found, strict=True)
+    left_out = {f"{name}_{what}": count for name, part in both for what, count in _lost(part)}
+    settings: dict[str, Any] = {
+        "model": resolved(how.model),
+        "train": {"data": opened[0][0].path, "split": opened[0][1]},
+        "test": {"data": opened[1][0].path, "split": opened[1][1]},
+        "left_out": left_out,
+        "dead": [row for part in found for row in dead_letters(part)],
+    }
+    drawn = [dataset for dataset, part in opened if part and "split" not in dataset.columns]
+    if drawn:
+        settings["drawn_by_hash"] = holdout
+    notes = list(_notes(train, test, classes, bool(drawn), holdout))
+    return Task(train, test, classes, not set(train.ids).isdisjoint(test.ids), notes, settings)
+
+
+def _opened(
+    data: str, split: str | None, test_data: str | None, holdout: float, why: str
+) -> Iterator[tuple[shards.Dataset, str | None]]:
+    """Yield training and test dataset and the split each was opened for."""
+    needs = ("image", "label")
+    whole = shards.open_dataset(data, needs, why=why)
+    train = "train" if test_data is None or "split" in whole.columns else None
+    yield shards.open_dataset(data, needs, train, holdout, why), train
+    if test_data is not None:
+        whole = shards.open_dataset(test_data, needs, why=why)
+        split = split or ("test" if "split" in whole.columns else None)
+    else:
+        split = split or "test"
+    yield shards.open_dataset(test_data or data, needs, split, holdout, why), split
+
+
+def labelled(features: Features, where: str) -> Features:
+    """Return the pictures with a label; none is a UserError."""
+    known = features.labels >= 0
+    if not known.any():
+        raise UserError(f"data: no picture of {where} has a label")
+    return features if known.all() else features.rows(known)
+
+
+def _lost(part: Features) -> Iterator[tuple[str, int]]:
+    yield "unlabelled", int((part.labels < 0).sum())
+    yield "unreadable", len(part.dead)
+
+
+def _notes(train: Features, test: Features, classes: Sequence[str], drawn: bool, holdout: float) -> Iterator[str]:
+    if drawn:
+        yield f"the shards have no column split: {holdout:.0%} of the ids, drawn by hash, are the test pictures"
+    taught, asked = set(train.labels.tolist()), set(test.labels.tolist())
+    unseen = [classes[number] for number in sorted(asked - taught)]
+    if unseen:
+        yield f"{len(unseen)} classes of the test pictures have no training picture, for example {unseen[0]!r}"
+
+
+def without_test(task: Task, why: str) -> Task:
+    """Return a task whose training pictures are none of the test pictures, and say how many were left out."""
+    if not task.shared:
+        return task
+    asked = set(task.test.ids)
+    apart = torch.tensor([name not in asked for name in task.train.ids])
+    if not apart.any():
+        raise UserError(f"split: training and test pictures are the same; {why} needs others to learn from")
+    count = int((~apart).sum())
+    note = f"{count:,} training pictures are test pictures too and were left out of training"
+    settings = {**task.settings, "left_out": {**task.settings["left_out"], "train_in_test": count}}
+    return dataclasses.replace(
+        task, train=task.train.rows(apart), shared=False, notes=[*task.notes, note], settings=settings
+    )
+
+
+def number_of(task: Task) -> Mapping[str, int]:
+    """Return a number for every id of a task, equal for equal ids."""
+    return {name: number for number, name in enumerate(dict.fromkeys([*task.train.ids, *task.test.ids]))}

@@ -1,0 +1,127 @@
+"""The losses of CLIP (arXiv 2103.00020) and SigLIP (arXiv 2303.15343), on one process or several.
+
+Shapes: N pairs of a batch over all processes, n of them on this one, D dimensions of the shared space. u_i is the image
+and v_j the text, rows of unit length; S = U V^T has images as rows. The mean over processes of what a loss returns, and
+of its gradients, is that of the whole batch on one.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+
+class Pairs(NamedTuple):
+    """The pairs of a batch over all processes.
+
+    images, texts: (N, D) rows of unit length, with gradients to the processes that made them; keys: (N,) int64, 0 for a
+    sample without a caption, equal where captions are; first, size: the rows that are this process' own.
+    """
+
+    images: Tensor
+    texts: Tensor
+    keys: Tensor
+    first: int
+    size: int
+
+    def distinct(self) -> Pairs:
+        """Return the pairs with every caption its own."""
+        numbers = torch.arange(1, len(self.keys) + 1, device=self.keys.device)
+        return self._replace(keys=torch.where(self.keys == 0, 0, numbers))
+
+    @property
+    def own(self) -> Tensor:
+        """(n,) the rows of this process."""
+        return torch.arange(self.first, self.first + self.size, device=self.keys.device)
+
+    def hidden(self, columns: Tensor) -> Tensor:
+        """(n, columns) bool: neither a positive nor a negative: no caption, or the same one as the row's own."""
+        keys, own = self.keys[columns][None], self.keys[self.own][:, None]
+        return ((keys == 0) | (keys == own)) & (columns[None] != self.own[:, None])
+
+    def mean(self, terms: Tensor) -> Tensor:
+        """Return the sum of (n,) terms of the own rows that have a caption, over this process' share of all that do."""
+        known = self.keys != 0
+        share = known.sum().clamp(min=1) * (self.size / len(self.keys))
+        return torch.where(known[self.own], terms, 0).sum() / share
+
+
+class _Gathered(torch.autograd.Function):
+    """Rows (n, ...) of all processes, (N, ...): the gradient of a process' rows is the sum over all processes."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        ctx.count = len(rows)
+        parts = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, rows.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        gradient = gradients[0].clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(gradient)
+        start = dist.get_rank() * ctx.count
+        return gradient[start : start + ctx.count]
+
+
+def gathered_pairs(images: Tensor, texts: Tensor, keys: Tensor | None = None) -> Pairs:
+    """Bring features (n, D) of this process to unit length, in float32 or above, and gather those of all processes.
+
+    keys: (n,) as in `Pairs`; by default every caption is its own.
+    """
+    count = len(images)
+    wide = torch.promote_types(images.dtype, torch.float32)
+    images, texts = (F.normalize(rows.to(wide), dim=1) for rows in (images, texts))
+    made = torch.ones(count, dtype=torch.int64, device=images.device) if keys is None else keys
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        images, texts, made = (_Gathered.apply(rows) for rows in (images, texts, made))
+    pairs = Pairs(images, texts, made, count * (dist.get_rank() if len(images) > count else 0), count)
+    return pairs.distinct() if keys is None else pairs
+
+
+def contrastive_loss(pairs: Pairs, scale: Tensor) -> Tensor:
+    """Return (CE(L, arange N) + CE(L^T, arange N)) / 2 of the logits L = exp(alpha) S (arXiv 2103.00020, figure 3).
+
+    Hidden columns take no part in a row's softmax. scale: alpha, (1,). On several processes: this one's rows of L and
+    of L^T.
+    """
+    own, everyone = pairs.own, torch.arange(len(pairs.keys), device=pairs.keys.device)
+    hidden = pairs.hidden(everyone)
+    terms = []
+    with torch.autocast(pairs.images.device.type, enabled=False):
+        for rows, columns in ((pairs.images, pairs.texts), (pairs.texts, pairs.images)):
+            logits = scale.exp() * (rows[own] @ columns.T)  # (n, N)
+            terms.append(F.cross_entropy(logits.masked_fill(hidden, -math.inf), own, reduction="none"))
+    return pairs.mean(terms[0] + terms[1]) / 2
+
+
+def sigmoid_loss(pairs: Pairs, scale: Tensor, bias: Tensor, chunk: int | None = None) -> Tensor:
+    """Return -(1 / N) sum_ij log sigmoid(y_ij L_ij), L = exp(t') S + b, y_ij = 1 if i = j, else -1 (2303.15343, eq. 2).
+
+    Args:
+        pairs: this process' rows are summed, over all columns but hidden ones.
+        scale, bias: t' and b, (1,) each.
+        chunk: columns at once; their logits are computed again in the backward pass and never all in memory.
+    """
+    everyone = torch.arange(len(pairs.keys), device=pairs.keys.device)
+    if chunk is None:
+        return pairs.mean(_sigmoid_terms(pairs, scale, bias, everyone))
+    parts = [
+        checkpoint(_sigmoid_terms, pairs, scale, bias, columns, use_reentrant=False, preserve_rng_state=False)
+        for columns in everyone.split(chunk)
+    ]
+    return pairs.mean(torch.stack(parts).sum(dim=0))
+
+
+def _sigmoid_terms(pairs: Pairs, scale: Tensor, bias: Tensor, columns: Tensor) -> Tensor:
+    """Return (n,): -sum_j log sigmoid(y_ij L_ij) of some columns."""
+    with torch.autocast(pairs.images.device.type, enabled=False):
+        logits = scale.exp() * (pairs.images[pairs.own] @ pairs.texts[columns].T) + bias  # (n, columns)
+        sign = torch.where(columns[None] == pairs.own[:, None], -1, 1)
+        return F.softplus(sign * logits).masked_fill(pairs.hidden(columns), 0).sum(dim=1)

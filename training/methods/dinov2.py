@@ -1,0 +1,287 @@
+"""DINOv2: self-distillation of pictures (DINO) and of masked patches (iBOT) (Oquab et al. 2023, arXiv 2304.07193).
+
+With a `teacher` it distils: a frozen larger model gives the targets, and the student's average is the model to use.
+Shapes: B pictures, L local views, N patches of a global view, M masked patches of a batch, D width, K prototypes.
+Views are stacked view-major: row v * B + b is view v of picture b.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Collection, Iterator
+from dataclasses import replace
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import weight_norm
+
+from curation.errors import UserError
+from curation.recipe import Options
+from training.augment import Photometric, normalised, photometric, to_unit
+from training.block_masks import draw_block_masks
+from training.crops import Crop
+from training.methods import Moment
+from training.methods.dino_losses import Centre, dino_losses, ibot_loss, koleo_loss, sinkhorn_knopp
+from training.methods.distillation import load_teacher
+from training.schedules import cosine, linear
+from training.vit import VisionTransformer, ViTConfig
+
+MASKS = 1  # purpose of random draws
+Share = tuple[float, float]
+
+
+class DINOv2Options(Options, frozen=True):
+    """Options of DINOv2; defaults are the authors' code's, with Sinkhorn-Knopp and untied heads."""
+
+    teacher: str | None = Field(None, description="distil from this DINOv2 training, frozen; its heads set prototypes")
+    prototypes: int = Field(65536, ge=2, description="K of the DINO head (paper, large models: 131072)")
+    patch_prototypes: int | None = Field(None, ge=2, description="K of the iBOT head; default that of the DINO head")
+    hidden: int = Field(2048, ge=1, description="width of the heads' hidden layers")
+    bottleneck: int = Field(256, ge=1, description="width before the prototypes, DINO head (paper, large models: 384)")
+    patch_bottleneck: int = Field(256, ge=1, description="width before the prototypes, iBOT head")
+    untied: bool = Field(True, description="give patches a head of their own")
+    global_side: int | None = Field(None, ge=1, description="pixels of a global view; default the model's side")
+    local_crops: int = Field(8, ge=0, description="L, local views of a picture")
+    local_side: int = Field(96, ge=1, description="pixels of a local view; a multiple of the patch")
+    global_scale: Share = Field((0.32, 1.0), description="share of the picture's area in a global view")
+    local_scale: Share = Field((0.05, 0.32), description="share of the picture's area in a local view")
+    jitter: float = Field(0.8, ge=0, le=1, description="chance that the colours of a view are changed")
+    grey: float = Field(0.2, ge=0, le=1, description="chance that a view is grey")
+    blur: tuple[float, float, float] = Field((1.0, 0.1, 0.5), description="chances: first and second global, local")
+    sigma: Share = Field((0.1, 2.0), description="least and largest blur in pixels")
+    solarize: float = Field(0.2, ge=0, le=1, description="chance that the second global view is solarized")
+    targets: Literal["sinkhorn", "centring"] = Field("sinkhorn", description="how the teacher's answers are balanced")
+    centre_momentum: float = Field(0.9, ge=0, le=1, description="of the centre, with targets: centring")
+    student_temperature: float = Field(0.1, gt=0, description="of the student's softmax")
+    start_temperature: float = Field(0.04, gt=0, description="of the teacher at step 0")
+    teacher_temperature: float = Field(0.07, gt=0, description="of the teacher after its warmup")
+    temperature_warmup: int = Field(37500, ge=0, description="steps from the one to the other")
+    momentum: float = Field(0.994, ge=0, le=1, description="of the student's average at step 0, half cosine to 1")
+    ibot: float = Field(1.0, ge=0, description="weight of the patches' loss; 0: no masks, no iBOT head")
+    koleo: float = Field(0.1, ge=0, description="weight of KoLeo, for each global view")
+    mask_share: float = Field(0.5, ge=0, le=1, description="share of global views that are masked")
+    mask_ratio: Share = Field((0.1, 0.5), description="least and largest share of masked patches in one")
+    freeze: int = Field(1250, ge=0, description="first steps in which the heads' last layers stay as they are")
+    layer_decay: float = Field(1.0, gt=0, le=1, description="factor of the learning rate from one block to that below")
+    patch_lr: float = Field(0.2, gt=0, description="factor of the patch embedding's learning rate")
+
+
+class Head(nn.Module):
+    """Tokens (R, D) -> logits (R, K): an MLP of three layers, unit length, then prototypes of learned length."""
+
+    def __init__(self, width: int, hidden: int, bottleneck: int, prototypes: int) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(
+            nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, bottleneck)
+        )
+        for name, parameter in self.mlp.named_parameters():
+            nn.init.zeros_(parameter) if name.endswith("bias") else nn.init.trunc_normal_(parameter, std=0.02)
+        self.last_layer = weight_norm(nn.Linear(bottleneck, prototypes, bias=False))
+        lengths: Any = self.last_layer.get_parameter("parametrizations.weight.original0")  # (K, 1), trained
+        nn.init.ones_(lengths)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(R, D) -> (R, K)."""
+        return self.last_layer(F.normalize(self.mlp(tokens), dim=-1, eps=1e-6))
+
+
+class Masked(NamedTuple):
+    """Which patches are masked: chosen (2B, N) bool, None for none; places (M,) in 2B * N; weights (M,) of each."""
+
+    chosen: Tensor | None
+    places: Tensor
+    weights: Tensor
+
+
+class DINOv2(nn.Module):
+    """Student, its average the teacher, and with `options.teacher` a frozen model that gives the targets instead."""
+
+    Options = DINOv2Options
+    MODEL = {"mask_token": True}  # noqa: RUF012 read only
+    columns = ("image",)
+    evaluated = "teacher"
+
+    def __init__(self, config: ViTConfig, options: DINOv2Options, classes: Collection[str] = ()) -> None:
+        super().__init__()
+        _check(config, options)
+        distilled = options.teacher is not None
+        self.side = options.global_side or config.side
+        self.config, self.options = replace(config, drop_path=0.0) if distilled else config, options
+        prototypes = {"dino": options.prototypes, "ibot": options.patch_prototypes or options.prototypes}
+        if not (options.untied and options.ibot):
+            del prototypes["ibot"]
+        if options.teacher is not None:
+            self.frozen, self.frozen_heads, prototypes = load_teacher(options.teacher, config, Head, options.ibot > 0)
+        bottlenecks = {"dino": options.bottleneck, "ibot": options.patch_bottleneck}
+        self.student = VisionTransformer(self.config)
+        self.student_heads = nn.ModuleDict(
+            {name: Head(config.width, options.hidden, bottlenecks[name], k) for name, k in prototypes.items()}
+        )
+        if distilled or not options.ibot:
+            self.student.mask_token.requires_grad_(False)
+        self.teacher = copy.deepcopy(self.student).requires_grad_(False)
+        self.teacher_heads = copy.deepcopy(self.student_heads).requires_grad_(False)
+        if options.targets == "centring":
+            kinds = {"dino": prototypes["dino"], "ibot": prototypes.get("ibot", prototypes["dino"])}
+            self.centres = nn.ModuleDict({name: Centre(k, options.centre_momentum) for name, k in kinds.items()})
+        self.train()
+
+    def train(self, mode: bool = True) -> DINOv2:
+        """Set the mode of the student; what gives targets is always in evaluation mode."""
+        super().train(mode)
+        for name, child in self.named_children():
+            if name.startswith(("teacher", "frozen")):
+                child.eval()
+        return self
+
+    def views(self) -> dict[str, Crop]:
+        """Two global views, and the local ones."""
+        options = self.options
+        views = {"global": Crop(2, self.side, options.global_scale)}
+        if options.local_crops:
+            views["local"] = Crop(options.local_crops, options.local_side, options.local_scale)
+        return views
+
+    def forward(self, batch: dict[str, Any], moment: Moment) -> dict[str, Tensor]:
+        """Return the loss of a batch, its four terms, and what the alarm watches."""
+        whole, local = self.pixels(batch)
+        masked = self.draw_masks(len(whole), moment, whole.device)
+        if moment.part == 0 and self.options.targets == "centring":
+            for centre in self.centres.values():
+                centre.forget()  # type: ignore[operator]
+        return self.compare(whole, local, masked, self.temperature(moment.step))
+
+    def pixels(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
+        """Return the changed and normalised views: global (2B, 3, S, S), local (L * B, 3, s, s) or None."""
+        options = self.options
+        blurs, solarize = options.blur, (0.0, options.solarize)
+        first, second = (
+            self._changed(batch, "global", slice(view, view + 1), blurs[view], solarize[view]) for view in range(2)
+        )
+        local = self._changed(batch, "local", slice(None), blurs[2], 0.0) if options.local_crops else None
+        return torch.cat([first, second]), local
+
+    def _changed(self, batch: dict[str, Any], name: str, views: slice, blur: float, solarize: float) -> Tensor:
+        options = self.options
+        changes = Photometric(
+            jitter=options.jitter, grey=options.grey, blur=blur, sigma=options.sigma, solarize=solarize
+        )
+        pixels = to_unit(batch[name][:, views].transpose(0, 1).flatten(0, 1))
+        draws = batch[f"{name}_draws"][:, views].transpose(0, 1).flatten(0, 1)
+        return normalised(photometric(pixels, draws, changes), self.config.mean, self.config.deviation)
+
+    def draw_masks(self, crops: int, moment: Moment, device: torch.device) -> Masked:
+        """Draw the masks of 2B global views; in distillation no patch is masked and all are compared."""
+        options, grid = self.options, self.side // self.config.patch
+        if options.teacher is not None:
+            places = torch.arange(crops * grid**2, device=device)
+            return Masked(None, places, torch.ones_like(places, dtype=torch.float32) / grid**2)
+        share = options.mask_share if options.ibot else 0.0
+        masks = draw_block_masks(crops, grid, share, options.mask_ratio, moment.generator(MASKS))
+        weights = np.repeat(1 / np.maximum(masks.sum(axis=1), 1), masks.sum(axis=1)).astype(np.float32)
+        drawn = (masks, np.flatnonzero(masks), weights)
+        return Masked(*(torch.from_numpy(part).to(device, non_blocking=True) for part in drawn))
+
+    def temperature(self, step: int) -> float:
+        """Return the teacher's temperature at a step."""
+        options = self.options
+        if step >= options.temperature_warmup:
+            return options.teacher_temperature
+        return linear(options.start_temperature, options.teacher_temperature, step / options.temperature_warmup)
+
+    def compare(self, whole: Tensor, local: Tensor | None, masked: Masked, temperature: float) -> dict[str, Tensor]:
+        """Return the losses of views whose patches are masked for the student.
+
+        whole: (2B, 3, S, S), local: (L * B, 3, s, s) or None, normalised; temperature: of the targets.
+        """
+        options, crops = self.options, len(whole)
+        wanted, wanted_patches = self.targets(whole, masked, temperature)
+        seen = self.student(whole, masked=masked.chosen if options.ibot else None)
+        tokens = seen.cls if local is None else torch.cat([seen.cls, self.student(local).cls])
+        logits = self.student_heads["dino"](tokens).unflatten(0, (-1, crops // 2))  # (2 + L, B, K)
+        heat = options.student_temperature
+        both = dino_losses(logits[:2], logits[2:], wanted, heat)
+        found = dict(zip(("dino_global", "dino_local"), both, strict=True))
+        if wanted_patches is not None:
+            head = self.student_heads["ibot" if "ibot" in self.student_heads else "dino"]
+            patches = head(seen.patches.flatten(0, 1)[masked.places])  # (M, K)
+            found["ibot"] = ibot_loss(patches, wanted_patches, masked.weights, crops, heat)
+        if options.koleo:
+            terms, doubles = zip(*(koleo_loss(view) for view in seen.cls.chunk(2)), strict=True)
+            found |= {"koleo": sum(terms), "doubles": sum(doubles)}
+        loss = found["dino_global"] + found["dino_local"]
+        loss = loss + options.ibot * found.get("ibot", 0.0) + options.koleo * found.get("koleo", 0.0)
+        return {"loss": loss, **found, "features": seen.cls[: crops // 2].detach(), "teacher": wanted[0]}
+
+    @torch.no_grad()
+    def targets(self, whole: Tensor, masked: Masked, temperature: float) -> tuple[Tensor, Tensor | None]:
+        """Return the targets of the whole views, unmasked: (2, B, K), and of the masked patches (M, K) or None."""
+        source = "teacher" if self.options.teacher is None else "frozen"
+        heads: Any = getattr(self, f"{source}_heads")
+        tokens = getattr(self, source)(whole)
+        wanted = self._balanced("dino", heads["dino"](tokens.cls), temperature).unflatten(0, (2, -1))
+        if not self.options.ibot:
+            return wanted, None
+        patches = tokens.patches.flatten(0, 1)[masked.places]
+        head = heads["ibot" if "ibot" in heads else "dino"]
+        return wanted, self._balanced("ibot", head(patches), temperature)
+
+    def _balanced(self, name: str, logits: Tensor, temperature: float) -> Tensor:
+        if self.options.targets == "sinkhorn":
+            return sinkhorn_knopp(logits, temperature)
+        return self.centres[name](logits, temperature)
+
+    @torch.no_grad()
+    def after_step(self, moment: Moment) -> None:
+        """Move backbone and heads of the average: teacher <- m teacher + (1 - m) student, m a cosine; move centres."""
+        momentum = cosine(self.options.momentum, 1.0, moment.progress)
+        for average, source in ((self.teacher, self.student), (self.teacher_heads, self.student_heads)):
+            torch._foreach_lerp_(list(average.parameters()), list(source.parameters()), 1 - momentum)
+        if self.options.targets == "centring":
+            for centre in self.centres.values():
+                centre.follow()  # type: ignore[operator]
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Group by module (clipped apart), decay, learning rate and first step; only last layers begin late."""
+        groups: dict[tuple[Any, ...], list[Tensor]] = {}
+        for name, parameter, scale in self._trained():
+            clip = name.split(".")[0] if name.startswith("student.") else ".".join(name.split(".")[:2])
+            decay = parameter.ndim > 1 and not name.endswith(".bias")
+            start = self.options.freeze if ".last_layer." in name else 0
+            groups.setdefault((clip, decay, scale, start), []).append(parameter)
+        keys = ("clip", "decay", "lr_scale", "start")
+        return [{"params": own, **dict(zip(keys, key, strict=True))} for key, own in groups.items()]
+
+    def _trained(self) -> Iterator[tuple[str, Tensor, float]]:
+        """Yield name, parameter and factor of the learning rate: layer_decay^(depth + 1 - layer) in the backbone."""
+        top = self.config.depth + 1
+        for name, parameter in self.named_parameters():
+            if parameter.requires_grad:
+                part = name.removeprefix("student.")
+                layer = top
+                if part.startswith(("embed.", "cls", "registers", "positions", "mask_token")):
+                    layer = 0
+                elif part.startswith("blocks."):
+                    layer = int(part.split(".")[1]) + 1
+                scale = self.options.layer_decay ** (top - layer)
+                yield name, parameter, scale * (self.options.patch_lr if part.startswith("embed.") else 1.0)
+
+
+def _check(config: ViTConfig, options: DINOv2Options) -> None:
+    """Raise UserError where model and options do not fit together."""
+    if not config.class_token:
+        raise UserError("model.class_token: False is not right: DINOv2 compares class tokens; leave it out")
+    sides = {"local_side": options.local_side if options.local_crops else 0, "global_side": options.global_side or 0}
+    for name, side in sides.items():
+        if side % config.patch:
+            raise UserError(
+                f"options.{name}: {side} is not right: it must be a multiple of model.patch, {config.patch}"
+            )
+    for name in ("global_scale", "local_scale", "mask_ratio", "sigma"):
+        low, high = getattr(options, name)
+        if not 0 <= low <= high or (name != "sigma" and high > 1):
+            raise UserError(f"options.{name}: {[low, high]} is not right: give the least and the largest, in 0..1")
