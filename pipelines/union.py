@@ -8,6 +8,7 @@ pictures. All arms share the architecture, the loss, the number of steps and the
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import io
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -151,12 +152,16 @@ def _accuracy(experiment: Experiment, model: Classifier, real: Pictures) -> dict
 
 
 def write_folder(pictures: Pictures, folder: Path) -> None:
-    """Write the pictures as PNG files, a sub-folder for each class; what is there already stays."""
-    for number, (image, label) in enumerate(zip(pictures.images, pictures.labels, strict=True)):
-        path = folder / pictures.classes[label] / f"{number:06d}.png"
-        if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(image).save(path)
+    """Make a folder hold the pictures as PNG files, a sub-folder for each class; those that are there already stay."""
+    wanted = {
+        folder / pictures.classes[label] / f"{number:06d}-{hashlib.sha256(image.tobytes()).hexdigest()[:8]}.png": image
+        for number, (image, label) in enumerate(zip(pictures.images, pictures.labels, strict=True))
+    }
+    for path in {*folder.rglob("*.png")} - wanted.keys():  # of another long tail
+        path.unlink()
+    for path in wanted.keys() - {*folder.rglob("*.png")}:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(wanted[path]).save(path)
 
 
 def read_samples(run: Path, classes: Sequence[str]) -> Pictures:

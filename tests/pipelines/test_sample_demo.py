@@ -79,6 +79,19 @@ def test_a_long_tail_is_drawn_by_its_seed() -> None:
     assert len(set(rows[0])) == len(rows[0])
 
 
+def test_a_folder_holds_the_pictures_of_this_tail_and_no_other(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    pictures = Pictures(rng.integers(0, 256, (6, 8, 8, 3), np.uint8), np.array([0, 0, 0, 1, 1, 1]), ("a", "b"))
+    for rows in ([0, 1, 2, 3], [0, 1, 3, 4, 5]):
+        write_folder(pictures.take(np.array(rows)), tmp_path)
+    found = {path: np.asarray(Image.open(path)).tobytes() for path in tmp_path.rglob("*.png")}
+    assert set(found.values()) == {pictures.images[row].tobytes() for row in rows}
+    assert sorted(path.parent.name for path in found) == ["a", "a", "b", "b", "b"]
+    stamps = {path: path.stat().st_mtime_ns for path in found}
+    write_folder(pictures.take(np.array(rows)), tmp_path)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.png")} == stamps  # so that a run is resumed
+
+
 def test_standard_errors_and_paired_gains_by_hand() -> None:
     assert standard_error([1.0, 3.0]) == pytest.approx(1.0)
     assert math.isnan(standard_error([1.0]))
@@ -200,7 +213,7 @@ def test_the_comparison_runs_all_arms_on_the_same_tail(models: Path, tmp_path: P
         fit=Fit(steps=8, batch=8, loss="balanced-softmax"),
         width=8,
         config="configs/sample/demo.yaml",
-        overrides=["--plan.fill", "7", "--sampling.steps", "2", "--pairs", "2"],
+        overrides=["--plan.fill", "7", "--sampling.steps", "6", "--guidance.every", "1", "--pairs", "2"],
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Runner, "_run", pools.run_in_a_loop)
