@@ -17,7 +17,7 @@ from rich.console import Console
 from pipelines.demo import own_folder
 from pipelines.recipe import shipped
 from pipelines.union import ARMS, Experiment, Pictures, compare, gains, table_of
-from pipelines.units import Engine
+from pipelines.units import Engine, limit_threads
 from training.classifier import Fit
 
 POOL = 1000  # digits that the model is trained on and the tails are drawn from; the other 797 test
@@ -78,6 +78,7 @@ def demo(out: str, engine: Engine, steps: int = STEPS, seeds: int = SEEDS) -> in
         seeds: long tails to balance.
     """
     console, folder = Console(highlight=False), own_folder(out)
+    limit_threads(1)  # more make so small a model no faster, and its last bits depend on their number
     started, asked = time.monotonic(), experiment(folder)
     console.print(f"Training a diffusion model on {POOL:,} handwritten digits, {steps:,} steps ...")
     train_model(asked.pool, folder / "generator", steps, console)

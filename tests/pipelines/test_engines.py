@@ -29,9 +29,9 @@ def stages(monkeypatch):
     names = []
     inner = RunUnits.__init__
 
-    def remember(self, run, stage: Stage, threads):
+    def remember(self, run, stage: Stage, *rest):
         names.append(stage.name)
-        inner(self, run, stage, threads)
+        inner(self, run, stage, *rest)
 
     monkeypatch.setattr(RunUnits, "__init__", remember)
     return names
