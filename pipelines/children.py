@@ -14,9 +14,8 @@ import signal
 import threading
 from concurrent.futures.process import BrokenProcessPool
 
-import threadpoolctl
-
 from curation.parts import Run, Stage, Unit, run_unit
+from curation.threads import limit_blas
 
 _lock = threading.Lock()
 _pools: dict[int, concurrent.futures.ProcessPoolExecutor] = {}
@@ -40,7 +39,7 @@ def run_in_child(workers: int, run: Run, stage: Stage, unit: Unit) -> None:
 
 def _begin() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
-    threadpoolctl.threadpool_limits(1)
+    limit_blas(1)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

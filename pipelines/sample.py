@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -299,9 +298,8 @@ def prepared(recipe: SampleRecipe) -> tuple[SampleRecipe, dict[str, Any], dict[s
 
 def _anywhere(model: str) -> str:
     """Return the name of a model with a local path made absolute: workers may stand in another folder."""
-    kind, path = re.fullmatch(r"(granary:|hf:)?(.*)", model, re.DOTALL).groups("")  # type: ignore[union-attr]
-    local = kind == "granary:" or os.path.isdir(os.path.expanduser(path))
-    return kind + absolute(path) if local else model
+    spec = model if model.startswith(("granary:", "hf:")) else f"hf:{model}"
+    return EncoderSpec.parse(spec).anywhere.removeprefix("hf:")
 
 
 def _local_models(recipe: SampleRecipe) -> list[str]:

@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import apache_beam as beam
-import threadpoolctl
 from apache_beam.options.pipeline_options import (
     DirectOptions,
     GoogleCloudOptions,
@@ -31,11 +30,12 @@ from curation import storage
 from curation.errors import UserError
 from curation.parts import Marker, Run, Stage, Unit, close_stage, digest, finished, run_unit
 from curation.sources.files import absolute
+from curation.threads import limit_blas
 from pipelines.children import run_in_child
 from pipelines.memory import PeakMemory
 from pipelines.progress import Progress
 
-PROCESSES_FROM = 500  # items: a process takes about two seconds to start, once for all stages
+PROCESSES_FROM = 500  # items: each process has first to import what the steps need, once for all stages
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +67,8 @@ class Engine:
     def processes(self, run: Run, stage: Stage, units: Sequence[Unit]) -> int:
         """Return how many processes run the units of a stage; 0 where worker threads, or another runner, do."""
         wanted = stage.processes and stage.cores == "one" and sum(unit.weight for unit in units) >= PROCESSES_FROM
-        shared = not run.url.startswith("memory://")  # which no other process sees
+        paths = [run.url, *(source.path for sources in run.sources.values() for source in sources)]
+        shared = not any(path.startswith("memory://") for path in paths)  # which no other process sees
         return self.threads if wanted and shared and not self.options and min(len(units), self.threads) > 1 else 0
 
     def native_threads(self, units: int) -> int:
@@ -162,7 +163,7 @@ def limit_threads(threads: int) -> None:
     import faiss
     import torch
 
-    threadpoolctl.threadpool_limits(threads)  # each time: what was loaded or set since would keep its own number
+    limit_blas(threads)  # each time: what was loaded or set since would keep its own number
     torch.set_num_threads(threads)
     faiss.omp_set_num_threads(threads)
 

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import threadpoolctl
 
 from curation import components, join
 from curation.encoders.inference import torch_device
 from curation.parts import Output, Run
 from curation.sampling import priority
+from curation.threads import limit_blas
 from curation.vectors import Layout, from_column, load
 
 EDGES = pa.schema([("i", pa.int64()), ("j", pa.int64()), ("similarity", pa.float32())])
@@ -65,7 +65,7 @@ def basis(run: Run, arguments: Mapping[str, Any], output: Output) -> None:
         chosen = np.argsort(priority(seed, [str(index) for index in indices]))[: BASIS_ROWS // len(parts)]
         rows.append(vectors[np.sort(chosen)])
     sample = np.concatenate(rows)
-    with threadpoolctl.threadpool_limits(1):  # the last bits of a rotation depend on the threads; the edges never do
+    with limit_blas(1):  # the last bits of a rotation depend on the threads; the edges never do
         rotation = join.fit_rotation(sample, rows=BASIS_ROWS)
     prefix = arguments["prefix"] or 1
     if len(sample) and arguments["prefix"] is None:

@@ -8,9 +8,9 @@ import gc
 import hashlib
 import io
 import logging
-import multiprocessing
 import os
 import re
+import threading
 import time
 from collections import Counter
 
@@ -248,6 +248,21 @@ def test_threads_of_native_libraries_are_limited():
         limit_threads(before)
 
 
+def test_a_worker_thread_limits_what_another_thread_has_set():
+    found = []
+
+    def work():
+        limit_threads(1)
+        found.extend(pool["num_threads"] for pool in threadpoolctl.threadpool_info())
+
+    limit_threads(2)
+    worker = threading.Thread(target=work)
+    worker.start()
+    worker.join()
+    limit_threads(1)
+    assert set(found) == {1}
+
+
 def busy(run, arguments, output):
     """Write when the unit ran and how many threads each native library would use in it."""
     import faiss
@@ -259,31 +274,6 @@ def busy(run, arguments, output):
     threads = [*(pool["num_threads"] for pool in pools), torch.get_num_threads(), faiss.omp_get_max_threads()]
     time.sleep(0.05)
     output.write(pa.table({"threads": [max(threads)], "started": [started], "ended": [time.monotonic()]}))
-
-
-def dies_in_a_child(run, arguments, output):
-    """End a process that was started for it, as the system does when memory ends; work in any other."""
-    if multiprocessing.parent_process() is not None:
-        os._exit(9)
-    output.write(pa.table({"number": [arguments["number"]]}))
-
-
-def test_a_killed_worker_process_costs_no_unit(tmp_path, monkeypatch):
-    monkeypatch.setattr("pipelines.units.PROCESSES_FROM", 1)
-    runner = Runner(Run(str(tmp_path / "run")), Engine(workers=2), Progress(Console(file=io.StringIO())))
-    runner.stage(Stage("mortal", dies_in_a_child, [Unit(i, {"number": i}) for i in range(3)], processes=True))
-    assert runner.run.read_all("mortal")["number"].to_pylist() == [0, 1, 2]
-
-
-def test_processes_are_for_long_stages_of_several_units_here():
-    run, stage = Run("run"), Stage("s", busy, [], processes=True)
-    many, one = [Unit(i, {}, weight=300) for i in range(2)], [Unit(0, {}, weight=600)]
-    assert Engine(workers=2).processes(run, stage, many) == 2
-    assert Engine(workers=2).processes(run, stage, one) == 0
-    assert Engine(workers=1).processes(run, stage, many) == 0
-    assert Engine(workers=2).processes(run, stage, many[:1]) == 0
-    assert Engine(workers=2).processes(Run("memory://run"), stage, many) == 0
-    assert Engine(["--runner=FlinkRunner"], workers=2).processes(run, stage, many) == 0
 
 
 @pytest.mark.parametrize("cores", ["one", "idle"])

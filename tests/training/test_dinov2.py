@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import math
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -19,7 +18,6 @@ from tiny_shards import shapes, write_shards
 from torch import Tensor
 
 from curation.errors import UserError
-from pipelines.recipe import load_recipe
 from training import loop
 from training.checkpoint import usable
 from training.loop import train
@@ -391,28 +389,3 @@ def test_options_that_do_not_fit_are_sentences(options: dict[str, Any], sentence
 def test_a_model_without_class_token_is_a_sentence() -> None:
     with pytest.raises(UserError, match=r"model.class_token: False is not right"):
         DINOv2(ViTConfig(**{**CONFIG.__dict__, "class_token": False}), DINOv2Options(**OPTIONS))
-
-
-CONFIGS = sorted((Path(__file__).parents[2] / "configs" / "train").glob("dinov2_*.yaml"))
-
-
-@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
-def test_a_shipped_recipe_says_how_it_is_run_and_runs_at_a_reduced_size(config: Path, run: str, tmp_path: Path) -> None:
-    recipe = load_recipe(TrainRecipe, str(config), ["--data", "RUN", "--out", "TRAIN"])
-    assert recipe.batch % recipe.parts(recipe.device.devices * recipe.device.nodes) == 0
-    header = config.read_text().split("\nname:")[0]
-    assert f"granary train --config configs/train/{config.name} --data RUN --out TRAIN" in header
-    assert re.search(r"arXiv \d{4}\.\d{5}", header)
-    assert "Hardware" in header
-    small = ["--steps", "2", "--batch", "8", "--streams", "2", "--workers", "0", "--probe.every", "0"]
-    small += ["--split", "null", "--epochs", "null", "--model.width", "32", "--model.depth", "1", "--model.heads", "2"]
-    small += ["--model.side", str(2 * recipe.model.patch), "--options.local_side", str(recipe.model.patch)]
-    small += ["--options.global_side", "null"]
-    small += ["--options.prototypes", "16", "--options.patch_prototypes", "16", "--options.hidden", "16"]
-    small += ["--device.accelerator", "cpu", "--device.devices", "1", "--device.nodes", "1"]
-    small += ["--device.strategy", "auto", "--device.threads", "1"]
-    assert train(load_recipe(TrainRecipe, str(config), ["--data", run, "--out", str(tmp_path), *small]))["finished"]
-
-
-def test_there_are_recipes() -> None:
-    assert {config.stem for config in CONFIGS} == {"dinov2_tiny", "dinov2_vitl16"}

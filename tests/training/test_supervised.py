@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import math
-import re
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,6 @@ from tiny_shards import encoded, sample, shapes, write_shards
 from torch import Tensor
 
 from curation.errors import UserError
-from pipelines.recipe import load_recipe
 from training import loop
 from training.checkpoint import usable
 from training.loop import train
@@ -190,25 +188,3 @@ def test_unlabelled_rows_are_counted_and_the_others_learned(tmp_path: Path) -> N
     first, last = (sum(float(row["loss"]) for row in part) / 5 for part in (found[:5], found[-5:]))
     assert last < 0.5 * first
     assert first == pytest.approx(math.log(3), rel=0.3)
-
-
-CONFIGS = sorted((Path(__file__).parents[2] / "configs" / "train").glob("supervised_*.yaml"))
-
-
-@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
-def test_a_shipped_recipe_says_how_it_is_run_and_runs_at_a_reduced_size(config: Path, run: str, tmp_path: Path) -> None:
-    recipe = load_recipe(TrainRecipe, str(config), ["--data", "RUN", "--out", "TRAIN"])
-    assert recipe.batch % recipe.parts(recipe.device.devices * recipe.device.nodes) == 0
-    header = config.read_text().split("\nname:")[0]
-    assert f"granary train --config configs/train/{config.name} --data RUN --out TRAIN" in header
-    assert re.search(r"arXiv \d{4}\.\d{5}", header)
-    assert "Hardware" in header
-    small = ["--steps", "2", "--batch", "8", "--streams", "2", "--workers", "0", "--probe.every", "0"]
-    small += ["--split", "null", "--epochs", "null", "--model.width", "32", "--model.depth", "1", "--model.heads", "2"]
-    small += ["--model.side", str(2 * recipe.model.patch), "--device.accelerator", "cpu", "--device.devices", "1"]
-    small += ["--device.strategy", "auto", "--device.precision", "32-true", "--device.threads", "1"]
-    assert train(load_recipe(TrainRecipe, str(config), ["--data", run, "--out", str(tmp_path), *small]))["finished"]
-
-
-def test_there_are_recipes() -> None:
-    assert {config.stem for config in CONFIGS} == {"supervised_tiny", "supervised_vits16"}

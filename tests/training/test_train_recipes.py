@@ -6,14 +6,40 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 from tiny_shards import shapes, write_shards
 
 from pipelines.recipe import load_recipe
 from training.loop import train
-from training.methods import load_method
+from training.methods import METHODS
 from training.recipe import TrainRecipe
 
-CONFIGS = sorted((Path(__file__).parents[2] / "configs" / "train").glob("ijepa_*.yaml"))
+FOLDER = Path(__file__).parents[2] / "configs" / "train"
+CONFIGS = [path for path in sorted(FOLDER.glob("*.yaml")) if yaml.safe_load(path.read_text()).get("method") in METHODS]
+SMALL = "--steps 2 --batch 8 --streams 2 --workers 0 --probe.every 0 --split null --epochs null --model.width 32 "
+SMALL += "--model.depth 1 --model.heads 2 --device.accelerator cpu --device.devices 1 --device.nodes 1 "
+SMALL += "--device.strategy auto --device.threads 1 "
+TEXT = "--model.side {side} --options.text_width 16 --options.text_depth 1 --options.text_heads 2 "
+TEXT += "--options.vocabulary 600 --options.context 16"
+OWN = {
+    "ijepa": "--options.predictor_depth 1 --options.predictor_width 16",
+    "dinov2": "--model.side {side} --options.local_side {patch} --options.global_side null --options.prototypes 16 "
+    "--options.patch_prototypes 16 --options.hidden 16",
+    "clip": TEXT,
+    "siglip": TEXT,
+    "supervised": "--model.side {side} --device.precision 32-true",
+}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(write_shards(tmp_path_factory.mktemp("run"), shapes(40, 32), group=10))
+
+
+def test_every_method_has_a_tiny_recipe_and_one_of_published_size() -> None:
+    found = {method: [path for path in CONFIGS if path.stem.startswith(f"{method}_")] for method in METHODS}
+    assert {method: len(paths) for method, paths in found.items()} == dict.fromkeys(METHODS, 2)
+    assert all(paths[0].stem.endswith("_tiny") or paths[1].stem.endswith("_tiny") for paths in found.values())
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
@@ -27,13 +53,10 @@ def test_a_shipped_recipe_is_read_and_says_how_it_is_run(config: Path) -> None:
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
-def test_a_shipped_recipe_runs_at_a_reduced_size(config: Path, tmp_path: Path) -> None:
-    """Two steps of its method, masks and schedules with a small model on small pictures."""
-    run = write_shards(tmp_path / "run", shapes(40, 32), group=10)
-    small = ["--steps", "2", "--batch", "8", "--streams", "2", "--workers", "0", "--probe.every", "0"]
-    small += ["--epochs", "null", "--model.width", "32", "--model.depth", "1", "--model.heads", "2"]
-    small += ["--options.predictor_depth", "1", "--options.predictor_width", "16", "--device.accelerator", "cpu"]
-    small += ["--device.devices", "1", "--device.nodes", "1", "--device.strategy", "auto", "--device.threads", "1"]
-    recipe = load_recipe(TrainRecipe, str(config), ["--data", str(run), "--out", str(tmp_path / "out"), *small])
-    assert load_method(recipe.method).MODEL
+def test_a_shipped_recipe_runs_at_a_reduced_size(config: Path, run: str, tmp_path: Path) -> None:
+    """Two steps of its method, views and schedules with a small model on small pictures."""
+    whole = load_recipe(TrainRecipe, str(config), ["--data", "RUN", "--out", "TRAIN"])
+    patch = whole.model.patch
+    small = (SMALL + OWN[whole.method].format(side=2 * patch, patch=patch)).split()
+    recipe = load_recipe(TrainRecipe, str(config), ["--data", run, "--out", str(tmp_path / "out"), *small])
     assert train(recipe)["finished"]

@@ -7,7 +7,7 @@ predictor. Rows of blocks are block-major: row m * B + b is block m of picture b
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Collection
 from typing import Any, Literal
 
 import torch
@@ -93,7 +93,7 @@ class IJEPA(nn.Module):
     columns = ("image",)
     evaluated = "target"
 
-    def __init__(self, config: ViTConfig, options: IJEPAOptions, classes: Sequence[str] = ()) -> None:
+    def __init__(self, config: ViTConfig, options: IJEPAOptions, classes: Collection[str] = ()) -> None:
         super().__init__()
         if config.class_token or config.registers or config.positions != "sincos":
             raise UserError("model: I-JEPA has no class token and no registers, and its positions are sincos")

@@ -1,0 +1,15 @@
+"""How many threads BLAS uses in this process."""
+
+from __future__ import annotations
+
+import threadpoolctl
+
+
+def limit_blas(threads: int) -> threadpoolctl.threadpool_limits:
+    """Let BLAS and OpenMP libraries use `threads` threads; as a context manager, until its end.
+
+    threadpoolctl lets the first thread that sets a limit keep the say, and ignores what others set after it without a
+    word; workers are threads, and each must have its own way.
+    """
+    threadpoolctl.OpenBLASController.clear_controlling_thread(force=True)
+    return threadpoolctl.threadpool_limits(threads)
