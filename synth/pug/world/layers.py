@@ -90,7 +90,15 @@ def picture(stage: Stage, behind: Backdrop, instances: Instances, film: Film) ->
     return np.rint(shown * 255).astype(np.uint8).reshape(*stage.grid, 3)
 
 
-def _antialiased(stage, behind: Backdrop, instances, film, seen, shown, touched: np.ndarray) -> np.ndarray:
+def _antialiased(
+    stage: Stage,
+    behind: Backdrop,
+    instances: Instances,
+    film: Film,
+    seen: np.ndarray,
+    shown: np.ndarray,
+    touched: np.ndarray,
+) -> np.ndarray:
     """Refine the edges of objects; those of the backdrop have been refined, and get as much darker as their pixels."""
     chosen = np.zeros(0, np.int64)
     if (window := _bounds(touched, 1)) is not None:
