@@ -24,6 +24,7 @@ from training.order import Mixture, Order
 Part = dict[str, Any]
 Dead = tuple[str, str, str]  # uri, error, message
 PATIENCE = 100  # samples in a row that may be undecodable
+RUN = 64  # pictures that a worker makes and hands over at a time: a message costs as much as several small pictures
 IMAGE_COLUMNS = ("id", "row_id", "width", "height", "source")
 
 
@@ -61,7 +62,7 @@ def check_plan(plan: Plan, processes: int = 1) -> None:
 
 
 class Parts(Dataset[Part]):
-    """Makes part (step, stream) of a batch: a map-style dataset without a length."""
+    """Makes the parts of a stream for a run of steps: a map-style dataset without a length."""
 
     def __init__(self, plan: Plan) -> None:
         self.plan, self.size = plan, plan.batch // plan.streams
@@ -71,16 +72,19 @@ class Parts(Dataset[Part]):
         self.readers = [_reader(dataset, plan, window) for dataset in plan.datasets]
         self.classes = {name: number for number, name in enumerate(plan.classes)}
 
-    def __getitem__(self, key: tuple[int, int]) -> Part:
-        """Return the part: the views (b, count, side, side, 3) uint8, `NAME_draws` (b, count, 16), ids, columns, dead.
+    def __getitem__(self, key: tuple[int, int, int]) -> Part:
+        """Return the parts of steps first .. first + count - 1 of a stream, end to end; key: (first, stream, count).
 
-        What cannot be decoded is listed in `dead` (uri, error, message), and the next sample of the stream that can be
-        takes its place.
+        It has the views (b, views, side, side, 3) uint8, `NAME_draws` (b, views, 16), ids, columns, and `dead`, a list
+        for each step: what cannot be decoded is in it (uri, error, message), and the next sample of the stream that can
+        be takes its place. See `divided`.
         """
-        step, stream = key
-        dead: list[Dead] = []
-        found = [self._alive(stream, step * self.size + i, dead) for i in range(self.size)]
-        return {**stacked(found), "dead": dead}
+        first, stream, count = key
+        dead: list[list[Dead]] = [[] for _ in range(count)]
+        positions = range(first * self.size, (first + count) * self.size)
+        found = [self._alive(stream, p, dead[p // self.size - first]) for p in positions]
+        small = {name: _light(value) for name, value in stacked(found).items()}
+        return {**small, "dead": dead}
 
     def _alive(self, stream: int, position: int, dead: list[Dead]) -> tuple[Part, Part]:
         """Return row and views of the first sample from a position on that can be decoded."""
@@ -140,14 +144,28 @@ def stacked(found: Sequence[tuple[Part, Part]]) -> Part:
     return part
 
 
-class _Keys(Sampler[tuple[int, int]]):
-    """The parts of one process from a step on, in order."""
+def _light(value: Any) -> Any:
+    """Return a tensor that is no picture as an array: workers hand each tensor over by a file of its own."""
+    return value.numpy() if isinstance(value, torch.Tensor) and value.dtype != torch.uint8 else value
 
-    def __init__(self, start: int, stop: int, streams: Sequence[int]) -> None:
-        self.start, self.stop, self.streams = start, stop, streams
 
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        return ((step, stream) for step in range(self.start, self.stop) for stream in self.streams)
+def divided(run: Part) -> Iterator[Part]:
+    """Yield what `Parts` made, step by step."""
+    size = len(run["id"]) // len(run["dead"])
+    entries = {name: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for name, v in run.items()}
+    for step, dead in enumerate(entries.pop("dead")):
+        yield {**{name: value[step * size : (step + 1) * size] for name, value in entries.items()}, "dead": dead}
+
+
+class _Keys(Sampler[tuple[int, int, int]]):
+    """The keys of one process from a step on, in order: all streams for some steps, then for the next."""
+
+    def __init__(self, start: int, stop: int, count: int, streams: Sequence[int]) -> None:
+        self.start, self.stop, self.count, self.streams = start, stop, count, streams
+
+    def __iter__(self) -> Iterator[tuple[int, int, int]]:
+        for step in range(self.start, self.stop, self.count):
+            yield from ((step, stream, min(self.count, self.stop - step)) for stream in self.streams)
 
 
 def batches(
@@ -171,27 +189,29 @@ def batches(
         pin: pin memory for it.
 
     Yields:
-        What `Parts` gives, parts of the process one after another.
+        What `Parts` makes for a step, parts of the process one after another.
     """
     share = plan.streams // processes
     streams = range(rank * share, (rank + 1) * share)
+    count = max(1, RUN * plan.streams // plan.batch)
     loader = DataLoader(
         Parts(plan),
         batch_size=None,
-        sampler=_Keys(start, stop, streams),
+        sampler=_Keys(start, stop, count, streams),
         num_workers=workers,
         collate_fn=_as_is,
         worker_init_fn=_deaf,
         pin_memory=pin,
-        prefetch_factor=2 * share if workers else None,
+        prefetch_factor=max(2, 2 * share // count) if workers else None,
         multiprocessing_context=_context(plan) if workers else None,
     )
-    parts: list[Part] = []
-    for part in loader:
-        parts.append(place(part))
-        if len(parts) == share:
-            yield joined(parts)
-            parts = []
+    runs: list[Iterator[Part]] = []
+    for run in loader:
+        runs.append(divided(run))
+        if len(runs) == share:
+            for parts in zip(*runs, strict=True):
+                yield joined([place(part) for part in parts])
+            runs = []
 
 
 def _deaf(worker: int) -> None:

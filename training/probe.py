@@ -10,7 +10,7 @@ from torch import Tensor
 from curation.errors import UserError
 from training import shards
 from training.crops import Crop
-from training.data import Parts, Plan
+from training.data import Parts, Plan, divided
 from training.evaluation.features import encode
 from training.evaluation.heads import ridge_heads
 from training.evaluation.knn import TEMPERATURE, votes
@@ -56,7 +56,7 @@ def _labelled(
     count = min(count, dataset.count)
     crops = {"image": Crop(1, side, centre=True)}
     plan = Plan([dataset], [1.0], crops, ("image", "label"), classes, count, 1, count, seed)
-    part = Parts(plan)[0, 0]
+    part = next(divided(Parts(plan)[0, 0, 1]))
     known = part["label"] >= 0
     if not known.any():
         raise UserError(f"probe: no sample of {dataset.path} drawn for the probe has a label; give probe.every 0")

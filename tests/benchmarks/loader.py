@@ -170,7 +170,7 @@ def compare(kind: str, pictures: list[bytes], crop: Crop, workers: int) -> None:
 def main() -> None:
     """Print one table for each kind of picture."""
     workers = int(sys.argv[1]) if len(sys.argv) > 1 else 2
-    compare("photos of the camera's size", photos("photos_original_size_dev.zip", 16), Crop(1, 224), workers)
+    compare("photos of the camera's size", photos("photos_original_size_dev.zip", 48), Crop(1, 224), workers)
     compare("photos, 256 px", photos("photos_dev.zip"), Crop(1, 224), workers)
     compare("photos, 256 px, multi-crop", photos("photos_dev.zip"), Crop(8, 96, (0.05, 0.32)), workers)
     compare("CIFAR-10", cifar(10_000), Crop(1, 32), workers)
