@@ -220,6 +220,7 @@ DEMOS = {
     "curate": ("pipelines.demo:demo", COMMANDS["demo"]),
     "render": ("pipelines.render_demo:demo", "render a small world with the embedded renderer"),
     "sample": ("pipelines.sample_demo:demo", "balance long-tailed digits with guided samples of a small model"),
+    "train": ("pipelines.train_demo:demo", "train a tiny model on a pool as it is, deduplicated and curated"),
 }
 
 
@@ -234,6 +235,8 @@ def _demo(words: list[str]) -> int:
     parser.add_argument("--workers", type=int, default=0, help="local workers; default: one per core")
     if name == "curate":
         parser.add_argument("--world", action="store_true", help="curate a rendered pool")
+    if name == "train":
+        parser.add_argument("--seed", type=int, default=0, help="of pictures, weights and order [0]")
     known = vars(parser.parse_args(words))
     quiet_libraries()
     from pipelines.kinds import load

@@ -1,9 +1,14 @@
 """The training demo: what curation is worth to the model that is trained on the result.
 
-The pool holds handwritten digits, which are wanted, more tiles of two photographs, which are not, some fifty edited
+The pool holds handwritten digits, which are wanted, more tiles of two photographs, which are not, dozens of edited
 copies of each of a few of both, and some of the very digits that the evaluation uses. One model is trained on the pool
 as it is, on the pool without copies and leaks, and on what a small seed set of digits retrieves from that: same initial
-weights, same steps, same batch. Byte-identical files collapse in every run, so the pool has none.
+weights, same steps, same batch. Byte-identical files collapse in every run, so the pool's copies are all edited.
+
+Measured, kNN in percent, mean and standard deviation over seeds 0 to 3: random weights 26.3 ± 1.3, pool 44.5 ± 3.9,
+deduplicated 40.6 ± 1.1, curated 47.0 ± 2.3; raw pixels 54.6 ± 2.1, which 400 steps do not reach. Paired by seed,
+curated exceeds deduplicated by 6.4 ± 1.5 points, each time, and the pool by 2.5 ± 3.8, three times of four: that is not
+settled. Removing copies alone does not help so small a model here, nor did it when all copies were of tiles (3 seeds).
 """
 
 from __future__ import annotations
@@ -18,7 +23,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 from PIL import Image
 from rich.console import Console
@@ -31,11 +35,11 @@ from pipelines.recipe import load_recipe, shipped
 from pipelines.runs import curate
 from pipelines.units import Engine, limit_threads
 
-SIDE, TILE = 16, 20  # pixels of a picture, and of the tile of a photograph that becomes one
+SIDE, TILE = 16, 16  # pixels of a picture, and of the tile of a photograph that becomes one
 PLAIN = 12  # standard deviation in grey levels: tiles of plain sky are copies that nobody planted
-HOLDOUT = 0.6  # share of the labelled digits that tests, drawn by hash; the others vote
+HOLDOUT = 0.5  # share of the labelled digits that tests, drawn by hash; the others vote
 CURATION = [  # small drawings on plain ground resemble each other: what is a copy must be closer than elsewhere
-    *("--name", "granary demo train", "--dedup.threshold", "0.95", "--leaks.threshold", "0.95"),
+    *("--name", "granary demo train", "--dedup.threshold", "0.92", "--leaks.threshold", "0.95"),
     *("--retrieval.k", "16", "--shards.rows", "500"),
 ]
 SELECTIONS = {  # name of the run -> what is done to the pool
@@ -50,12 +54,12 @@ class Sizes:
     """How many pictures of each kind: digits with labels, as seeds and in the pool; tiles; copied pictures and copies
     of each; labelled digits that are in the pool too."""
 
-    labelled: int = 1100
-    seeds: int = 97
-    digits: int = 600
+    labelled: int = 1000
+    seeds: int = 77
+    digits: int = 720
     tiles: int = 800
     copied: int = 30
-    copies: int = 40
+    copies: int = 45
     leaks: int = 30
 
 
@@ -143,12 +147,15 @@ def select(folder: pathlib.Path, engine: Engine, console: Console) -> dict[str, 
 
 
 def train_on(folder: pathlib.Path, name: str, seed: int, overrides: Sequence[str], console: Console) -> dict[str, Any]:
-    """Train the demo's model on one selection; goes on where an earlier demo was stopped."""
+    """Train the demo's model on one selection, going on where it was stopped; returns what its run.json holds, and
+    under "seen" how many pictures it took, repeats too."""
     from training.loop import train
     from training.recipe import TrainRecipe
 
     words = ["--data", str(folder / "runs" / name), "--out", str(folder / "models" / name), "--seed", str(seed)]
-    return train(load_recipe(TrainRecipe, shipped("demo/dinov2.yaml"), [*words, *overrides]), console)
+    recipe = load_recipe(TrainRecipe, shipped("demo/dinov2.yaml"), [*words, *overrides])
+    facts = train(recipe, console)
+    return {**facts, "seen": facts["step"] * recipe.batch}
 
 
 def accuracy(folder: pathlib.Path, model: str, seed: int) -> float:
@@ -161,11 +168,11 @@ def accuracy(folder: pathlib.Path, model: str, seed: int) -> float:
     return float(evaluate(recipe, say=lambda text: None)["knn"]["accuracy"])
 
 
-def demo(out: str, engine: Engine, seed: int = 0, sizes: Sizes = Sizes(), overrides: Sequence[str] = ()) -> int:  # noqa: B008 frozen
+def demo(out: str, engine: Engine, seed: int = 0, sizes: Sizes = Sizes(), overrides: Sequence[str] = ()) -> int:
     """Curate in three ways, train on each, print the scores; returns 0, or 130 when a training was asked to stop.
 
     Args:
-        out: folder for everything; a demo with the same arguments that was stopped there goes on, any other is replaced.
+        out: folder for everything; a stopped demo of the same arguments goes on there, any other is made anew.
         engine: where the work units of curation run.
         seed: of the pictures, the initial weights and the order.
         sizes: of the pool.
@@ -174,23 +181,22 @@ def demo(out: str, engine: Engine, seed: int = 0, sizes: Sizes = Sizes(), overri
     Raises:
         UserError: the folder holds something that is not the demo's.
     """
-    started, console, told = time.monotonic(), Console(highlight=False), Console(stderr=True, highlight=False)
+    started, console = time.monotonic(), Console(highlight=False)
+    told = Console(stderr=True, highlight=False, markup=False)
     limit_threads(1)
     folder = prepared(out, seed, sizes, overrides)
     kept = select(folder, engine, told)
-    scores = {"raw pixels": accuracy(folder, "pixels", seed)}
-    models = {}
     for name in SELECTIONS:
         console.print(f"Training on {name}: {sum(kept[name].values()):,} pictures ...")
-        models[name] = train_on(folder, name, seed, overrides, told)
-        if not models[name]["finished"]:
+        trained = train_on(folder, name, seed, overrides, told)
+        if not trained["finished"]:
             return 130
-    scores["random weights"] = accuracy(folder, f"random:{folder / 'models' / 'pool'}", seed)
-    scores |= {name: accuracy(folder, str(folder / "models" / name), seed) for name in SELECTIONS}
+    subjects = {"raw pixels": "pixels", "random weights": f"random:{folder / 'models' / 'pool'}"}
+    subjects |= {name: str(folder / "models" / name) for name in SELECTIONS}
+    scores = {name: accuracy(folder, model, seed) for name, model in subjects.items()}
     results = {"seed": seed, "accuracy": scores, "kept": {name: dict(kept[name]) for name in kept}}
     (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n")
-    recipe = yaml.safe_load((folder / "models" / "pool" / "recipe.yaml").read_text())
-    console.print(table_of(scores, kept, recipe["steps"] * recipe["batch"]))
+    console.print(table_of(scores, kept, trained["seen"]))
     console.print(conclusion(scores, kept), soft_wrap=True)
     console.print(f"\n{time.monotonic() - started:,.0f} s. The reports: {out}/runs/*/report/index.html", soft_wrap=True)
     return 0
@@ -229,8 +235,9 @@ def conclusion(scores: Mapping[str, float], kept: Mapping[str, Counter[str]]) ->
     """Return one sentence that says what the numbers say."""
     before, middle, after = (100 * scores[name] for name in SELECTIONS)
     tested = HOLDOUT * sum(kept["evaluation"].values())
-    error = 100 * float(np.sqrt(after * (100 - after) / tested)) / 100  # of one accuracy
+    error = float(np.sqrt(after * (100 - after) / tested))  # binomial, in points
     return (
-        f"Without copies and leaks the same training scores {middle - before:+.1f} points, curated {after - before:+.1f} "
-        f"points against the pool (an accuracy is known to about ± {error:.1f})."
+        f"Against the pool as it is, the same training scores {middle - before:+.1f} points without copies and leaks, "
+        f"{after - before:+.1f} points curated; the test digits tell an accuracy to ± {error:.1f}, and another --seed "
+        "trains another model."
     )
