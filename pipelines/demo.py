@@ -51,15 +51,20 @@ EDITS: dict[str, Callable[[Image.Image], Image.Image]] = {
 }
 
 
-def pictures() -> Iterator[tuple[str, Image.Image]]:
-    """Yield (name, picture) of all distinct pictures: photo tiles, then sheets of nine digits."""
+def photo_tiles(side: int) -> Iterator[tuple[str, Image.Image]]:
+    """Yield (name, tile) of scikit-learn's two photographs, side x side pixels, those of plain sky left out."""
     for photo, pixels in zip(("china", "flower"), load_sample_images().images, strict=True):
         image = Image.fromarray(pixels)
-        for top in range(0, image.height - TILE + 1, TILE):
-            for left in range(0, image.width - TILE + 1, TILE):
-                tile = image.crop((left, top, left + TILE, top + TILE))
+        for top in range(0, image.height - side + 1, side):
+            for left in range(0, image.width - side + 1, side):
+                tile = image.crop((left, top, left + side, top + side))
                 if np.asarray(tile.convert("L")).std() > PLAIN:
                     yield f"{photo}/{top:03d}-{left:03d}", tile
+
+
+def pictures() -> Iterator[tuple[str, Image.Image]]:
+    """Yield (name, picture) of all distinct pictures: photo tiles, then sheets of nine digits."""
+    yield from photo_tiles(TILE)
     digits = load_digits().images
     order = np.random.default_rng(SEED).permutation(len(digits))[: SHEETS * 9].reshape(SHEETS, 3, 3)
     for number, sheet in enumerate(order):
@@ -97,12 +102,12 @@ def make_pool(folder: pathlib.Path, everything: Sequence[tuple[str, Image.Image]
     rest = [entry for entry in shuffled if entry not in seeds]
     leaked, bases = rest[:16], rest[16:]
     for name, image in seeds:
-        _save(folder / "seeds" / f"{name}.png", image)
+        save_picture(folder / "seeds" / f"{name}.png", image)
     for name, image in leaked:
-        _save(folder / "pool" / "leaks" / f"{name}.png", image)
-        _save(folder / "references" / f"{name}.jpg", EDITS["smaller"](image), quality=85)
+        save_picture(folder / "pool" / "leaks" / f"{name}.png", image)
+        save_picture(folder / "references" / f"{name}.jpg", EDITS["smaller"](image), quality=85)
     for name, image in bases:
-        _save(folder / "pool" / "originals" / f"{name}.png", image)
+        save_picture(folder / "pool" / "originals" / f"{name}.png", image)
     for name, _ in bases[:30]:
         target = folder / "pool" / "exact" / f"{name}-copy.png"
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -110,7 +115,7 @@ def make_pool(folder: pathlib.Path, everything: Sequence[tuple[str, Image.Image]
     kinds = list(EDITS)
     for number, (name, image) in enumerate(bases[20:80]):
         kind = kinds[number % len(kinds)]
-        _save(folder / "pool" / "near" / f"{name}-{kind}.jpg", EDITS[kind](image), quality=70)
+        save_picture(folder / "pool" / "near" / f"{name}-{kind}.jpg", EDITS[kind](image), quality=70)
     broken = _broken(bases[0][1])
     for name, data in broken.items():
         (folder / "pool" / "broken").mkdir(parents=True, exist_ok=True)
@@ -118,7 +123,8 @@ def make_pool(folder: pathlib.Path, everything: Sequence[tuple[str, Image.Image]
     return {"originals": len(bases), "exact": 30, "near": 60, "leaks": len(leaked), "broken": len(broken)}
 
 
-def _save(path: pathlib.Path, image: Image.Image, **options: Any) -> None:
+def save_picture(path: pathlib.Path, image: Image.Image, **options: Any) -> None:
+    """Write a picture in the format that the path's ending names; options: of Pillow."""
     path.parent.mkdir(parents=True, exist_ok=True)
     image.save(path, **options)
 

@@ -13,12 +13,11 @@ settled. Removing copies alone does not help so small a model here, nor did it w
 
 from __future__ import annotations
 
-import io
 import json
 import pathlib
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -30,13 +29,12 @@ from rich.table import Table
 
 from curation.lookup import ledger_tables, open_run
 from curation.recipe import CurateRecipe
-from pipelines.demo import MARK, own_folder
+from pipelines.demo import MARK, own_folder, photo_tiles, save_picture
 from pipelines.recipe import load_recipe, shipped
 from pipelines.runs import curate
 from pipelines.units import Engine, limit_threads
 
-SIDE, TILE = 16, 16  # pixels of a picture, and of the tile of a photograph that becomes one
-PLAIN = 12  # standard deviation in grey levels: tiles of plain sky are copies that nobody planted
+SIDE = 16  # pixels of a picture
 HOLDOUT = 0.5  # share of the labelled digits that tests, drawn by hash; the others vote
 CURATION = [  # small drawings on plain ground resemble each other: what is a copy must be closer than elsewhere
     *("--name", "granary demo train", "--dedup.threshold", "0.92", "--leaks.threshold", "0.95"),
@@ -74,23 +72,11 @@ def drawn(digit: NDArray[Any], generator: np.random.Generator) -> Image.Image:
     return Image.composite(pen, paper, mask).convert("RGB")
 
 
-def tiles() -> Iterator[Image.Image]:
-    """Yield the tiles of scikit-learn's two photographs that are not plain."""
-    from sklearn.datasets import load_sample_images
-
-    for photo in map(Image.fromarray, load_sample_images().images):
-        for top in range(0, photo.height - TILE + 1, TILE):
-            for left in range(0, photo.width - TILE + 1, TILE):
-                tile = photo.crop((left, top, left + TILE, top + TILE)).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
-                if np.asarray(tile.convert("L")).std() > PLAIN:
-                    yield tile
-
-
-def edited(image: Image.Image, generator: np.random.Generator) -> bytes:
-    """Return a near copy as JPEG: other brightness and contrast, and another quality."""
+def edited(image: Image.Image, generator: np.random.Generator) -> tuple[Image.Image, int]:
+    """Return a near copy, of other brightness and contrast, and the JPEG quality to write it with."""
     gain, shift, quality = generator.uniform(0.85, 1.15), generator.uniform(-15, 15), int(generator.integers(60, 95))
     pixels = (np.asarray(image, np.float64) - 128) * gain + 128 + shift
-    return _encoded(Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)), "JPEG", quality=quality)
+    return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)), quality
 
 
 def make_pictures(folder: pathlib.Path, sizes: Sizes, seed: int) -> None:
@@ -100,11 +86,11 @@ def make_pictures(folder: pathlib.Path, sizes: Sizes, seed: int) -> None:
     generator, known = np.random.default_rng(seed), load_digits()
     order = generator.permutation(len(known.images))[: sizes.labelled + sizes.seeds + sizes.digits]
     images = [drawn(known.images[row], generator) for row in order]
-    found = list(tiles())
+    found = [tile for _, tile in photo_tiles(SIDE)]
     found = [found[row] for row in generator.permutation(len(found))[: sizes.tiles]]
     labelled, rest = images[: sizes.labelled], images[sizes.labelled :]
     for number, (row, image) in enumerate(zip(order, labelled, strict=False)):
-        _write(folder / "labelled" / str(known.target[row]) / f"{number:04d}.png", _encoded(image, "PNG"))
+        save_picture(folder / "labelled" / str(known.target[row]) / f"{number:04d}.png", image)
     kinds = {
         "seeds": rest[: sizes.seeds],
         "pool/digits": rest[sizes.seeds :],
@@ -113,23 +99,12 @@ def make_pictures(folder: pathlib.Path, sizes: Sizes, seed: int) -> None:
     }
     for kind, members in kinds.items():
         for number, image in enumerate(members):
-            _write(folder / kind / f"{number:04d}.png", _encoded(image, "PNG"))
+            save_picture(folder / kind / f"{number:04d}.png", image)
     originals = [*kinds["pool/digits"], *kinds["pool/tiles"]]
     for original in generator.permutation(len(originals))[: sizes.copied]:
         for number in range(sizes.copies):
-            name = f"{original:04d}-{number:02d}.jpg"
-            _write(folder / "pool" / "copies" / name, edited(originals[original], generator))
-
-
-def _encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
-    file = io.BytesIO()
-    image.save(file, kind, **options)
-    return file.getvalue()
-
-
-def _write(path: pathlib.Path, data: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(data)
+            copy, quality = edited(originals[original], generator)
+            save_picture(folder / "pool" / "copies" / f"{original:04d}-{number:02d}.jpg", copy, quality=quality)
 
 
 def select(folder: pathlib.Path, engine: Engine, console: Console) -> dict[str, Counter[str]]:

@@ -43,7 +43,7 @@ def test_the_pool_holds_what_it_says(tmp_path: Path) -> None:
 
 def test_tiles_outnumber_the_digits_and_there_are_enough_of_them() -> None:
     sizes = train_demo.Sizes()
-    assert len(list(train_demo.tiles())) >= sizes.tiles > sizes.digits
+    assert len(list(train_demo.photo_tiles(train_demo.SIDE))) >= sizes.tiles > sizes.digits
     assert sizes.labelled + sizes.seeds + sizes.digits <= 1797  # of scikit-learn
 
 

@@ -92,6 +92,19 @@ def test_going_on_in_the_middle_of_an_epoch_gives_the_rest(run: Path) -> None:
     assert all(same(a, b) for a, b in zip(whole[2:], batches(plan, 2, 9, workers=2), strict=True))
 
 
+def test_how_many_steps_are_made_at_a_time_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs of 1, of 3 with an end cut short, and of all 7 steps; what cannot be decoded is told at its own step."""
+    rows = shapes(48)
+    rows[20] = sample(b"no image", (32, 32))
+    plan, found = plan_of(write_shards(tmp_path, rows, group=8)), []
+    for pictures in (1, 9, 64):
+        monkeypatch.setattr(data, "RUN", pictures)
+        found.append(list(batches(plan, 2, 9, workers=0)))
+    dead = [len(batch["dead"]) for batch in found[0]]
+    assert 0 < sum(dead) < len(dead)
+    assert all(same(a, b) and same(a, c) for a, b, c in zip(*found, strict=True))
+
+
 def test_a_sample_is_cut_the_same_whoever_is_with_it(run: Path) -> None:
     """Other batch sizes and streams bring other neighbours; views and draws of a sample in an epoch stay."""
     found: dict[str, Part] = {}
