@@ -108,12 +108,12 @@ def cut_views(
     Returns:
         For each name (count, side, side, 3) uint8. Raises DecodeError.
     """
-    picture = None
+    picture, fast = None, not any(crop.centre for crop in crops.values())
     if size is None:
-        picture = decode_pixels(data, limits)
+        picture = decode_pixels(data, limits, fast=fast)
         size = picture.width, picture.height
     boxes = {name: [random_box(*size, crop, generator) for _ in range(crop.count)] for name, crop in crops.items()}
-    pixels = (picture or decode_pixels(data, limits, needed_side(*size, boxes, crops))).pixels
+    pixels = (picture or decode_pixels(data, limits, needed_side(*size, boxes, crops), fast)).pixels
     scale = pixels.shape[1] / size[0], pixels.shape[0] / size[1]
     return {
         name: np.stack([resized(_cut(pixels, box, scale), crop.side) for box in boxes[name]])

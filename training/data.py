@@ -6,13 +6,15 @@ a run that goes on at step k sees the samples that the undisturbed run would, wi
 
 from __future__ import annotations
 
+import itertools
+import math
 import signal
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from curation import storage
 from curation.decode import DecodeError, DecodeLimits
@@ -20,11 +22,13 @@ from curation.errors import UserError
 from training import shards
 from training.crops import DRAWS, Crop, cut_views, sample_generator
 from training.order import Mixture, Order
+from training.ring import Ring
 
 Part = dict[str, Any]
 Dead = tuple[str, str, str]  # uri, error, message
 PATIENCE = 100  # samples in a row that may be undecodable
 RUN = 64  # pictures that a worker makes and hands over at a time: a message costs as much as several small pictures
+RUN_BYTES = 2**22  # of their views at most
 IMAGE_COLUMNS = ("id", "row_id", "width", "height", "source")
 
 
@@ -61,8 +65,8 @@ def check_plan(plan: Plan, processes: int = 1) -> None:
         raise UserError(f"streams: {plan.streams} is not right: it must be a multiple of the {processes} processes")
 
 
-class Parts(Dataset[Part]):
-    """Makes the parts of a stream for a run of steps: a map-style dataset without a length."""
+class Parts:
+    """Makes the parts of a stream for a run of steps."""
 
     def __init__(self, plan: Plan) -> None:
         self.plan, self.size = plan, plan.batch // plan.streams
@@ -83,8 +87,7 @@ class Parts(Dataset[Part]):
         dead: list[list[Dead]] = [[] for _ in range(count)]
         positions = range(first * self.size, (first + count) * self.size)
         found = [self._alive(stream, p, dead[p // self.size - first]) for p in positions]
-        small = {name: _light(value) for name, value in stacked(found).items()}
-        return {**small, "dead": dead}
+        return {**stacked(found), "dead": dead}
 
     def _alive(self, stream: int, position: int, dead: list[Dead]) -> tuple[Part, Part]:
         """Return row and views of the first sample from a position on that can be decoded."""
@@ -144,11 +147,6 @@ def stacked(found: Sequence[tuple[Part, Part]]) -> Part:
     return part
 
 
-def _light(value: Any) -> Any:
-    """Return a tensor that is no picture as an array: workers hand each tensor over by a file of its own."""
-    return value.numpy() if isinstance(value, torch.Tensor) and value.dtype != torch.uint8 else value
-
-
 def divided(run: Part) -> Iterator[Part]:
     """Yield what `Parts` made, step by step."""
     size = len(run["id"]) // len(run["dead"])
@@ -157,15 +155,26 @@ def divided(run: Part) -> Iterator[Part]:
         yield {**{name: value[step * size : (step + 1) * size] for name, value in entries.items()}, "dead": dead}
 
 
-class _Keys(Sampler[tuple[int, int, int]]):
-    """The keys of one process from a step on, in order: all streams for some steps, then for the next."""
+class _Handed(Dataset[Part]):
+    """`Parts` as a worker hands them over: pictures in a slot of the ring, other tensors as arrays.
 
-    def __init__(self, start: int, stop: int, count: int, streams: Sequence[int]) -> None:
-        self.start, self.stop, self.count, self.streams = start, stop, count, streams
+    A worker would hand over each tensor by a file of its own.
+    """
 
-    def __iter__(self) -> Iterator[tuple[int, int, int]]:
-        for step in range(self.start, self.stop, self.count):
-            yield from ((step, stream, min(self.count, self.stop - step)) for stream in self.streams)
+    def __init__(self, parts: Parts, ring: Ring) -> None:
+        self.parts, self.ring = parts, ring
+
+    def __getitem__(self, turn: tuple[int, tuple[int, int, int]]) -> Part:
+        """Return the run of a key without its pictures, which are in a slot; turn: (slot, key)."""
+        slot, key = turn
+        run = self.ring.put(slot, self.parts[key])
+        return {name: v.numpy() if isinstance(v, torch.Tensor) else v for name, v in run.items()}
+
+
+def _keys(start: int, stop: int, count: int, streams: Sequence[int]) -> Iterator[tuple[int, int, int]]:
+    """Yield the keys of one process from a step on, in order: all streams for some steps, then for the next."""
+    for step in range(start, stop, count):
+        yield from ((step, stream, min(count, stop - step)) for stream in streams)
 
 
 def batches(
@@ -192,26 +201,34 @@ def batches(
         What `Parts` makes for a step, parts of the process one after another.
     """
     share = plan.streams // processes
-    streams = range(rank * share, (rank + 1) * share)
-    count = max(1, RUN * plan.streams // plan.batch)
+    part = plan.batch // plan.streams * sum(crop.count * crop.side**2 * 3 for crop in plan.crops.values())  # bytes
+    count = max(1, min(RUN * plan.streams // plan.batch, RUN_BYTES // part))
+    keys = _keys(start, stop, count, range(rank * share, (rank + 1) * share))
+    runs = _handed_over(plan, keys, share, count, workers, pin) if workers else map(Parts(plan).__getitem__, keys)
+    while steps := [divided(run) for run in itertools.islice(runs, share)]:
+        for parts in zip(*steps, strict=True):
+            yield joined([place(part) for part in parts])
+
+
+def _handed_over(
+    plan: Plan, keys: Iterator[tuple[int, int, int]], share: int, count: int, workers: int, pin: bool
+) -> Iterator[Part]:
+    """Yield the runs of keys from worker processes; the pictures of the last `share` of them are there at a time."""
+    ahead = max(2, math.ceil(2 * share / (count * workers)))  # runs that a worker may have ready
+    rows = count * plan.batch // plan.streams
+    shapes = {name: (rows, crop.count, crop.side, crop.side, 3) for name, crop in plan.crops.items()}
+    ring = Ring(ahead * workers + share, shapes)
     loader = DataLoader(
-        Parts(plan),
+        _Handed(Parts(plan), ring),
         batch_size=None,
-        sampler=_Keys(start, stop, count, streams),
+        sampler=zip(itertools.cycle(range(ring.slots)), keys),
         num_workers=workers,
         collate_fn=_as_is,
         worker_init_fn=_deaf,
-        pin_memory=pin,
-        prefetch_factor=max(2, 2 * share // count) if workers else None,
-        multiprocessing_context=_context(plan) if workers else None,
+        prefetch_factor=ahead,
+        multiprocessing_context=_context(plan),
     )
-    runs: list[Iterator[Part]] = []
-    for run in loader:
-        runs.append(divided(run))
-        if len(runs) == share:
-            for parts in zip(*runs, strict=True):
-                yield joined([place(part) for part in parts])
-            runs = []
+    return (ring.take(handed, pin) for handed in loader)
 
 
 def _deaf(worker: int) -> None:
@@ -230,16 +247,21 @@ def _context(plan: Plan) -> str:
 
 
 def joined(parts: Sequence[Part]) -> Part:
-    """Concatenate parts: tensors along the first axis, lists end to end."""
-    if len(parts) == 1:
-        return dict(parts[0])
+    """Concatenate parts, a copy even of one: tensors along the first axis, lists end to end."""
     first = parts[0]
     return {
-        name: torch.cat([part[name] for part in parts])
+        name: _concatenated([part[name] for part in parts])
         if isinstance(value, torch.Tensor)
         else [entry for part in parts for entry in part[name]]
         for name, value in first.items()
     }
+
+
+def _concatenated(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Concatenate along the first axis; on the CPU without torch's threads, which spin on after so short a task."""
+    if tensors[0].device.type == "cpu":
+        return torch.from_numpy(np.concatenate([tensor.numpy() for tensor in tensors]))
+    return torch.cat(list(tensors))
 
 
 def in_order(

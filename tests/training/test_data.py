@@ -86,6 +86,15 @@ def test_workers_change_nothing(run: Path, workers: int) -> None:
     assert all(same(a, b) for a, b in zip(alone, shared, strict=True))
 
 
+@pytest.mark.parametrize("streams", [1, 4])
+def test_batches_outlive_the_memory_they_came_in(run: Path, monkeypatch: pytest.MonkeyPatch, streams: int) -> None:
+    """Every slot of the ring is written several times, while whoever asked keeps all batches."""
+    monkeypatch.setattr(data, "RUN_BYTES", 1)  # one step at a time
+    plan = plan_of(run, streams=streams)
+    alone, shared = (list(batches(plan, 0, 30, workers=n)) for n in (0, 2))
+    assert all(same(a, b) for a, b in zip(alone, shared, strict=True))
+
+
 def test_going_on_in_the_middle_of_an_epoch_gives_the_rest(run: Path) -> None:
     plan = plan_of(run)
     whole = list(batches(plan, 0, 9, workers=0))
@@ -143,8 +152,8 @@ def test_large_jpegs_are_decoded_small_and_look_the_same(monkeypatch: pytest.Mon
     jpeg, sides = encoded(image, quality=95), []
     original = crops.decode_pixels
 
-    def recording(data: bytes, limits: DecodeLimits, side: int | None = None) -> Any:
-        picture = original(data, limits, side)
+    def recording(data: bytes, limits: DecodeLimits, side: int | None = None, fast: bool = False) -> Any:
+        picture = original(data, limits, side, fast)
         sides.append(picture.pixels.shape)
         return picture
 

@@ -42,6 +42,7 @@ KINDS = {
     "turned by EXIF": turned_by(6),
     "with a profile": jpeg(icc_profile=b"x" * 600),
 }
+SMOOTHED = ("plain", "progressive", "upright by EXIF", "with a profile")  # colours at half the size, the short way
 
 
 @pytest.mark.parametrize("side", [None, 17, 35, 70, 140])
@@ -56,6 +57,36 @@ def test_pixels_and_sizes_are_those_of_pillow(kind: str, side: int | None) -> No
 def test_plain_files_take_the_short_way(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pixels, "decode", None)
     assert decode_pixels(KINDS[kind], LIMITS).pixels.shape == (140, 186, 3)
+
+
+@pytest.mark.parametrize("side", [None, 35])
+@pytest.mark.parametrize("kind", KINDS)
+def test_fast_differs_only_where_colours_would_be_smoothed(kind: str, side: int | None) -> None:
+    fast, exact = (decode_pixels(KINDS[kind], LIMITS, side, fast).pixels.astype(int) for fast in (True, False))
+    assert np.array_equal(fast, exact) == (side is not None or kind not in SMOOTHED)
+    assert np.abs(fast.mean(axis=(0, 1)) - exact.mean(axis=(0, 1))).max() < 1
+
+
+def test_fast_pixels_of_a_smooth_picture_are_within_two_grey_levels() -> None:
+    data = jpeg(PICTURE.resize((9, 7)).resize((900, 700), Image.Resampling.BICUBIC), quality=95)
+    fast, exact = (decode_pixels(data, LIMITS, None, fast).pixels.astype(int) for fast in (True, False))
+    assert 0 < np.abs(fast - exact).max() <= 2
+
+
+def segment(marker: int, content: bytes) -> bytes:
+    return bytes([0xFF, marker]) + (len(content) + 2).to_bytes(2, "big") + content
+
+
+@pytest.mark.parametrize("content", [b"MPF\0MM", b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0 Orientation"])
+def test_a_thumbnail_does_not_hide_what_comes_after_it(content: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thumbnail in an earlier segment has scans of its own."""
+    data = jpeg()[:2] + segment(0xE1, b"thumbnail" + jpeg()) + segment(0xE2, content) + jpeg()[2:]
+    assert content in pixels._header(data)
+    assert content not in pixels._header(jpeg() + content)
+    monkeypatch.setattr(pixels, "decode", lambda *_: pytest.fail("went the long way"))
+    monkeypatch.setattr(pixels, "exif_orientation", lambda _: 3)
+    with pytest.raises(pytest.fail.Exception):
+        decode_pixels(data, LIMITS)
 
 
 @pytest.mark.parametrize(
