@@ -32,6 +32,7 @@ SIZES = {  # width, blocks, heads; DINOv2's S to g
     "giant": (1536, 40, 24),
 }
 POSITIONS, MLPS = ("learned", "sincos", "rotary"), ("gelu", "quick_gelu", "swiglu")
+FEW = 96  # tokens
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,16 @@ class Tokens(NamedTuple):
     patches: Tensor
 
 
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """softmax(q k' / sqrt(d)) v; q: (B, H, Q, d), k, v: (B, H, T, d). Few tokens on a CPU go without the fused kernel.
+
+    That kernel does not gain from a second thread there, its backward pass least of all; with one they are equal.
+    """
+    if k.device.type == "cpu" and k.shape[2] <= FEW:
+        return (q * q.shape[3] ** -0.5 @ k.transpose(2, 3)).softmax(dim=3) @ v
+    return F.scaled_dot_product_attention(q, k, v)
+
+
 class Attention(nn.Module):
     """Multi-head self-attention: (B, T, D) -> (B, T, D)."""
 
@@ -117,7 +128,7 @@ class Attention(nn.Module):
         q, k, v = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # each (B, H, T, D / H)
         if angles is not None:
             q, k = rotate(q, angles), rotate(k, angles)
-        return self.out(F.scaled_dot_product_attention(q[:, :, first:], k, v).transpose(1, 2).flatten(2))
+        return self.out(attend(q[:, :, first:], k, v).transpose(1, 2).flatten(2))
 
 
 class MLP(nn.Module):

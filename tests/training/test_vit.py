@@ -11,7 +11,7 @@ import torch
 import transformers
 
 from training.positions import interpolated, rotate, sincos_positions
-from training.vit import Block, SwiGLU, VisionTransformer, ViTConfig, gather_tokens
+from training.vit import FEW, Block, SwiGLU, VisionTransformer, ViTConfig, attend, gather_tokens
 
 SMALL = ViTConfig(side=32, patch=8, width=24, depth=3, heads=2, registers=2, layer_scale=0.5)
 
@@ -274,3 +274,15 @@ WRONG = [{"side": 30}, {"heads": 5}, {"width": 26}, {"mlp": "relu"}, {"positions
 def test_sizes_that_do_not_fit_are_refused(changes: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=r"must be|unknown"):
         model(**changes)
+
+
+@pytest.mark.parametrize("tokens", [1, 17, FEW, FEW + 1])
+def test_attention_is_the_same_with_and_without_the_fused_kernel(tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    q, k, v = (torch.randn(2, 3, n, 8, requires_grad=True) for n in (5, tokens, tokens))
+    upstream, found = torch.randn(2, 3, 5, 8), []
+    for few in (0, 10_000):
+        monkeypatch.setattr("training.vit.FEW", few)
+        out = attend(q, k, v)
+        found.append([out.detach(), *torch.autograd.grad(out, (q, k, v), upstream)])
+    for fused, written in zip(*found, strict=True):
+        torch.testing.assert_close(fused, written)
