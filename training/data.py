@@ -10,6 +10,7 @@ import itertools
 import math
 import signal
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -161,8 +162,13 @@ class _Handed(Dataset[Part]):
     A worker would hand over each tensor by a file of its own.
     """
 
-    def __init__(self, parts: Parts, ring: Ring) -> None:
-        self.parts, self.ring = parts, ring
+    def __init__(self, plan: Plan, ring: Ring) -> None:
+        self.plan, self.ring = plan, ring
+
+    @cached_property
+    def parts(self) -> Parts:
+        """Made in the worker: what they keep of past reads cannot be sent to one."""
+        return Parts(self.plan)
 
     def __getitem__(self, turn: tuple[int, tuple[int, int, int]]) -> Part:
         """Return the run of a key without its pictures, which are in a slot; turn: (slot, key)."""
@@ -219,7 +225,7 @@ def _handed_over(
     shapes = {name: (rows, crop.count, crop.side, crop.side, 3) for name, crop in plan.crops.items()}
     ring = Ring(ahead * workers + share, shapes)
     loader = DataLoader(
-        _Handed(Parts(plan), ring),
+        _Handed(plan, ring),
         batch_size=None,
         sampler=zip(itertools.cycle(range(ring.slots)), keys),
         num_workers=workers,

@@ -86,6 +86,15 @@ def test_workers_change_nothing(run: Path, workers: int) -> None:
     assert all(same(a, b) for a, b in zip(alone, shared, strict=True))
 
 
+def test_workers_of_remote_shards_change_nothing(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are not forked: everything they need is sent to them."""
+    monkeypatch.setattr(data.storage, "is_local", lambda _: False)
+    plan = plan_of(run)
+    assert data._context(plan) == "forkserver"
+    alone, shared = (list(batches(plan, 0, 6, workers=n)) for n in (0, 2))
+    assert all(same(a, b) for a, b in zip(alone, shared, strict=True))
+
+
 @pytest.mark.parametrize("streams", [1, 4])
 def test_batches_outlive_the_memory_they_came_in(run: Path, monkeypatch: pytest.MonkeyPatch, streams: int) -> None:
     """Every slot of the ring is written several times, while whoever asked keeps all batches."""
