@@ -220,7 +220,7 @@ def _handed_over(
     plan: Plan, keys: Iterator[tuple[int, int, int]], share: int, count: int, workers: int, pin: bool
 ) -> Iterator[Part]:
     """Yield the runs of keys from worker processes; the pictures of the last `share` of them are there at a time."""
-    ahead = max(2, math.ceil(2 * share / (count * workers)))  # runs that a worker may have ready
+    ahead = max(2, math.ceil(2 * share / workers))  # runs that a worker may have ready: all need those of two rounds
     rows = count * plan.batch // plan.streams
     shapes = {name: (rows, crop.count, crop.side, crop.side, 3) for name, crop in plan.crops.items()}
     ring = Ring(ahead * workers + share, shapes)

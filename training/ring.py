@@ -1,5 +1,6 @@
-"""Memory that worker processes leave pictures in, by turns: mapped once, where a new mapping for each run costs far
-more than the copy.
+"""Memory that worker processes leave pictures in, by turns.
+
+It is mapped once: to map new memory for each run of pictures costs far more than to copy them.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Real + guided samples against real + plain samples and real alone: few-class accuracy over several seeds.
 
     python -m tests.benchmarks.union digits [--seeds 5] [--out FOLDER]     minutes: the demo with more seeds
-    python -m tests.benchmarks.union fashion [--seeds 5] [--out FOLDER]    about 105 minutes of CPU, estimated
+    python -m tests.benchmarks.union fashion [--seeds 5] [--out FOLDER]    100 minutes of CPU
 
 Options of the recipe may follow, for all arms: `--sampling.guidance_scale 1` is the model's own distribution.
 The reference is the same classifier, trained as long, on real + plain samples: the same generator and seeds without
