@@ -20,6 +20,7 @@ from curation.decode import SCAN_PIXELS, DecodeLimits, decode, exif_orientation
 JPEG = b"\xff\xd8\xff"
 START_OF_SCAN, SEVERAL_PICTURES = b"\xff\xda", b"MPF\0"
 LEAST_SCAN = 8  # bytes of the smallest header of a scan
+SMALL = 4096  # bytes that are searched as fast as they are divided into segments
 ORIENTED = (b"Exif\0\0", b"Orientation")  # EXIF, XMP: what may say that the picture lies on its side
 COLOURS = ("YCbCr", "Gray")
 
@@ -64,8 +65,8 @@ def _plain_jpeg(data: bytes, limits: DecodeLimits, side: int | None, fast: bool)
 
 
 def _header(data: bytes) -> bytes:
-    """Return the segments before the first scan, or everything where they do not follow one another."""
-    place = len(b"\xff\xd8")
+    """Return the segments before the first scan; everything of a small file or where they do not follow one another."""
+    place = len(b"\xff\xd8") if len(data) > SMALL else len(data)
     while data[place : place + 1] == b"\xff" and place + 4 <= len(data):
         if data[place : place + 2] == START_OF_SCAN:
             return data[:place]
