@@ -32,7 +32,7 @@ SIZES = {  # width, blocks, heads; DINOv2's S to g
     "giant": (1536, 40, 24),
 }
 POSITIONS, MLPS = ("learned", "sincos", "rotary"), ("gelu", "quick_gelu", "swiglu")
-FEW = 96  # tokens
+FEW = 96  # tokens that attention on a CPU is written out for, see `attend`
 
 
 @dataclass(frozen=True)
