@@ -139,8 +139,10 @@ class RunUnits(beam.PTransform):
 
     def expand(self, units: beam.PCollection) -> beam.PCollection:
         """Apply to a PCollection of Unit."""
-        return units | beam.Reshuffle() | beam.ParDo(
-            _RunUnit(self.run_directory, self.stage, self.threads, self.processes)
+        return (
+            units
+            | beam.Reshuffle()
+            | beam.ParDo(_RunUnit(self.run_directory, self.stage, self.threads, self.processes))
         )
 
 

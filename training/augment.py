@@ -68,9 +68,7 @@ def photometric(pixels: Tensor, draws: Tensor, options: Photometric) -> Tensor:
     low, high = options.sigma
     sigma = low + draws[:, SIGMA] * (high - low)
     pixels = _some(pixels, draws[:, BLUR] < options.blur, lambda x, s: blurred(x, s, high), sigma)
-    return _some(
-        pixels, draws[:, SOLARIZE] < options.solarize, lambda x: torch.where(x >= options.threshold, 1 - x, x)
-    )
+    return _some(pixels, draws[:, SOLARIZE] < options.solarize, lambda x: torch.where(x >= options.threshold, 1 - x, x))
 
 
 def _some(pixels: Tensor, chosen: Tensor, change: Callable[..., Tensor], *numbers: Tensor) -> Tensor:

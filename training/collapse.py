@@ -12,6 +12,7 @@ from training.recipe import Alarm
 
 UNIFORM = 0.999  # of ln K: a teacher that has learned nothing or has been flattened
 
+
 def feature_deviation(features: Tensor) -> float:
     """Return the mean deviation over pictures of a channel, divided by the root mean square of all values: 0 when all
     pictures have one vector, 1 when the mean is 0. features: (n, D).

@@ -5,7 +5,11 @@ It is mapped once: to map new memory for each run of pictures costs far more tha
 
 from __future__ import annotations
 
+import ctypes
+import math
 from collections.abc import Mapping
+from functools import cached_property
+from multiprocessing.sharedctypes import RawArray
 from typing import Any
 
 import torch
@@ -15,13 +19,24 @@ from torch import Tensor
 class Ring:
     """Slots of shared memory, each with room for one run of pictures: for every name (rows, ...) uint8.
 
-    A slot may be written again `slots` runs later: whoever takes a run out copies it before then.
+    A slot may be written again `slots` runs later: whoever takes a run out copies it before then. Where /dev/shm has no
+    room (containers often limit it to 64 MB) the memory is that of a temporary file.
     """
 
     def __init__(self, slots: int, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        self.slots = slots
-        self.pictures = {
-            name: torch.empty((slots, *shape), dtype=torch.uint8).share_memory_() for name, shape in shapes.items()
+        self.slots, self.shapes = slots, dict(shapes)
+        self.memory = {name: RawArray(ctypes.c_uint8, slots * math.prod(shape)) for name, shape in shapes.items()}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a worker gets: the memory itself; tensors would be sent as copies."""
+        return {name: value for name, value in self.__dict__.items() if name != "pictures"}
+
+    @cached_property
+    def pictures(self) -> dict[str, Tensor]:
+        """The memory as (slots, rows, ...) uint8 by name."""
+        return {
+            name: torch.frombuffer(memory, dtype=torch.uint8).view(self.slots, *self.shapes[name])
+            for name, memory in self.memory.items()
         }
 
     def put(self, slot: int, run: Mapping[str, Any]) -> dict[str, Any]:

@@ -35,9 +35,7 @@ def test_groups_fill_up_cell_by_cell() -> None:
     assert needs(counts, 10, empty=True)[Cell("cat", "snow")] == 10
 
 
-@given(
-    st.dictionaries(st.text("abc", min_size=1).map(Cell), st.integers(0, 50)), st.integers(1, 60)
-)
+@given(st.dictionaries(st.text("abc", min_size=1).map(Cell), st.integers(0, 50)), st.integers(1, 60))
 def test_every_cell_ends_at_the_level_or_above(counts: dict[Cell, int], level: int) -> None:
     found = needs(counts, level)
     assert all(counts[cell] + found[cell] == max(level, counts[cell]) for cell in counts)

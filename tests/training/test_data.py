@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 from collections import Counter
+from multiprocessing import heap
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import fsspec
@@ -101,6 +103,18 @@ def test_batches_outlive_the_memory_they_came_in(run: Path, monkeypatch: pytest.
     monkeypatch.setattr(data, "RUN_BYTES", 1)  # one step at a time
     plan = plan_of(run, streams=streams)
     alone, shared = (list(batches(plan, 0, 30, workers=n)) for n in (0, 2))
+    assert all(same(a, b) for a, b in zip(alone, shared, strict=True))
+
+
+def test_a_small_dev_shm_changes_nothing(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Containers often limit it to 64 MB; memory beyond it would kill a worker when it is written."""
+    full, places = SimpleNamespace(f_bavail=0, f_frsize=4096), []
+    monkeypatch.setattr(heap.BufferWrapper, "_heap", heap.Heap())  # without room left from other tests
+    monkeypatch.setattr(heap.os, "statvfs", lambda _: full)
+    monkeypatch.setattr(heap.util, "get_temp_dir", lambda: places.append(tmp_path) or str(tmp_path))
+    plan = plan_of(run)
+    alone, shared = (list(batches(plan, 0, 6, workers=n)) for n in (0, 2))
+    assert places
     assert all(same(a, b) for a, b in zip(alone, shared, strict=True))
 
 

@@ -45,9 +45,7 @@ def test_a_place_does_not_depend_on_what_was_asked_before() -> None:
 
 def test_epochs_and_seeds_differ_and_neighbours_are_mixed() -> None:
     order = Order([10] * 20, 0, 1, 50)
-    first, second = (
-        [order.place(0, p)[1:] for p in range(start, start + 200)] for start in (0, 200)
-    )
+    first, second = ([order.place(0, p)[1:] for p in range(start, start + 200)] for start in (0, 200))
     assert first != second
     assert first != [Order([10] * 20, 1, 1, 50).place(0, p)[1:] for p in range(200)]
     together = sum(a[0] == b[0] for a, b in itertools.pairwise(first)) / 199

@@ -97,4 +97,3 @@ def columns_of(task: Task, names: list[str]) -> dict[str, list[Any]]:
         numbers.setdefault(str(next(filter(None, row.values()), number)), number)
     rows = [numbers[name] for name in task.test.ids]
     return {name: table[name].take(pa.array(rows)).to_pylist() for name in there}
-

@@ -123,9 +123,7 @@ def summary(results: Mapping[str, list[dict[str, Any]]]) -> dict[str, float | No
     return found
 
 
-def judged(
-    videos: Videos, video: Video, propagator: Propagator, dead: list[dict[str, str]]
-) -> list[dict[str, Any]]:
+def judged(videos: Videos, video: Video, propagator: Propagator, dead: list[dict[str, str]]) -> list[dict[str, Any]]:
     """Return for each object of the first mask J and F of every frame with a mask but the first and the last.
 
     dead: what cannot be decoded is added: a frame or a mask, and with the first one the whole sequence.
@@ -264,5 +262,3 @@ def full_size(labels: Tensor, size: tuple[int, ...]) -> Tensor:
     planes = F.interpolate(labels.permute(2, 0, 1)[None], size, mode="bilinear", align_corners=False)[0]
     low, high = planes.amin(dim=(1, 2), keepdim=True), planes.amax(dim=(1, 2), keepdim=True)
     return torch.where(high > 0, (planes - low) / (high - low).clamp(min=1e-12), planes)
-
-

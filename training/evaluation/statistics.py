@@ -101,9 +101,7 @@ def alignment(first: Tensor, second: Tensor) -> float:
     return float((F.normalize(first, dim=1) - F.normalize(second, dim=1)).square().sum(dim=1).mean())
 
 
-def two_views(
-    how: Measured, dataset: shards.Dataset, views: int, scale: tuple[float, float]
-) -> tuple[Tensor, Tensor]:
+def two_views(how: Measured, dataset: shards.Dataset, views: int, scale: tuple[float, float]) -> tuple[Tensor, Tensor]:
     """Return the features (n, D) of two random crops, without other changes, of the first so many pictures."""
     subject, device = load(how), torch_device(how.device)
     crop = Crop(2, subject.config.side, scale)

@@ -53,9 +53,7 @@ class Predictor(nn.Module):
 
     def __init__(self, config: ViTConfig, width: int, depth: int, heads: int) -> None:
         super().__init__()
-        narrow = ViTConfig(
-            side=config.side, patch=config.patch, width=width, depth=depth, heads=heads, layer_scale=0.0
-        )
+        narrow = ViTConfig(side=config.side, patch=config.patch, width=width, depth=depth, heads=heads, layer_scale=0.0)
         self.embed = nn.Linear(config.width, width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
         self.positions = nn.Parameter(sincos_positions(config.grid, config.grid, width)[None], requires_grad=False)
@@ -112,9 +110,7 @@ class IJEPA(nn.Module):
     def forward(self, batch: dict[str, Any], moment: Moment) -> dict[str, Tensor]:
         """Return the loss of a batch under masks drawn for this moment."""
         pixels = normalised(to_unit(batch["image"][:, 0]), self.config.mean, self.config.deviation)
-        drawn = draw_masks(
-            self.blocks, len(pixels), moment.generator(SIZES, shared=True), moment.generator(PLACES)
-        )
+        drawn = draw_masks(self.blocks, len(pixels), moment.generator(SIZES, shared=True), moment.generator(PLACES))
         context = torch.from_numpy(drawn.context).to(pixels.device, non_blocking=True)
         targets = torch.from_numpy(drawn.targets).to(pixels.device, non_blocking=True)
         predicted, wanted, features = self.compare(pixels, context, targets)
