@@ -249,6 +249,17 @@ def test_target_starts_as_an_exact_copy() -> None:
     assert fresh.context.config.class_token is False
 
 
+def test_the_patch_embedding_may_start_larger_than_the_rest() -> None:
+    built = {}
+    for deviation in (None, 0.5):
+        torch.manual_seed(0)
+        built[deviation] = IJEPA(CONFIG, IJEPAOptions(**OPTIONS, embed_std=deviation)).state_dict()
+    changed = {name for name, tensor in built[None].items() if not torch.equal(tensor, built[0.5][name])}
+    assert changed == {"context.embed.weight", "target.embed.weight"}
+    assert torch.equal(built[0.5]["context.embed.weight"], built[0.5]["target.embed.weight"])
+    assert 0.4 < float(built[0.5]["context.embed.weight"].std()) < 0.55
+
+
 def test_a_batch_of_the_loader_gives_a_loss_that_depends_on_the_moment_alone() -> None:
     ijepa = method()
     batch = {"image": torch.randint(0, 256, (4, 1, 32, 32, 3), dtype=torch.uint8)}
@@ -260,10 +271,16 @@ def test_a_batch_of_the_loader_gives_a_loss_that_depends_on_the_moment_alone() -
 
 
 def test_biases_and_norms_have_no_decay() -> None:
-    decayed, plain = (group["params"] for group in method().parameter_groups())
-    assert all(parameter.ndim > 1 for parameter in decayed)
-    assert all(parameter.ndim == 1 for parameter in plain)
-    assert len(decayed) + len(plain) == sum(p.requires_grad for p in method().parameters())
+    groups = method().parameter_groups()
+    assert all((p.ndim > 1) == group["decay"] for group in groups for p in group["params"])
+    assert sum(len(group["params"]) for group in groups) == sum(p.requires_grad for p in method().parameters())
+
+
+def test_the_predictor_alone_has_a_rate_of_its_own() -> None:
+    ijepa = method(predictor_lr=5.0)
+    rates = {id(p): group.get("lr_scale", 1.0) for group in ijepa.parameter_groups() for p in group["params"]}
+    assert {rates[id(p)] for p in ijepa.predictor.parameters() if p.requires_grad} == {5.0}
+    assert {rates[id(p)] for p in ijepa.context.parameters() if p.requires_grad} == {1.0}
 
 
 def test_models_and_masks_that_do_not_fit_are_sentences() -> None:

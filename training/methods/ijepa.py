@@ -37,6 +37,8 @@ class IJEPAOptions(Options, frozen=True):
     init_std: float = Field(
         0.02, gt=0, description="deviation of the initial weights; 0.02 is for wide models and large patches"
     )
+    embed_std: float | None = Field(None, gt=0, description="of the patch embedding's; default init_std")
+    predictor_lr: float = Field(1.0, gt=0, description="factor of the predictor's learning rate")
     loss: Literal["smooth_l1", "l2"] = Field("smooth_l1", description="smooth_l1: the authors' code; l2: the paper")
     momentum: float = Field(0.996, ge=0, le=1, description="of the target encoder's average at step 0, linear to 1")
     crop_scale: tuple[float, float] = Field((0.3, 1.0), description="share of the picture's area in a crop")
@@ -101,6 +103,8 @@ class IJEPA(nn.Module):
         self.context = VisionTransformer(config)
         self.predictor = Predictor(config, options.predictor_width, options.predictor_depth, heads)
         self.apply(lambda module: initialise(module, options.init_std))
+        if options.embed_std:
+            initialise(self.context.embed, options.embed_std)
         self.target = copy.deepcopy(self.context).requires_grad_(False)
 
     def views(self) -> dict[str, Crop]:
@@ -136,7 +140,8 @@ class IJEPA(nn.Module):
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """All weights of context encoder and predictor; no decay of biases and norms."""
-        return standard_groups(self)
+        predictor = [{**group, "lr_scale": self.options.predictor_lr} for group in standard_groups(self.predictor)]
+        return [*standard_groups(self.context), *predictor]
 
 
 def initialise(module: nn.Module, deviation: float) -> None:
