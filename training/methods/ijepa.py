@@ -34,11 +34,13 @@ class IJEPAOptions(Options, frozen=True):
     predictor_width: int = Field(384, ge=4, description="width of the predictor, a multiple of 4 and of its heads")
     predictor_depth: int = Field(6, ge=1, description="blocks of the predictor (paper: 6 for B, 12 for L and H)")
     predictor_heads: int | None = Field(None, ge=1, description="heads of the predictor; default those of the encoder")
+    predictor_lr: float = Field(
+        1.0, gt=0, description="factor of the predictor's learning rate; above 1 it keeps up with a fast target encoder"
+    )
     init_std: float = Field(
         0.02, gt=0, description="deviation of the initial weights; 0.02 is for wide models and large patches"
     )
-    embed_std: float | None = Field(None, gt=0, description="of the patch embedding's; default init_std")
-    predictor_lr: float = Field(1.0, gt=0, description="factor of the predictor's learning rate")
+    embed_std: float | None = Field(None, gt=0, description="deviation of the patch embedding's; default init_std")
     loss: Literal["smooth_l1", "l2"] = Field("smooth_l1", description="smooth_l1: the authors' code; l2: the paper")
     momentum: float = Field(0.996, ge=0, le=1, description="of the target encoder's average at step 0, linear to 1")
     crop_scale: tuple[float, float] = Field((0.3, 1.0), description="share of the picture's area in a crop")
