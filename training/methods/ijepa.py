@@ -34,7 +34,7 @@ class IJEPAOptions(Options, frozen=True):
     predictor_width: int = Field(384, ge=4, description="width of the predictor, a multiple of 4 and of its heads")
     predictor_depth: int = Field(6, ge=1, description="blocks of the predictor (paper: 6 for B, 12 for L and H)")
     predictor_heads: int | None = Field(None, ge=1, description="heads of the predictor; default those of the encoder")
-    predictor_lr: float = Field(1.0, gt=0, description="factor of the predictor's learning rate")
+    predictor_lr: float = Field(1.0, gt=0, description="factor of the predictor's learning rate (paper: 1)")
     init_std: float = Field(
         0.02, gt=0, description="deviation of the initial weights; 0.02 is for wide models and large patches"
     )
