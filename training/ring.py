@@ -27,13 +27,9 @@ class Ring:
         self.slots, self.shapes = slots, dict(shapes)
         self.memory = {name: RawArray(ctypes.c_uint8, slots * math.prod(shape)) for name, shape in shapes.items()}
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Return what a worker gets: the memory itself; tensors would be sent as copies."""
-        return {name: value for name, value in self.__dict__.items() if name != "pictures"}
-
     @cached_property
     def pictures(self) -> dict[str, Tensor]:
-        """The memory as (slots, rows, ...) uint8 by name."""
+        """The memory as (slots, rows, ...) uint8 by name, made in each process: a tensor would be sent as a copy."""
         return {
             name: torch.frombuffer(memory, dtype=torch.uint8).view(self.slots, *self.shapes[name])
             for name, memory in self.memory.items()
