@@ -1,6 +1,8 @@
 # Two commands to begin with: `make demo` and `make test`. Both make .venv with the pins of constraints.txt.
 PYTHON ?= python3
 BIN := .venv/bin
+# Wheels only: nothing that a machine would have to build, but granary itself.
+INSTALL := $(BIN)/python -m pip install -q -c constraints.txt --only-binary=:all:
 .PHONY: install demo test test-slow bench lint clean
 
 install: .venv/installed
@@ -20,10 +22,10 @@ clean:
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install -q -c constraints.txt hatchling editables
-	$(BIN)/python -m pip install -q -c constraints.txt --no-build-isolation -e '.[dev]'
+	$(INSTALL) -e '.[all,dev]'
 	touch $@
 
 .venv/installed-gcp: .venv/installed
-	$(BIN)/python -m pip install -q -c constraints.txt --no-build-isolation -e '.[dev,gcp]'
+	$(INSTALL) -e '.[all,dev,gcp]'
+	$(INSTALL) --no-deps mlcroissant
 	touch $@
