@@ -7,9 +7,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field, field_validator, model_validator
 
-from curation.decode import DecodeLimits
-from curation.filters import Filters
-from curation.sources import Source
+from granary.curation.images.decode import DecodeLimits
+from granary.curation.images.filters import Filters
+from granary.curation.sources import Source
 
 
 class Options(BaseModel, frozen=True, extra="forbid"):

@@ -13,13 +13,13 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from curation.errors import UserError
+from granary.curation.errors import UserError
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-    from pipelines.kinds import Kind
-    from pipelines.units import Engine
+    from granary.pipelines.engine.units import Engine
+    from granary.pipelines.kinds.registry import Kind
 
 COMMANDS = {
     "demo": "make a small pool with planted copies, leaks and broken files, curate it and check the result",
@@ -79,8 +79,8 @@ def _split_beam(words: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def _engine(workers: int, runner: str | None, beam: list[str]) -> Engine:
-    from pipelines.profiles import load_profile
-    from pipelines.units import Engine
+    from granary.pipelines.engine.profiles import load_profile
+    from granary.pipelines.engine.units import Engine
 
     if workers < 0:
         raise UserError(f"workers: {workers} is not right: give 1 or more, or 0 for one per core")
@@ -89,7 +89,7 @@ def _engine(workers: int, runner: str | None, beam: list[str]) -> Engine:
 
 def _run_kind(name: str, words: list[str]) -> int:
     """Run the pipeline of one kind: its recipe, then what it makes."""
-    from pipelines.kinds import KINDS, load
+    from granary.pipelines.kinds.registry import KINDS, load
 
     kind = KINDS[name]
     words, beam = _split_beam(words)
@@ -105,7 +105,7 @@ def _run_kind(name: str, words: list[str]) -> int:
     if known.help:
         print(_help_of(name, kind))
         return 0
-    from pipelines.recipe import load_recipe
+    from granary.pipelines.engine.recipe import load_recipe
 
     recipe = load_recipe(load(kind.recipe), known.config, overrides)
     engine = _engine(known.workers, known.runner, beam)
@@ -125,8 +125,8 @@ def _parse(parser: argparse.ArgumentParser, words: list[str]) -> tuple[argparse.
 
 
 def _help_of(name: str, kind: Kind) -> str:
-    from pipelines.kinds import load
-    from pipelines.recipe import fields
+    from granary.pipelines.engine.recipe import fields
+    from granary.pipelines.kinds.registry import load
 
     model = load(kind.recipe)
     start = f"usage: granary {name} "
@@ -154,8 +154,8 @@ def _explain(words: list[str]) -> int:
     parser.add_argument("run", help="the run directory")
     parser.add_argument("image", metavar="ID_OR_URI", help="a uri of the ledger, or the beginning of an id")
     known = parser.parse_args(words)
-    from curation.explain import explain
-    from curation.lookup import Files, open_run
+    from granary.curation.runs.explain import explain
+    from granary.curation.runs.lookup import Files, open_run
 
     run, recipe = open_run(known.run)
     print(explain(run, Files(run, recipe.decode.max_bytes), known.image))
@@ -168,8 +168,8 @@ def _report(words: list[str]) -> int:
     known = parser.parse_args(words)
     from rich.console import Console
 
-    from pipelines.kinds import KINDS, load
-    from pipelines.session import print_cost, read_facts
+    from granary.pipelines.engine.session import print_cost, read_facts
+    from granary.pipelines.kinds.registry import KINDS, load
 
     facts = read_facts(known.run)
     print(load(KINDS[facts["kind"]].report)(known.run))
@@ -196,13 +196,13 @@ def _publish(words: list[str]) -> int:
     known = parser.parse_args(words)
     quiet_libraries()
     if known.print_template:
-        from curation.card import shipped_template
+        from granary.curation.hub.card import shipped_template
 
         print(shipped_template(), end="")
         return 0
     if not known.run or not known.repo:
         parser.error("give the run directory and --repo ORG/NAME")
-    from pipelines.publish import publish
+    from granary.pipelines.publish import publish
 
     publish(
         known.run,
@@ -217,10 +217,13 @@ def _publish(words: list[str]) -> int:
 
 
 DEMOS = {
-    "curate": ("pipelines.demo:demo", COMMANDS["demo"]),
-    "render": ("pipelines.render_demo:demo", "render a small world with the embedded renderer"),
-    "sample": ("pipelines.sample_demo:demo", "balance long-tailed digits with guided samples of a small model"),
-    "train": ("pipelines.train_demo:demo", "train a tiny model on a pool as it is, deduplicated and curated"),
+    "curate": ("granary.pipelines.demos.curate:demo", COMMANDS["demo"]),
+    "render": ("granary.pipelines.demos.render:demo", "render a small world with the embedded renderer"),
+    "sample": (
+        "granary.pipelines.demos.sample:demo",
+        "balance long-tailed digits with guided samples of a small model",
+    ),
+    "train": ("granary.pipelines.demos.train:demo", "train a tiny model on a pool as it is, deduplicated and curated"),
 }
 
 
@@ -239,7 +242,7 @@ def _demo(words: list[str]) -> int:
         parser.add_argument("--seed", type=int, default=0, help="of pictures, weights and order [0]")
     known = vars(parser.parse_args(words))
     quiet_libraries()
-    from pipelines.kinds import load
+    from granary.pipelines.kinds.registry import load
 
     out, workers = known.pop("out"), known.pop("workers")
     return int(load(where)(out, _engine(workers, None, []), **known))
@@ -252,7 +255,7 @@ def _unreal(words: list[str]) -> int:
     )
     serve.add_argument("--port", type=int, default=9000, help="on 127.0.0.1; 0 takes a free one [9000]")
     known = parser.parse_args(words)
-    from synth.pug.world import serve as serve_world
+    from granary.synth.pug.world import serve as serve_world
 
     serve_world(known.port)
     return 0
@@ -260,7 +263,7 @@ def _unreal(words: list[str]) -> int:
 
 def _evaluate(words: list[str]) -> int:
     """Evaluate: the protocols stand before the options, with commas between them."""
-    from training.evaluate import EvaluateRecipe, evaluate
+    from granary.training.evaluation.evaluate import EvaluateRecipe, evaluate
 
     quiet_libraries()
     protocols = words.pop(0).split(",") if words and not words[0].startswith("-") else []
@@ -268,7 +271,7 @@ def _evaluate(words: list[str]) -> int:
     known, overrides = _config_and_overrides(usage, words, EvaluateRecipe)
     if known is None:
         return 0
-    from pipelines.recipe import load_recipe
+    from granary.pipelines.engine.recipe import load_recipe
 
     evaluate(load_recipe(EvaluateRecipe, known.config, [*_repeated("protocols", protocols), *overrides]))
     return 0
@@ -278,20 +281,20 @@ def _train(words: list[str]) -> int:
     """Train: the method of the recipe decides which recipe it is."""
     from rich.console import Console
 
-    from training.recipe import TrainRecipe
+    from granary.training.recipe import TrainRecipe
 
     quiet_libraries()
     known, overrides = _config_and_overrides("train --config RECIPE.yaml --data RUN --out TRAIN", words, TrainRecipe)
     if known is None:
         return 0
-    from pipelines.recipe import load_recipe, read_tree
+    from granary.pipelines.engine.recipe import load_recipe, read_tree
 
     if read_tree(known.config, overrides).get("method") == "dci_lora":
-        from training.dci_finetuning import FinetuneRecipe, finetune
+        from granary.training.methods.dci_lora import FinetuneRecipe, finetune
 
         finetune(load_recipe(FinetuneRecipe, known.config, overrides))
         return 0
-    from training.loop import train
+    from granary.training.run.loop import train
 
     console = Console(stderr=True, highlight=False, markup=False)
     facts = train(load_recipe(TrainRecipe, known.config, overrides), console)
@@ -307,7 +310,7 @@ def _results(words: list[str]) -> int:
     parser.add_argument("--csv", help="CSV file to write, with every metric")
     parser.add_argument("--plot", help="picture to write: .svg, .png or .pdf")
     known = parser.parse_args(words)
-    from training.results import results
+    from granary.training.evaluation.results import results
 
     print(results(known.scores, known.metric, known.csv, known.plot))
     return 0
@@ -319,7 +322,7 @@ def _export(words: list[str]) -> int:
     parser.add_argument("--out", required=True, help="a new local folder")
     known = parser.parse_args(words)
     quiet_libraries()
-    from training.export import export
+    from granary.training.models.export import export
 
     name = export(known.model, known.out)
     print(f"{known.out}: transformers.{name}.from_pretrained reads it")
@@ -330,7 +333,7 @@ def _config_and_overrides(
     usage: str, words: list[str], model: type[BaseModel]
 ) -> tuple[argparse.Namespace | None, list[str]]:
     """Parse --config and the overrides of a recipe; None when only its help was asked for."""
-    from pipelines.recipe import fields
+    from granary.pipelines.engine.recipe import fields
 
     parser = argparse.ArgumentParser("granary", add_help=False, allow_abbrev=False)
     parser.add_argument("--config")

@@ -11,11 +11,11 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from rich.console import Console
 
-from curation.card import written_size
-from curation.errors import UserError
-from curation.hub import Repository, send
-from curation.preflight import problems
-from curation.publication import Publication, gather
+from granary.curation.errors import UserError
+from granary.curation.hub.card import written_size
+from granary.curation.hub.client import Repository, send
+from granary.curation.hub.preflight import problems
+from granary.curation.hub.publication import Publication, gather
 
 QUIET = ("huggingface_hub", "httpx", "httpx2", "httpcore", "httpcore2", "urllib3", "fsspec")
 

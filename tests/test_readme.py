@@ -11,11 +11,11 @@ import dense_fixture
 import numpy as np
 import pytest
 from PIL import Image
+from places import ROOT
 from sklearn.datasets import load_sample_images
 
-from pipelines.command import main
+from granary.pipelines.command import main
 
-ROOT = pathlib.Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```(sh|python)\n(.*?)```", README, re.DOTALL)
 COMMANDS = [line for language, block in BLOCKS if language == "sh" for line in block.strip().splitlines()]

@@ -24,8 +24,8 @@ from diffusers import (
 )
 from diffusers.pipelines.stable_diffusion.stable_unclip_image_normalizer import StableUnCLIPImageNormalizer
 
-from synth.feedback.pixels import ClassConditionalPipeline
-from training.classifier import Classifier, ClassifierConfig
+from granary.synth.feedback.diffusion.pixel_pipeline import ClassConditionalPipeline
+from granary.training.models.classifier import Classifier, ClassifierConfig
 
 CLASSES = ["cat", "dog", "owl"]
 

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from curation.recipe import Options
-from training.methods import METHODS, load_method
+from granary.curation.recipe import Options
+from granary.training.methods import METHODS, load_method
 
 if TYPE_CHECKING:  # --help needs no torch
-    from training.vit import ViTConfig
+    from granary.training.models.vit import ViTConfig
 
 
 class Architecture(Options, frozen=True):
@@ -37,7 +37,7 @@ class Architecture(Options, frozen=True):
 
     def config(self, defaults: dict[str, Any]) -> ViTConfig:
         """Return the architecture, with a method's defaults for what is left out. Raises ValueError."""
-        from training.vit import ViTConfig
+        from granary.training.models.vit import ViTConfig
 
         given = {name: value for name, value in self.model_dump(exclude={"size"}).items() if value is not None}
         return ViTConfig.named(self.size, **{**defaults, **given})

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from curation.decode import DecodeLimits, decode
-from curation.dense import crops, masks, texts
-from curation.dense.packing import Counter, windows
-from curation.dense.tree import GOOD, UNUSABLE, Annotation, Mask, Problem, link, without
+from granary.curation.dense import crops, masks, texts
+from granary.curation.dense.packing import Counter, windows
+from granary.curation.dense.tree import GOOD, UNUSABLE, Annotation, Mask, Problem, link, without
+from granary.curation.images.decode import DecodeLimits, decode
 
 SIDE = 64
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from curation.dense.tree import Box
+from granary.curation.dense.tree import Box
 
 DARKER = [value // 3 + 84 for value in range(256)] * 3
 

@@ -12,9 +12,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from curation.dense.negatives import KINDS, negatives
-from curation.dense.packing import Counter, windows
-from curation.dense.texts import ALSO
+from granary.curation.dense.negatives import KINDS, negatives
+from granary.curation.dense.packing import Counter, windows
+from granary.curation.dense.texts import ALSO
 
 WINDOWS_VERSION = "sentence-windows/1"
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from curation.dense.recipe import PackRecipe
-from curation.dense.steps.shards import shard_paths
-from curation.parts import Marker, Run, read_groups
+from granary.curation.dense.recipe import PackRecipe
+from granary.curation.dense.steps.shards import shard_paths
+from granary.curation.runs.run import Marker, Run, read_groups
 
 FIGURES = ("words", "tokens", "masks", "depth")
 

@@ -8,8 +8,8 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from curation.dense.texts import cleaned
-from curation.dense.tree import Annotation, Box, InvalidAnnotation, Mask, Problem
+from granary.curation.dense.texts import cleaned
+from granary.curation.dense.tree import Annotation, Box, InvalidAnnotation, Mask, Problem
 
 MAX_COORDINATE = 1 << 30
 UNNAMEABLE = re.compile("[\0\ud800-\udfff]")  # what no file name written as text holds

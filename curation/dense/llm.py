@@ -19,13 +19,13 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LogitsProcessor, LogitsProcessorList
 
-from curation.dense import prompts
-from curation.dense.engines import Entry, Text, seed_of
-from curation.dense.negatives import KINDS
-from curation.dense.packing import Counter, windows
-from curation.dense.texts import cleaned
-from curation.encoders.inference import torch_device
-from curation.errors import UserError
+from granary.curation.dense import prompts
+from granary.curation.dense.engines import Entry, Text, seed_of
+from granary.curation.dense.negatives import KINDS
+from granary.curation.dense.packing import Counter, windows
+from granary.curation.dense.texts import cleaned
+from granary.curation.encoders.inference import torch_device
+from granary.curation.errors import UserError
 
 CLIP = 77  # the budget that DCI's lengths belong to
 PER_CALL = 5  # alternate summaries asked for at a time

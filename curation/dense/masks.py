@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from curation.dense import rle
-from curation.dense.polygons import rasterised
-from curation.dense.rle import Lengths
-from curation.dense.tree import Box, Mask, Problem
+from granary.curation.dense import rle
+from granary.curation.dense.polygons import rasterised
+from granary.curation.dense.rle import Lengths
+from granary.curation.dense.tree import Box, Mask, Problem
 
 BLOCKS = 8  # of 16 MiB at most: Pillow reuses them for the next picture, which halves what decoding one costs
 Image.core.set_blocks_max(BLOCKS)

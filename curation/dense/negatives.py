@@ -15,8 +15,8 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from curation.dense.texts import ALSO
-from curation.dense.words import ATTRIBUTES, COLOURS, DETERMINERS, FRAME, OPPOSITES, PHRASE_ENDS, RELATIONS
+from granary.curation.dense.texts import ALSO
+from granary.curation.dense.words import ATTRIBUTES, COLOURS, DETERMINERS, FRAME, OPPOSITES, PHRASE_ENDS, RELATIONS
 
 KINDS = ("basic", "layout", "swaps")
 VERSION = 1

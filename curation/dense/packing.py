@@ -14,9 +14,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from curation import storage
-from curation.dense.texts import words
-from curation.errors import UserError
+from granary.curation.dense.texts import words
+from granary.curation.errors import UserError
+from granary.curation.store import storage
 
 WORDS = 55  # budget without a tokenizer: CLIP's 77 tokens at 1.4 tokens for a word
 BATCH = 32  # sentences counted at a time

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from curation.dense.rle import Lengths, between, mask_of, run_lengths
+from granary.curation.dense.rle import Lengths, between, mask_of, run_lengths
 
 FINER = 5  # COCO draws the outline on a grid five times as fine
 MOST_POLYGONS, MOST_POINTS, MOST_PIXELS = 10_000, 100_000, 10_000_000  # of an outline; more is no annotation

@@ -6,8 +6,8 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from curation.decode import DecodeLimits
-from curation.recipe import Options
+from granary.curation.images.decode import DecodeLimits
+from granary.curation.recipe import Options
 
 Format = Literal["dci", "coco", "narratives", "jsonl"]
 

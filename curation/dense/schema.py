@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from curation.schema import sample_features
+from granary.curation.store.schema import sample_features
 
 
 def image_features() -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from curation.dense.tree import DULL, GOOD, Annotation, Mask, descendants
+from granary.curation.dense.tree import DULL, GOOD, Annotation, Mask, descendants
 
 ALSO = "The following can also be seen in the image:"
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from curation.dense.rle import Lengths
+from granary.curation.dense.rle import Lengths
 
 Box = tuple[int, int, int, int]  # x0, y0, x1, y1 in pixels; x1 and y1 are exclusive
 GOOD, DULL, UNUSABLE = 0, 1, 2  # mask_quality of DCI: texts are label and caption, label alone, none

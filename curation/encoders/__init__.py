@@ -19,8 +19,8 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 
-from curation.encoders.spec import EncoderSpec
-from curation.errors import UserError
+from granary.curation.encoders.spec import EncoderSpec
+from granary.curation.errors import UserError
 
 __all__ = ["Encoder", "load_encoder"]
 
@@ -63,15 +63,15 @@ def load_encoder(spec: str, device: str = "auto") -> Encoder:
     if parsed.kind == "builtin":
         return _load_builtin(parsed)
     if parsed.kind == "hf":
-        from curation.encoders.huggingface import HuggingFaceEncoder
+        from granary.curation.encoders.huggingface import HuggingFaceEncoder
 
         return HuggingFaceEncoder(parsed, device)
     if parsed.kind == "torchscript":
-        from curation.encoders.torchscript import TorchScriptEncoder
+        from granary.curation.encoders.torchscript import TorchScriptEncoder
 
         return TorchScriptEncoder(parsed, device)
     if parsed.kind == "granary":
-        from curation.encoders.trained import TrainedEncoder
+        from granary.training.models.encoder import TrainedEncoder
 
         return TrainedEncoder(parsed, device)
     raise UserError(
@@ -82,8 +82,8 @@ def load_encoder(spec: str, device: str = "auto") -> Encoder:
 
 def _load_builtin(spec: EncoderSpec) -> Encoder:
     """Return one of the two encoders that need no weights."""
-    from curation.encoders.copy_descriptor import CopyDescriptor
-    from curation.encoders.layout_descriptor import LayoutDescriptor
+    from granary.curation.encoders.copy_descriptor import CopyDescriptor
+    from granary.curation.encoders.layout_descriptor import LayoutDescriptor
 
     spec.check_options()
     if spec.target == "copy":

@@ -39,7 +39,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from curation.encoders.planes import by_chunks, gradient, luma_chroma, row_sums, unit
+from granary.curation.encoders.planes import by_chunks, gradient, luma_chroma, row_sums, unit
 
 REVISION = "copy-1"
 SIDE = 64

@@ -16,9 +16,9 @@ import torch
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModel, ViTImageProcessorPil
 
-from curation.encoders.inference import fingerprint, probed_dimension, torch_device, unit_rows, workable
-from curation.encoders.spec import EncoderSpec
-from curation.errors import UserError
+from granary.curation.encoders.inference import fingerprint, probed_dimension, torch_device, unit_rows, workable
+from granary.curation.encoders.spec import EncoderSpec
+from granary.curation.errors import UserError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 CLASS_TOKEN = {"vit", "deit", "beit", "dinov2", "dinov2_with_registers", "dinov3_vit", "vit_mae", "vit_msn"}

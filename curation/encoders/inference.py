@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from curation.errors import UserError
-from curation.storage import open_read
+from granary.curation.errors import UserError
+from granary.curation.store.storage import open_read
 
 
 def torch_device(name: str) -> torch.device:

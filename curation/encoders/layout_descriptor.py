@@ -28,7 +28,7 @@ from itertools import product
 import numpy as np
 from PIL import Image
 
-from curation.encoders.planes import by_chunks, gradient, luma_chroma, row_sums, unit
+from granary.curation.encoders.planes import by_chunks, gradient, luma_chroma, row_sums, unit
 
 REVISION = "layout-1"
 SIDE = 64

@@ -6,8 +6,8 @@ import os
 from dataclasses import dataclass
 from urllib.parse import parse_qsl
 
-from curation.errors import UserError
-from curation.sources.files import absolute
+from granary.curation.errors import UserError
+from granary.curation.sources.files import absolute
 
 
 @dataclass(frozen=True)

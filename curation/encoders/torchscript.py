@@ -17,9 +17,16 @@ import numpy as np
 import torch
 from PIL import Image
 
-from curation.encoders.inference import fingerprint, normalised, probed_dimension, torch_device, unit_rows, workable
-from curation.encoders.spec import EncoderSpec
-from curation.errors import UserError
+from granary.curation.encoders.inference import (
+    fingerprint,
+    normalised,
+    probed_dimension,
+    torch_device,
+    unit_rows,
+    workable,
+)
+from granary.curation.encoders.spec import EncoderSpec
+from granary.curation.errors import UserError
 
 SHORT_EDGE = 288
 SQUARE = 320

@@ -11,11 +11,11 @@ from typing import Any
 
 import jinja2
 
-from curation.report.charts import bands, curve, discrepancies, start, totals
-from curation.report.cost import cost_section
-from curation.report.survey import Survey, locate
-from curation.report.thumbnails import Thumbnails, contact_sheet
-from curation.report.view import RunView
+from granary.curation.report.charts import bands, curve, discrepancies, start, totals
+from granary.curation.report.cost import cost_section
+from granary.curation.report.survey import Survey, locate
+from granary.curation.report.thumbnails import Thumbnails, contact_sheet
+from granary.curation.report.view import RunView
 
 __all__ = ["RunView", "build_report", "contact_sheet"]
 
@@ -68,7 +68,7 @@ def examples(survey: Survey) -> list[tuple[str, str]]:
 def environment() -> jinja2.Environment:
     """Return the template environment: everything is escaped, and a missing value is an error."""
     found = jinja2.Environment(
-        loader=jinja2.PackageLoader("curation.report", "."),
+        loader=jinja2.PackageLoader("granary.curation.report", "."),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,

@@ -45,7 +45,7 @@ def _scaled(row: Mapping[str, Any], items: int) -> list[float | None]:
 
 def cost_section(facts: Mapping[str, Any]) -> Markup:
     """Return the section of a report that tells seconds, rate and peak memory of every stage, as HTML."""
-    from curation.report import environment
+    from granary.curation.report import environment
 
     template = environment().get_template("cost.html.j2")
     stages: Sequence[Any] = facts.get("stages", [])

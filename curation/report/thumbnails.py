@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from curation.decode import DecodeError, DecodeLimits, decode
+from granary.curation.images.decode import DecodeError, DecodeLimits, decode
 
 SIDE = 128
 BUDGET = 6_000_000

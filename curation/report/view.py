@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from curation.decode import DecodeLimits
+from granary.curation.images.decode import DecodeLimits
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from curation.errors import UserError
-from curation.sources import columns, dataset, files, folder, listing, parquet, urls, webdataset
-from curation.sources.model import Candidate, Piece, Source, failure, field_name
+from granary.curation.errors import UserError
+from granary.curation.sources import columns, dataset, files, folder, listing, parquet, urls, webdataset
+from granary.curation.sources.model import Candidate, Piece, Source, failure, field_name
 
 __all__ = [
     "Candidate",

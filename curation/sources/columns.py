@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from curation.errors import UserError
-from curation.sources.model import Source, field_name, plain
+from granary.curation.errors import UserError
+from granary.curation.sources.model import Source, field_name, plain
 
 CAPTION_NAMES = ("captions", "caption", "text")
 

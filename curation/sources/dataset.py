@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from curation.errors import UserError
-from curation.sources import columns, files, parquet
-from curation.sources.model import Candidate, Piece, Source, escape, failure, field_name
+from granary.curation.errors import UserError
+from granary.curation.sources import columns, files, parquet
+from granary.curation.sources.model import Candidate, Piece, Source, escape, failure, field_name
 
 HUB = "hf:"
 HUB_ID = re.compile(r"hf:[\w.-]+(/[\w.-]+){0,2}")  # hf:NAME, hf:ORG/NAME, hf:ORG/NAME/CONFIG

@@ -9,8 +9,8 @@ import stat
 from collections.abc import Callable
 from typing import Any, BinaryIO, TypeVar
 
-from curation import storage
-from curation.sources.model import escape, unescape
+from granary.curation.sources.model import escape, unescape
+from granary.curation.store import storage
 
 T = TypeVar("T")
 MAGIC = re.compile(r"[*?\[{]")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from curation.sources import files, listing
-from curation.sources.model import Candidate, Piece, Source, too_many_bytes
+from granary.curation.sources import files, listing
+from granary.curation.sources.model import Candidate, Piece, Source, too_many_bytes
 
 
 def list_pieces(source: Source) -> Iterator[Piece]:

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 
 from fsspec.utils import glob_translate
 
-from curation import storage
-from curation.sources.files import MAGIC, as_os_errors, info, remote_stamp, root
-from curation.sources.model import escape
+from granary.curation.sources.files import MAGIC, as_os_errors, info, remote_stamp, root
+from granary.curation.sources.model import escape
+from granary.curation.store import storage
 
 MAX_EXPANSIONS = 1_000_000
 

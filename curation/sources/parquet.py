@@ -9,9 +9,9 @@ from typing import Any, BinaryIO, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from curation.errors import UserError
-from curation.sources import columns, files, listing
-from curation.sources.model import Candidate, Piece, Source, failure, too_many_bytes
+from granary.curation.errors import UserError
+from granary.curation.sources import columns, files, listing
+from granary.curation.sources.model import Candidate, Piece, Source, failure, too_many_bytes
 
 ENDINGS = (".parquet", ".pq")
 BATCH_ROWS = 16  # rows of image bytes held at once

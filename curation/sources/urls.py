@@ -17,10 +17,10 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from curation import storage
-from curation.errors import UserError
-from curation.sources import columns, files
-from curation.sources.model import Candidate, Piece, Source, escape, field_name, unescape
+from granary.curation.errors import UserError
+from granary.curation.sources import columns, files
+from granary.curation.sources.model import Candidate, Piece, Source, escape, field_name, unescape
+from granary.curation.store import storage
 
 ENDINGS = (".txt", ".csv", ".tsv")
 PIECE_ROWS = 256

@@ -14,9 +14,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, BinaryIO, cast
 
-from curation.sources import columns, files, listing, tar
-from curation.sources.model import Candidate, Piece, Source, escape, failure, plain, too_many_bytes
-from curation.sources.tar import DamagedTar, Member
+from granary.curation.sources import columns, files, listing, tar
+from granary.curation.sources.model import Candidate, Piece, Source, escape, failure, plain, too_many_bytes
+from granary.curation.sources.tar import DamagedTar, Member
 
 ENDINGS = (".tar", ".tar.gz", ".tgz")
 GZIP_MAGIC = b"\x1f\x8b"

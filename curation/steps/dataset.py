@@ -10,13 +10,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from curation import schema
-from curation.parts import Output, Run, read_groups, read_table
-from curation.sampling import priority
-from curation.schema import LEDGER
-from curation.sources import Reader, failure
-from curation.steps.embed import FACTS, Row, check_lost, check_unchanged
-from curation.vectors import Layout
+from granary.curation.runs.run import Output, Run, read_groups, read_table
+from granary.curation.runs.vectors import Layout
+from granary.curation.sources import Reader, failure
+from granary.curation.steps.embed import FACTS, Row, check_lost, check_unchanged
+from granary.curation.store import schema
+from granary.curation.store.sampling import priority
+from granary.curation.store.schema import LEDGER
 
 GROUP_BYTES = 128 << 20  # a row group is cut short when its pictures are large
 SAMPLE_FACTS = [field for field in FACTS if field.name not in ("status", "reason", "message")]

@@ -9,12 +9,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from curation import components, join
-from curation.encoders.inference import torch_device
-from curation.parts import Output, Run
-from curation.sampling import priority
-from curation.threads import limit_blas
-from curation.vectors import Layout, from_column, load
+from granary.curation.dedup import components, join
+from granary.curation.encoders.inference import torch_device
+from granary.curation.runs.run import Output, Run
+from granary.curation.runs.vectors import Layout, from_column, load
+from granary.curation.store.sampling import priority
+from granary.curation.store.threads import limit_blas
 
 EDGES = pa.schema([("i", pa.int64()), ("j", pa.int64()), ("similarity", pa.float32())])
 BASIS_ROWS = 16_384

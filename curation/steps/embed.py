@@ -13,13 +13,13 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image, ImageOps
 
-from curation.decode import DecodeError, DecodeLimits, decode
-from curation.encoders import Encoder, load_encoder
-from curation.filters import Filters
-from curation.parts import Output, Run, read_table
-from curation.sources import Candidate, Reader, failure, read_piece
-from curation.steps.listing import read_listing
-from curation.vectors import Layout, to_column
+from granary.curation.encoders import Encoder, load_encoder
+from granary.curation.images.decode import DecodeError, DecodeLimits, decode
+from granary.curation.images.filters import Filters
+from granary.curation.runs.run import Output, Run, read_table
+from granary.curation.runs.vectors import Layout, to_column
+from granary.curation.sources import Candidate, Reader, failure, read_piece
+from granary.curation.steps.listing import read_listing
 
 ROW_GROUP = 1024
 PENDING_PIXELS = 1 << 25  # of pictures waiting for the rest of their batch: 100 MB

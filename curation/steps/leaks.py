@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from curation import join, search
-from curation.parts import Output, Run
-from curation.steps.dedup import originals, prepare, read_basis
-from curation.vectors import Block, Layout, from_column, load
+from granary.curation.dedup import join
+from granary.curation.runs.run import Output, Run
+from granary.curation.runs.vectors import Block, Layout, from_column, load
+from granary.curation.selection import search
+from granary.curation.steps.dedup import originals, prepare, read_basis
 
 # parent: global index of the reference (round 0) or of the pool image the link comes from;
 # root: global index of the reference at the end of the chain.

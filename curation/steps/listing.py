@@ -11,9 +11,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from curation import storage
-from curation.parts import Output, Run, digest, read_table
-from curation.sources import Piece, Source, list_pieces
+from granary.curation.runs.run import Output, Run, digest, read_table
+from granary.curation.sources import Piece, Source, list_pieces
+from granary.curation.store import storage
 
 SCHEMA = pa.schema(
     [

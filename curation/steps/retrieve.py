@@ -9,11 +9,11 @@ import faiss
 import numpy as np
 import pyarrow as pa
 
-from curation import clusters, hierarchy, retrieval, search
-from curation.parts import Output, Run, read_table
-from curation.sampling import StratifiedSample, bounded_sample
-from curation.semdedup import semdedup
-from curation.vectors import Block, Layout, load
+from granary.curation.dedup.semdedup import semdedup
+from granary.curation.runs.run import Output, Run, read_table
+from granary.curation.runs.vectors import Block, Layout, load
+from granary.curation.selection import clusters, hierarchy, retrieval, search
+from granary.curation.store.sampling import StratifiedSample, bounded_sample
 
 # What the seed sets retrieved, a row per image and set.
 RETRIEVED = pa.schema(

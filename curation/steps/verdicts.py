@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from curation.parts import Output, Run, read_table
-from curation.schema import LEDGER
-from curation.steps.leaks import all_leaks
-from curation.vectors import Layout
+from granary.curation.runs.run import Output, Run, read_table
+from granary.curation.runs.vectors import Layout
+from granary.curation.steps.leaks import all_leaks
+from granary.curation.store.schema import LEDGER
 
 IDENTITY = ("uri", "id", "sha256", "role")  # what a ledger row says of the file itself; the rest is the verdict
 VERDICT = pa.schema([field for field in LEDGER if field.name not in IDENTITY])

@@ -18,10 +18,10 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from curation.encoders.inference import fingerprint, torch_device
-from curation.errors import UserError
-from curation.storage import join, local_folder
-from synth.feedback.checkpoints import first_line, model_files, no_progress_bars, refuse_pickles
+from granary.curation.encoders.inference import fingerprint, torch_device
+from granary.curation.errors import UserError
+from granary.curation.store.storage import join, local_folder
+from granary.synth.feedback.diffusion.checkpoints import first_line, model_files, no_progress_bars, refuse_pickles
 
 RESAMPLE = {0: "nearest", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers
 
@@ -57,7 +57,7 @@ class TrainedClassifier:
 
     def __init__(self, folder: str, device: torch.device, dtype: str = "float32") -> None:
         """Load it; raises UserError when the folder holds none."""
-        from training.classifier import Classifier
+        from granary.training.models.classifier import Classifier
 
         try:
             model = Classifier.load(folder, device)

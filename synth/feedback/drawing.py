@@ -17,14 +17,14 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from curation.parts import Output, Run, read_table
-from curation.search import top_k
-from curation.steps.embed import encoder_of, why_dead
-from curation.vectors import Layout, load
-from synth.feedback.options import GuidanceOptions
-from synth.feedback.plan import row_seed
-from synth.feedback.sampler import Drawn, Request, Sampler
-from synth.feedback.steps import LOADING, read_gaussians, read_pictures
+from granary.curation.runs.run import Output, Run, read_table
+from granary.curation.runs.vectors import Layout, load
+from granary.curation.selection.search import top_k
+from granary.curation.steps.embed import encoder_of, why_dead
+from granary.synth.feedback.guidance.options import GuidanceOptions
+from granary.synth.feedback.plan import row_seed
+from granary.synth.feedback.sampler import Drawn, Request, Sampler
+from granary.synth.feedback.steps import LOADING, read_gaussians, read_pictures
 
 BLOCK = 65_536  # real pictures compared at a time
 DRAWN = pa.schema(

@@ -19,8 +19,8 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from curation.errors import UserError
-from synth.feedback.criteria import hardness
+from granary.curation.errors import UserError
+from granary.synth.feedback.guidance.criteria import hardness
 
 Array = NDArray[np.float64]
 

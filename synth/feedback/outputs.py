@@ -8,10 +8,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from curation import schema
-from curation.parts import Output, Run, read_table
-from synth.feedback.plan import Cell
-from synth.feedback.steps import real_pictures
+from granary.curation.runs.run import Output, Run, read_table
+from granary.curation.store import schema
+from granary.synth.feedback.plan import Cell
+from granary.synth.feedback.steps import real_pictures
 
 GROUP_BYTES = 128 << 20  # a row group is cut short when its pictures are large
 MEANINGS = {
@@ -75,7 +75,7 @@ def sample_rows(run: Run, unit: int, images: bool = True) -> Iterator[dict[str, 
 
 
 def _without_image(run: Run, unit: int) -> list[str]:
-    from synth.feedback.drawing import DRAWN
+    from granary.synth.feedback.drawing import DRAWN
 
     return [name for name in DRAWN.names if name != "image"]
 

@@ -14,9 +14,9 @@ from collections.abc import Mapping, Sequence
 from itertools import product
 from typing import Any, NamedTuple
 
-from curation.errors import UserError
-from curation.parts import digest
-from synth.feedback.classifiers import match_classes
+from granary.curation.errors import UserError
+from granary.curation.runs.run import digest
+from granary.synth.feedback.classifiers import match_classes
 
 
 class Cell(NamedTuple):

@@ -7,11 +7,11 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from curation.decode import DecodeLimits
-from curation.recipe import Options
-from curation.sources import Source
-from synth.feedback.options import GuidanceOptions
-from synth.feedback.prompts import check_template
+from granary.curation.images.decode import DecodeLimits
+from granary.curation.recipe import Options
+from granary.curation.sources import Source
+from granary.synth.feedback.guidance.options import GuidanceOptions
+from granary.synth.feedback.prompts import check_template
 
 
 class Groups(Options, frozen=True):

@@ -13,15 +13,15 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from curation import storage
-from curation.parts import Run, read_table
-from curation.report import environment
-from curation.report.cost import cost_section
-from curation.report.thumbnails import jpeg, shrink
-from synth.feedback.outputs import sample_rows
-from synth.feedback.plan import Cell
-from synth.feedback.recipe import SampleRecipe
-from synth.feedback.steps import read_pictures
+from granary.curation.report import environment
+from granary.curation.report.cost import cost_section
+from granary.curation.report.thumbnails import jpeg, shrink
+from granary.curation.runs.run import Run, read_table
+from granary.curation.store import storage
+from granary.synth.feedback.outputs import sample_rows
+from granary.synth.feedback.plan import Cell
+from granary.synth.feedback.recipe import SampleRecipe
+from granary.synth.feedback.steps import read_pictures
 
 CLASSES = 200  # rows of the table
 CLOSEST = 12  # samples most like a real picture
@@ -135,7 +135,7 @@ def write_report(url: str, recipe: SampleRecipe, facts: Mapping[str, Any]) -> st
         facts: run.json.
     """
     run = Run(url.rstrip("/"), {"data": recipe.data, "holdout": recipe.holdout})
-    own = jinja2.ChoiceLoader([jinja2.PackageLoader("synth.feedback", "."), environment().loader])  # type: ignore[list-item]
+    own = jinja2.ChoiceLoader([jinja2.PackageLoader("granary.synth.feedback", "."), environment().loader])  # type: ignore[list-item]
     html = (
         environment()
         .overlay(loader=own)

@@ -17,18 +17,18 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from curation.encoders.inference import fingerprint, torch_device
-from curation.errors import UserError
-from synth.feedback import criteria
-from synth.feedback.checkpoints import first_line
-from synth.feedback.classifiers import ImageClassifier, load_classifier
-from synth.feedback.families import class_names, decoder, family_of
-from synth.feedback.guidance import Feedback, pictures
-from synth.feedback.loading import load_pipeline
-from synth.feedback.options import GuidanceOptions
+from granary.curation.encoders.inference import fingerprint, torch_device
+from granary.curation.errors import UserError
+from granary.synth.feedback.classifiers import ImageClassifier, load_classifier
+from granary.synth.feedback.diffusion.checkpoints import first_line
+from granary.synth.feedback.diffusion.families import class_names, decoder, family_of
+from granary.synth.feedback.diffusion.loading import load_pipeline
+from granary.synth.feedback.guidance import criteria
+from granary.synth.feedback.guidance.hooks import Feedback, pictures
+from granary.synth.feedback.guidance.options import GuidanceOptions
 
 if TYPE_CHECKING:
-    from synth.feedback.gaussians import ClassGaussians
+    from granary.synth.feedback.gaussians import ClassGaussians
 
 
 @dataclass(frozen=True)

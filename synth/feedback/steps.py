@@ -16,13 +16,13 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from curation.decode import DecodeError, DecodeLimits, decode
-from curation.parts import Output, Run, read_table
-from curation.sources import Reader
-from curation.steps.embed import check_unchanged
-from curation.vectors import Layout
-from synth.feedback.plan import Cell, choose, class_of, group_of, needs, plan_rows, row_seed
-from synth.feedback.prompts import prompt_of
+from granary.curation.images.decode import DecodeError, DecodeLimits, decode
+from granary.curation.runs.run import Output, Run, read_table
+from granary.curation.runs.vectors import Layout
+from granary.curation.sources import Reader
+from granary.curation.steps.embed import check_unchanged
+from granary.synth.feedback.plan import Cell, choose, class_of, group_of, needs, plan_rows, row_seed
+from granary.synth.feedback.prompts import prompt_of
 
 LOADING = threading.Lock()  # diffusers and transformers build models on a device they set for the whole process
 LOCATOR = ["source", "path", "offset", "size", "sha256"]
@@ -148,7 +148,7 @@ def write_features(run: Run, arguments: Mapping[str, Any], output: Output) -> No
 @functools.lru_cache(maxsize=1)
 def _classifier(spec: str, device: str, models: str) -> Any:
     """Load a classifier once per process; models: a fingerprint, so that another one of the same name is loaded."""
-    from synth.feedback.classifiers import load_classifier
+    from granary.synth.feedback.classifiers import load_classifier
 
     with LOADING:
         return load_classifier(spec, device)
@@ -157,7 +157,7 @@ def _classifier(spec: str, device: str, models: str) -> Any:
 def _features(classifier: Any, picture: Image.Image, device: str) -> np.ndarray:
     import torch
 
-    from curation.encoders.inference import torch_device
+    from granary.curation.encoders.inference import torch_device
 
     pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None]
     with torch.inference_mode():
@@ -181,7 +181,7 @@ def read_gaussians(run: Run) -> Any:
     """Return the ClassGaussians that `write_gaussians` wrote."""
     import torch
 
-    from synth.feedback.gaussians import ClassGaussians
+    from granary.synth.feedback.gaussians import ClassGaussians
 
     rows = run.read("gaussians", 0).to_pylist()
     arrays = {row["name"]: np.frombuffer(row["values"], "<f4").reshape(row["shape"]).copy() for row in rows}

@@ -9,16 +9,16 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from curation import storage
-from curation.errors import UserError
-from curation.schema import sample_features
-from curation.sources.files import absolute
-from synth.pug.factors import Axis, Level, Value, axes_of, inlined
-from synth.pug.plans import VARIED, Listed, Plan, Row, plan_of, row_id
-from synth.pug.recipe import RenderRecipe
-from synth.pug.scenes import NAME, Scene, named, problem, scene_of
-from synth.pug.spar import check_template, row_captions
-from synth.pug.splits import Rule, rules_of, split_of
+from granary.curation.errors import UserError
+from granary.curation.sources.files import absolute
+from granary.curation.store import storage
+from granary.curation.store.schema import sample_features
+from granary.synth.pug.plan.factors import Axis, Level, Value, axes_of, inlined
+from granary.synth.pug.plan.plans import VARIED, Listed, Plan, Row, plan_of, row_id
+from granary.synth.pug.plan.scenes import NAME, Scene, named, problem, scene_of
+from granary.synth.pug.plan.spar import check_template, row_captions
+from granary.synth.pug.plan.splits import Rule, rules_of, split_of
+from granary.synth.pug.recipe import RenderRecipe
 
 MESHES = (".glb", ".obj", ".ply")
 LABELS = ("character_label", "character_name")

@@ -6,11 +6,11 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from curation.recipe import Options
-from synth.pug.factors import Factor
-from synth.pug.plans import PlanOptions
-from synth.pug.scenes import SceneOptions
-from synth.pug.splits import Holdout
+from granary.curation.recipe import Options
+from granary.synth.pug.plan.factors import Factor
+from granary.synth.pug.plan.plans import PlanOptions
+from granary.synth.pug.plan.scenes import SceneOptions
+from granary.synth.pug.plan.splits import Holdout
 
 
 class ImageOptions(Options, frozen=True):

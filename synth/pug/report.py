@@ -10,12 +10,12 @@ from typing import Any
 import jinja2
 import pyarrow.parquet as pq
 
-from curation import storage
-from curation.decode import DecodeLimits
-from curation.parts import Run
-from curation.report import environment
-from curation.report.survey import rank
-from curation.report.thumbnails import Thumbnail, Thumbnails
+from granary.curation.images.decode import DecodeLimits
+from granary.curation.report import environment
+from granary.curation.report.survey import rank
+from granary.curation.report.thumbnails import Thumbnail, Thumbnails
+from granary.curation.runs.run import Run
+from granary.curation.store import storage
 
 VALUES = 16  # values of a factor that are pictured
 EXAMPLES = 12  # rows of a kind of failure that are listed
@@ -134,5 +134,7 @@ def _quarantined(run: Run, row_id: str) -> Thumbnail:
 
 def _environment() -> jinja2.Environment:
     """Return the report environment of granary, with this package's templates."""
-    loader = jinja2.ChoiceLoader([jinja2.PackageLoader("synth.pug", "."), jinja2.PackageLoader("curation.report", ".")])
+    loader = jinja2.ChoiceLoader(
+        [jinja2.PackageLoader("granary.synth.pug", "."), jinja2.PackageLoader("granary.curation.report", ".")]
+    )
     return environment().overlay(loader=loader)

@@ -14,15 +14,25 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from curation import schema, storage
-from curation.parts import Output, Run, digest, read_table
-from synth.pug.connection import RenderError
-from synth.pug.frames import Frame, InvalidFrame, NotRepeatable, NotVisible, boxes, check_frame, difference, npz, png
-from synth.pug.planning import Planned, PlannedRow, planned
-from synth.pug.plans import uniform
-from synth.pug.recipe import RendererOptions, RenderRecipe
-from synth.pug.renderer import Renderer
-from synth.pug.servers import Pool, pool_of
+from granary.curation.runs.run import Output, Run, digest, read_table
+from granary.curation.store import schema, storage
+from granary.synth.pug.plan.plans import uniform
+from granary.synth.pug.planning import Planned, PlannedRow, planned
+from granary.synth.pug.recipe import RendererOptions, RenderRecipe
+from granary.synth.pug.renderer.capture import Renderer
+from granary.synth.pug.renderer.connection import RenderError
+from granary.synth.pug.renderer.frames import (
+    Frame,
+    InvalidFrame,
+    NotRepeatable,
+    NotVisible,
+    boxes,
+    check_frame,
+    difference,
+    npz,
+    png,
+)
+from granary.synth.pug.renderer.servers import Pool, pool_of
 
 GROUP_BYTES = 128 << 20  # a row group is cut short when its pictures are large
 LOST = b"granary.lost"

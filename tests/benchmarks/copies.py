@@ -16,16 +16,16 @@ import time
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageEnhance, ImageFilter, ImageOps
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
-from curation.encoders import load_encoder
+from granary.curation.encoders import load_encoder
+from tests.places import SHARED
 
-DATA = Path(__file__).parents[2] / ".." / "shared" / "data"
+DATA = SHARED
 THRESHOLDS = (0.75, 0.80, 0.825, 0.85, 0.875, 0.90, 0.95)
 Embed = Callable[[Sequence[Image.Image]], np.ndarray]
 

@@ -23,8 +23,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from training.block_masks import draw_block_masks
-from training.methods.dino_losses import dino_losses, ibot_loss, koleo_loss, sinkhorn_knopp
+from granary.training.losses.self_distillation import dino_losses, ibot_loss, koleo_loss, sinkhorn_knopp
+from granary.training.masking.block_wise import draw_block_masks
 
 TEMPERATURE = 0.05
 SIZES = {  # pictures, local views, prototypes, patches along a side, width

@@ -24,13 +24,13 @@ from diffusers import DDIMScheduler
 from rich.console import Console
 from rich.table import Table
 
-from synth.feedback.generator import small_unet
-from synth.feedback.guidance import pictures
-from synth.feedback.options import GuidanceOptions
-from synth.feedback.pixels import ClassConditionalPipeline
-from synth.feedback.sampler import Request, Sampler
+from granary.synth.feedback.diffusion.generator import small_unet
+from granary.synth.feedback.diffusion.pixel_pipeline import ClassConditionalPipeline
+from granary.synth.feedback.guidance.hooks import pictures
+from granary.synth.feedback.guidance.options import GuidanceOptions
+from granary.synth.feedback.sampler import Request, Sampler
+from granary.training.models.classifier import Classifier, ClassifierConfig
 from tests.benchmarks.join import measure, peak_megabytes
-from training.classifier import Classifier, ClassifierConfig
 
 OMEGA, STEPS, EVERY = 0.03, 30, 5
 CLASSES = [str(number) for number in range(10)]

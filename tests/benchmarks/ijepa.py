@@ -21,10 +21,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from training.masks import draw_masks
-from training.methods import Moment
-from training.methods.ijepa import IJEPA, IJEPAOptions, prediction_loss
-from training.vit import ViTConfig
+from granary.training.masking.multi_block import draw_masks
+from granary.training.methods import Moment
+from granary.training.methods.ijepa import IJEPA, IJEPAOptions, prediction_loss
+from granary.training.models.vit import ViTConfig
 
 SIZES: dict[str, tuple[dict[str, Any], dict[str, Any], int]] = {
     "tiny, 8 x 8 patches": (

@@ -21,7 +21,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from curation.join import choose_prefix, fit_rotation, pruning_dtype, threshold_join, unit_rows
+from granary.curation.dedup.join import choose_prefix, fit_rotation, pruning_dtype, threshold_join, unit_rows
 
 
 def vectors(n, d, decay=1.0, seed=0):

@@ -30,12 +30,12 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from curation.schema import arrow_schema, sample_features
-from training.crops import Crop, random_box
-from training.data import Plan, batches
-from training.shards import open_dataset
+from granary.curation.store.schema import arrow_schema, sample_features
+from granary.training.data.crops import Crop, random_box
+from granary.training.data.loader import Plan, batches
+from granary.training.data.shards import open_dataset
+from tests.places import SHARED
 
-SHARED = Path(__file__).parents[3] / "shared" / "data"
 BATCH, BUFFER, SHARDS = 64, 1000, 4
 
 

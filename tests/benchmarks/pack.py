@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from PIL import Image, ImageDraw
 
-from curation.dense.masks import pixels_of
+from granary.curation.dense.masks import pixels_of
 
 WIDTH, HEIGHT, MASKS = 800, 600, 10
 SHAPES, PHOTOS = 400, 100
@@ -29,8 +29,8 @@ LIST = "a red white old wooden barn door with small window stands left of the la
 WORDS = LIST.split()
 CHILD = """
 import json, psutil, resource, sys
-from pipelines.command import main
-from pipelines.units import Runner
+from granary.pipelines.command import main
+from granary.pipelines.engine.units import Runner
 
 def spent():
     living = sum(sum(child.cpu_times()[:2]) for child in psutil.Process().children(recursive=True))

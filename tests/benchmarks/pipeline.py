@@ -21,13 +21,13 @@ import numpy as np
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from curation.decode import DecodeLimits, decode
-from curation.encoders import load_encoder
-from pipelines.units import limit_threads
+from granary.curation.encoders import load_encoder
+from granary.curation.images.decode import DecodeLimits, decode
+from granary.pipelines.engine.units import limit_threads
 
 CHILD = """
 import json, resource, sys
-from pipelines.command import main
+from granary.pipelines.command import main
 status = main(sys.argv[1:])
 print(json.dumps({"status": status, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))
 """

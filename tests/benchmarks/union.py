@@ -23,13 +23,14 @@ import numpy as np
 from PIL import Image
 from rich.console import Console
 
-from pipelines import sample_demo
-from pipelines.recipe import shipped
-from pipelines.union import ARMS, Experiment, Pictures, compare
-from pipelines.units import Engine
-from training.classifier import Fit
+from granary.pipelines.demos import sample as sample_demo
+from granary.pipelines.demos.union import ARMS, Experiment, Pictures, compare
+from granary.pipelines.engine.recipe import shipped
+from granary.pipelines.engine.units import Engine
+from granary.training.models.classifier import Fit
+from tests.places import SHARED
 
-SHARED = Path(__file__).parents[2] / ".." / "shared" / "data" / "fashion_mnist"
+FASHION = SHARED / "fashion_mnist"
 CLASSES = (
     *("T-shirt", "trouser", "pullover", "dress", "coat"),
     *("sandal", "shirt", "sneaker", "bag", "ankle boot"),
@@ -45,7 +46,7 @@ def idx(path: Path) -> np.ndarray:
 
 def fashion(kind: str) -> Pictures:
     """Return Fashion-MNIST, training or test part, scaled down to 16 x 16 pixels."""
-    files = {what: next(SHARED.glob(f"{kind}*{what}*.gz")) for what in ("images", "labels")}
+    files = {what: next(FASHION.glob(f"{kind}*{what}*.gz")) for what in ("images", "labels")}
     small = [Image.fromarray(image).resize((16, 16), Image.Resampling.LANCZOS) for image in idx(files["images"])]
     images = np.repeat(np.stack(small)[..., None], 3, axis=3)
     return Pictures(images, idx(files["labels"]).astype(np.int64), CLASSES)
@@ -53,7 +54,7 @@ def fashion(kind: str) -> Pictures:
 
 def fashion_experiment(out: Path, steps: int) -> Experiment:
     """Return the comparison on Fashion-MNIST; trains the generator on the 20,000 pictures unless it is there."""
-    from synth.feedback.generator import train_generator
+    from granary.synth.feedback.diffusion.generator import train_generator
 
     pool = fashion("train")
     generator = out / "generator"

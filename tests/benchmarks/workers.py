@@ -20,15 +20,15 @@ import numpy as np
 import pyarrow as pa
 from rich.console import Console
 
-from curation.encoders import load_encoder
-from curation.parts import Run, Stage, Unit
-from curation.recipe import CurateRecipe
-from curation.steps.embed import FACTS
-from curation.vectors import to_column
-from pipelines.curate import Curation, prepared
-from pipelines.profiles import load_profile
-from pipelines.progress import Progress
-from pipelines.units import Engine, Runner
+from granary.curation.encoders import load_encoder
+from granary.curation.recipe import CurateRecipe
+from granary.curation.runs.run import Run, Stage, Unit
+from granary.curation.runs.vectors import to_column
+from granary.curation.steps.embed import FACTS
+from granary.pipelines.engine.profiles import load_profile
+from granary.pipelines.engine.progress import Progress
+from granary.pipelines.engine.units import Engine, Runner
+from granary.pipelines.kinds.curate import Curation, prepared
 from tests.benchmarks.pipeline import write_photos
 
 ROWS = 20_000  # vectors in one part file

@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from synth.pug.world import ServerProcess, start_server
-from synth.pug.world.wire import HEADER, send_frame
+from granary.synth.pug.world import ServerProcess, start_server
+from granary.synth.pug.world.wire import HEADER, send_frame
 
 UNREALCV = 10.4  # lit frames/s at 640 x 480: Qiu et al. 2017, on a machine with a GPU
 ANIMALS = ("Elephant", "Cat", "Duck", "Lion")

@@ -21,10 +21,10 @@ from PIL import Image
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
-from curation.encoders import Encoder, load_encoder
-from curation.parts import Stage, Unit, run_unit
-from pipelines import command
-from pipelines.units import Runner, limit_threads, one_sentence
+from granary.curation.encoders import Encoder, load_encoder
+from granary.curation.runs.run import Stage, Unit, run_unit
+from granary.pipelines import command
+from granary.pipelines.engine.units import Runner, limit_threads, one_sentence
 
 SIDE = 72
 DEDUP, LEAKS = 0.92, 0.7  # thresholds of the planted pools, in the copy space

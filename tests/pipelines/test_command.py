@@ -8,9 +8,9 @@ import sys
 import pools
 import pytest
 
-from pipelines import command
-from pipelines.kinds import KINDS, load
-from pipelines.recipe import fields
+from granary.pipelines import command
+from granary.pipelines.engine.recipe import fields
+from granary.pipelines.kinds.registry import KINDS, load
 
 
 def told(capsys, *words):
@@ -70,7 +70,7 @@ def test_ctrl_c_is_no_traceback(capsys, monkeypatch):
 
 def test_what_follows_two_dashes_goes_to_beam(roles, tmp_path, monkeypatch):
     engines = []
-    monkeypatch.setattr("pipelines.runs.curate", lambda recipe, engine: engines.append(engine))
+    monkeypatch.setattr("granary.pipelines.kinds.curate_session.curate", lambda recipe, engine: engines.append(engine))
     words = ["curate", "--pool", str(roles["pool"]), "--out", str(tmp_path / "run"), "--workers", "3"]
     command.main([*words, "--runner", "threads", "--", "--direct_num_workers=7", "--flink_version", "1.19"])
     command.main(words)
@@ -89,7 +89,7 @@ def test_what_follows_two_dashes_goes_to_beam(roles, tmp_path, monkeypatch):
 
 def test_a_recipe_is_found_by_its_shipped_name_and_overridden(roles, tmp_path, monkeypatch):
     recipes = []
-    monkeypatch.setattr("pipelines.runs.curate", lambda recipe, engine: recipes.append(recipe))
+    monkeypatch.setattr("granary.pipelines.kinds.curate_session.curate", lambda recipe, engine: recipes.append(recipe))
     monkeypatch.chdir(tmp_path)
     command.main(
         [
@@ -182,10 +182,10 @@ def test_help_of_every_command_imports_nothing_heavy():
     import subprocess
 
     code = """
-import contextlib, sys, pipelines.command
-for name in pipelines.command.HANDLERS:
+import contextlib, sys, granary.pipelines.command
+for name in granary.pipelines.command.HANDLERS:
     with contextlib.suppress(SystemExit):
-        pipelines.command.main([name, "--help"])
+        granary.pipelines.command.main([name, "--help"])
 print([name for name in ("apache_beam", "torch", "datasets", "transformers", "diffusers") if name in sys.modules])
 """
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

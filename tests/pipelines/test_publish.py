@@ -18,8 +18,8 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from curation import schema
-from pipelines.command import main
+from granary.curation.store import schema
+from granary.pipelines.command import main
 from tests.hub_stand_in import TOKEN, Hub
 
 REPO = "org/cats"
@@ -53,7 +53,7 @@ def environment(hub: Hub, home: Path, token: str | None = TOKEN, xet: bool = Fal
 
 
 def command(run: Path, *words: str) -> list[str]:
-    call = "import sys; from pipelines.command import main; sys.exit(main(sys.argv[1:]))"
+    call = "import sys; from granary.pipelines.command import main; sys.exit(main(sys.argv[1:]))"
     return [sys.executable, "-c", call, "publish", str(run), "--repo", REPO, *words]
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pools
 import pytest
+from places import SHARED
 
-SHARED = Path(__file__).parents[2] / ".." / "shared" / "data"
 pytestmark = pytest.mark.skipif(not SHARED.exists(), reason="the real-image folder ../shared is not here")
 
 

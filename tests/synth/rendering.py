@@ -9,11 +9,11 @@ from typing import Any
 import pyarrow.parquet as pq
 from unreal_stand_in import StandIn, painted
 
-from curation.parts import Run, Stage, Unit, close_stage, run_unit
-from synth.pug import steps
-from synth.pug.planning import Planned, mesh_paths, planned
-from synth.pug.recipe import RenderRecipe
-from synth.pug.servers import close_pools
+from granary.curation.runs.run import Run, Stage, Unit, close_stage, run_unit
+from granary.synth.pug import steps
+from granary.synth.pug.planning import Planned, mesh_paths, planned
+from granary.synth.pug.recipe import RenderRecipe
+from granary.synth.pug.renderer.servers import close_pools
 
 FACTORS: dict[str, Any] = {
     "world_name": ["Meadow", "Snow"],

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from training.methods.dinov2 import DINOv2
+from granary.training.methods.dinov2 import DINOv2
 
 
 def slow_head(head: Any, token: Tensor) -> Tensor:

@@ -7,9 +7,16 @@ import math
 import pytest
 import torch
 
-from training.collapse import effective_rank, feature_deviation, measure, rank_me, symptoms, teacher_entropy
-from training.recipe import Alarm
-from training.schedules import cosine, linear, warmed_cosine
+from granary.training.evaluation.collapse import (
+    effective_rank,
+    feature_deviation,
+    measure,
+    rank_me,
+    symptoms,
+    teacher_entropy,
+)
+from granary.training.recipe import Alarm
+from granary.training.schedules import cosine, linear, warmed_cosine
 
 
 def test_cosine_has_its_ends_middle_and_quarter() -> None:

@@ -5,16 +5,17 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import places
 import pytest
 import yaml
 from tiny_shards import shapes, write_shards
 
-from pipelines.recipe import load_recipe
-from training.loop import train
-from training.methods import METHODS
-from training.recipe import TrainRecipe
+from granary.pipelines.engine.recipe import load_recipe
+from granary.training.methods import METHODS
+from granary.training.recipe import TrainRecipe
+from granary.training.run.loop import train
 
-FOLDER = Path(__file__).parents[2] / "configs" / "train"
+FOLDER = places.CONFIGS / "train"
 CONFIGS = [path for path in sorted(FOLDER.glob("*.yaml")) if yaml.safe_load(path.read_text()).get("method") in METHODS]
 SMALL = "--steps 2 --batch 8 --streams 2 --workers 0 --probe.every 0 --split null --epochs null --model.width 32 "
 SMALL += "--model.depth 1 --model.heads 2 --device.accelerator cpu --device.devices 1 --device.nodes 1 "

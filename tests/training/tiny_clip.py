@@ -17,9 +17,9 @@ from PIL import Image, ImageDraw
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, PreTrainedTokenizerFast
 
-from curation.dense.schema import pair_features
-from curation.schema import arrow_schema
-from training.evaluation.clip_model import ClipModel
+from granary.curation.dense.schema import pair_features
+from granary.curation.store.schema import arrow_schema
+from granary.training.models.clip_transformers import ClipModel
 
 COLOURS = {
     "red": (220, 40, 40),

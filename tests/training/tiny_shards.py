@@ -12,10 +12,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image, ImageDraw
+from places import SHARED
 
-from curation.schema import arrow_schema, sample_features
+from granary.curation.store.schema import arrow_schema, sample_features
 
-CIFAR = Path(__file__).parents[3] / "shared" / "data" / "cifar10_dev.npz"
+CIFAR = SHARED / "cifar10_dev.npz"
 
 
 def sample(data: bytes, size: tuple[int, int], **columns: Any) -> dict[str, Any]:

@@ -1,1 +1,1 @@
-"""Evaluation protocols: one module each, listed in `training.evaluate`."""
+"""Evaluation protocols: one module each, listed in `granary.training.evaluation.evaluate`."""

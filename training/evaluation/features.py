@@ -18,15 +18,15 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from curation import storage
-from curation.encoders.inference import torch_device
-from curation.errors import UserError
-from training import shards
-from training.augment import normalised, to_unit
-from training.crops import Crop
-from training.data import Dead, Part, in_order
-from training.evaluation.clip_model import DTYPES
-from training.evaluation.subjects import Subject, load_subject
+from granary.curation.encoders.inference import torch_device
+from granary.curation.errors import UserError
+from granary.curation.store import storage
+from granary.training.data import shards
+from granary.training.data.augment import normalised, to_unit
+from granary.training.data.crops import Crop
+from granary.training.data.loader import Dead, Part, in_order
+from granary.training.evaluation.subjects import Subject, load_subject
+from granary.training.models.clip_transformers import DTYPES
 
 LAYERS = 4  # kept where there is room: they cost no more time than one
 ROOM = 2 << 30  # bytes of features kept beyond what was asked for

@@ -14,7 +14,7 @@ class Scores(dict[str, float | None]):
     """Metric -> value, with what a reader must know beside the numbers.
 
     Args:
-        values: as `training.evaluate` prints them: `METRIC.detail` stands in the line of METRIC.
+        values: as `granary.training.evaluation.evaluate` prints them: `METRIC.detail` stands in the line of METRIC.
         notes: sentences.
         settings: what was decided while measuring, and what could not be read; plain data.
     """

@@ -14,13 +14,13 @@ import yaml
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from curation import storage
-from curation.encoders.spec import EncoderSpec
-from curation.errors import UserError
-from training.methods import load_method
-from training.models import load_model, model_folder
-from training.recipe import TrainRecipe
-from training.vit import SIZES, Tokens, VisionTransformer, ViTConfig, read_config
+from granary.curation.encoders.spec import EncoderSpec
+from granary.curation.errors import UserError
+from granary.curation.store import storage
+from granary.training.methods import load_method
+from granary.training.models.registry import load_model, model_folder
+from granary.training.models.vit import SIZES, Tokens, VisionTransformer, ViTConfig, read_config
+from granary.training.recipe import TrainRecipe
 
 PIXELS, RANDOM = "pixels", "random:"
 SIDE, PATCH = 32, 8  # of the raw pixels

@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
-from curation.errors import UserError
-from training import shards
-from training.evaluation.features import Features, Measured, dead_letters, features_of
-from training.evaluation.subjects import resolved
+from granary.curation.errors import UserError
+from granary.training.data import shards
+from granary.training.evaluation.features import Features, Measured, dead_letters, features_of
+from granary.training.evaluation.subjects import resolved
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from curation import storage
-from curation.decode import DecodeError, DecodeLimits, decode
-from curation.errors import UserError
+from granary.curation.errors import UserError
+from granary.curation.images.decode import DecodeError, DecodeLimits, decode
+from granary.curation.store import storage
 
 FRAME = re.compile(r"(?:^|.*/)(frames|JPEGImages(?:/[^/]+)?)/([^/]+)/([^/]+)\.(?:jpg|jpeg|png)", re.IGNORECASE)
 MASK = re.compile(r"(?:^|.*/)(masks|Annotations(?:/[^/]+)?)/([^/]+)/([^/]+)\.png", re.IGNORECASE)

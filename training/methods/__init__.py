@@ -10,10 +10,11 @@ A method is a `torch.nn.Module` that holds everything it trains (student, teache
                                                  classes: label -> its share of the samples, where it reads labels
     views() -> {name: Crop}                      what the workers cut from a picture
     forward(batch, moment) -> {"loss": scalar, ...}
-                                                 batch: what `training.data.Parts` gives, on the device: NAME (B, count,
-                                                 side, side, 3) uint8, NAME_draws (B, count, 16), label, captions, id.
-                                                 Further scalars are logged. "features" (B, D) and "teacher" (B, K)
-                                                 probabilities, detached, are watched by the collapse alarm.
+                                                 batch: what `training.data.loader.Parts` gives, on the device:
+                                                 NAME (B, count, side, side, 3) uint8, NAME_draws
+                                                 (B, count, 16), label, captions, id. Further scalars are logged.
+                                                 "features" (B, D) and "teacher" (B, K) probabilities, detached, are
+                                                 watched by the collapse alarm.
     after_step(moment)                           after the optimiser's step: the teacher's average, a clamp, or nothing
     parameter_groups() -> list of dict           usually `standard_groups(self)`
 
@@ -30,7 +31,7 @@ Randomness comes from `moment.generator(...)` or from torch's own generators, wh
 
 To add one: write training/methods/NAME.py (ijepa.py is the model to follow), add its line below, write
 configs/train/NAME_tiny.yaml and tests/training/test_NAME.py. Views that need colours changed call
-`training.augment.photometric(pixels, batch["NAME_draws"][:, i], Photometric(...))` on the device.
+`granary.training.data.augment.photometric(pixels, batch["NAME_draws"][:, i], Photometric(...))` on the device.
 """
 
 from __future__ import annotations
@@ -44,11 +45,11 @@ if TYPE_CHECKING:  # the recipe is read, and --help printed, without torch
     from torch import Tensor, nn
 
 METHODS = {  # name in a recipe -> module:class
-    "ijepa": "training.methods.ijepa:IJEPA",
-    "clip": "training.methods.clip:CLIP",
-    "siglip": "training.methods.clip:SigLIP",
-    "dinov2": "training.methods.dinov2:DINOv2",
-    "supervised": "training.methods.supervised:Supervised",
+    "ijepa": "granary.training.methods.ijepa:IJEPA",
+    "clip": "granary.training.methods.clip:CLIP",
+    "siglip": "granary.training.methods.clip:SigLIP",
+    "dinov2": "granary.training.methods.dinov2:DINOv2",
+    "supervised": "granary.training.methods.supervised:Supervised",
 }
 
 

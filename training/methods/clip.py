@@ -17,16 +17,16 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from curation import storage
-from curation.errors import UserError
-from curation.recipe import Options
-from curation.sampling import priority
-from training import shards
-from training.augment import Photometric, normalised, photometric, to_unit
-from training.crops import Crop
-from training.methods import Moment, standard_groups
-from training.methods.clip_losses import Pairs, contrastive_loss, gathered_pairs, sigmoid_loss
-from training.text import (
+from granary.curation.errors import UserError
+from granary.curation.recipe import Options
+from granary.curation.store import storage
+from granary.curation.store.sampling import priority
+from granary.training.data import shards
+from granary.training.data.augment import Photometric, normalised, photometric, to_unit
+from granary.training.data.crops import Crop
+from granary.training.losses.contrastive import Pairs, contrastive_loss, gathered_pairs, sigmoid_loss
+from granary.training.methods import Moment, standard_groups
+from granary.training.models.text import (
     TextConfig,
     TextTokenizer,
     TextTransformer,
@@ -36,8 +36,8 @@ from training.text import (
     read_tokenizer,
     train_tokenizer,
 )
-from training.vit import MLP, VisionTransformer, ViTConfig
-from training.weights import CLIP_DEVIATION, CLIP_MEAN
+from granary.training.models.vit import MLP, VisionTransformer, ViTConfig
+from granary.training.models.weights import CLIP_DEVIATION, CLIP_MEAN
 
 HOTTEST = math.log(100)  # of alpha, so that exp(alpha) is at most 100
 TOKENIZER = "tokenizer.json"

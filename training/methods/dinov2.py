@@ -19,16 +19,16 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
-from curation.errors import UserError
-from curation.recipe import Options
-from training.augment import Photometric, normalised, photometric, to_unit
-from training.block_masks import draw_block_masks
-from training.crops import Crop
-from training.methods import Moment
-from training.methods.dino_losses import Centre, dino_losses, ibot_loss, koleo_loss, sinkhorn_knopp
-from training.methods.distillation import load_teacher
-from training.schedules import cosine, linear
-from training.vit import VisionTransformer, ViTConfig
+from granary.curation.errors import UserError
+from granary.curation.recipe import Options
+from granary.training.data.augment import Photometric, normalised, photometric, to_unit
+from granary.training.data.crops import Crop
+from granary.training.losses.self_distillation import Centre, dino_losses, ibot_loss, koleo_loss, sinkhorn_knopp
+from granary.training.masking.block_wise import draw_block_masks
+from granary.training.methods import Moment
+from granary.training.models.teacher import load_teacher
+from granary.training.models.vit import VisionTransformer, ViTConfig
+from granary.training.schedules import cosine, linear
 
 MASKS = 1  # purpose of random draws
 Share = tuple[float, float]

@@ -15,15 +15,15 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from curation.errors import UserError
-from curation.recipe import Options
-from training.augment import normalised, to_unit
-from training.crops import Crop
-from training.masks import MultiBlock, draw_masks
-from training.methods import Moment, standard_groups
-from training.positions import sincos_positions
-from training.schedules import linear
-from training.vit import Block, VisionTransformer, ViTConfig, gather_tokens
+from granary.curation.errors import UserError
+from granary.curation.recipe import Options
+from granary.training.data.augment import normalised, to_unit
+from granary.training.data.crops import Crop
+from granary.training.masking.multi_block import MultiBlock, draw_masks
+from granary.training.methods import Moment, standard_groups
+from granary.training.models.positions import sincos_positions
+from granary.training.models.vit import Block, VisionTransformer, ViTConfig, gather_tokens
+from granary.training.schedules import linear
 
 SIZES, PLACES = 1, 2  # purposes of random draws
 

@@ -15,12 +15,12 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from curation.errors import UserError
-from curation.recipe import Options
-from training.augment import Photometric, normalised, photometric, to_unit
-from training.crops import Crop
-from training.methods import Moment, standard_groups
-from training.vit import VisionTransformer, ViTConfig
+from granary.curation.errors import UserError
+from granary.curation.recipe import Options
+from granary.training.data.augment import Photometric, normalised, photometric, to_unit
+from granary.training.data.crops import Crop
+from granary.training.methods import Moment, standard_groups
+from granary.training.models.vit import VisionTransformer, ViTConfig
 
 Loss = Literal["cross-entropy", "balanced-softmax"]
 

@@ -8,6 +8,6 @@ from __future__ import annotations
 
 from types import ModuleType
 
-from curation.dense.readers import coco, dci, jsonl, narratives
+from granary.curation.dense.readers import coco, dci, jsonl, narratives
 
 READERS: dict[str, ModuleType] = {"dci": dci, "coco": coco, "narratives": narratives, "jsonl": jsonl}

@@ -13,11 +13,11 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from curation.dense import fields
-from curation.dense.readers.record import Record
-from curation.dense.tree import DULL, GOOD, Annotation, InvalidAnnotation, Mask, Problem
-from curation.errors import UserError
-from curation.sources import Source, files
+from granary.curation.dense import fields
+from granary.curation.dense.readers.record import Record
+from granary.curation.dense.tree import DULL, GOOD, Annotation, InvalidAnnotation, Mask, Problem
+from granary.curation.errors import UserError
+from granary.curation.sources import Source, files
 
 MAX_BYTES = 4 << 30
 

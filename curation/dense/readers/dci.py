@@ -11,10 +11,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from curation.dense import fields
-from curation.dense.readers.record import Record
-from curation.dense.tree import UNUSABLE, Annotation, Mask, Problem
-from curation.sources import Source, listing
+from granary.curation.dense import fields
+from granary.curation.dense.readers.record import Record
+from granary.curation.dense.tree import UNUSABLE, Annotation, Mask, Problem
+from granary.curation.sources import Source, listing
 
 
 def records(source: Source, max_bytes: int) -> Iterator[Record]:

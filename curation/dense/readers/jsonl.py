@@ -20,9 +20,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from curation.dense import fields
-from curation.dense.readers import lines
-from curation.dense.tree import UNUSABLE, Annotation, Mask, Problem
+from granary.curation.dense import fields
+from granary.curation.dense.readers import lines
+from granary.curation.dense.tree import UNUSABLE, Annotation, Mask, Problem
 
 TOP = frozenset(
     ["image", "split", "caption", "short_caption", "extra_caption", "masks", "summaries", "negatives", "scores"]

@@ -8,8 +8,8 @@ import zlib
 from collections.abc import Iterator
 from typing import BinaryIO, cast
 
-from curation.dense.readers.record import Record
-from curation.sources import Source, failure, files, listing
+from granary.curation.dense.readers.record import Record
+from granary.curation.sources import Source, failure, files, listing
 
 ENDINGS = (".jsonl", ".jsonl.gz", ".ndjson", ".ndjson.gz")
 BLOCK = 1 << 20

@@ -14,11 +14,11 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from curation.dense import fields
-from curation.dense.packing import sentences
-from curation.dense.readers import lines
-from curation.dense.texts import words
-from curation.dense.tree import Annotation, Box, InvalidAnnotation, Mask, Problem
+from granary.curation.dense import fields
+from granary.curation.dense.packing import sentences
+from granary.curation.dense.readers import lines
+from granary.curation.dense.texts import words
+from granary.curation.dense.tree import Annotation, Box, InvalidAnnotation, Mask, Problem
 
 CELLS = 1000
 records = lines.records

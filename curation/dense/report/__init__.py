@@ -12,13 +12,13 @@ from typing import Any
 import jinja2
 from PIL import Image
 
-from curation.decode import DecodeError, DecodeLimits, decode
-from curation.dense.report.overlay import colour, drawn, hexadecimal
-from curation.dense.steps.shards import shard_paths
-from curation.parts import Run, read_groups
-from curation.report import RECIPE_CHARACTERS, environment
-from curation.report.thumbnails import jpeg, shrink
-from curation.sampling import priority
+from granary.curation.dense.report.overlay import colour, drawn, hexadecimal
+from granary.curation.dense.steps.shards import shard_paths
+from granary.curation.images.decode import DecodeError, DecodeLimits, decode
+from granary.curation.report import RECIPE_CHARACTERS, environment
+from granary.curation.report.thumbnails import jpeg, shrink
+from granary.curation.runs.run import Run, read_groups
+from granary.curation.store.sampling import priority
 
 IMAGES, MASKS, ENTRIES, LETTERS = 12, 16, 6, 40
 SIDE, CROP_SIDE = 640, 160
@@ -35,7 +35,10 @@ def build_report(run: Run, facts: Mapping[str, Any], recipe: str, limits: Decode
         limits: under which pictures are decoded.
     """
     own = environment()
-    loaders = [jinja2.PackageLoader("curation.dense.report", "."), jinja2.PackageLoader("curation.report", ".")]
+    loaders = [
+        jinja2.PackageLoader("granary.curation.dense.report", "."),
+        jinja2.PackageLoader("granary.curation.report", "."),
+    ]
     template = own.overlay(loader=jinja2.ChoiceLoader(loaders)).get_template("pack.html.j2")
     html = template.render(
         run=facts,

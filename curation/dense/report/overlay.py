@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw
 
-from curation.dense.masks import pixels_of
-from curation.report.thumbnails import shrink
+from granary.curation.dense.masks import pixels_of
+from granary.curation.report.thumbnails import shrink
 
 Colour = tuple[int, int, int]
 GOLDEN = 0.61803398875  # of the hue circle: neighbours in the list differ, however long it is

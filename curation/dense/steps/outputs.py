@@ -8,10 +8,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from curation import schema, storage
-from curation.dense.steps.records import read_records
-from curation.dense.steps.shards import notes_of, shard_paths
-from curation.parts import Marker, Output, Run, read_groups
+from granary.curation.dense.steps.records import read_records
+from granary.curation.dense.steps.shards import notes_of, shard_paths
+from granary.curation.runs.run import Marker, Output, Run, read_groups
+from granary.curation.store import schema, storage
 
 
 def write_ledger(run: Run, arguments: Mapping[str, Any], output: Output) -> None:

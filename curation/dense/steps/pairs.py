@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from curation import schema
-from curation.decode import DecodeLimits, decode
-from curation.dense import crops
-from curation.dense.masks import pixels_of
-from curation.dense.schema import pair_features
-from curation.dense.steps.shards import Rows, shard_paths
-from curation.parts import Output, Run, read_groups
+from granary.curation.dense import crops
+from granary.curation.dense.masks import pixels_of
+from granary.curation.dense.schema import pair_features
+from granary.curation.dense.steps.shards import Rows, shard_paths
+from granary.curation.images.decode import DecodeLimits, decode
+from granary.curation.runs.run import Output, Run, read_groups
+from granary.curation.store import schema
 
 ENDING = {"jpeg": "jpg", "png": "png"}
 

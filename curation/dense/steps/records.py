@@ -8,11 +8,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from curation.dense.readers import READERS
-from curation.dense.readers.record import Record
-from curation.errors import UserError
-from curation.parts import Output, Run, digest, read_table
-from curation.sources import Reader, Source, files
+from granary.curation.dense.readers import READERS
+from granary.curation.dense.readers.record import Record
+from granary.curation.errors import UserError
+from granary.curation.runs.run import Output, Run, digest, read_table
+from granary.curation.sources import Reader, Source, files
 
 SCHEMA = pa.schema(
     [(name, pa.string()) for name in ("name", "path", "text", "stamp", "split", "error", "message")]

@@ -10,18 +10,18 @@ from typing import Any
 
 import pyarrow as pa
 
-from curation import schema, storage
-from curation.decode import DecodeError, DecodeLimits
-from curation.dense.assemble import assemble, image_row
-from curation.dense.packing import Counter
-from curation.dense.readers import READERS
-from curation.dense.schema import image_features
-from curation.dense.steps.records import RecordReader, read_records
-from curation.dense.texts import cleaned
-from curation.dense.tree import UNUSABLE, Annotation, InvalidAnnotation, Problem
-from curation.parts import Marker, Output, Run
-from curation.sources import Source, failure, files
-from curation.steps.embed import FEWEST_LOST, OUTAGES, TooManyUnreadable
+from granary.curation.dense.assemble import assemble, image_row
+from granary.curation.dense.packing import Counter
+from granary.curation.dense.readers import READERS
+from granary.curation.dense.schema import image_features
+from granary.curation.dense.steps.records import RecordReader, read_records
+from granary.curation.dense.texts import cleaned
+from granary.curation.dense.tree import UNUSABLE, Annotation, InvalidAnnotation, Problem
+from granary.curation.images.decode import DecodeError, DecodeLimits
+from granary.curation.runs.run import Marker, Output, Run
+from granary.curation.sources import Source, failure, files
+from granary.curation.steps.embed import FEWEST_LOST, OUTAGES, TooManyUnreadable
+from granary.curation.store import schema, storage
 
 GROUP_BYTES = 128 << 20
 ENDINGS = ("", ".jpg", ".jpeg", ".png", ".webp")  # some annotations name an image without its ending

@@ -8,27 +8,18 @@ from typing import Any
 
 import pyarrow as pa
 
-from curation import schema
-from curation.dense import crops
-from curation.dense.assemble import masks_of
-from curation.dense.engines import (
-    Engine,
-    Entry,
-    Given,
-    Rules,
-    Text,
-    Windows,
-    first_negatives,
-    first_summaries,
-)
-from curation.dense.packing import Counter
-from curation.dense.readers import READERS
-from curation.dense.schema import pair_features
-from curation.dense.steps.records import RecordReader, read_records
-from curation.dense.steps.shards import note, shard_paths
-from curation.dense.texts import mask_description
-from curation.dense.tree import UNUSABLE, Annotation, InvalidAnnotation, Mask, Problem, entry_key
-from curation.parts import Output, Run, read_groups
+from granary.curation.dense import crops
+from granary.curation.dense.assemble import masks_of
+from granary.curation.dense.engines import Engine, Entry, Given, Rules, Text, Windows, first_negatives, first_summaries
+from granary.curation.dense.packing import Counter
+from granary.curation.dense.readers import READERS
+from granary.curation.dense.schema import pair_features
+from granary.curation.dense.steps.records import RecordReader, read_records
+from granary.curation.dense.steps.shards import note, shard_paths
+from granary.curation.dense.texts import mask_description
+from granary.curation.dense.tree import UNUSABLE, Annotation, InvalidAnnotation, Mask, Problem, entry_key
+from granary.curation.runs.run import Output, Run, read_groups
+from granary.curation.store import schema
 
 NEEDED = ["id", "width", "height", "file", "split", "description", "masks", "source"]
 Row = dict[str, Any]
@@ -89,7 +80,7 @@ def _engines(arguments: Mapping[str, Any], names: Sequence[str], counter: Counte
             counts = arguments["negatives"]
             found.append(Rules(counter, arguments["seed"], counts["per_image"], counts["per_mask"]))
         else:
-            from curation.dense.llm import ModelWriter
+            from granary.curation.dense.llm import ModelWriter
 
             found.append(ModelWriter.of(arguments, counter))
     return found

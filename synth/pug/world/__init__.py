@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from synth.pug.world.process import ServerProcess, start_server
-from synth.pug.world.server import serve
+from granary.synth.pug.world.process import ServerProcess, start_server
+from granary.synth.pug.world.server import serve
 
 __all__ = ["ServerProcess", "serve", "start_server"]

@@ -1,4 +1,4 @@
-"""Serve the embedded world: `python -m synth.pug.world --port 9000`; prints a line of JSON when clients may connect."""
+"""`python -m granary.synth.pug.world --port 9000`: serve the embedded world; prints a line of JSON when it is ready."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import logging
 import os
 import sys
 
-from curation.errors import UserError
-from synth.pug.world.server import serve
+from granary.curation.errors import UserError
+from granary.synth.pug.world.server import serve
 
 
 def main() -> int:
     """Parse the command line and serve until told to stop."""
-    parser = argparse.ArgumentParser("python -m synth.pug.world", description=__doc__)
+    parser = argparse.ArgumentParser("python -m granary.synth.pug.world", description=__doc__)
     parser.add_argument("--port", type=int, default=9000, help="TCP port on 127.0.0.1; 0 takes a free one")
     parser.add_argument("--unix", action="store_true", help="also listen on UnrealCV's Unix socket for that port")
     parser.add_argument("--tracer", choices=("auto", "embree", "numpy"), default="auto", help="what casts the rays")

@@ -1,4 +1,4 @@
-"""A contact sheet of the embedded world: `python -m synth.pug.world.contact SHEET.jpg`."""
+"""A contact sheet of the embedded world: `python -m granary.synth.pug.world.contact SHEET.jpg`."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import sys
 import numpy as np
 from PIL import Image
 
-from synth.pug.world.assets import ASSETS, load_asset
-from synth.pug.world.geometry import Camera
-from synth.pug.world.render import Renderer
-from synth.pug.world.scene import Scene, Thing
-from synth.pug.world.worlds import WORLDS
+from granary.synth.pug.world.content.assets import ASSETS, load_asset
+from granary.synth.pug.world.content.worlds import WORLDS
+from granary.synth.pug.world.picture.render import Renderer
+from granary.synth.pug.world.scene import Scene, Thing
+from granary.synth.pug.world.shapes.geometry import Camera
 
 SIDE, COLUMNS, GAP = 200, 6, 4  # pixels, pictures, pixels
 AT_HOME = {

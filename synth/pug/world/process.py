@@ -73,7 +73,7 @@ def start_server(
 
     The process uses one core and ends when this process does. Args as `serve`; `timeout` in seconds. Raises ServerDied.
     """
-    words = [sys.executable, "-m", "synth.pug.world", "--port", str(port), "--tracer", tracer]
+    words = [sys.executable, "-m", "granary.synth.pug.world", "--port", str(port), "--tracer", tracer]
     words += ["--parent", str(os.getpid())] + ["--unix"] * unix + (["--save-to", save_to] if save_to else [])
     errors = tempfile.TemporaryFile()  # noqa: SIM115  (lives as long as the process)
     process = subprocess.Popen(
@@ -110,7 +110,7 @@ def _first_line(process: subprocess.Popen[bytes], timeout: float) -> dict[str, A
 
 def _environment() -> dict[str, str]:
     # The child must find this package from any folder, and several servers share the cores.
-    root = str(Path(__file__).parents[3])
+    root = str(Path(__file__).parents[4])
     path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
     return {**os.environ, "PYTHONPATH": path, **dict.fromkeys(THREADS, "1")}
 

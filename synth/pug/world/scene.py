@@ -7,9 +7,9 @@ import itertools
 
 import numpy as np
 
-from synth.pug.world.geometry import Triple, rotation_matrix
-from synth.pug.world.mesh import Mesh
-from synth.pug.world.worlds import Sun, World, load_world
+from granary.synth.pug.world.content.worlds import Sun, World, load_world
+from granary.synth.pug.world.shapes.geometry import Triple, rotation_matrix
+from granary.synth.pug.world.shapes.mesh import Mesh
 
 LEVELS_OF_COLOUR = (255, 127, 63, 191, 95, 223, 31, 159)
 MOST_OBJECTS = 400

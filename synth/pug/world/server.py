@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
-from curation.errors import UserError
-from synth.pug.world.wire import ProtocolError, parse_request, receive_frame, send_frame
+from granary.curation.errors import UserError
+from granary.synth.pug.world.wire import ProtocolError, parse_request, receive_frame, send_frame
 
 NAME = "granary-world"
 HOST = "127.0.0.1"
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 
 class Handler(Protocol):
-    """Answers commands; `Session` of `synth.pug.world.commands` is the one in use."""
+    """Answers commands; `Session` of `granary.synth.pug.world.commands.server` is the one in use."""
 
     def answer(self, command: str) -> bytes:
         """Return the body of the reply."""
@@ -140,7 +140,7 @@ def serve(
         ready: called with {"host", "port", "unix", "tracer"} when clients may connect.
         alive: asked twice a second; the server stops when it is false.
     """
-    from synth.pug.world.commands import Session
+    from granary.synth.pug.world.commands.server import Session
 
     session = Session(tracer=tracer, save_to=save_to)
     server = Server(session, port, unix)

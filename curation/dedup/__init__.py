@@ -1,0 +1,1 @@
+"""Near duplicates: the exact join, components, semantic deduplication."""

@@ -1,0 +1,1 @@
+"""Publishing: the card, Croissant, what is checked before the first byte, the upload."""

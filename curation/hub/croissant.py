@@ -1,0 +1,130 @@
+"""The Croissant description of a dataset: JSON-LD that search engines and `mlcroissant` read.
+
+MLCommons Croissant 1.0, http://mlcommons.org/croissant/1.0.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from granary.curation.hub.card import MEANINGS, folder_of, prefix_of
+
+CONTEXT = {
+    "@language": "en",
+    "@vocab": "https://schema.org/",
+    "sc": "https://schema.org/",
+    "cr": "http://mlcommons.org/croissant/",
+    "dct": "http://purl.org/dc/terms/",
+    "rai": "http://mlcommons.org/croissant/RAI/",
+    "citeAs": "cr:citeAs",
+    "column": "cr:column",
+    "conformsTo": "dct:conformsTo",
+    "data": {"@id": "cr:data", "@type": "@json"},
+    "dataType": {"@id": "cr:dataType", "@type": "@vocab"},
+    "equivalentProperty": "cr:equivalentProperty",
+    "examples": {"@id": "cr:examples", "@type": "@json"},
+    "extract": "cr:extract",
+    "field": "cr:field",
+    "fileObject": "cr:fileObject",
+    "fileProperty": "cr:fileProperty",
+    "fileSet": "cr:fileSet",
+    "format": "cr:format",
+    "includes": "cr:includes",
+    "isLiveDataset": "cr:isLiveDataset",
+    "jsonPath": "cr:jsonPath",
+    "key": "cr:key",
+    "md5": "cr:md5",
+    "parentField": "cr:parentField",
+    "path": "cr:path",
+    "recordSet": "cr:recordSet",
+    "references": "cr:references",
+    "regex": "cr:regex",
+    "repeated": "cr:repeated",
+    "replace": "cr:replace",
+    "samplingRate": "cr:samplingRate",
+    "separator": "cr:separator",
+    "source": "cr:source",
+    "subField": "cr:subField",
+    "transform": "cr:transform",
+}
+
+
+def croissant(name: str, licence: Any, address: str, features: Mapping[str, Any]) -> str:
+    """Return croissant.json.
+
+    Args:
+        name: of the dataset.
+        licence: as in the card's header.
+        address: web address of the repository.
+        features: for each config the `datasets.Features` of its files.
+    """
+    tree = {
+        "@context": CONTEXT,
+        "@type": "sc:Dataset",
+        "conformsTo": "http://mlcommons.org/croissant/1.0",
+        "name": name,
+        "description": f"{name}: an image dataset made with granary. The card describes how.",
+        "license": licence,
+        "url": address,
+        "distribution": [_repository(address), *map(_file_set, features)],
+        "recordSet": [_record_set(config, kinds) for config, kinds in features.items()],
+    }
+    return json.dumps(tree, indent=2, ensure_ascii=False) + "\n"
+
+
+def _repository(address: str) -> dict[str, Any]:
+    return {
+        "@type": "cr:FileObject",
+        "@id": "repository",
+        "name": "repository",
+        "description": "The git repository of the dataset.",
+        "contentUrl": address,
+        "encodingFormat": "git+https",
+        "sha256": "https://github.com/mlcommons/croissant/issues/80",  # a repository has none; the field is required
+    }
+
+
+def _file_set(config: str) -> dict[str, Any]:
+    return {
+        "@type": "cr:FileSet",
+        "@id": f"{config}-files",
+        "containedIn": {"@id": "repository"},
+        "encodingFormat": "application/x-parquet",
+        "includes": f"{folder_of(config)}/{prefix_of(config)}-*.parquet",
+    }
+
+
+def _record_set(config: str, features: Mapping[str, Any]) -> dict[str, Any]:
+    fields = [
+        _field(f"{config}/{name}", kind, config, name, "", MEANINGS.get(name, "")) for name, kind in features.items()
+    ]
+    return {"@type": "cr:RecordSet", "@id": config, "name": config, "field": fields}
+
+
+def _field(identity: str, kind: Any, config: str, column: str, path: str, meaning: str = "") -> dict[str, Any]:
+    """Return one field; `path` leads from the column to a part of a struct."""
+    field: dict[str, Any] = {"@type": "cr:Field", "@id": identity, "name": identity}
+    if meaning:
+        field["description"] = meaning
+    if isinstance(kind, dict):
+        return field | {
+            "subField": [
+                _field(f"{identity}/{name}", inner, config, column, f"{path}.{name}".lstrip("."))
+                for name, inner in kind.items()
+            ]
+        }
+    repeated = getattr(kind, "feature", None)
+    data_type = _data_type(kind if repeated is None else repeated)
+    path = "bytes" if data_type == "sc:ImageObject" else path
+    source: dict[str, Any] = {"fileSet": {"@id": f"{config}-files"}, "extract": {"column": column}}
+    if path:
+        source["transform"] = {"jsonPath": path}
+    return field | {"dataType": data_type, "source": source} | ({"repeated": True} if repeated is not None else {})
+
+
+def _data_type(kind: Any) -> str:
+    name = type(kind).__name__ if type(kind).__name__ == "Image" else str(kind.dtype)
+    names = {"Image": "sc:ImageObject", "string": "sc:Text", "bool": "sc:Boolean"}
+    return names.get(name) or ("sc:Integer" if "int" in name else "sc:Float")

@@ -1,0 +1,157 @@
+"""What the Hub would refuse or could not show, found before the first byte is sent.
+
+Limits: https://huggingface.co/docs/hub/storage-limits (files, folders, sizes) and the dataset viewer's 300 MB for the
+row group it reads.
+"""
+
+from __future__ import annotations
+
+import collections
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from granary.curation.hub.card import parse_card
+from granary.curation.hub.upload import Upload
+from granary.curation.store import storage
+
+FOLDER_FILES, REPOSITORY_FILES = 10_000, 100_000
+FILE_BYTES, GROUP_BYTES = 50_000_000_000, 300_000_000
+SECRETS = {
+    "a Hugging Face token": r"\bhf_[A-Za-z0-9]{20,}",
+    "an AWS access key": r"\b(AKIA|ASIA)[A-Z0-9]{16}\b",
+    "a GitHub token": r"\b(gh[pousr]_[A-Za-z0-9]{30,}|github_pat_\w{30,})",
+    "an API key": r"\bsk-[A-Za-z0-9_-]{20,}|\bAIza[\w-]{35}",
+    "a private key": r"-----BEGIN [A-Z ]*PRIVATE KEY",
+    "a password in an address": r"://[^/\s:@]+:[^/\s@]+@",
+    "a signed address": r"[?&](X-Amz-Signature|X-Goog-Signature|Signature|sig)=",
+}
+
+
+def problems(
+    uploads: Mapping[str, Sequence[Upload]], texts: Mapping[str, str], token: str | None = None
+) -> Iterator[str]:
+    """Yield one sentence with its remedy for each thing that stands against publishing.
+
+    Args:
+        uploads: for each config its Parquet files; "" holds the files beside them.
+        texts: the text files by path; README.md must be among them.
+        token: of the user, which must not stand in them.
+    """
+    yield from _counts([upload for files in uploads.values() for upload in files])
+    header, _ = parse_card(texts["README.md"])
+    yield from _licence(header)
+    for path, text in texts.items():
+        yield from _secrets(path, text, token)
+    for config, files in uploads.items():
+        if config:
+            yield from _parquet(config, files, _stated_features(header, config))
+
+
+def _counts(uploads: Sequence[Upload]) -> Iterator[str]:
+    folders = collections.Counter(upload.path.rpartition("/")[0] for upload in uploads)
+    for folder, count in sorted(folders.items()):
+        if count > FOLDER_FILES:
+            yield (
+                f"{folder}/ would hold {count:,} files and the Hub takes {FOLDER_FILES:,} in a folder; "
+                "run again with larger --shards.rows and --shards.max_bytes"
+            )
+    if len(uploads) > REPOSITORY_FILES:
+        yield (
+            f"the repository would hold {len(uploads):,} files and the Hub takes {REPOSITORY_FILES:,}; "
+            "run again with larger --shards.rows and --shards.max_bytes"
+        )
+    for upload in uploads:
+        if upload.size >= FILE_BYTES:
+            yield (
+                f"{upload.path} has {upload.size / 1e9:,.1f} GB and the Hub takes files under {FILE_BYTES // 10**9} "
+                "GB; run again with a smaller --shards.max_bytes"
+            )
+
+
+def _licence(header: Mapping[str, Any]) -> Iterator[str]:
+    licence = header.get("license")
+    if licence in (None, "", "unknown", []):
+        yield (
+            "the card states no licence; run again with --licence, such as cc-by-4.0 or other, "
+            "or write `license:` into the header of dataset/README.md"
+        )
+    elif not all(isinstance(one, str) and re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", one) for one in _listed(licence)):
+        yield (
+            f"the licence {licence!r} is no identifier that the Hub knows; give one in lower case, such as cc-by-4.0 "
+            "or mit, or other"
+        )
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _secrets(path: str, text: str, token: str | None) -> Iterator[str]:
+    found = [what for what, pattern in SECRETS.items() if re.search(pattern, text)]
+    if token and token in text:
+        found.insert(0, "your Hub token")
+    for what in found[:1]:
+        yield f"{path} holds what looks like {what}; take it out of dataset/README.md or the recipe"
+
+
+def _stated_features(header: Mapping[str, Any], config: str) -> Any:
+    """Return the features a card's header states for a config; None where it states none."""
+    from datasets import Features
+
+    infos = _listed(header.get("dataset_info") or {})
+    stated = [info for info in infos if info.get("config_name", "default") == config and "features" in info]
+    return Features._from_yaml_list(stated[0]["features"]) if stated else None
+
+
+def _parquet(config: str, files: Sequence[Upload], stated: Any) -> Iterator[str]:
+    from datasets import Features
+
+    again = "run the pipeline again, which writes it anew"
+    first: pa.Schema | None = None
+    for upload in files:
+        try:
+            with storage.open_read(upload.url) as file:
+                parquet = pq.ParquetFile(file)
+                schema, metadata = parquet.schema_arrow, parquet.metadata
+        except (OSError, pa.ArrowInvalid) as error:
+            yield f"{upload.path} is not a readable Parquet file ({type(error).__name__}); delete it and {again}"
+            continue
+        groups = [metadata.row_group(group).total_byte_size for group in range(metadata.num_row_groups)]
+        if max(groups, default=0) > GROUP_BYTES:
+            yield (
+                f"{upload.path} has a row group of {max(groups) / 1e6:,.0f} MB and the Hub's viewer reads at most "
+                f"{GROUP_BYTES // 10**6} MB; run again with a smaller --shards.row_group"
+            )
+        if first is None:
+            first = schema
+            yield from _columns(upload.path, schema)
+        elif not schema.equals(first, check_metadata=True):
+            yield f"{upload.path} has another schema than {files[0].path}; delete it and {again}"
+    if first is None:
+        yield f"{config}: there is no Parquet file to send; {again}"
+    elif stated != Features.from_arrow_schema(first):
+        yield f"the card states other features for {config} than its Parquet files have; {again}"
+
+
+def _columns(path: str, schema: pa.Schema) -> Iterator[str]:
+    from datasets import Features, Image
+
+    features = Features.from_arrow_schema(schema)
+    for field in schema:
+        if _holds_null(field.type):
+            yield f"{path}: column {field.name} has the type null; write it anew with a type, such as string"
+        image = pa.types.is_struct(field.type) and {"bytes", "path"} == {inner.name for inner in field.type}
+        if image and not isinstance(features[field.name], Image):
+            yield (
+                f"{path}: column {field.name} holds images that are not typed as Image; "
+                "write it with the features of granary.curation.store.schema"
+            )
+
+
+def _holds_null(kind: pa.DataType) -> bool:
+    inner = [kind.field(number).type for number in range(kind.num_fields)]
+    return pa.types.is_null(kind) or any(map(_holds_null, inner))

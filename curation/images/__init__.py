@@ -1,0 +1,1 @@
+"""Pictures, safely: decoding under limits, and the filters."""

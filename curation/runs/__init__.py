@@ -1,0 +1,1 @@
+"""A run's folder: part files and markers, vectors, ledger look-ups, explanations, summaries."""

@@ -1,0 +1,105 @@
+"""Find files of a run again: by uri, by id, for the report and for `granary explain`."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import yaml
+from pydantic import ValidationError
+
+from granary.curation.errors import UserError
+from granary.curation.recipe import CurateRecipe
+from granary.curation.runs.run import Run, read_table
+from granary.curation.sources import Reader
+from granary.curation.store import storage
+
+ROLES = ("pool", "seeds", "references")
+LOCATOR = ["uri", "source", "path", "offset", "size"]
+
+
+def open_run(url: str) -> tuple[Run, CurateRecipe]:
+    """Open a finished run directory; raises UserError when there is none."""
+    path = storage.join(url, "recipe.yaml")
+    if not storage.exists(path):
+        raise UserError(f"run: {url} is no run directory (it has no recipe.yaml); give the --out of a granary run")
+    try:
+        recipe = CurateRecipe.model_validate(yaml.safe_load(storage.read_bytes(path)))
+    except (yaml.YAMLError, UnicodeDecodeError, ValidationError) as error:
+        raise UserError(
+            f"run: {path} is not the recipe of a run of this version of granary; "
+            "give another --out, or delete that folder"
+        ) from error
+    return Run(url, {role: getattr(recipe, role) for role in ROLES}), recipe
+
+
+class Files:
+    """The files of a run's sources, found by uri through the statistics of the part files.
+
+    Args:
+        run: a run whose roles are embedded.
+        max_bytes: larger files are not read.
+    """
+
+    def __init__(self, run: Run, max_bytes: int) -> None:
+        self.run, self.max_bytes = run, max_bytes
+
+    @functools.cached_property
+    def ranges(self) -> list[tuple[str, str, str, str]]:
+        """(role, part URL, smallest uri, largest uri) of every row group."""
+        return [(role, url, *bounds) for role in ROLES for url in self.run.parts(role) for bounds in _bounds(url)]
+
+    def find(self, uri: str) -> dict[str, Any]:
+        """Return the role and the locator of a file; raises KeyError when the run has none of that uri."""
+        for role, url, low, high in self.ranges:
+            if low <= uri <= high:
+                table = read_table(url, LOCATOR)
+                rows = table.filter(pc.equal(table["uri"], uri)).to_pylist()
+                if rows:
+                    return {"role": role, **rows[0]}
+        raise KeyError(uri)
+
+    def read(self, uri: str) -> bytes:
+        """Return the original bytes of a file; raises KeyError or OSError."""
+        row = self.find(uri)
+        with Reader(self.run.sources[row["role"]][row["source"]], self.max_bytes) as reader:
+            return reader.read(row["path"], row["offset"], row["size"])
+
+    @functools.cached_property
+    def _seeds(self) -> dict[str, str]:
+        tables = [read_table(url, ["id", "uri"]) for url in self.run.parts("seeds")]
+        return {row["id"]: row["uri"] for table in reversed(tables) for row in reversed(table.to_pylist())}
+
+    def seed_uri(self, identity: str) -> str | None:
+        """Return the uri of a seed by its id."""
+        return self._seeds.get(identity)
+
+
+def _bounds(url: str) -> Iterator[tuple[str, str]]:
+    with storage.open_read(url) as file:
+        metadata = pq.ParquetFile(file).metadata
+        for group in range(metadata.num_row_groups):
+            statistics = metadata.row_group(group).column(0).statistics
+            if statistics is not None and statistics.has_min_max:
+                yield statistics.min, statistics.max
+
+
+def ledger_tables(run: Run, columns: list[str] | None = None) -> Iterator[pa.Table]:
+    """Yield the ledger, a part at a time."""
+    for url in run.parts("ledger"):
+        yield read_table(url, columns)
+
+
+def find_rows(run: Run, wanted: str) -> list[dict[str, Any]]:
+    """Return the ledger rows of a uri, or of an id of which `wanted` is a prefix."""
+    rows: list[dict[str, Any]] = []
+    wanted = wanted.encode("utf-8", "backslashreplace").decode()  # as uris write a name that is not UTF-8
+    for table in ledger_tables(run):
+        match = pc.or_kleene(pc.equal(table["uri"], wanted), pc.starts_with(table["id"], wanted))
+        rows += table.filter(match).to_pylist()
+    exact = [row for row in rows if row["uri"] == wanted]
+    return exact or rows

@@ -1,0 +1,306 @@
+"""Work units and the part files they write: the reason a run can be killed at any moment and resumed.
+
+A stage is a list of units. A unit is plain data, reads its inputs by path and writes exactly one Parquet file:
+temporary name, fsync, rename, and then a `.done` marker with the row count, the SHA-256 of the file and a digest
+of everything the unit depends on. A unit whose marker carries the right digest is never run again.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import functools
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, BinaryIO, Literal, cast
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from granary.curation.sources import Source
+from granary.curation.store import storage
+
+FORMAT = 1  # of markers and parts; a new number redoes every stage
+LIMITS = ("max_unreadable", "service")  # arguments that stop a unit or say who serves it: in no digest
+INDEX = "index.json"  # names and row counts of the parts of a finished stage, so that units read one file for it
+
+
+class UnitError(Exception):
+    """A unit could not finish; the message names the stage, the unit and the cause in one line."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run directory and the sources of its roles: where units find their inputs.
+
+    Args:
+        url: fsspec URL of the directory.
+        sources: for each role ("pool", "seeds", "references") its resolved sources.
+    """
+
+    url: str
+    sources: Mapping[str, Sequence[Source]] = dataclasses.field(default_factory=dict)
+
+    def path(self, *parts: str) -> str:
+        """Return the URL of something in the run directory."""
+        return storage.join(self.url, *parts)
+
+    def parts(self, stage: str) -> list[str]:
+        """Return the URLs of the part files of a finished stage, in order; none when it has not run."""
+        return [self.path(stage, name) for name in self._index(stage)["parts"]]
+
+    def rows(self, stage: str) -> list[int]:
+        """Return the number of rows of every part of a finished stage."""
+        return [int(rows) for rows in self._index(stage)["rows"]]
+
+    def _index(self, stage: str) -> dict[str, list[Any]]:
+        try:
+            return cast(dict[str, list[Any]], json.loads(storage.read_bytes(self.path(stage, INDEX))))
+        except FileNotFoundError:
+            return {"parts": [], "rows": []}
+
+    def read(self, stage: str, index: int, columns: list[str] | None = None) -> pa.Table:
+        """Read one part file of a stage."""
+        return read_table(self.parts(stage)[index], columns)
+
+    def read_all(self, stage: str, columns: list[str] | None = None) -> pa.Table:
+        """Read all part files of a stage as one table (for small, sparse stages)."""
+        return pa.concat_tables([read_table(part, columns) for part in self.parts(stage)])
+
+
+@dataclasses.dataclass(frozen=True)
+class Marker:
+    """What a finished unit says of its output.
+
+    Args:
+        digest: hex digest of everything the output depends on.
+        sha256: of the output file, hex.
+        size: of the output file in bytes.
+        rows: of the output file.
+        counters: what the step counted.
+        notes: what the step says of single rows, for example those it lost.
+    """
+
+    digest: str
+    sha256: str
+    size: int
+    rows: int
+    counters: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    notes: Sequence[Any] = ()
+
+    @staticmethod
+    def parse(data: bytes) -> Marker:
+        """Read a marker; raises ValueError or TypeError when it is not one."""
+        return Marker(**json.loads(data))
+
+
+@dataclasses.dataclass(frozen=True)
+class Unit:
+    """One piece of work of a stage.
+
+    Args:
+        index: position in the stage; names the part file.
+        arguments: plain data for the step; part of the digest.
+        weight: number of items in it, for the progress bar.
+    """
+
+    index: int
+    arguments: Mapping[str, Any]
+    weight: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """A list of units that call one step.
+
+    Args:
+        name: of the folder in the run directory.
+        step: writes the rows of a unit: `step(run, arguments, output)`.
+        units: the work; all of them, done or not.
+        inputs: digests of the stages it reads.
+        revision: of the step's code: raise it when the same inputs give other bytes.
+        noun: what is counted in the progress bar.
+        cores: "one" thread for each unit; "all" cores for the only unit of a stage; "idle" ones too where there are
+            fewer units than workers, for steps whose bits do not depend on the number of threads.
+        processes: whether its steps spend their time in the interpreter, so that local workers are processes in a run
+            that is long enough to be worth starting them.
+        target: folder of the outputs when it is not NAME (the dataset's shards).
+        count: number of units, where the units are left out to ship the stage to a worker.
+    """
+
+    name: str
+    step: Callable[[Run, Mapping[str, Any], Output], None]
+    units: Sequence[Unit]
+    inputs: Sequence[str] = ()
+    revision: int = 1
+    noun: str = "units"
+    cores: Literal["one", "all", "idle"] = "one"
+    processes: bool = False
+    target: str = ""
+    count: int = 0
+
+    @property
+    def total(self) -> int:
+        """The number of units, also where the units themselves were not shipped."""
+        return self.count or len(self.units)
+
+    def stem(self, unit: Unit) -> str:
+        """Return `part-NNNNN-of-NNNNN`."""
+        prefix = "train" if self.target else "part"
+        return f"{prefix}-{unit.index:05d}-of-{self.total:05d}"
+
+    def output(self, run: Run, unit: Unit) -> str:
+        """Return the URL of the unit's Parquet file."""
+        return run.path(self.target or self.name, self.stem(unit) + ".parquet")
+
+    def marker(self, run: Run, unit: Unit) -> str:
+        """Return the URL of the unit's marker."""
+        return run.path(self.name, self.stem(unit) + ".done")
+
+    def unit_digest(self, unit: Unit) -> str:
+        """Return the digest of what the unit's output depends on."""
+        step = f"{self.step.__module__}.{self.step.__qualname__}"
+        arguments = {name: value for name, value in unit.arguments.items() if name not in LIMITS}
+        return digest(FORMAT, step, self.revision, self.total, unit.index, arguments, list(self.inputs))
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """The digest of the whole stage: what later stages name as their input."""
+        return digest([self.unit_digest(unit) for unit in self.units])
+
+
+def digest(*values: Any) -> str:
+    """Return the SHA-256, hex, of plain data (dicts in any order)."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()
+
+
+class HashingFile:
+    """A binary file for writing in sequence that hashes what passes."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.hash, self.size, self.closed = file, hashlib.sha256(), 0, False
+
+    def write(self, data: Any) -> int:
+        """Write and hash bytes."""
+        view = memoryview(data).cast("B")
+        if self.file.closed:  # the unit has failed, and pyarrow ends every file it began, at the latest when collected
+            return len(view)
+        self.hash.update(view)
+        self.size += len(view)
+        self.file.write(view)
+        return len(view)
+
+    def flush(self) -> None:
+        """Do nothing: the file is flushed when it is complete."""
+
+    def tell(self) -> int:
+        """Return the number of bytes written."""
+        return self.size
+
+    def close(self) -> None:
+        """Leave the file open: its owner closes it."""
+
+
+class Output:
+    """The part file a unit writes: tables of one schema, streamed.
+
+    Args:
+        file: where the bytes go.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.sink = HashingFile(file)
+        self.writer: pq.ParquetWriter | None = None
+        self.rows = 0
+        self.counters: collections.Counter[str] = collections.Counter()
+        self.notes: list[Any] = []
+
+    def begin(self, schema: pa.Schema, compression: str = "zstd") -> pq.ParquetWriter:
+        """Return the writer of the file, which has no row group yet and may end without one."""
+        if self.writer is None:
+            self.writer = pq.ParquetWriter(pa.PythonFile(self.sink, mode="w"), schema, compression=compression)
+        return self.writer
+
+    def write(self, table: pa.Table, compression: str = "zstd") -> None:
+        """Append a table as one row group, empty or not."""
+        self.begin(table.schema, compression).write_table(table, row_group_size=max(1, table.num_rows))
+        self.rows += table.num_rows
+
+    def finish(self, digest: str) -> Marker:
+        """Close the file and return its marker."""
+        if self.writer is None:
+            raise UnitError("the step wrote no table")
+        self.writer.close()
+        counters = dict(sorted(self.counters.items()))
+        return Marker(digest, self.sink.hash.hexdigest(), self.sink.size, self.rows, counters, self.notes)
+
+
+def finished(run: Run, stage: Stage, unit: Unit) -> bool:
+    """Say whether the unit's output is there, whole and made from the present inputs."""
+    try:
+        marker = Marker.parse(storage.read_bytes(stage.marker(run, unit)))
+        return marker.digest == stage.unit_digest(unit) and storage.size(stage.output(run, unit)) == marker.size
+    except (OSError, ValueError, TypeError):
+        return False
+
+
+def run_unit(run: Run, stage: Stage, unit: Unit, **values: Any) -> None:
+    """Run a unit unless it is finished; raises UnitError with the cause in one line.
+
+    Args:
+        run: the run directory and sources.
+        stage: the unit's stage.
+        unit: the work.
+        values: what a combine computed from other units; handed to the step beside the arguments.
+    """
+    if finished(run, stage, unit):
+        return
+    try:
+        with storage.writing(stage.output(run, unit)) as file:
+            output = Output(file)
+            stage.step(run, {**unit.arguments, **values}, output)
+            marker = output.finish(stage.unit_digest(unit))
+        line = json.dumps(dataclasses.asdict(marker), sort_keys=True)
+        storage.write_bytes(stage.marker(run, unit), line.encode())
+    except Exception as error:
+        cause = re.sub(r"\s+", " ", f"{type(error).__name__}: {error}")
+        raise UnitError(f"stage {stage.name}, unit {unit.index} of {stage.total}: {cause} ;;") from error
+
+
+def close_stage(run: Run, stage: Stage) -> list[Marker]:
+    """Write the index of a stage whose units are all finished, and remove what an earlier recipe left beside them.
+
+    Returns:
+        The markers, in order of the units.
+    """
+    markers = [Marker.parse(storage.read_bytes(stage.marker(run, unit))) for unit in stage.units]
+    stems = {stage.stem(unit) for unit in stage.units}
+    for folder in {stage.name, stage.target or stage.name}:
+        for name in storage.names(run.path(folder)):
+            if name != INDEX and (name.split(".")[0] not in stems or name.endswith(".tmp")):
+                storage.remove(run.path(folder, name))
+    index = {
+        "parts": [f"{stage.stem(unit)}.parquet" for unit in stage.units],
+        "rows": [m.rows for m in markers],
+    }
+    storage.write_bytes(run.path(stage.name, INDEX), json.dumps(index).encode())
+    return markers
+
+
+def read_table(url: str, columns: list[str] | None = None, group: int | None = None) -> pa.Table:
+    """Read a Parquet file, or one row group of it."""
+    with storage.open_read(url) as file:
+        parquet = pq.ParquetFile(file)
+        if group is None:
+            return parquet.read(columns=columns, use_threads=False)
+        return parquet.read_row_group(group, columns=columns, use_threads=False)
+
+
+def read_groups(url: str, columns: list[str] | None = None) -> Iterator[pa.Table]:
+    """Read a Parquet file one row group at a time."""
+    with storage.open_read(url) as file:
+        parquet = pq.ParquetFile(file)
+        for group in range(parquet.num_row_groups):
+            yield cast(pa.Table, parquet.read_row_group(group, columns=columns, use_threads=False))

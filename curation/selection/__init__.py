@@ -1,0 +1,1 @@
+"""What stays: top-k search, retrieval by seeds, k-means, hierarchical sampling."""

@@ -1,0 +1,1 @@
+"""The ground: URLs and bytes, threads, hashed sampling, the sample's schema."""

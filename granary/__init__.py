@@ -1,0 +1,1 @@
+"""granary: curate, render, sample and caption image datasets, and train on them."""

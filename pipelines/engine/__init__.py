@@ -1,0 +1,1 @@
+"""How stages run: work units through Beam, sessions, recipes, progress."""

@@ -1,0 +1,58 @@
+"""Runner profiles: Beam options kept apart from recipes, one YAML file per way to run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import yaml
+
+from granary.curation.errors import UserError
+from granary.curation.store import storage
+from granary.pipelines.engine.recipe import shipped
+
+
+def load_profile(path: str, given: Sequence[str] = ()) -> list[str]:
+    """Return the Beam options of a profile as command-line words.
+
+    Args:
+        path: of a YAML file with a mapping `options`, or the name of one in granary's own `configs/runners/`. An option
+            without a value is one that the user must give.
+        given: the user's own Beam options; they come last and win.
+
+    Raises:
+        UserError: no such file, not a profile, or an option is left open.
+    """
+    options = _read(path)
+    named = {word.partition("=")[0].removeprefix("--") for word in given}
+    left = [f"--{key}=..." for key, value in options.items() if value is None and key not in named]
+    if left:
+        raise UserError(f"runner: {path} leaves options open; add them after `--`: {' '.join(left)}")
+    words = [word for key, value in options.items() for word in _words(key, value)]
+    return [*words, *given]
+
+
+def _words(key: str, value: Any) -> Iterator[str]:
+    for one in value if isinstance(value, list) else [value]:
+        if one is not None and one is not False:
+            yield f"--{key}" if one is True else f"--{key}={one}"
+
+
+def _read(path: str) -> dict[str, Any]:
+    if not storage.exists(path):
+        name = path.removeprefix("configs/runners/").removesuffix(".yaml")
+        try:
+            path = shipped(f"runners/{name}.yaml")
+        except UserError:
+            raise UserError(
+                f"runner: there is no profile {path!r}; give a YAML file, or threads or processes, portable, flink, "
+                "spark, dataflow or dataflow_gpu"
+            ) from None
+    try:
+        profile = yaml.safe_load(storage.read_bytes(path))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"runner: {path} is not a YAML file: {' '.join(str(error).split())}") from None
+    options = profile.get("options") if isinstance(profile, dict) else None
+    if not isinstance(options, dict):
+        raise UserError(f"runner: {path} needs a mapping `options` of Beam options, such as runner: FnApiRunner")
+    return options

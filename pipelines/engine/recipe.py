@@ -1,0 +1,198 @@
+"""Read a recipe: YAML, then command-line overrides, then one validation that speaks in sentences."""
+
+from __future__ import annotations
+
+import difflib
+import importlib.resources
+import pathlib
+import types
+import typing
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic_core import PydanticUndefined
+
+from granary.curation.errors import UserError
+from granary.curation.store import storage
+
+M = TypeVar("M", bound=BaseModel)
+
+
+def shipped(name: str) -> str:
+    """Return the path of a recipe that comes with granary, for example `curate/folder.yaml`.
+
+    Args:
+        name: path inside `configs/`, which travels in the package.
+    """
+    path = pathlib.Path(str(importlib.resources.files("granary") / "configs" / name))
+    if not path.is_file():
+        raise UserError(f"config: granary ships no recipe named {name!r}")
+    return str(path)
+
+
+def load_recipe(model: type[M], config: str | None, overrides: Sequence[str]) -> M:
+    """Read and validate a recipe.
+
+    Args:
+        model: the recipe's pydantic model.
+        config: path or URL of a YAML file; None takes the defaults. A name under granary's own `configs/` works too.
+        overrides: `--any.field value` or `--any.field=value` words; a field named twice becomes a list.
+
+    Raises:
+        UserError: naming the key, the value and what would be right.
+    """
+    try:
+        return model.model_validate(read_tree(config, overrides))
+    except ValidationError as error:
+        raise UserError("; ".join(dict.fromkeys(_sentences(model, error)))) from None
+
+
+def read_tree(config: str | None, overrides: Sequence[str]) -> dict[str, Any]:
+    """Return a recipe as it was written, with the overrides set, before any of it is checked."""
+    tree = _read_yaml(config) if config else {}
+    for key, value in sorted(parse_overrides(overrides), key=lambda pair: pair[0].count(".")):
+        _set(tree, key.split("."), value, key)
+    return tree
+
+
+def _read_yaml(config: str) -> dict[str, Any]:
+    if not storage.exists(config):
+        name = config.removeprefix("configs/")
+        try:
+            config = shipped(name)
+        except UserError:
+            raise UserError(f"config: there is no file {config!r}; give the path of a recipe (.yaml)") from None
+    try:
+        tree = yaml.safe_load(storage.read_bytes(config).decode())
+    except OSError as error:
+        raise UserError(f"config: cannot read {config}: {error.strerror or error}; give a recipe (.yaml)") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"config: {config} is not YAML: {' '.join(str(error).split())}") from None
+    if tree is not None and not isinstance(tree, dict):
+        raise UserError(f"config: {config} holds a {type(tree).__name__}; a recipe is a mapping of keys to values")
+    return tree or {}
+
+
+def parse_overrides(words: Sequence[str]) -> Iterator[tuple[str, Any]]:
+    """Split `--a.b value` words into keys and values; a value given several times comes as a list."""
+    found: dict[str, list[Any]] = {}
+    position = 0
+    while position < len(words):
+        word = words[position]
+        if not word.startswith("--") or len(word) == 2:
+            raise UserError(
+                f"command line: {word!r} stands where an option was expected, such as --dedup.threshold 0.9"
+            )
+        key, equals, value = word[2:].partition("=")
+        position += 1
+        if not equals:
+            if position == len(words) or words[position].startswith("--"):
+                raise UserError(f"command line: --{key} needs a value")
+            value, position = words[position], position + 1
+        found.setdefault(key.replace("-", "_"), []).append(_value(key, value))
+    return iter((key, values if len(values) > 1 else values[0]) for key, values in found.items())
+
+
+def _value(key: str, text: str) -> Any:
+    if text.lower() in ("null", "none"):
+        return None
+    if text[:1] in "[{":
+        try:
+            return yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise UserError(f"{key}: {text!r} is not a YAML list or mapping") from None
+    return text
+
+
+def _set(tree: Any, path: list[str], value: Any, key: str) -> None:
+    """Set a field; a field of a list of sources is set on each; a path written for a source gets its fields."""
+    name, rest = path[0], path[1:]
+    if not isinstance(tree, dict):
+        raise UserError(f"{key}: it would be set in {tree!r}, which has no fields")
+    if not rest:
+        tree[name] = value
+        return
+    below = tree.get(name)
+    if isinstance(below, str):
+        below = tree[name] = {"path": below}
+    if isinstance(below, list):
+        below = tree[name] = [{"path": entry} if isinstance(entry, str) else entry for entry in below]
+        for entry in below:
+            _set(entry, rest, value, key)
+        return
+    if below is None:
+        below = tree[name] = {}
+    _set(below, rest, value, key)
+
+
+def fields(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str, str]]:
+    """Yield (key, default, help text) of every field of a recipe, nested ones with dots."""
+    for name, field in model.model_fields.items():
+        key = prefix + (field.alias or name)
+        inner = _model_of(field.annotation)
+        if inner is not None:
+            yield from fields(inner, key + ".")
+        if inner is None or typing.get_origin(field.annotation) is list:
+            default = field.get_default(call_default_factory=True)
+            yield (
+                key,
+                "required" if default is PydanticUndefined else _plain(default),
+                field.description or "",
+            )
+
+
+class _OneLine(yaml.SafeDumper):
+    """Writes a value on one line, without anchors."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def _plain(default: Any) -> str:
+    """Write a default as YAML on one line."""
+    value = default.model_dump(mode="json") if isinstance(default, BaseModel) else default
+    value = list(value) if isinstance(value, tuple) else value
+    text = yaml.dump(value, Dumper=_OneLine, default_flow_style=True, width=float("inf"))
+    return text.removesuffix("...\n").strip()
+
+
+def _model_of(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias):
+        return annotation if issubclass(annotation, BaseModel) else None
+    return next(filter(None, map(_model_of, typing.get_args(annotation))), None)
+
+
+def _sentences(model: type[BaseModel], error: ValidationError) -> Iterator[str]:
+    known = [key for key, _, _ in fields(model)]
+    for problem in error.errors():
+        words = [str(word) for word in problem["loc"] if not isinstance(word, int)]
+        key = ".".join(words) or "recipe"
+        if problem["type"] == "extra_forbidden":
+            yield f"{key}: there is no such key; {_hint(known, words)}"
+        elif problem["type"] == "missing":
+            yield f"{key}: missing; give --{key} or write it in the recipe"
+        else:
+            text = problem["msg"].removeprefix("Value error, ")
+            shown = "" if problem["loc"] == () else f" {problem['input']!r} is not right:"
+            yield f"{key}:{shown} {text[0].lower() + text[1:]}"
+
+
+def _hint(known: list[str], words: list[str]) -> str:
+    """Name the key that was meant: one of the same group, or for a key without a group any."""
+    siblings = {key.rpartition(".")[2]: key for key in _siblings(known, words)}
+    close = [siblings[name] for name in difflib.get_close_matches(words[-1], siblings, 1, 0.6)]
+    if len(words) == 1:
+        close += difflib.get_close_matches(words[0], known, 1, 0.6)
+    return f"did you mean {close[0]}?" if close else f"the keys are {', '.join(siblings.values())}"
+
+
+def _siblings(known: list[str], words: list[str]) -> list[str]:
+    prefix = ".".join([*words[:-1], ""]) if len(words) > 1 else ""
+    return sorted({prefix + key[len(prefix) :].split(".")[0] for key in known if key.startswith(prefix)})
+
+
+def dump_recipe(recipe: BaseModel) -> str:
+    """Return the recipe as YAML with every default filled in."""
+    return yaml.safe_dump(recipe.model_dump(mode="json", by_alias=True), sort_keys=False, allow_unicode=True)

@@ -1,0 +1,275 @@
+"""One run of a pipeline, from the check of `out` to the closing table: what every pipeline of granary does alike."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from rich.console import Console
+from rich.table import Table
+
+from granary.curation.errors import UserError
+from granary.curation.hub.card import contact_sheet_of, earlier_card, own_template, write_card
+from granary.curation.images.decode import DecodeLimits
+from granary.curation.report import duration
+from granary.curation.report.cost import ASSUMPTIONS, SIZES, projection
+from granary.curation.runs import summary
+from granary.curation.runs.run import Marker, Run, digest
+from granary.curation.sources import Source
+from granary.curation.store import storage
+from granary.pipelines.engine.progress import Progress
+from granary.pipelines.engine.recipe import dump_recipe
+from granary.pipelines.engine.units import Engine, Runner
+
+M = TypeVar("M", bound=BaseModel)
+OUTSIDE_DIGEST = {"out", "max_unreadable"}  # fields of a recipe that never decide what it makes
+
+
+@dataclasses.dataclass
+class Session:
+    """A run that has begun.
+
+    Args:
+        recipe: what to do; has `name`, `out` and `seed`.
+        kind: the name of the command: curate, render, sample, pack.
+        run: its directory.
+        runner: runs its stages.
+        console: for progress and the closing table.
+        earlier: run.json of an earlier run of the same kind in the same directory; {} when there is none.
+        started: time.monotonic() at the beginning.
+    """
+
+    recipe: Any
+    kind: str
+    run: Run
+    runner: Runner
+    console: Console
+    earlier: dict[str, Any]
+    started: float
+
+    @classmethod
+    def begin(
+        cls,
+        recipe: Any,
+        kind: str,
+        engine: Engine,
+        console: Console | None = None,
+        sources: Mapping[str, Sequence[Source]] | None = None,
+        subject: tuple[str, Callable[[Any], Any]] | None = None,
+    ) -> Session:
+        """Check `out` and write the recipe there; finished work of an earlier run of the same kind is kept.
+
+        Args:
+            recipe: resolved, every path in it absolute.
+            kind: the name of the command.
+            engine: where the work units run.
+            console: stderr by default.
+            sources: of each role, for the work units.
+            subject: (noun, function of a recipe) of what a directory holds one run of, for example the pool.
+
+        Raises:
+            UserError: the directory holds something else, or cannot be written.
+        """
+        started = time.monotonic()
+        console = console or Console(stderr=True, highlight=False, markup=False)
+        with writable(recipe.out):
+            earlier = _check_out(recipe, kind, subject)
+            run = Run(recipe.out.rstrip("/"), dict(sources or {}))
+            storage.write_bytes(run.path("recipe.yaml"), dump_recipe(recipe).encode())
+            _remove_half_written(run)
+        return cls(recipe, kind, run, Runner(run, engine, Progress(console)), console, earlier, started)
+
+    def finish(
+        self,
+        features: Mapping[str, Any],
+        facts: Mapping[str, Any],
+        shards: Mapping[str, Sequence[Marker]],
+        card: Mapping[str, Any],
+        limits: DecodeLimits | None = None,
+    ) -> dict[str, Any]:
+        """Write card, contact sheet and run.json; returns what run.json holds.
+
+        Args:
+            features: for each config the `datasets.Features` of its shards, "default" first.
+            facts: what only this kind of run has to say; `flow` must be there.
+            shards: for each config the markers of the stage that wrote its shards.
+            card: what the card says of this kind of run, see `granary.curation.hub.card.write_card`.
+            limits: under which the pictures of the contact sheet are decoded.
+        """
+        configs = {config: _counts(markers) for config, markers in shards.items()}
+        timings = self.runner.timings
+        session = {"started": _now(), "seconds": round(time.monotonic() - self.started, 1), "stages": timings}
+        whole: dict[str, Any] = {
+            "kind": self.kind,
+            "name": self.recipe.name,
+            "created": self.earlier.get("created") or _now(),
+            "updated": _now(),
+            "seed": self.recipe.seed,
+            "versions": summary.versions(),
+            "recipe_digest": recipe_digest(self.recipe),
+            **configs["default"],
+            "configs": configs,
+            "card": dict(card),
+            "notes": [],
+            **facts,
+            "stages": _merged(self.earlier.get("stages", []), timings),
+            "sessions": [*self.earlier.get("sessions", []), session],
+        }
+        with writable(self.recipe.out):
+            self._write_card(whole, features, limits or DecodeLimits())
+            storage.write_bytes(self.run.path("run.json"), json.dumps(whole, indent=2).encode())
+        return whole
+
+    def _write_card(self, facts: dict[str, Any], features: Mapping[str, Any], limits: DecodeLimits) -> None:
+        """Write README.md and its contact sheet beside the shards; what the user wrote into the card stays."""
+        run = self.run
+        shards = [name for name in storage.names(run.path("dataset", "data")) if name.endswith(".parquet")]
+        sheet = contact_sheet_of([run.path("dataset", "data", name) for name in shards], limits)
+        if sheet is None:
+            storage.remove(run.path("dataset", "contact-sheet.jpg"))
+        else:
+            storage.write_bytes(run.path("dataset", "contact-sheet.jpg"), sheet)
+        plain = self.recipe.model_dump(mode="json", by_alias=True)
+        card = write_card(
+            facts, plain, features, earlier_card(run), sheet=sheet is not None, template=own_template(run)
+        )
+        storage.write_bytes(run.path("dataset", "README.md"), card.encode())
+
+    def print_table(self, facts: Mapping[str, Any], places: Sequence[tuple[str, str]] = ()) -> None:
+        """Print what came in and went out at each stage, the size of the dataset and where to look."""
+        table = Table("stage", "in", "kept", "dropped", "dead", box=None, pad_edge=False, header_style="bold")
+        for column in table.columns[1:]:
+            column.justify = "right"
+        for row in facts["flow"]:
+            table.add_row(row["stage"], *(f"{row[key]:,}" for key in ("in", "kept", "dropped", "dead")))
+        self.console.print()
+        self.console.print(table)
+        seconds = sum(row["seconds"] for row in facts["stages"])
+        items = facts["flow"][0]["in"]
+        rate = f", {items / seconds:,.1f} {facts.get('noun', 'files')}/s" if seconds else ""
+        self.console.print(
+            f"\n{facts['samples']:,} samples in {facts['shards']} shards, {facts['bytes'] / 1e6:,.1f} MB; "
+            f"{seconds:,.1f} s of work{rate}",
+            soft_wrap=True,
+        )
+        for note in facts["notes"]:
+            self.console.print(f"note: {note}", soft_wrap=True)
+        for what, where in (("dataset", "dataset"), ("report", "report/index.html"), *places):
+            self.console.print(f"{what:<8} {self.run.path(where)}", soft_wrap=True)
+
+
+def print_cost(console: Console, facts: Mapping[str, Any]) -> None:
+    """Print what each stage cost, and what the recipe would take for larger pools by the measured rates."""
+    projected = {row["stage"]: row["seconds"] for row in projection(facts)}
+    table = Table("stage", "seconds", "rows/s", "peak MB", *(f"{size:.0e} files" for size in SIZES), box=None)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    total = {"stage": "all", "rows": 0, "seconds": sum(row["seconds"] for row in facts["stages"])}
+    for row in [*facts["stages"], total]:
+        rate = f"{row['rows'] / row['seconds']:,.1f}" if row["seconds"] and row["rows"] else ""
+        ahead = ["?" if s is None else duration(s) for s in projected.get(row["stage"], [])]
+        peak = f"{row['peak_mb']:,.0f}" if row.get("peak_mb") else ""
+        table.add_row(row["stage"], f"{row['seconds']:,.1f}", rate, peak, *ahead)
+    console.print(table)
+    for text in ASSUMPTIONS if projected else ():
+        console.print(f"- {text}", soft_wrap=True)
+
+
+@contextlib.contextmanager
+def writable(out: str) -> Iterator[None]:
+    """Turn an error of the file system below `out` into one sentence."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"out: cannot write to {out}: {error.strerror or error}; "
+            "free space or choose another folder, and run the same command again"
+        ) from error
+
+
+def _check_out(recipe: Any, kind: str, subject: tuple[str, Callable[[Any], Any]] | None) -> dict[str, Any]:
+    """Return run.json of an earlier run in the directory; raises UserError when it holds something else."""
+    names = [name for name in storage.names(recipe.out) if not name.endswith(".tmp")]
+    if not names:
+        return {}
+    if "recipe.yaml" not in names:
+        raise UserError(f"out: {recipe.out} is not empty and no run directory; give a new folder")
+    before = read_recipe(recipe.out, type(recipe))
+    if subject is not None and subject[1](before) != subject[1](recipe):
+        raise UserError(
+            f"out: {recipe.out} holds the run of another {subject[0]} ({subject[1](before)}); "
+            "give another --out, or delete that folder"
+        )
+    if "run.json" not in names:
+        return {}
+    earlier = dict(json.loads(storage.read_bytes(storage.join(recipe.out, "run.json"))))
+    if earlier.get("kind") != kind:
+        raise UserError(f"out: {recipe.out} holds a run of granary {earlier.get('kind')}; give another --out")
+    return earlier
+
+
+def read_recipe(url: str, model: type[M]) -> M:
+    """Return the recipe of a run directory; raises UserError when there is none of this kind."""
+    path = storage.join(url, "recipe.yaml")
+    try:
+        return model.model_validate(yaml.safe_load(storage.read_bytes(path)))
+    except FileNotFoundError:
+        raise UserError(
+            f"run: {url} is no run directory (it has no recipe.yaml); give the --out of a granary run"
+        ) from None
+    except (yaml.YAMLError, UnicodeDecodeError, ValidationError) as error:
+        raise UserError(
+            f"run: {path} is not the recipe of a run of this kind and version of granary; "
+            "give another --out, or delete that folder"
+        ) from error
+
+
+def read_facts(url: str) -> dict[str, Any]:
+    """Return run.json of a finished run; raises UserError when there is none."""
+    try:
+        return dict(json.loads(storage.read_bytes(storage.join(url, "run.json"))))
+    except FileNotFoundError:
+        if storage.exists(storage.join(url, "recipe.yaml")):
+            raise UserError(f"run: {url} is not finished; run its granary command again first") from None
+        raise UserError(
+            f"run: {url} is no run directory (it has no run.json); give the --out of a granary run"
+        ) from None
+
+
+def _remove_half_written(run: Run) -> None:
+    """Remove what a killed run left half written outside of its stages."""
+    for folder in ("", "sources", "dataset", "report"):
+        for name in storage.names(run.path(folder)):
+            if name.endswith(".tmp"):
+                storage.remove(run.path(folder, name))
+
+
+def recipe_digest(recipe: BaseModel) -> str:
+    """Return the digest of everything in a recipe that decides its output."""
+    return digest(recipe.model_dump(mode="json", by_alias=True, exclude=OUTSIDE_DIGEST))
+
+
+def _counts(markers: Sequence[Marker]) -> dict[str, int]:
+    return {
+        "samples": sum(marker.rows for marker in markers),
+        "shards": len(markers),
+        "bytes": sum(marker.size for marker in markers),
+    }
+
+
+def _merged(earlier: Sequence[dict[str, Any]], timings: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Add the timings of this session to those of the sessions it resumed."""
+    merged = {row["stage"]: dict(row) for row in earlier}
+    merged.update({row["stage"]: row for row in timings})
+    return list(merged.values())
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

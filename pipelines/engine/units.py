@@ -1,0 +1,310 @@
+"""Run the work units of a stage through Beam: `Create(missing) | Reshuffle | ParDo(run_unit) | combine`.
+
+The same pipeline runs on every Beam runner; each stage is one job, because what the next one has to do is read from
+what this one wrote. Locally it is always FnApiRunner with worker threads: decoding, matrix products and search are
+native code that releases the interpreter lock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import re
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import apache_beam as beam
+from apache_beam.options.pipeline_options import (
+    DirectOptions,
+    GoogleCloudOptions,
+    PipelineOptions,
+    StandardOptions,
+)
+from apache_beam.runners.runner import PipelineState
+from apache_beam.runners.worker import sdk_worker
+from joblib import cpu_count
+
+from granary.curation.errors import UserError
+from granary.curation.runs.run import Marker, Run, Stage, Unit, close_stage, digest, finished, run_unit
+from granary.curation.sources.files import absolute
+from granary.curation.store import storage
+from granary.curation.store.threads import limit_blas
+from granary.pipelines.engine.children import run_in_child
+from granary.pipelines.engine.memory import PeakMemory
+from granary.pipelines.engine.progress import Progress
+
+PROCESSES_FROM = 500  # items: each process has first to import what the steps need, once for all stages
+
+
+@dataclasses.dataclass(frozen=True)
+class Engine:
+    """Where stages run.
+
+    Args:
+        options: Beam's command-line options; empty for the local runner.
+        workers: local worker threads; 0 takes one per core.
+    """
+
+    options: Sequence[str] = ()
+    workers: int = 0
+
+    @property
+    def local(self) -> bool:
+        """Whether no runner was named, so that the work is done in this process."""
+        return not any(option.startswith("--runner") for option in self.options)
+
+    @property
+    def threads(self) -> int:
+        """The number of local workers; by default one per core this process may use (affinity, container quota)."""
+        return self.workers or int(cpu_count())
+
+    def at_once(self, units: int) -> int | None:
+        """Return how many of a stage's units run at the same time; None where a remote engine decides."""
+        return max(1, min(units, self._local_workers(units > 1))) if self.local else None
+
+    def processes(self, run: Run, stage: Stage, units: Sequence[Unit]) -> int:
+        """Return how many processes run the units of a stage; 0 where worker threads, or another runner, do."""
+        wanted = stage.processes and stage.cores == "one" and sum(unit.weight for unit in units) >= PROCESSES_FROM
+        paths = [run.url, *(source.path for sources in run.sources.values() for source in sources)]
+        shared = not any(path.startswith("memory://") for path in paths)  # which no other process sees
+        return self.threads if wanted and shared and not self.options and min(len(units), self.threads) > 1 else 0
+
+    def native_threads(self, units: int) -> int:
+        """Return how many native threads each unit may use, so that all of them together have no more than the cores.
+
+        A remote engine starts a process for each core of its workers, so one is right there.
+        """
+        return max(1, min(self._local_workers(True), int(cpu_count())) // max(1, units)) if self.local else 1
+
+    def _local_workers(self, parallel: bool) -> int:
+        direct = self.beam_options(parallel).view_as(DirectOptions)
+        return 1 if direct.direct_running_mode == "in_memory" else direct.direct_num_workers or int(cpu_count())
+
+    def beam_options(self, parallel: bool, job: str = "") -> PipelineOptions:
+        """Return the options of one pipeline; FnApiRunner is always named (a bare DirectRunner may download).
+
+        Args:
+            parallel: whether it has more than one unit.
+            job: what follows the user's --job_name, or "granary", in the name of a remote job.
+        """
+        if not self.local:
+            options = PipelineOptions(list(self.options))
+            named = options.view_as(GoogleCloudOptions)
+            named.job_name = f"{named.job_name or 'granary'}-{job}".rstrip("-")
+            return options
+        local = ["--runner=FnApiRunner"]
+        if not any(option.startswith("--direct_num_workers") for option in self.options):
+            local.append(f"--direct_num_workers={self.threads if parallel else 1}")
+        if parallel and not any(option.startswith("--direct_running_mode") for option in self.options):
+            local.append("--direct_running_mode=multi_threading")
+        # A stage of one unit runs here: a process would need seconds to start, and there is nothing beside it.
+        chosen = [option for option in self.options if parallel or not option.startswith("--direct_running_mode=")]
+        return PipelineOptions([*local, *chosen])
+
+    def check_reach(self, run: Run) -> None:
+        """Raise UserError when workers that are never on this machine could not reach the run or its sources."""
+        runner = PipelineOptions(list(self.options)).view_as(StandardOptions).runner
+        if runner != "DataflowRunner":
+            return
+        paths = {"out": [run.url], **{role: [one.path for one in found] for role, found in run.sources.items()}}
+        for key, path in ((key, path) for key, found in paths.items() for path in found):
+            if storage.is_local(path) and not path.startswith("hf:"):
+                raise UserError(f"{key}: {path} is on this machine and no worker of {runner} is; give a gs:// address")
+
+
+def job_name(run: Run, stage: Stage) -> str:
+    """Return what a remote job is called: no other stage of any run has that name while this one runs.
+
+    The same stage of the same run has the same name again, so that Dataflow refuses to run it twice at a time.
+    """
+    words = re.sub(r"[^a-z0-9]+", "-", stage.name.lower()).strip("-")[:40].rstrip("-")
+    return f"{words}-{digest(run.url, stage.digest)[:8]}"
+
+
+class RunUnits(beam.PTransform):
+    """Run each unit of the input; yields the URL of its output.
+
+    Args:
+        run: the run directory and sources.
+        stage: whose step is called; its units are not shipped.
+        threads: native threads one unit may use (BLAS, OpenMP, torch); 0 for every core of its machine.
+        processes: of this machine that run the units; 0: the worker itself does.
+    """
+
+    def __init__(self, run: Run, stage: Stage, threads: int, processes: int = 0) -> None:
+        super().__init__(f"Run {stage.name}")
+        self.run_directory, self.stage, self.threads, self.processes = run, stage, threads, processes
+
+    def expand(self, units: beam.PCollection) -> beam.PCollection:
+        """Apply to a PCollection of Unit."""
+        return (
+            units
+            | beam.Reshuffle()
+            | beam.ParDo(_RunUnit(self.run_directory, self.stage, self.threads, self.processes))
+        )
+
+
+class _RunUnit(beam.DoFn):
+    def __init__(self, run: Run, stage: Stage, threads: int, processes: int) -> None:
+        self.run, self.stage, self.threads, self.processes = run, stage, threads, processes
+
+    def process(self, unit: Unit) -> Iterator[str]:
+        """Run one unit."""
+        if self.processes:
+            run_in_child(self.processes, self.run, self.stage, unit)
+        else:
+            limit_threads(self.threads or int(cpu_count()))
+            run_unit(self.run, self.stage, unit)
+        yield self.stage.output(self.run, unit)
+
+
+def limit_threads(threads: int) -> None:
+    """Let BLAS, OpenMP and torch use `threads` threads from this thread, so that workers do not oversubscribe."""
+    import faiss
+    import torch
+
+    limit_blas(threads)  # each time: what was loaded or set since would keep its own number
+    torch.set_num_threads(threads)
+    faiss.omp_set_num_threads(threads)
+
+
+class WriteCombined(beam.DoFn):
+    """Write what a combine returned as the one unit of its own stage."""
+
+    def __init__(self, run: Run, stage: Stage) -> None:
+        self.run, self.stage = run, stage
+
+    def process(self, combined: Any) -> Iterator[str]:
+        """Write one combined value; `stage.step` knows its table."""
+        limit_threads(1)
+        run_unit(self.run, self.stage, self.stage.units[0], combined=combined)
+        yield self.stage.output(self.run, self.stage.units[0])
+
+
+@dataclasses.dataclass
+class Runner:
+    """Runs stages one after the other and keeps what they cost.
+
+    Args:
+        run: the run directory and sources.
+        engine: where the units run.
+        progress: what the user sees.
+        timings: filled with one entry per stage that had work to do.
+    """
+
+    run: Run
+    engine: Engine
+    progress: Progress
+    timings: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.engine.check_reach(self.run)
+
+    def stage(self, stage: Stage, combine: tuple[beam.CombineFn, Stage] | None = None) -> list[Marker]:
+        """Run the units that are not finished; returns all markers in order.
+
+        Args:
+            stage: the units.
+            combine: a CombineFn over the URLs of the outputs, and the one-unit stage that writes its result.
+
+        Raises:
+            UserError: a unit failed; the finished ones stay finished.
+        """
+        missing = [unit for unit in stage.units if not finished(self.run, stage, unit)]
+        combined = combine is None or finished(self.run, combine[1], combine[1].units[0])
+        if missing or not combined:
+            self._run(stage, missing, None if combined else combine)
+        if combine is not None:
+            close_stage(self.run, combine[1])
+        return close_stage(self.run, stage)
+
+    def remove_stages(self, chosen: Callable[[str], bool]) -> None:
+        """Remove the folders of stages that the recipe no longer has."""
+        for name in filter(chosen, storage.names(self.run.url)):
+            storage.remove(self.run.path(name))
+
+    def _run(self, stage: Stage, missing: list[Unit], combine: tuple[beam.CombineFn, Stage] | None) -> None:
+        plan = dataclasses.replace(stage, units=(), count=stage.total)
+        threads = {"one": 1, "all": 0, "idle": self.engine.native_threads(len(missing))}[stage.cores]
+        run = dataclasses.replace(self.run, url=absolute(self.run.url))  # workers may stand in another folder
+        started = time.monotonic()
+        memory = PeakMemory() if self.engine.local else None  # of other machines nothing is known here
+        watched = memory or contextlib.nullcontext()
+        with watched, self.progress.stage(self.run, stage, missing), one_sentence(self.engine):
+            options = self.engine.beam_options(len(missing) > 1, job_name(run, stage))
+            pipeline = beam.Pipeline(options=options)
+            units = pipeline | beam.Create(missing if combine is None else list(stage.units))
+            outputs = units | RunUnits(run, plan, threads, self.engine.processes(run, stage, missing))
+            if combine is not None:
+                merged = outputs | beam.CombineGlobally(combine[0])
+                merged | beam.ParDo(WriteCombined(run, combine[1]))
+            wait(pipeline.run())
+        seconds, rows = time.monotonic() - started, sum(unit.weight for unit in missing)
+        self.timings.append(
+            {
+                "stage": stage.name,
+                "units": len(missing),
+                "rows": rows,
+                "noun": stage.noun,
+                "seconds": round(seconds, 3),
+                "workers": self.engine.at_once(len(missing)),
+                "of": stage.total,
+                "peak_mb": round(memory.bytes / 1e6, 1) if memory else None,
+            }
+        )
+
+
+def wait(result: Any) -> None:
+    """Wait for a pipeline; interrupted, or ended otherwise than well, its job does not run on and cost money.
+
+    Raises:
+        RuntimeError: it was cancelled, or ended in another state that no exception told of.
+    """
+    try:
+        state = result.wait_until_finish()
+    except KeyboardInterrupt:
+        result.cancel()
+        raise
+    if state not in (None, PipelineState.DONE):  # None: a runner that only returns when all is done
+        raise RuntimeError(f"the job ended in state {state}")
+
+
+@contextlib.contextmanager
+def one_sentence(engine: Engine) -> Iterator[None]:
+    """Turn a failed pipeline into one sentence; its traceback goes to the debug log, not to the terminal."""
+    beam_log = logging.getLogger("apache_beam")
+    level = beam_log.level
+    if engine.local and not logging.getLogger().isEnabledFor(logging.DEBUG):
+        beam_log.setLevel(logging.CRITICAL)
+        # Its worker also prints tracebacks, some of them after the pipeline has failed; nothing else is printed there.
+        setattr(sdk_worker, "print", lambda *_, **__: None)  # noqa: B010
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        logging.getLogger(__name__).debug("the pipeline failed", exc_info=error)
+        found = re.search(r"stage [\w.-]+, unit \d+ of \d+: .*?(?= ;;)", str(error))
+        last = str(error).strip().rpartition("\n")[2]
+        cause = found.group(0) if found else f"{type(error).__name__}: {last}"
+        raise UserError(f"{cause}. {advice(cause)}") from error
+    finally:
+        beam_log.setLevel(level)
+
+
+def advice(cause: str) -> str:
+    """Return what the user can do about a failed unit."""
+    if re.search(r"No space left|Errno 28|File too large|Errno 27|Disk quota", cause):
+        return (
+            "The disk of the run directory is full: free space and run the same command again; finished work is kept."
+        )
+    if "TooManyUnreadable" in cause:
+        return (
+            "Mend the connection, the mount or the permissions and run the same command again, finished work is kept; "
+            "or take these files for lost with --max_unreadable 1."
+        )
+    if "MemoryError" in cause or "not enough memory" in cause:
+        return "The unit does not fit in memory: lower --unit_rows or --dedup.block and run the same command again."
+    return "Finished work is kept: run the same command again to go on (--debug shows the traceback)."

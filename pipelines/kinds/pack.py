@@ -1,0 +1,290 @@
+"""The pack pipeline: images with masks and long texts in, samples for vision-language training out.
+
+    records ─ shards ─ texts ─ pairs
+                 └ ledger, dead letters                        DCI and sDCI (Urbanek et al., arXiv 2312.08578).
+
+Each name is a stage: a folder of part files in the run directory, made by work units through Beam. Nothing is
+shuffled: a unit reads the annotations and images it is named, and writes one shard; its entries follow it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+
+from granary.curation.dense import facts as said
+from granary.curation.dense.llm import model_files
+from granary.curation.dense.packing import Counter
+from granary.curation.dense.readers.lines import ENDINGS
+from granary.curation.dense.recipe import PackRecipe
+from granary.curation.dense.report import build_report
+from granary.curation.dense.schema import image_features, pair_features
+from granary.curation.dense.steps import outputs, pairs, records, shards, texts
+from granary.curation.encoders.inference import fingerprint
+from granary.curation.errors import UserError
+from granary.curation.runs.run import Marker, Run, digest
+from granary.curation.sources import Source, files, listing
+from granary.curation.store import storage
+from granary.pipelines.engine.recipe import dump_recipe
+from granary.pipelines.engine.session import Session, read_facts, read_recipe, writable
+from granary.pipelines.engine.stages import Stages
+from granary.pipelines.engine.units import Engine
+
+
+@dataclasses.dataclass
+class Pack(Stages):
+    """One pack run.
+
+    Args:
+        runner: runs one stage.
+        recipe: with absolute paths.
+        fingerprints: of the tokenizer and of the language model; "" where there is none.
+    """
+
+    recipe: PackRecipe
+    fingerprints: Mapping[str, str]
+
+    def run(self) -> None:
+        """Run every stage that is not finished."""
+        listed = self.list_records()
+        weights = [rows for _, rows in listed]
+        units = [self.reading(unit, records) for unit, (records, _) in enumerate(listed)]
+        self.parallel("shards", shards.write_shard, units, [], "images", weights, target="dataset/data", processes=True)
+        self.check_packed()
+        packed = self.markers["shards"]
+        units = [self.writing(unit, records, packed[unit]) for unit, (records, _) in enumerate(listed)]
+        self.parallel("texts", texts.write_texts, units, [], "images", weights, cores=self.cores, processes=True)
+        units = [
+            {**self.cutting(unit), "shard": packed[unit].sha256, "texts": written.sha256}
+            for unit, written in enumerate(self.markers["texts"])
+        ]
+        self.parallel("pairs", pairs.write_pairs, units, [], "images", weights, target="dataset/pairs", processes=True)
+        units = [
+            {"unit": unit, "shard": marker.sha256, "records": listed[unit][0]} for unit, marker in enumerate(packed)
+        ]
+        self.parallel("ledger", outputs.write_ledger, units, [], "images", weights)
+        self.serial("dead-letter", outputs.write_dead_letters, ["shards", "texts"])
+
+    def list_records(self) -> list[tuple[str, int]]:
+        """List the annotations; returns digest and number of records of each unit."""
+        recipe = self.recipe
+        listed = self.serial(
+            "records",
+            records.list_records,
+            [],
+            format=recipe.format,
+            unit_rows=recipe.unit_rows,
+            max_bytes=recipe.decode.max_bytes,
+            captions=recipe.captions,
+            splits=recipe.splits,
+            state=state_of(self.run_directory.sources["annotations"][0], recipe),
+        )
+        if not listed.notes:
+            raise UserError(
+                f"annotations: {recipe.annotations} holds no annotation of the format {recipe.format}; "
+                "give another folder or --format"
+            )
+        return [(str(note), int(rows)) for note, rows in listed.notes]
+
+    def check_packed(self) -> None:
+        """Raise UserError when no image came through: a wrong folder more likely than thousands of bad files."""
+        found = said.totals(self.markers["shards"])
+        if not found["kept"]:
+            first = next(
+                (note for marker in self.markers["shards"] for note in marker.notes if note[1] != "part"), None
+            )
+            example = f"; for example {first[0]}: {first[4]}" if first else ""
+            raise UserError(
+                f"images: none of the {found['files']:,} annotations could be packed with the images of "
+                f"{self.recipe.images}{example}"
+            )
+
+    @property
+    def cores(self) -> str:
+        """Native threads of a unit that writes texts: more than one only for a language model."""
+        uses = {*self.recipe.summaries.engines, *self.recipe.negatives.engines}
+        return "all" if "model" in uses else "one"
+
+    def counting(self, unit: int) -> dict[str, Any]:
+        """Return the arguments of every unit."""
+        budget = self.recipe.budget
+        return {
+            "unit": unit,
+            "format": self.recipe.format,
+            "tokenizer": budget.tokenizer,
+            "tokenizer_fingerprint": self.fingerprints["tokenizer"],
+            "budget": budget.tokens,
+            "decode": self.recipe.decode.model_dump(),
+            "row_group": self.recipe.shards.row_group,
+        }
+
+    def reading(self, unit: int, listed: str) -> dict[str, Any]:
+        """Return the arguments of a unit that packs images."""
+        recipe = self.recipe
+        return {
+            **self.counting(unit),
+            "records": listed,
+            "grow": recipe.crops.grow,
+            "masks": recipe.shards.masks,
+            "max_unreadable": recipe.max_unreadable,
+        }
+
+    def writing(self, unit: int, listed: str, packed: Marker) -> dict[str, Any]:
+        """Return the arguments of a unit that writes summaries and negatives."""
+        recipe = self.recipe
+        return {
+            **self.counting(unit),
+            "records": listed,
+            "shard": packed.sha256,
+            "given": packed.counters.get("given", 0) > 0,
+            "seed": recipe.seed,
+            "crops": recipe.crops.model_dump(),
+            "summaries": recipe.summaries.model_dump(mode="json"),
+            "negatives": recipe.negatives.model_dump(mode="json"),
+            **(
+                {"writer": recipe.writer.model_dump(), "model": self.fingerprints["model"]}
+                if self.cores == "all"
+                else {}
+            ),
+        }
+
+    def cutting(self, unit: int) -> dict[str, Any]:
+        """Return the arguments of a unit that cuts crops."""
+        return {**self.counting(unit), "crops": self.recipe.crops.model_dump()}
+
+
+def pack(recipe: PackRecipe, engine: Engine, console: Console | None = None) -> dict[str, Any]:
+    """Pack annotated images; finished work of an earlier, interrupted run of the same recipe is kept.
+
+    Args:
+        recipe: what to do.
+        engine: where the work units run.
+        console: for progress and the closing table; stderr by default.
+
+    Returns:
+        What run.json holds.
+
+    Raises:
+        UserError: the recipe cannot be run, or a work unit failed.
+    """
+    recipe, sources, fingerprints, unit, budget = prepared(recipe)
+    subject = ("set of annotations", lambda before: before.annotations)
+    session = Session.begin(recipe, "pack", engine, console, sources, subject)
+    packing = Pack(session.runner, recipe, fingerprints)
+    with writable(recipe.out):
+        packing.run()
+    read, written = said.totals(packing.markers["shards"]), said.totals(packing.markers["texts"])
+    facts = session.finish(
+        features={"default": image_features(), "pairs": pair_features()},
+        facts={
+            "noun": "annotations",
+            "flow": said.flow(read, written),
+            "notes": said.notes(recipe, read, written, unit, budget),
+            "budget": {
+                "unit": unit,
+                "most": budget,
+                "tokenizer": recipe.budget.tokenizer.rstrip("/").rsplit("/", 1)[-1],
+            },
+            "statistics": said.statistics(session.run),
+            "counts": {"images": dict(sorted(read.items())), "entries": dict(sorted(written.items()))},
+            "dead_letters": dict(packing.markers["dead-letter"][0].counters),
+        },
+        shards={"default": packing.markers["shards"], "pairs": packing.markers["pairs"]},
+        card=said.card(recipe, unit),
+        limits=recipe.decode,
+    )
+    with writable(recipe.out):
+        _write_report(session.run, recipe, facts)
+    session.print_table(facts, [("dead", "dead-letter")])
+    return facts
+
+
+def write_report(url: str) -> str:
+    """Write report/index.html of a finished run again; returns its URL."""
+    recipe, facts = read_recipe(url, PackRecipe), read_facts(url)
+    return _write_report(Run(url.rstrip("/")), recipe, facts)
+
+
+def _write_report(run: Run, recipe: PackRecipe, facts: dict[str, Any]) -> str:
+    target = run.path("report", "index.html")
+    storage.write_bytes(target, build_report(run, facts, dump_recipe(recipe), recipe.decode).encode())
+    return target
+
+
+def prepared(recipe: PackRecipe) -> tuple[PackRecipe, dict[str, list[Source]], dict[str, str], str, int]:
+    """Check a recipe before any work.
+
+    Returns:
+        The recipe with absolute paths, its sources by role, the fingerprints of what decides the texts, and the unit
+        and size of the budget.
+
+    Raises:
+        UserError: something is not there, or does not fit.
+    """
+    annotations, images = _placed("annotations", recipe.annotations), _placed("images", recipe.images)
+    if not images.endswith("/"):
+        raise UserError(f"images: {recipe.images!r} is a file; give the folder that image names are relative to")
+    if recipe.format == "coco" and annotations.endswith("/"):
+        raise UserError(f"annotations: {recipe.annotations!r} is a folder; coco takes an instance or a caption file")
+    out = files.absolute(recipe.out).rstrip("/") + "/"
+    for role, path in (("annotations", annotations), ("images", images)):
+        if path.endswith("/") and out.startswith(path):
+            raise UserError(f"out: {recipe.out} lies inside the folder of {role}; give another folder")
+    captions = _placed("captions", recipe.captions) if recipe.captions else ""
+    tokenizer = files.absolute(recipe.budget.tokenizer) if recipe.budget.tokenizer else ""
+    counter = Counter(tokenizer, recipe.budget.tokens)
+    if counter.budget <= counter.overhead:
+        raise UserError(
+            f"budget.tokens: {counter.budget} is not right: the tokenizer adds {counter.overhead} tokens to every "
+            "text; give more"
+        )
+    model = files.absolute(recipe.writer.model) if recipe.writer.model else ""
+    if "model" in {*recipe.summaries.engines, *recipe.negatives.engines} and not model:
+        raise UserError("writer.model: missing; the engine 'model' needs the folder of a causal language model")
+    settled = recipe.model_copy(
+        update={
+            "annotations": annotations,
+            "images": images,
+            "captions": captions,
+            "splits": _splits(recipe, annotations),
+            "budget": recipe.budget.model_copy(update={"tokenizer": tokenizer}),
+            "writer": recipe.writer.model_copy(update={"model": model}),
+        }
+    )
+    sources = {
+        role: [Source(name=role, path=path, kind="folder")]
+        for role, path in (("annotations", annotations), ("images", images))
+    }
+    fingerprints = {"tokenizer": counter.fingerprint, "model": fingerprint(model_files(model)) if model else ""}
+    return settled, sources, fingerprints, counter.unit, counter.budget
+
+
+def _placed(field: str, path: str) -> str:
+    """Return an absolute path, of a folder with a slash at its end."""
+    place = files.absolute(path)
+    try:
+        kind = files.info(place)["type"]
+    except FileNotFoundError:
+        raise UserError(f"{field}: there is nothing at {path!r}; give a folder or a file that is there") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{field}: {path!r} cannot be read: {error}") from error
+    return place.rstrip("/") + "/" if kind == "directory" else place
+
+
+def _splits(recipe: PackRecipe, annotations: str) -> str:
+    """Return the path of splits.json: the one named, or of DCI the one in or beside the folder; "" for none."""
+    if recipe.splits:
+        return _placed("splits", recipe.splits)
+    folder = annotations.rstrip("/") if annotations.endswith("/") else files.root(annotations).rstrip("/")
+    near = [storage.join(folder, "splits.json"), storage.join(folder.rpartition("/")[0], "splits.json")]
+    return next((path for path in near if files.exists(path)), "") if recipe.format == "dci" else ""
+
+
+def state_of(source: Source, recipe: PackRecipe) -> str:
+    """Return a digest that changes when a file of the annotations does."""
+    found = [(file.path, file.size, file.stamp) for file in listing.shards(source.path, (".json", *ENDINGS))]
+    further = [files.info(path)["stamp"] for path in (recipe.captions, recipe.splits) if path]
+    return digest(found, further)

@@ -1,0 +1,221 @@
+"""The render pipeline: a plan of factor values in, a dataset of pictures whose every factor is known out.
+
+    plan ─ shards ┬ ledger
+                  └ dead-letter        PUG (Bordes et al., arXiv 2308.03977), through UnrealCV or the embedded world.
+
+Each name is a stage: a folder of part files in the run directory, made by work units through Beam.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+
+from granary.curation.errors import UserError
+from granary.curation.runs.run import Run, digest
+from granary.pipelines.engine.session import Session, read_facts, read_recipe, writable
+from granary.pipelines.engine.stages import Stages
+from granary.pipelines.engine.units import Engine
+from granary.synth.pug import steps
+from granary.synth.pug.planning import Planned, check_assets, mesh_hashes, mesh_paths, missing_assets, planned
+from granary.synth.pug.recipe import RenderRecipe
+from granary.synth.pug.renderer.connection import RenderError
+from granary.synth.pug.renderer.servers import close_pools
+from granary.synth.pug.report import write_report as write_report_of
+
+SHOWN = 5  # rows of a dry run
+METHOD = (
+    "PUG (Bordes et al., [arXiv 2308.03977](https://arxiv.org/abs/2308.03977)): "
+    "a table of factor values, one rendered picture for each row."
+)
+MAKERS = {"embedded": "the embedded world of granary", "unrealcv": "Unreal through UnrealCV"}
+MEANINGS = {
+    "id": "first 32 hex characters of the SHA-256 of the PNG file",
+    "image": "the rendered picture, a PNG file named after its place in the plan",
+    "label": "the class of the picture",
+    "captions": "texts that are true of the picture, made from the factors",
+    "source": "`render`, and the row",
+    "row_id": "hash of the factor values: the identity of the row before there was a picture",
+    "split": "train, or where the row is held out to",
+    "objects": "the characters: name, box (left, top, right, bottom in pixels), number of pixels in the mask",
+    "mask": "PNG: 0 background, 1 the first character, 2 the second",
+    "depth": 'NumPy file: `np.load(io.BytesIO(depth))["depth"]` is (height, width) float32, planar, in centimetres',
+    "normals": "PNG: world normal * 0.5 + 0.5",
+}
+
+
+@dataclasses.dataclass
+class Rendering(Stages):
+    """One render: a plan, the shards that hold its pictures, and what became of every row.
+
+    Args:
+        runner: runs one stage.
+        work: the checked recipe and its plan.
+        fingerprint: of the renderer, so that another one renders anew.
+    """
+
+    work: Planned
+    fingerprint: str
+
+    def run(self) -> None:
+        """Render every row that has no picture yet."""
+        recipe, rows = self.work.recipe, len(self.work.plan)
+        self.serial("plan", steps.write_plan, [], **steps.plan_arguments(recipe, self.fingerprint, mesh_hashes(recipe)))
+        bounds = [(start, min(start + recipe.shards.rows, rows)) for start in range(0, rows, recipe.shards.rows)]
+        service = service_of(recipe, self.runner.engine)
+        units = [
+            {"shard": i, "start": start, "stop": stop, "row_group": recipe.shards.row_group, "service": service}
+            for i, (start, stop) in enumerate(bounds)
+        ]
+        weights = [stop - start for start, stop in bounds]
+        try:
+            self.parallel("shards", steps.render_shard, units, ["plan"], "frames", weights, target="dataset/data")
+        finally:
+            close_pools()
+        self.runner.remove_stages(lambda name: name == "frames")
+        lost = [list(marker.notes) for marker in self.markers["shards"]]
+        ledgers = [{"shard": i, "lost": rows} for i, rows in enumerate(lost)]
+        self.parallel("ledger", steps.write_ledger, ledgers, ["shards"])
+        everything = list(itertools.chain.from_iterable(lost))
+        self.serial("dead-letter", steps.write_dead_letters, ["shards"], lost=everything)
+
+
+def service_of(recipe: RenderRecipe, engine: Engine) -> dict[str, Any]:
+    """Return how work units reach a renderer: nothing that decides a picture."""
+    return {
+        "renderer": recipe.renderer.model_dump(mode="json"),
+        "meshes": mesh_paths(recipe),
+        "workers": engine.threads if engine.local else 0,
+        "checkpoint": recipe.shards.checkpoint,
+    }
+
+
+def render(
+    recipe: RenderRecipe, engine: Engine, console: Console | None = None, dry_run: bool = False
+) -> dict[str, Any]:
+    """Render; finished work of an earlier, interrupted run of the same recipe is kept.
+
+    Args:
+        recipe: what to do.
+        engine: where the work units run.
+        console: for progress and the closing table; stderr by default.
+        dry_run: print the number of rows and the first few, and stop.
+
+    Returns:
+        What run.json holds; of a dry run {"rows": their number}.
+
+    Raises:
+        UserError: the recipe cannot be run, or a work unit failed.
+    """
+    work = planned(recipe)
+    if dry_run:
+        return _print_plan(work, engine)
+    said = described(work, engine)
+    check_assets(work, said["assets"])
+    session = Session.begin(work.recipe, kind="render", engine=engine, console=console)
+    fingerprint = digest(said["version"], work.recipe.renderer.kind)
+    rendering = Rendering(session.runner, work, fingerprint)
+    with writable(recipe.out):
+        rendering.run()
+    facts = _finish(session, rendering, said)
+    with writable(recipe.out):
+        write_report_of(session.run, facts, columns_of(work))
+    session.print_table(facts, [("ledger", "ledger")])
+    return facts
+
+
+def described(work: Planned, engine: Engine) -> dict[str, Any]:
+    """Return what the renderer says of itself, its version and its assets; raises UserError when there is none."""
+    service = service_of(work.recipe, engine)
+    try:
+        with steps.pool_for(work, service).lease() as renderer:
+            return renderer.describe()
+    except RenderError as error:
+        close_pools()
+        if "AddMesh" in str(error):
+            raise UserError(f"meshes: {error}; give whole .glb, .obj or .ply files") from None
+        options = work.recipe.renderer
+        where = ", ".join(options.addresses) or options.binary or "the embedded world"
+        raise UserError(f"renderer: no UnrealCV server answers at {where}: {error}") from None
+
+
+def _print_plan(work: Planned, engine: Engine) -> dict[str, Any]:
+    """Print the number of rows, the first few, and what the embedded world could not show."""
+    rows = len(work.plan)
+    print(f"{work.recipe.name}: {rows:,} rows")
+    for index in range(min(SHOWN, rows)):
+        row = work.row(index)
+        print(f"{index}  {row.id}  {row.split}  {json.dumps(row.values, ensure_ascii=False)}")
+    if work.recipe.renderer.kind == "embedded":
+        missing = missing_assets(work, described(work, engine)["assets"])
+        close_pools()
+        for kind, names in missing.items():
+            print(f"the embedded world lacks the {kind} {', '.join(names)}")
+        if missing:
+            print("say under `assets:` what to show instead, or render in your own Unreal: --renderer.kind unrealcv")
+    return {"rows": rows}
+
+
+def _finish(session: Session, rendering: Rendering, said: Mapping[str, Any]) -> dict[str, Any]:
+    work, markers = rendering.work, rendering.markers
+    kept, dead = (sum(marker.counters.get(status, 0) for marker in markers["ledger"]) for status in ("kept", "dead"))
+    rows = len(work.plan)
+    recipe = work.recipe
+    renderer = {"kind": recipe.renderer.kind, "version": said["version"]}
+    return session.finish(
+        features={"default": work.features()},
+        facts={
+            "noun": "frames",
+            "flow": [{"stage": "render", "in": rows, "kept": kept, "dropped": 0, "dead": dead}],
+            "renderer": renderer,
+            "factors": {axis.name: len(axis.levels) for axis in work.axes},
+            "columns": list(work.plan.columns),
+            "notes": _notes(work, dead),
+        },
+        shards={"default": markers["shards"]},
+        card={
+            "made": f"rendered from {rows:,} rows of factor values by {MAKERS[recipe.renderer.kind]}.",
+            "meanings": {**MEANINGS, **{column: "factor" for column in work.plan.columns}},
+            "tags": ["synthetic", "rendered", "PUG"],
+            "task_categories": ["image-classification", "zero-shot-image-classification"],
+            "method": METHOD,
+            "limits": _limits(work),
+            "local": ["renderer", "meshes"],
+        },
+    )
+
+
+def _notes(work: Planned, dead: int) -> list[str]:
+    notes = []
+    if dead:
+        notes.append(f"{dead:,} rows have no picture; dead-letter/ and the report say why.")
+    if work.recipe.assets:
+        shown = ", ".join(f"{name} as {other}" for name, other in sorted(work.recipe.assets.items()))
+        notes.append(f"Shown by something else: {shown}.")
+    return notes
+
+
+def _limits(work: Planned) -> list[str]:
+    if work.recipe.renderer.kind == "embedded":
+        return ["The embedded world is stylised: its pictures are not photographs, and its assets are simple."]
+    return [
+        "The pictures are as good as the assets of the Unreal project that rendered them, and under their licences."
+    ]
+
+
+def write_report(url: str) -> str:
+    """Write report/index.html of a finished run again; returns its URL."""
+    facts = read_facts(url)
+    return write_report_of(Run(url.rstrip("/")), facts, columns_of(planned(read_recipe(url, RenderRecipe))))
+
+
+def columns_of(work: Planned) -> dict[str, tuple[str, ...]]:
+    """Return for each factor the columns that it sets."""
+    factors = {axis.name: axis.columns for axis in work.axes}
+    listed = [column for column in work.plan.columns if not any(column in own for own in factors.values())]
+    return {**factors, **{column: (column,) for column in listed}}

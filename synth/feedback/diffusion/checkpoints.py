@@ -1,0 +1,53 @@
+"""What model folders hold: safetensors are read, pickles are refused."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from granary.curation.errors import UserError
+
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+READ = (".safetensors", ".json", ".txt", ".model")
+
+
+def model_files(folder: Path) -> list[str]:
+    """Return all weights, settings and vocabularies in a folder, in order."""
+    return [str(path) for path in sorted(folder.rglob("*")) if path.suffix in READ]
+
+
+def refuse_pickles(what: str, folder: Path, name: str) -> None:
+    """Raise UserError when a folder holds pickled weights and no safetensors.
+
+    what: the key of the recipe; name: of the folder, both for the message.
+    """
+    files = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    pickled = [file for file in files if file.endswith(PICKLES)]
+    if pickled and not any(file.endswith(".safetensors") for file in files):
+        raise UserError(
+            f"{what}: '{name}' holds pickled weights ({pickled[0]}), which can run code and are not read; load it "
+            "once where you trust it and write it again with save_pretrained(FOLDER, safe_serialization=True)"
+        )
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, or its name."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+@contextlib.contextmanager
+def no_progress_bars() -> Iterator[None]:
+    """Load models without the bars of transformers and diffusers."""
+    import diffusers.utils.logging
+    import transformers.utils.logging
+
+    libraries = (diffusers.utils.logging, transformers.utils.logging)
+    shown = [library for library in libraries if library.is_progress_bar_enabled()]
+    for library in shown:
+        library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for library in shown:
+            library.enable_progress_bar()

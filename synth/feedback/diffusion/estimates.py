@@ -1,0 +1,105 @@
+"""The clean picture a denoiser predicts, from the coefficients of the scheduler in use.
+
+Every scheduler's sample is `scale (alpha x0 + sigma eps)` with alpha^2 + sigma^2 = 1: scale is 1 for the
+variance-preserving ones (DDPM, DDIM, DPM-Solver++) and 1 / alpha for Euler, whose samples grow with the noise.
+With z = sample / scale, a denoiser that predicts
+
+    epsilon   x0 = (z - sigma output) / alpha
+    sample    x0 = output
+    v         x0 = alpha z - sigma output          (Salimans and Ho 2022)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from granary.curation.errors import UserError
+
+SCHEDULERS = {"ddpm": "DDPMScheduler", "ddim": "DDIMScheduler", "dpm++": "DPMSolverMultistepScheduler"}
+SCHEDULERS |= {"euler": "EulerDiscreteScheduler"}
+PREDICTIONS = ("epsilon", "sample", "v_prediction")
+
+
+@dataclass(frozen=True)
+class Level:
+    """A noise level: sample = scale (alpha x0 + sigma eps)."""
+
+    alpha: float
+    sigma: float
+    scale: float = 1.0
+
+    def clean(self, prediction: str, output: Tensor, sample: Tensor) -> Tensor:
+        """Return the estimate of x0 for a denoiser's output; prediction: one of `PREDICTIONS`."""
+        if prediction == "sample":
+            return output
+        z = sample / self.scale
+        if prediction == "v_prediction":
+            return self.alpha * z - self.sigma * output
+        return (z - self.sigma * output) / self.alpha
+
+    def mixed(self, clean: Tensor, sample: Tensor) -> Tensor:
+        """Return s x0 + (1 - s) z with s = sigma: what the released sampler shows the classifier."""
+        return self.sigma * clean + (1 - self.sigma) * sample / self.scale
+
+    def steered(self, prediction: str, output: Tensor, gradient: Tensor) -> Tensor:
+        """Return the output whose epsilon is smaller by sigma times `gradient`, so that the score gains it.
+
+        gradient: of the criterion in the sample; the score of z is -eps / sigma and dC/dz = scale * gradient. The
+        same change of epsilon is one of -sigma / alpha in x0 and one of 1 / alpha in v.
+        """
+        shift = -self.sigma * self.scale * gradient
+        if prediction == "sample":
+            return output - shift * (self.sigma / self.alpha)
+        return output + (shift / self.alpha if prediction == "v_prediction" else shift)
+
+
+def level(scheduler: Any, timestep: Tensor | int | float) -> Level:
+    """Return the noise level at one of `scheduler.timesteps`, before the scheduler's step."""
+    name = type(scheduler).__name__
+    if name in ("DDPMScheduler", "DDIMScheduler"):
+        abar = float(scheduler.alphas_cumprod[int(timestep)])
+        return Level(abar**0.5, (1 - abar) ** 0.5)
+    index = scheduler.step_index
+    ratio = float(scheduler.sigmas[scheduler.index_for_timestep(timestep) if index is None else index])  # sigma / alpha
+    alpha = (ratio**2 + 1) ** -0.5
+    return Level(alpha, ratio * alpha, 1 / alpha if name == "EulerDiscreteScheduler" else 1.0)
+
+
+def clips(scheduler: Any) -> bool:
+    """Return whether a scheduler cuts its estimate of x0 and yet steps with the uncut epsilon, as DDIM's may."""
+    config = scheduler.config
+    return type(scheduler).__name__ == "DDIMScheduler" and bool(config.clip_sample or config.thresholding)
+
+
+def clipped_drift(scheduler: Any, timestep: Any, output: Tensor, sample: Tensor, gradient: Tensor) -> Tensor:
+    """Return what the score's gain adds to the next sample of a DDIM that clips.
+
+    Its step is prev = alpha' clip(x0) + sigma' eps. Told a smaller epsilon, a clipped x0 would stay and the step would
+    go against the gradient; so the gain moves x0 = clip(x0 + sigma^2 gradient / alpha), epsilon follows x0, and the
+    next sample moves by (alpha' - sigma' alpha / sigma) times the change of x0. Without a clip both are the same.
+    """
+    here, prediction = level(scheduler, timestep), scheduler.config.prediction_type
+    before = int(timestep) - scheduler.config.num_train_timesteps // scheduler.num_inference_steps
+    abar = float(scheduler.alphas_cumprod[before] if before >= 0 else scheduler.final_alpha_cumprod)
+    clean = here.clean(prediction, output, sample)
+    change = clipped(scheduler, clean + here.sigma**2 / here.alpha * gradient) - clipped(scheduler, clean)
+    return (abar**0.5 - (1 - abar) ** 0.5 * here.alpha / here.sigma) * change
+
+
+def clipped(scheduler: Any, clean: Tensor) -> Tensor:
+    """Cut an estimate as the scheduler does."""
+    if scheduler.config.thresholding:
+        return scheduler._threshold_sample(clean)
+    return clean.clamp(-scheduler.config.clip_sample_range, scheduler.config.clip_sample_range)
+
+
+def check_scheduler(scheduler: Any) -> None:
+    """Raise UserError for a scheduler whose coefficients are not known here."""
+    name, config = type(scheduler).__name__, scheduler.config
+    if name not in SCHEDULERS.values():
+        raise UserError(f"scheduler: the model's is {name}, which guidance does not know; set {', '.join(SCHEDULERS)}")
+    if config.prediction_type not in PREDICTIONS or getattr(config, "use_flow_sigmas", False):
+        raise UserError(f"scheduler: prediction_type is '{config.prediction_type}'; known: {', '.join(PREDICTIONS)}")

@@ -1,0 +1,124 @@
+"""How each family of `diffusers` pipelines is called, and how its samples become pictures."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from granary.curation.encoders.inference import workable
+from granary.curation.errors import UserError
+from granary.synth.feedback.diffusion.estimates import SCHEDULERS
+
+if TYPE_CHECKING:
+    from granary.synth.feedback.sampler import Request
+
+Arguments = Callable[[Any, "Sequence[Request]", float], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Family:
+    """A family of pipelines.
+
+    denoiser: the name of its denoising network; conditional: the half of the denoiser's batch with the condition, under
+    classifier-free guidance; arguments: (pipeline, requests, image dropout) -> keywords of a call; guided: it knows
+    classifier-free guidance; needs: what a request must have: "label", "prompt", "condition"; schedulers: the classes
+    of schedulers it can use.
+    """
+
+    denoiser: str
+    conditional: str
+    arguments: Arguments
+    guided: bool = True
+    needs: tuple[str, ...] = ()
+    schedulers: tuple[str, ...] = tuple(SCHEDULERS.values())
+
+
+def _prompts(pipe: Any, requests: Sequence[Request], dropout: float) -> dict[str, Any]:
+    return {"prompt": [request.prompt for request in requests]}
+
+
+def _prompts_and_images(pipe: Any, requests: Sequence[Request], dropout: float) -> dict[str, Any]:
+    return {**_prompts(pipe, requests, dropout), "image_embeds": image_embeds(pipe, requests, dropout)}
+
+
+def _labels(pipe: Any, requests: Sequence[Request], dropout: float) -> dict[str, Any]:
+    return {"class_labels": [request.label for request in requests]}
+
+
+def _labels_if_any(pipe: Any, requests: Sequence[Request], dropout: float) -> dict[str, Any]:
+    return _labels(pipe, requests, dropout) if class_names(pipe) else _count(pipe, requests, dropout)
+
+
+def _count(pipe: Any, requests: Sequence[Request], dropout: float) -> dict[str, Any]:
+    return {"batch_size": len(requests)}
+
+
+# DDPMPipeline and DDIMPipeline neither scale the first noise nor the denoiser's input, as Euler's samples need
+UNSCALED = ("DDPMScheduler", "DDIMScheduler", "DPMSolverMultistepScheduler")
+FAMILIES = {
+    "StableDiffusionPipeline": Family("unet", "second", _prompts, needs=("prompt",)),
+    "StableUnCLIPImg2ImgPipeline": Family("unet", "second", _prompts_and_images, needs=("prompt", "condition")),
+    "DiTPipeline": Family("transformer", "first", _labels, needs=("label",)),
+    "DDPMPipeline": Family("unet", "second", _count, guided=False, schedulers=UNSCALED),
+    "DDIMPipeline": Family("unet", "second", _count, guided=False, schedulers=("DDIMScheduler",)),
+    "ClassConditionalPipeline": Family("unet", "second", _labels_if_any),
+}
+
+
+def family_of(pipe: Any) -> Family:
+    """Return the family of a pipeline."""
+    return FAMILIES[type(pipe).__name__]
+
+
+def class_names(pipe: Any) -> list[str] | None:
+    """Return the names of the classes a pipeline takes, in their order; None where it takes none."""
+    if type(pipe).__name__ == "DiTPipeline":
+        return dit_classes(pipe.labels)
+    return getattr(pipe, "classes", None)
+
+
+def dit_classes(labels: dict[str, int]) -> list[str] | None:
+    """Return a name for each label id of a DiT: its synonyms, joined as ImageNet's are."""
+    if not labels:
+        return None
+    synonyms: list[list[str]] = [[] for _ in range(max(labels.values()) + 1)]
+    for name, number in labels.items():
+        synonyms[number].append(name)
+    return [", ".join(names) for names in synonyms]
+
+
+def decoder(pipe: Any) -> Callable[[Tensor], Tensor]:
+    """Return the differentiable map from a pipeline's samples to pictures (n, 3, H, W), about -1..1."""
+    vae = getattr(pipe, "vae", None)
+    if vae is None:
+        return lambda x: x.expand(-1, 3, -1, -1) if x.shape[1] == 1 else x
+    return lambda z: vae.decode((z / vae.config.scaling_factor).to(vae.dtype), return_dict=False)[0]
+
+
+def image_embeds(pipe: Any, requests: Sequence[Request], dropout: float) -> Tensor:
+    """Return the CLIP embeddings of the conditioning pictures after dropout: (n, d).
+
+    Each entry is set to 0 with probability `dropout`, by a generator of the request's own, and the others are divided
+    by 1 - dropout, as torch's dropout does: the embedding is right in the mean. (Its length grows by about
+    1 / sqrt(1 - dropout); without the division it would shrink by as much.) Dropout 1 leaves the prompt alone.
+    """
+    if any(request.condition is None for request in requests):
+        raise UserError("condition: an image-conditioned model needs a real picture for every sample")
+    pictures = [workable(request.condition) for request in requests if request.condition is not None]
+    pixels = pipe.feature_extractor(images=pictures, return_tensors="pt").pixel_values
+    encoder = pipe.image_encoder
+    with torch.no_grad():
+        embeds = encoder(pixels.to(encoder.device, encoder.dtype)).image_embeds
+    kept = torch.stack([_kept(request.seed, embeds.shape[1], dropout) for request in requests])
+    return embeds * (kept / max(1 - dropout, 1e-12)).to(embeds)
+
+
+def _kept(seed: int, size: int, dropout: float) -> Tensor:
+    """Return (size,) ones and zeros, from a stream of its own beside the noise."""
+    own = int.from_bytes(hashlib.sha256(f"image dropout {seed}".encode()).digest()[:8], "big") >> 1
+    return (torch.rand(size, generator=torch.Generator().manual_seed(own)) >= dropout).float()

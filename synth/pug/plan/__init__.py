@@ -1,0 +1,1 @@
+"""What to render: factors, coverings, splits and scenes."""

@@ -1,0 +1,1 @@
+"""Taking pictures: the UnrealCV connection, servers, frames and what makes one trustworthy."""

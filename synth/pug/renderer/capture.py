@@ -1,0 +1,410 @@
+"""The renderer: apply a scene to an UnrealCV server and capture it, so that no picture is ever of another scene.
+
+What guards a frame: echoes of fresh nonces around every bundle of requests; the world, the objects and every pose read
+back in the bundle that captures; mask colours that are new for every attempt, so that an old mask has none of them; and
+for servers that render behind the game thread, pictures captured until two agree. A connection that failed is closed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import itertools
+import json
+import re
+import secrets
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from granary.synth.pug.plan.scenes import Actor, Scene, rotation_matrix
+from granary.synth.pug.recipe import RendererOptions
+from granary.synth.pug.renderer.connection import Connection, ConnectionLost, ErrorReply, TimedOut, WrongReply
+from granary.synth.pug.renderer.frames import (
+    COMMANDS,
+    Colour,
+    Frame,
+    InvalidFrame,
+    NotDecodable,
+    Unsettled,
+    WrongPose,
+    depth_of,
+    difference,
+    indexed_mask,
+    picture_of,
+    png,
+)
+
+OURS = "granary_"
+BACKGROUND: Colour = (0, 0, 0)
+DARKEST = 16  # channel values below it collapse to 0 on some servers
+POLL = 0.05  # seconds between two looks at a loading level
+TOLERANCE = {"location": 0.05, "rotation": 2e-3, "scale": 2e-3, "fov": 0.05}
+COLOUR = re.compile(r"R=(\d+),\s*G=(\d+),\s*B=(\d+)")
+Probe = tuple[str, Callable[[str], str]]  # a command and what is wrong with its reply, "" for nothing
+
+
+class Renderer(Protocol):
+    """Turns scenes into frames."""
+
+    def render(self, scene: Scene, salt: str) -> Frame:
+        """Return the frame of a scene; raises RenderError. `salt` is new for every attempt."""
+
+    def describe(self) -> dict[str, Any]:
+        """Return what the renderer says of itself; raises RenderError."""
+
+    def close(self) -> None:
+        """End it."""
+
+
+class Server(Protocol):
+    """A place where an UnrealCV server is, or can be started. `about`: what is known of it that it does not say."""
+
+    about: str
+
+    def connect(self, timeout: float) -> Connection:
+        """Return a new connection, starting the server when it does not run; raises ConnectionLost."""
+
+    def close(self) -> None:
+        """Stop what was started."""
+
+
+class UnrealCVRenderer:
+    """A renderer that talks to one UnrealCV server, ours or any other.
+
+    Args:
+        server: where it is.
+        options: timeouts, director and the guard against stale frames.
+        modes: of `frames.MODES`; lit and mask always.
+        meshes: the user's own meshes: names and paths that the server can read.
+    """
+
+    def __init__(
+        self, server: Server, options: RendererOptions, modes: Sequence[str], meshes: Mapping[str, str]
+    ) -> None:
+        self.server, self.options, self.modes, self.meshes = server, options, tuple(modes), dict(meshes)
+        enabled = options.settle.enabled
+        self.settles = options.kind == "unrealcv" if enabled is None else enabled
+        # The embedded world is on this machine: there packing a picture costs more than sending it as it is.
+        self.captures = {mode: _plain(text) if options.kind == "embedded" else text for mode, text in COMMANDS.items()}
+        self.connection: Connection | None = None
+        self.previous: tuple[Scene, bytes] | None = None
+        self.batches = False
+        self._forget()
+
+    def _forget(self) -> None:
+        self.world: str | None = None
+        self.objects: list[str] = []
+        self.others: set[Colour] = set()
+        self.applied: Scene | None = None
+
+    def render(self, scene: Scene, salt: str) -> Frame:
+        """Apply a scene and return its frame.
+
+        Args:
+            scene: what to show.
+            salt: new for every attempt; decides the colours of the mask.
+
+        Raises:
+            RenderError: with `lost` where the connection was closed for it.
+        """
+        try:
+            self._connect()
+            self._enter(scene)
+            colours = mask_colours(scene.actors, salt, self.others)
+            probes = self._probes(scene, colours)
+            changes = self._changes(scene, colours)
+            frame = self._settled(scene, changes, probes, colours) if self.settles else None
+            frame = frame or self._capture(scene, changes, probes, colours)
+        except ConnectionLost:
+            self.drop()
+            raise
+        except ErrorReply:
+            self._forget()
+            raise
+        self.previous = (scene, frame.lit.tobytes())
+        return frame
+
+    def describe(self) -> dict[str, Any]:
+        """Return the server's version, its status and the assets it says it has."""
+        try:
+            self._connect()
+            return {"version": self.version, "assets": self.assets}
+        except ConnectionLost:
+            self.drop()
+            raise
+
+    def drop(self) -> None:
+        """Throw the connection away: what comes over it now would answer something else."""
+        if self.connection is not None:
+            self.connection.close()
+        self.connection = None
+        self._forget()
+
+    def close(self) -> None:
+        """Disconnect, and stop the server if it was started for us."""
+        self.drop()
+        self.server.close()
+
+    # -- conversation ------------------------------------------------------------------------------------------------
+
+    def _connect(self) -> None:
+        if self.connection is not None:
+            return
+        self._nonces = (f"{secrets.token_hex(4)}-{number}" for number in itertools.count())
+        self.connection, self.batches = self.server.connect(self.options.timeout), False
+        version, commands = self._ask(["vget /unrealcv/version", "vget /unrealcv/commands"])
+        self.version = " ".join([_text(version), self.server.about]).strip()
+        self.batches = b"vbatch" in commands if not _failed(commands) else self._offers_batches()
+        self.assets = self._assets()
+        for name, path in self.meshes.items():  # even if it is there: perhaps from another file
+            self._require([f"vbp {self.options.director} AddMesh {name} {path}"])
+        if self.meshes:
+            self.assets = self._assets()
+
+    def _offers_batches(self) -> bool:
+        return not _failed(self._ask(["vbatch 1", "vget /unrealcv/status"])[0])
+
+    def _assets(self) -> dict[str, Any]:
+        """Return the director's lists; {} where there is no director."""
+        reply = self._ask([f"vbp {self.options.director} Assets"])[0]
+        try:
+            found = json.loads(reply)
+            if isinstance(found, dict) and "worlds" not in found and len(found) == 1:
+                found = json.loads(next(iter(found.values())))  # an out-parameter that holds the text
+        except (ValueError, TypeError):
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    def _ask(self, commands: Sequence[str]) -> list[bytes]:
+        """Send commands between two echoes, in one tick where the server can; returns their replies."""
+        assert self.connection is not None
+        before, after = next(self._nonces), next(self._nonces)
+        bundle = [f"vget /unrealcv/echo {before}", *commands, f"vget /unrealcv/echo {after}"]
+        if self.batches:
+            bundle = [f"vbatch {len(bundle)}", *bundle]
+        replies = self.connection.exchange(bundle, self.options.timeout)
+        if self.batches and _failed(replies.pop(0)):
+            raise WrongReply("the server refused a batch that it offers")
+        for nonce, reply in ((before, replies[0]), (after, replies[-1])):
+            if reply.decode("utf-8", "replace").strip() != nonce:
+                raise WrongReply(f"the echo of {nonce} came back as {reply[:40]!r}")
+        return replies[1:-1]
+
+    def _require(self, commands: Sequence[str]) -> list[bytes]:
+        """Send commands of which none may fail; raises ErrorReply."""
+        replies = self._ask(commands)
+        for command, reply in zip(commands, replies, strict=True):
+            if _failed(reply):
+                raise ErrorReply(f"{command!r} was answered: {_text(reply)[:200]}")
+        return replies
+
+    # -- the world ---------------------------------------------------------------------------------------------------
+
+    def _enter(self, scene: Scene) -> None:
+        """Load the world and put exactly the scene's characters into it."""
+        if scene.world != self.world:
+            self._load(scene.world)
+        wanted = [actor.name for actor in scene.actors]
+        surplus = [name for name in self.objects if name.startswith(OURS) and name not in wanted]
+        missing = [actor for actor in scene.actors if actor.name not in self.objects]
+        if surplus or missing:
+            self._require(
+                [f"vset /object/{name}/destroy" for name in surplus]
+                + [f"vset /objects/spawn {actor.asset} {actor.name}" for actor in missing]
+            )
+            self.objects = _text(self._require(["vget /objects"])[0]).split()
+            self._check_objects(wanted)
+
+    def _load(self, world: str) -> None:
+        self._forget()
+        deadline = time.monotonic() + self.options.timeout
+        if world:  # even if it is there: light and textures of whoever came before go with it
+            self._require([f"vset /action/game/level {world}"])
+            while _text(self._require(["vget /level/name"])[0]) != world:
+                if time.monotonic() > deadline:
+                    raise TimedOut(f"the level {world} was not loaded in time")
+                time.sleep(POLL)
+        self.objects = _text(self._require(["vget /objects"])[0]).split()
+        theirs = [name for name in self.objects if not name.startswith(OURS)]
+        replies = self._ask([f"vget /object/{name}/color" for name in theirs]) if theirs else []
+        self.others = {BACKGROUND, *filter(None, map(colour_of, map(_text, replies)))}
+        self.world = world
+
+    def _check_objects(self, wanted: Sequence[str]) -> None:
+        found = sorted(name for name in self.objects if name.startswith(OURS))
+        if found != sorted(wanted):
+            raise ErrorReply(f"the characters {', '.join(wanted) or 'none'} were asked for, there are {found}")
+
+    def _changes(self, scene: Scene, colours: Mapping[int, Colour]) -> list[str]:
+        """Return the commands that set everything, whatever was there before."""
+        commands = []
+        for actor in scene.actors:
+            path = f"vset /object/{actor.name}"
+            commands += [
+                f"{path}/location {numbers(*actor.location)}",
+                f"{path}/rotation {numbers(*actor.rotation)}",
+                f"{path}/scale {numbers(actor.scale, actor.scale, actor.scale)}",
+                f"{path}/color {' '.join(map(str, colours[actor.slot]))}",
+            ]
+            if actor.texture is not None:
+                commands.append(f"vbp {self.options.director} SetTexture {actor.name} {actor.texture}")
+        commands += [
+            f"vset /camera/0/size {scene.width} {scene.height}",
+            f"vset /camera/0/fov {numbers(scene.fov)}",
+            f"vset /camera/0/location {numbers(*scene.location)}",
+            f"vset /camera/0/rotation {numbers(*scene.rotation)}",
+        ]
+        if scene.light is not None:
+            sun = scene.light
+            tone = [int(sun.color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+            director = f"vbp {self.options.director}"
+            commands += [
+                f"{director} SetSun {numbers(sun.yaw, sun.pitch, sun.intensity, *tone)}",
+                f"{director} SetSky {numbers(sun.sky)}",
+            ]
+        return commands
+
+    def _probes(self, scene: Scene, colours: Mapping[int, Colour]) -> list[Probe]:
+        """Return what is read back with every capture, and how each reply is judged."""
+        names = sorted(actor.name for actor in scene.actors)
+        shown = lambda text: sorted(word for word in text.split() if word.startswith(OURS))  # noqa: E731
+        probes: list[Probe] = [("vget /objects", lambda text: "" if shown(text) == names else f"objects {shown(text)}")]
+        if scene.world:
+            probes.append(("vget /level/name", lambda text: "" if text == scene.world else f"the world {text}"))
+        for actor in scene.actors:
+            path = f"vget /object/{actor.name}"
+            scale = (actor.scale,) * 3
+            probes += [
+                (f"{path}/location", near("location", actor.location)),
+                (f"{path}/rotation", near("rotation", actor.rotation)),
+                (f"{path}/scale", near("scale", scale)),
+                (f"{path}/color", _same_colour(colours[actor.slot])),
+            ]
+        probes += [
+            ("vget /camera/0/location", near("location", scene.location)),
+            ("vget /camera/0/rotation", near("rotation", scene.rotation)),
+            ("vget /camera/0/fov", near("fov", (scene.fov,))),
+        ]
+        return probes
+
+    # -- capture -----------------------------------------------------------------------------------------------------
+
+    def _capture(
+        self, scene: Scene, changes: Sequence[str], probes: Sequence[Probe], colours: Mapping[int, Colour]
+    ) -> Frame:
+        """Send the changes, capture, and read everything back, in one bundle."""
+        captures = [self.captures[mode] for mode in self.modes]
+        replies = self._require([*changes, *captures, *(command for command, _ in probes)])[len(changes) :]
+        for (command, judge), reply in zip(probes, replies[len(captures) :], strict=True):
+            if wrong := judge(_text(reply)):
+                self._forget()
+                raise WrongPose(f"{command!r} reads back {wrong}", replies[0])
+        data = dict(zip(self.modes, replies, strict=False))
+        size = (scene.width, scene.height)
+        lit = picture_of(data["lit"], *size)
+        try:
+            mask = indexed_mask(picture_of(data["mask"], *size), colours, self.others)
+        except InvalidFrame as error:
+            error.picture = error.picture or png(lit)
+            raise
+        return Frame(
+            lit,
+            mask,
+            depth_of(data["depth"], *size) if "depth" in data else None,
+            picture_of(data["normals"], *size) if "normals" in data else None,
+        )
+
+    def _settled(
+        self, scene: Scene, changes: Sequence[str], probes: Sequence[Probe], colours: Mapping[int, Colour]
+    ) -> Frame:
+        """Capture until two frames in succession agree and are not the picture of the scene before."""
+        options, last = self.options.settle, None
+        trouble: InvalidFrame = Unsettled(f"no two of {options.attempts} pictures agreed")
+        resize = f"vset /camera/0/size {scene.width} {scene.height}"
+        before = self._require([resize, self.captures["lit"], *changes, *[self.captures["lit"]] * options.discard])[1]
+        stale = self._stale_pictures(scene, before)
+        self.applied = scene
+        for _ in range(options.attempts):
+            try:
+                frame = self._capture(scene, [], probes, colours)
+            except WrongPose:
+                raise
+            except InvalidFrame as error:  # perhaps a mask of the scene before
+                trouble, last = error, None
+                continue
+            if frame.lit.tobytes() in stale:
+                trouble = Unsettled("the picture stays that of the scene before", png(frame.lit))
+            elif last is not None and difference(last, frame) <= options.bound:
+                return frame
+            last = frame
+        raise trouble
+
+    def _stale_pictures(self, scene: Scene, before: bytes) -> set[bytes]:
+        """Return what the picture must not be: what was there before the changes, unless it showed this very scene."""
+        stale = {self.previous[1]} if self.previous is not None and self.previous[0] != scene else set()
+        if self.applied != scene and (scene.actors or self.applied is not None):
+            with contextlib.suppress(NotDecodable):  # of another size
+                stale.add(picture_of(before, scene.width, scene.height).tobytes())
+        return stale
+
+
+def mask_colours(actors: Sequence[Actor], salt: str, taken: set[Colour]) -> dict[int, Colour]:
+    """Return a colour for each character that no other object has, from a hash of the salt."""
+    colours: dict[int, Colour] = {}
+    for actor in actors:
+        for number in itertools.count():
+            data = hashlib.blake2b(f"{salt}/{actor.slot}/{number}".encode(), digest_size=3).digest()
+            colour = (data[0] | DARKEST, data[1] | DARKEST, data[2] | DARKEST)
+            if colour not in taken and colour not in colours.values():
+                colours[actor.slot] = colour
+                break
+    return colours
+
+
+def numbers(*values: float) -> str:
+    """Return numbers as UnrealCV's grammar has them: fixed point, never an exponent."""
+    if not np.isfinite(values).all():
+        raise ValueError(f"{values} are not numbers")
+    return " ".join(f"{value + 0.0:.6f}" for value in values)
+
+
+def near(what: str, wanted: Sequence[float]) -> Callable[[str], str]:
+    """Return a judge of a triple read back; rotations are compared as matrices, since angles are not unique."""
+
+    def judge(text: str) -> str:
+        try:
+            found = [float(word) for word in text.split()]
+        except ValueError:
+            return f"{text[:80]!r}"
+        if len(found) != len(wanted):
+            return f"{text[:80]!r}"
+        pair = (rotation_matrix(found), rotation_matrix(wanted)) if what == "rotation" else (found, wanted)
+        error = float(np.abs(np.subtract(*pair)).max())
+        return "" if error <= TOLERANCE[what] else f"{text} instead of {numbers(*wanted)}"
+
+    return judge
+
+
+def _same_colour(wanted: Colour) -> Callable[[str], str]:
+    return lambda text: "" if colour_of(text) == wanted else f"{text[:80]} instead of {wanted}"
+
+
+def colour_of(text: str) -> Colour | None:
+    """Read `(R=127,G=255,B=63,A=255)`; None when it is none."""
+    found = COLOUR.search(text)
+    return (int(found[1]), int(found[2]), int(found[3])) if found else None
+
+
+def _plain(command: str) -> str:
+    return command.replace(" png", " bmp")
+
+
+def _failed(reply: bytes) -> bool:
+    return reply[:5].lower() == b"error"
+
+
+def _text(reply: bytes) -> str:
+    return reply.decode("utf-8", "replace").strip()

@@ -1,0 +1,1 @@
+"""The UnrealCV commands that the embedded world answers."""

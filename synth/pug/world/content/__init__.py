@@ -1,0 +1,1 @@
+"""What stands in a world: animals, things, props, skies, imported meshes."""

@@ -1,0 +1,93 @@
+"""What casts rays: one interface, Embree behind it where it is installed, NumPy everywhere."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib.metadata
+from typing import Any, Protocol
+
+import numpy as np
+
+from granary.curation.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Hits:
+    """Where n rays first meet a surface.
+
+    Args:
+        distance: (n,) float32 in lengths of the ray's direction; infinite where the ray meets nothing.
+        triangle: (n,) int32, -1 where the ray meets nothing.
+        u, v: (n,) float32; the point is (1 - u - v) a + u b + v c of the triangle's corners.
+    """
+
+    distance: np.ndarray
+    triangle: np.ndarray
+    u: np.ndarray
+    v: np.ndarray
+
+    def take(self, rows: np.ndarray) -> Hits:
+        """Return some of the hits."""
+        return Hits(self.distance.take(rows), self.triangle.take(rows), self.u.take(rows), self.v.take(rows))
+
+
+class Tracer(Protocol):
+    """Casts rays at one mesh, in its own coordinates."""
+
+    def closest(self, origins: np.ndarray, directions: np.ndarray) -> Hits:
+        """Return the first hits of rays, (n, 3) float32 each."""
+
+    def occluded(self, origins: np.ndarray, directions: np.ndarray, reach: float) -> np.ndarray:
+        """Return (n,) bool: whether rays meet the mesh within `reach` lengths of their directions."""
+
+
+class EmbreeTracer:
+    """Intel Embree 4 through embreex.
+
+    Args:
+        vertices: (v, 3) float32.
+        triangles: (t, 3) int32.
+    """
+
+    def __init__(self, vertices: np.ndarray, triangles: np.ndarray) -> None:
+        from embreex import mesh_construction, rtcore_scene
+
+        self._scene = rtcore_scene.EmbreeScene(_device())
+        mesh_construction.TriangleMesh(self._scene, vertices, triangles)
+
+    def closest(self, origins: np.ndarray, directions: np.ndarray) -> Hits:
+        """Return the first hits of rays."""
+        found = self._scene.run(origins, directions, output=1)
+        missed = found["primID"] < 0
+        distance = np.where(missed, np.float32(np.inf), found["tfar"])
+        return Hits(distance, found["primID"], found["u"], found["v"])
+
+    def occluded(self, origins: np.ndarray, directions: np.ndarray, reach: float) -> np.ndarray:
+        """Return whether rays meet the mesh within reach."""
+        reaches = np.full(len(origins), reach, np.float32)
+        return self._scene.run(origins, directions, dists=reaches, query="OCCLUDED") >= 0
+
+
+@functools.cache
+def _device() -> Any:
+    from embreex import rtcore
+
+    return rtcore.EmbreeDevice()
+
+
+def choose_tracer(name: str) -> tuple[type[EmbreeTracer] | type[Any], str]:
+    """Return the class of a tracer ("embree", "numpy", "auto") and its name with version; raises UserError."""
+    if name not in ("auto", "embree", "numpy"):
+        raise UserError(f"tracer: {name!r} is not right; right are auto, embree, numpy")
+    if name != "numpy":
+        try:
+            import embreex  # noqa: F401
+
+            return EmbreeTracer, f"embree (embreex {importlib.metadata.version('embreex')})"
+        except ImportError:
+            if name == "embree":
+                raise UserError("tracer: embree needs the package embreex; tracer numpy needs nothing") from None
+    from granary.synth.pug.world.picture.wavefront import WavefrontTracer
+
+    return WavefrontTracer, f"numpy {np.__version__}"

@@ -1,0 +1,1 @@
+"""Geometry: signed distances, meshes, noise, textures."""

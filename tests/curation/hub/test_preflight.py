@@ -1,0 +1,130 @@
+"""What the preflight says of a publication: nothing of a good one, one sentence for each fault."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from granary.curation.hub import preflight
+from granary.curation.hub.card import write_card
+from granary.curation.hub.client import Upload
+from granary.curation.store import schema
+
+FEATURES = schema.sample_features()
+SCHEMA = schema.arrow_schema(FEATURES)
+ROW = {"id": "0" * 32, "image": {"bytes": b"x" * 1000, "path": "a.png"}, "captions": []}
+
+
+def upload(path: Path, table: pa.Table) -> Upload:
+    pq.write_table(table, path)
+    return Upload(f"data/{path.name}", path.stat().st_size, str(path))
+
+
+def good() -> pa.Table:
+    return pa.Table.from_pylist([ROW], SCHEMA)
+
+
+def found(files: list[Upload], card: str = "", features: datasets.Features = FEATURES, token: str = "") -> list[str]:
+    facts = {"name": "cats", "samples": 1, "shards": 1, "bytes": 1}
+    text = card or write_card(facts, {"licence": "mit"}, {"default": features})
+    return list(preflight.problems({"default": files}, {"README.md": text}, token))
+
+
+def test_a_good_publication_has_no_problem(tmp_path):
+    files = [upload(tmp_path / name, good()) for name in ("a", "b")]
+    assert found(files) == []
+
+
+def without_metadata() -> pa.Table:
+    return good().replace_schema_metadata(None)
+
+
+def null_column() -> pa.Table:
+    return good().set_column(4, "label", pa.nulls(1))
+
+
+def null_inside() -> pa.Table:
+    return good().set_column(5, "captions", pa.array([[]], pa.list_(pa.null())))
+
+
+def narrower() -> pa.Table:
+    return good().set_column(2, "width", pa.array([1], pa.int16()))
+
+
+@pytest.mark.parametrize(
+    ("tables", "sentence"),
+    [
+        ([good, narrower], "b has another schema than data/a"),
+        ([good, without_metadata], "b has another schema than data/a"),
+        ([without_metadata], "column image holds images that are not typed as Image"),
+        ([null_column], "column label has the type null"),
+        ([null_inside], "column captions has the type null"),
+        ([narrower], "the card states other features"),
+        ([], "there is no Parquet file to send"),
+    ],
+)
+def test_faulty_shards_are_named(tmp_path: Path, tables: list[Callable[[], pa.Table]], sentence: str):
+    said = found([upload(tmp_path / name, make()) for name, make in zip("ab", tables, strict=False)])
+    assert any(sentence in one for one in said)
+    assert all(";" in one and "\n" not in one for one in said)
+
+
+def test_a_broken_shard_is_named(tmp_path):
+    (tmp_path / "a").write_bytes(b"PAR1 and nothing more")
+    assert "data/a is not a readable Parquet file" in found([Upload("data/a", 21, str(tmp_path / "a"))])[0]
+
+
+@pytest.mark.parametrize(
+    ("limit", "value", "sentence"),
+    [
+        ("FOLDER_FILES", 1, "data/ would hold 2 files"),
+        ("REPOSITORY_FILES", 1, "the repository would hold 2 files"),
+        ("FILE_BYTES", 1000, "and the Hub takes files under"),
+        ("GROUP_BYTES", 1000, "has a row group of"),
+    ],
+)
+def test_limits_hold_at_their_value(tmp_path, monkeypatch, limit, value, sentence):
+    files = [upload(tmp_path / name, good()) for name in ("a", "b")]
+    monkeypatch.setattr(preflight, limit, value)
+    assert any(sentence in one for one in found(files))
+    monkeypatch.setattr(preflight, limit, 10**7)
+    assert found(files) == []
+
+
+def test_the_limits_are_those_of_the_hub():
+    assert (preflight.FOLDER_FILES, preflight.REPOSITORY_FILES) == (10_000, 100_000)
+    assert (preflight.FILE_BYTES, preflight.GROUP_BYTES) == (50 * 10**9, 300 * 10**6)
+
+
+@pytest.mark.parametrize(
+    "secret",
+    [
+        "hf_" + "aB3" * 12,
+        "AKIA" + "ABCD1234" * 2,
+        "ghp_" + "a1" * 18,
+        "-----BEGIN RSA PRIVATE KEY-----",
+        "https://me:hunter2@example.org/images",
+        "https://bucket.example/images?X-Amz-Signature=0123",
+        "my-own-token-of-another-shape",
+    ],
+)
+def test_a_secret_in_the_card_is_found_and_not_repeated(tmp_path, secret):
+    files = [upload(tmp_path / "a", good())]
+    facts = {"name": "cats", "samples": 1, "shards": 1, "bytes": 1}
+    card = write_card(facts, {"licence": "mit"}, {"default": FEATURES}) + f"\nSee {secret} there.\n"
+    said = found(files, card, token="my-own-token-of-another-shape")
+    assert len(said) == 1
+    assert "README.md holds what looks like" in said[0]
+    assert secret not in said[0]
+
+
+@pytest.mark.parametrize(("licence", "sentence"), [("unknown", "states no licence"), ("CC BY 4.0", "no identifier")])
+def test_the_licence_must_be_stated(tmp_path, licence, sentence):
+    facts = {"name": "cats", "samples": 1, "shards": 1, "bytes": 1}
+    card = write_card(facts, {"licence": licence}, {"default": FEATURES})
+    assert [sentence in one for one in found([upload(tmp_path / "a", good())], card)] == [True]

@@ -1,0 +1,53 @@
+"""The first step: what waits in memory is bounded by pixels, and batches change nothing."""
+
+from __future__ import annotations
+
+import pathlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from granary.curation.encoders import load_encoder
+from granary.curation.runs.run import Run, Stage, Unit, close_stage, run_unit
+from granary.curation.runs.vectors import Layout, load
+from granary.curation.sources import Source, resolve
+from granary.curation.steps import embed, listing
+
+
+def embedded(folder: pathlib.Path, out: pathlib.Path, batch: int) -> np.ndarray:
+    """Embed a folder in one unit; returns the vectors."""
+    run = Run(str(out), {"pool": [resolve(Source(name="pool", path=str(folder)))]})
+    units, _ = listing.write_listing(run, "pool", 100)
+    encoder = load_encoder("builtin:copy")
+    options = {"encoder": encoder.name, "fingerprint": encoder.fingerprint, "device": "cpu", "batch": batch}
+    plain = {"decode": {}, "filters": {}, "mirror": False, "max_unreadable": 1.0}
+    stage = Stage("pool", embed.embed, [Unit(0, {**units[0], **options, **plain})])
+    run_unit(run, stage, stage.units[0])
+    close_stage(run, stage)
+    return load(Layout.of(run, "pool"), (0, 1))[1]
+
+
+def test_large_pictures_do_not_wait_for_a_whole_batch(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    (tmp_path / "pool").mkdir()
+    for number in range(9):
+        pixels = rng.integers(0, 256, (70, 80, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "pool" / f"{number}.png")
+    waited: list[int] = []
+    embed_batch = embed._embed_batch
+
+    def record(encoder, pictures, mirror):  # type: ignore[no-untyped-def]
+        waited.append(sum(picture.width * picture.height for picture in pictures))
+        return embed_batch(encoder, pictures, mirror)
+
+    monkeypatch.setattr(embed, "_embed_batch", record)
+    whole = embedded(tmp_path / "pool", tmp_path / "whole", batch=64)
+    assert waited == [9 * 70 * 80]
+    waited.clear()
+    monkeypatch.setattr(embed, "PENDING_PIXELS", 3 * 70 * 80 - 1)
+    assert np.array_equal(embedded(tmp_path / "pool", tmp_path / "bounded", batch=64), whole)
+    assert waited == [3 * 70 * 80] * 3
+    waited.clear()
+    assert np.array_equal(embedded(tmp_path / "pool", tmp_path / "single", batch=1), whole)
+    assert len(waited) == 9

@@ -1,0 +1,307 @@
+"""Servers that go wrong: every stored picture is of its row, every row without one is a dead letter, the run ends."""
+
+from __future__ import annotations
+
+import stat
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from places import ROOT
+from rendering import recipe_of, render
+from unreal_stand_in import StandIn
+
+from granary.curation.errors import UserError
+from granary.curation.runs.run import UnitError
+from granary.synth.pug.renderer import servers
+from granary.synth.pug.renderer.connection import (
+    BadFrame,
+    Closed,
+    NoGreeting,
+    SocketConnection,
+    TimedOut,
+    Unreachable,
+    WrongReply,
+)
+
+SETTLE = {"enabled": True, "discard": 1, "attempts": 8}
+HARMLESS = (
+    "bytes",
+    "delay",
+    "restart",
+    "close_mid_image",
+    "wrong_id",
+    "huge",
+    "bad_magic",
+    "shifted",
+    "empty",
+    "error",
+)
+
+
+@pytest.fixture(params=["package", "socket"])
+def client(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The client of the `unrealcv` package, and ours, through the same faults."""
+    if request.param == "socket":
+        monkeypatch.setattr(servers, "open_connection", lambda at, timeout, package: SocketConnection(at, timeout))
+    return str(request.param)
+
+
+@pytest.mark.parametrize("fault", HARMLESS)
+def test_faults_of_the_wire_lose_no_row(fault: str, client: str, tmp_path: Path) -> None:
+    with StandIn([fault], every=9) as server:
+        result = render(recipe_of(server), tmp_path)
+    result.check()
+    assert not result.lost
+    assert fault == "bytes" or fault in server.happened
+
+
+@pytest.mark.parametrize("fault", ["blank", "not_png", "wrong_size", "wrong_pose", "blended_mask"])
+def test_faulty_pictures_are_asked_for_again(fault: str, tmp_path: Path) -> None:
+    with StandIn([fault]) as server:
+        result = render(recipe_of(server), tmp_path)
+    result.check()
+    assert not result.lost
+    assert fault in server.happened
+
+
+@pytest.mark.parametrize(
+    ("fault", "error"),
+    [
+        *(("blank", "Blank"), ("error", "ErrorReply"), ("not_png", "NotDecodable"), ("wrong_pose", "WrongPose")),
+        *(("wrong_id", "WrongReply"), ("close_mid_image", "Closed"), ("blended_mask", "UnknownColour")),
+    ],
+)
+def test_faults_that_last_go_to_the_dead_letter(fault: str, error: str, tmp_path: Path) -> None:
+    with StandIn([fault], every=1) as server:
+        recipe = recipe_of(server, renderer={"retries": 1, "give_up": 1000, "backoff": 0.0})
+        result = render(recipe, tmp_path)
+    result.check()
+    assert set(result.counters) <= {error, "NoGreeting"}  # the server may still be busy with the client before
+    assert sum(result.counters.values()) == 32
+    uri, _, message = next(lost for lost in result.lost if lost[1] == error)
+    row = next(result.work.row(i) for i in range(32) if result.work.row(i).id == uri)
+    assert all(str(value) in message for value in row.values.values())
+    assert (tmp_path / "quarantine" / f"{uri}.png").exists() == (error in ("Blank", "WrongPose", "UnknownColour"))
+
+
+def test_depth_that_is_not_finite_is_refused(tmp_path: Path) -> None:
+    with StandIn(["infinite_depth"], every=1) as server:
+        recipe = recipe_of(server, outputs={"depth": True}, renderer={"retries": 0})
+        result = render(recipe, tmp_path)
+    result.check()
+    assert result.counters == {"NotFinite": 32}
+
+
+@pytest.mark.parametrize("faults", [["stale"], ["stale_mask"], ["stale", "stale_mask"]])
+def test_stale_pictures_are_waited_out(faults: list[str], client: str, tmp_path: Path) -> None:
+    with StandIn(faults, lag=3) as server:
+        result = render(recipe_of(server, renderer={"settle": SETTLE, "timeout": 5.0}), tmp_path)
+    result.check()
+    assert not result.lost
+
+
+def test_pictures_that_stay_stale_are_not_stored(tmp_path: Path) -> None:
+    with StandIn(["stale"], lag=10**6) as server:
+        recipe = recipe_of(server, renderer={"settle": {**SETTLE, "attempts": 3}, "retries": 0, "timeout": 5.0})
+        result = render(recipe, tmp_path)
+    # The first picture has nothing before it to be compared with: the mask and the pose alone speak for it.
+    kept = [sample["row_id"] for sample in result.samples]
+    assert len(kept) <= 1
+    assert result.counters["Unsettled"] >= 31
+
+
+def test_a_mask_of_another_row_is_never_taken(tmp_path: Path) -> None:
+    with StandIn(["stale_mask"], lag=10**6) as server:
+        result = render(recipe_of(server, renderer={"retries": 1, "give_up": 1000}), tmp_path)
+    result.check()
+    assert result.counters == {"UnknownColour": 32}
+
+
+def test_the_second_client_waits_or_is_told(tmp_path: Path) -> None:
+    with StandIn() as server:
+        first = SocketConnection(("127.0.0.1", server.port), 1.0)
+        with pytest.raises(NoGreeting):
+            SocketConnection(("127.0.0.1", server.port), 1.0)
+        recipe = recipe_of(server, renderer={"retries": 0, "give_up": 1000})
+        result = render(recipe, tmp_path / "busy")
+        first.close()
+        time.sleep(0.1)
+        again = render(recipe_of(server), tmp_path / "free")
+    result.check()
+    assert result.counters == {"NoGreeting": 32}
+    again.check()
+    assert len(again.samples) == 32
+
+
+def test_a_server_that_leaves_tcp_is_found_at_its_unix_socket(client: str, tmp_path: Path) -> None:
+    with StandIn(["close_mid_image"], tcp_once=True) as server:
+        result = render(recipe_of(server), tmp_path)
+    result.check()
+    assert not result.lost
+    assert server.clients > 1
+
+
+def test_a_server_without_batches_or_a_list_of_commands_serves(client: str, tmp_path: Path) -> None:
+    with StandIn(batches=False) as server:
+        result = render(recipe_of(server), tmp_path)
+    result.check()
+    assert not result.lost
+    assert server.commands.count("vbatch 1") == 1
+    with StandIn() as server:
+        render(recipe_of(server), tmp_path / "batches")
+        assert sum(command.startswith("vbatch") for command in server.commands) > 32
+
+
+def test_a_dead_server_stops_the_run_and_what_was_done_is_kept(tmp_path: Path) -> None:
+    with StandIn(dies_at=14) as server:
+        recipe = recipe_of(server, renderer={"retries": 0, "give_up": 3, "backoff": 0.0})
+        with pytest.raises(UnitError, match="3 rows in succession were lost to dead connections"):
+            render(recipe, tmp_path)
+    with StandIn(port=server.port) as server:
+        result = render(recipe, tmp_path)
+    result.check()
+    assert not result.lost
+    assert server.pictures == 32 - 12  # three pieces of four rows were saved
+
+
+def test_a_dead_server_is_survived_where_that_is_asked_for(tmp_path: Path) -> None:
+    with StandIn(dies_at=14) as server:
+        recipe = recipe_of(server, renderer={"retries": 0, "give_up": 1000, "backoff": 0.0})
+        result = render(recipe, tmp_path)
+    result.check()
+    assert len(result.samples) == 13
+    assert result.counters == {"Closed": 1, "Unreachable": 18}
+
+
+def test_pictures_that_differ_the_second_time_are_quarantined(tmp_path: Path) -> None:
+    class Noisy(StandIn):
+        def lit(self, state: str) -> bytes:
+            seed = len(self.commands)
+            pixels = np.random.default_rng(seed).integers(0, 255, (*self.shape, 3), dtype=np.uint8)
+            return self.png(pixels)
+
+    with Noisy() as server:
+        result = render(recipe_of(server, checks={"twice": 1.0}), tmp_path)
+    assert result.counters == {"NotRepeatable": 32}
+    assert not result.samples
+
+
+def test_a_binary_is_launched_and_launched_again(tmp_path: Path) -> None:
+    game = tmp_path / "Game"
+    script = ROOT / "tests" / "synth" / "unreal_stand_in.py"
+    game.write_text(f'#!/bin/sh\nexec {sys.executable} {script} "$@"\n')
+    game.chmod(game.stat().st_mode | stat.S_IXUSR)
+    recipe = recipe_of("-", renderer={"addresses": [], "binary": str(game), "timeout": 5.0})
+    result = render(recipe, tmp_path / "run")
+    result.check()
+    assert not result.lost
+    options = recipe.renderer.model_copy(update={"start_timeout": 20.0})
+    server = servers.LaunchedServer(options)
+    server.connect(5.0).close()
+    first = server.process
+    assert first is not None
+    first.kill()
+    first.wait()
+    server.connect(5.0).close()
+    assert server.process is not None
+    assert server.process.pid != first.pid
+    server.close()
+    assert first.poll() is not None
+
+
+def test_a_binary_that_does_not_serve_is_said(tmp_path: Path) -> None:
+    recipe = recipe_of("-", renderer={"addresses": [], "binary": "/bin/false", "retries": 0, "give_up": 1000})
+    result = render(recipe, tmp_path / "run")
+    assert set(result.counters) == {"Unreachable"}
+    assert "exit status 1" in result.lost[0][2]
+
+
+@pytest.mark.parametrize("faulty", [True, False])
+def test_each_trouble_of_the_wire_has_its_own_name(faulty: bool, client: str) -> None:
+    """With both clients; without the fault the same words are answered well."""
+    for fault, error in (
+        *(("delay", TimedOut), ("wrong_id", WrongReply), ("close_mid_image", Closed), ("huge", BadFrame)),
+        *(("bad_magic", (BadFrame, Closed)), ("empty", (BadFrame, Closed, WrongReply))),
+    ):
+        with StandIn([fault] if faulty else [], every=1) as server:
+            connection = servers.open_connection(("127.0.0.1", server.port), 1.0, package=True)
+            words = ["vget /unrealcv/echo one", "vget /camera/0/lit png", "vget /unrealcv/echo two"]
+            if faulty:
+                with pytest.raises(error):
+                    connection.exchange(words, 0.4)
+            else:
+                replies = connection.exchange(words, 5.0)
+                assert (replies[0], replies[2]) == (b"one", b"two")
+                assert replies[1].startswith(b"\x89PNG")
+            connection.close()
+
+
+def test_nobody_at_the_address(client: str) -> None:
+    port = servers.free_port()
+    with pytest.raises(Unreachable):
+        servers.open_connection(("127.0.0.1", port), 1.0, package=True)
+
+
+def test_a_missing_libgl_is_one_sentence_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    class NoLibrary:
+        def find_spec(self, name: str, *_: object) -> None:
+            if name == "granary.synth.pug.renderer.unreal":
+                raise ImportError("libGL.so.1: cannot open shared object file: No such file or directory")
+
+    monkeypatch.delitem(sys.modules, "granary.synth.pug.renderer.unreal", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [NoLibrary(), *sys.meta_path])
+    with pytest.raises(UserError, match=r"libGL.so.1.*apt-get install libgl1") as caught:
+        servers.check_package()
+    assert "\n" not in str(caught.value)
+
+
+def test_the_embedded_world_needs_no_unrealcv_package() -> None:
+    modules = "granary.pipelines.kinds.render, granary.synth.pug.renderer.servers"
+    words = f"import sys, {modules}; print('unrealcv' in sys.modules, 'cv2' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", words], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "False"]
+
+
+def test_one_server_or_two_give_the_same_bytes_and_each_has_one_worker(tmp_path: Path) -> None:
+    with StandIn() as one:
+        alone = render(recipe_of(one, checks={"twice": 0.3}), tmp_path / "one", rows=8)
+    with StandIn() as one, StandIn() as two:
+        recipe = recipe_of(one, two, checks={"twice": 0.3}, renderer={"timeout": 5.0})
+        pool = servers.Pool(recipe.renderer, ["lit", "mask"], {})
+        held: list[int] = []
+
+        def lease(number: int) -> int:
+            with pool.lease() as renderer:
+                assert id(renderer) not in held
+                held.append(id(renderer))
+                time.sleep(0.02)
+                held.remove(id(renderer))
+                return id(renderer)
+
+        with ThreadPoolExecutor(6) as workers:
+            assert len(set(workers.map(lease, range(24)))) == 2
+        pool.close()
+        both = render(recipe, tmp_path / "two", rows=8)
+    both.check()
+    assert both.files == alone.files
+
+
+def test_a_listed_server_is_leased_to_one_process_at_a_time() -> None:
+    with StandIn() as server:
+        first, second = servers.ListedServer(server.address), servers.ListedServer(server.address)
+        assert first.claim()
+        assert not second.claim()
+        first.close()
+        assert second.claim()
+        second.close()
+
+
+@pytest.mark.parametrize("address", ["localhost", "localhost:", ":9000", "host:99999", "host:port"])
+def test_addresses_that_are_none(address: str) -> None:
+    with pytest.raises(UserError, match="is no address"):
+        servers.endpoint_of(address)

@@ -1,0 +1,1 @@
+"""From shards to batches: order, decoding, crops, augmentation, captions."""

@@ -1,0 +1,138 @@
+"""Views of a picture: random or central crops, cut while the JPEG is decoded no larger than they need.
+
+Boxes are drawn before decoding, from the size that the shard states, so that one decode at the smallest sufficient DCT
+scale serves all crops of a sample.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.random.bit_generator import ISeedSequence
+from numpy.typing import NDArray
+
+from granary.curation.images.decode import DecodeLimits
+from granary.training.data.pixels import decode_pixels
+
+DRAWS = 16  # uniform numbers a view carries for the augmentation on the device
+Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels
+
+
+@dataclass(frozen=True)
+class Crop:
+    """A kind of view.
+
+    count: views of this kind in a sample; side: pixels; scale: share of the picture's area; ratio: width to height;
+    centre: no draw, the short edge becomes `side` and the middle is cut out.
+    """
+
+    count: int
+    side: int
+    scale: tuple[float, float] = (0.3, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    centre: bool = False
+
+
+class _Digest(ISeedSequence):
+    """The first state of a generator, taken from a hash: a SeedSequence would hash it again, at five times the cost."""
+
+    def __init__(self, digest: bytes) -> None:
+        self.words = np.frombuffer(digest, "<u8").astype(np.uint64)
+
+    def generate_state(self, n_words: int, dtype: Any = np.uint32) -> NDArray[np.uint64]:
+        """Return the four words that PCG64 asks for."""
+        return self.words
+
+
+def sample_generator(seed: int, epoch: int, identity: str) -> np.random.Generator:
+    """Return the generator of a sample: it depends on (run seed, epoch, id), never on order, worker or batch."""
+    state: Any = _Digest(hashlib.blake2b(f"{seed}/{epoch}/{identity}".encode(), digest_size=32).digest())
+    return np.random.Generator(np.random.PCG64(state))
+
+
+def random_box(width: int, height: int, crop: Crop, generator: np.random.Generator) -> Box:
+    """Draw a box of random area and shape (Szegedy et al. 2015); after ten misses the largest central one allowed."""
+    if crop.centre:
+        return central_box(width, height, 1.0)
+    low, high = math.log(crop.ratio[0]), math.log(crop.ratio[1])
+    for _ in range(10):
+        area, shape, left, top = generator.random(4).tolist()
+        pixels = width * height * (crop.scale[0] + area * (crop.scale[1] - crop.scale[0]))
+        ratio = math.exp(low + shape * (high - low))
+        wide, tall = round(math.sqrt(pixels * ratio)), round(math.sqrt(pixels / ratio))
+        if 0 < wide <= width and 0 < tall <= height:
+            x, y = int(left * (width - wide + 1)), int(top * (height - tall + 1))
+            return x, y, x + wide, y + tall
+    return central_box(width, height, min(max(width / height, crop.ratio[0]), crop.ratio[1]))
+
+
+def central_box(width: int, height: int, ratio: float) -> Box:
+    """Return the largest box in the middle with a width-to-height ratio."""
+    wide, tall = min(width, height * ratio), min(height, width / ratio)
+    left, top = (width - wide) / 2, (height - tall) / 2
+    return left, top, left + wide, top + tall
+
+
+def needed_side(width: int, height: int, boxes: Mapping[str, list[Box]], crops: Mapping[str, Crop]) -> int:
+    """Return the short side that the decoded picture needs so that no crop is enlarged by DCT scaling."""
+    short, side = min(width, height), 1
+    for name, own in boxes.items():
+        smallest = min(min(right - left, bottom - top) for left, top, right, bottom in own)
+        side = max(side, math.ceil(crops[name].side * short / max(smallest, 1.0)))
+    return side
+
+
+def cut_views(
+    data: bytes,
+    size: tuple[int, int] | None,
+    crops: Mapping[str, Crop],
+    generator: np.random.Generator,
+    limits: DecodeLimits,
+) -> dict[str, NDArray[np.uint8]]:
+    """Decode a picture and cut its views.
+
+    Args:
+        data: the file.
+        size: width and height, upright, as the shard states them; None decodes in full.
+        crops: the kinds of view by name.
+        generator: of this sample.
+        limits: of decoding.
+
+    Returns:
+        For each name (count, side, side, 3) uint8. Raises DecodeError.
+    """
+    picture, fast = None, not any(crop.centre for crop in crops.values())
+    if size is None:
+        picture = decode_pixels(data, limits, fast=fast)
+        size = picture.width, picture.height
+    boxes = {name: [random_box(*size, crop, generator) for _ in range(crop.count)] for name, crop in crops.items()}
+    pixels = (picture or decode_pixels(data, limits, needed_side(*size, boxes, crops), fast)).pixels
+    scale = pixels.shape[1] / size[0], pixels.shape[0] / size[1]
+    return {
+        name: np.stack([resized(_cut(pixels, box, scale), crop.side) for box in boxes[name]])
+        for name, crop in crops.items()
+    }
+
+
+def _cut(pixels: NDArray[np.uint8], box: Box, scale: tuple[float, float]) -> NDArray[np.uint8]:
+    """Return whole pixels of a picture, at least one; scale: pixels (across, down) for each pixel of the box."""
+    (height, width), (left, top, right, bottom) = pixels.shape[:2], box
+    wide = min(max(1, round((right - left) * scale[0])), width)
+    tall = min(max(1, round((bottom - top) * scale[1])), height)
+    x, y = min(round(left * scale[0]), width - wide), min(round(top * scale[1]), height - tall)
+    return pixels[y : y + tall, x : x + wide]
+
+
+def resized(pixels: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
+    """Return (H, W, 3) pixels at (side, side, 3), bicubic with antialiasing: Pillow's filter, several times faster."""
+    if pixels.shape[:2] == (side, side):
+        return pixels
+    planes = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None]  # channels last in memory, which is the fast way
+    return F.interpolate(planes, (side, side), mode="bicubic", antialias=True)[0].permute(1, 2, 0).numpy()

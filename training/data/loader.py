@@ -1,0 +1,315 @@
+"""Batches from granary shards: read, decoded and cropped in worker processes, in an order that a step number fixes.
+
+A batch is made of `streams` parts; part s of step k is a pure function of (seed, s, k), and a worker makes whole parts:
+a run that goes on at step k sees the samples that the undisturbed run would, with any number of workers.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import signal
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from granary.curation.errors import UserError
+from granary.curation.images.decode import DecodeError, DecodeLimits
+from granary.curation.store import storage
+from granary.training.data import shards
+from granary.training.data.crops import DRAWS, Crop, cut_views, sample_generator
+from granary.training.data.order import Mixture, Order
+from granary.training.data.ring import Ring
+
+Part = dict[str, Any]
+Dead = tuple[str, str, str]  # uri, error, message
+PATIENCE = 100  # samples in a row that may be undecodable
+RUN = 64  # pictures that a worker makes and hands over at a time: a message costs as much as several small pictures
+RUN_BYTES = 2**22  # of their views at most
+IMAGE_COLUMNS = ("id", "row_id", "width", "height", "source")
+
+
+class Plan(NamedTuple):
+    """What the batches of a run are.
+
+    datasets, weights: the mixture; crops: the views by name; columns: besides "image" any of "label" and "captions";
+    classes: names of the labels; batch: pictures of a step over all processes; streams: parts it is made of; window:
+    rows shuffled with one another, over all streams; seed: of the run.
+    """
+
+    datasets: Sequence[shards.Dataset]
+    weights: Sequence[float]
+    crops: Mapping[str, Crop]
+    columns: Sequence[str] = ("image",)
+    classes: Collection[str] = ()
+    batch: int = 64
+    streams: int = 8
+    window: int = 8192
+    seed: int = 0
+    limits: DecodeLimits = DecodeLimits()
+
+
+def check_plan(plan: Plan, processes: int = 1) -> None:
+    """Raise UserError where batch, streams, processes and data do not fit together."""
+    smallest = min(dataset.count for dataset in plan.datasets)
+    if smallest < plan.batch and len(plan.datasets) == 1:
+        raise UserError(f"batch: {plan.batch} is not right: the data have {smallest} samples; give at most as many")
+    if smallest < plan.streams:
+        raise UserError(f"data: {smallest} samples cannot feed {plan.streams} streams; give fewer streams")
+    if plan.batch % plan.streams:
+        raise UserError(f"streams: {plan.streams} is not right: it must divide the batch, {plan.batch}")
+    if plan.streams % processes:
+        raise UserError(f"streams: {plan.streams} is not right: it must be a multiple of the {processes} processes")
+
+
+class Parts:
+    """Makes the parts of a stream for a run of steps."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan, self.size = plan, plan.batch // plan.streams
+        window = max(1, plan.window // plan.streams)
+        orders = [Order([g.rows for g in d.groups], plan.seed, plan.streams, window) for d in plan.datasets]
+        self.mixture = Mixture(orders, plan.weights, plan.seed)
+        self.readers = [_reader(dataset, plan, window) for dataset in plan.datasets]
+        self.classes = {name: number for number, name in enumerate(plan.classes)}
+
+    def __getitem__(self, key: tuple[int, int, int]) -> Part:
+        """Return the parts of steps first .. first + count - 1 of a stream, end to end; key: (first, stream, count).
+
+        It has the views (b, views, side, side, 3) uint8, `NAME_draws` (b, views, 16), ids, columns, and `dead`, a list
+        for each step: what cannot be decoded is in it (uri, error, message), and the next sample of the stream that can
+        be takes its place. See `divided`.
+        """
+        first, stream, count = key
+        dead: list[list[Dead]] = [[] for _ in range(count)]
+        positions = range(first * self.size, (first + count) * self.size)
+        found = [self._alive(stream, p, dead[p // self.size - first]) for p in positions]
+        return {**stacked(found), "dead": dead}
+
+    def _alive(self, stream: int, position: int, dead: list[Dead]) -> tuple[Part, Part]:
+        """Return row and views of the first sample from a position on that can be decoded."""
+        generator = None
+        for place in (self.mixture.place(stream, position + i) for i in range(PATIENCE)):
+            rows = self.readers[place.dataset].rows(self.plan.datasets[place.dataset].groups[place.group])
+            row = read_row(rows, place.row, self.plan.columns, self.classes)
+            generator = generator or sample_generator(self.plan.seed, place.epoch, row["key"])
+            try:
+                return row, views_of(row, generator, self.plan.crops, self.plan.limits)
+            except DecodeError as error:
+                dead.append((row["uri"], error.kind, str(error)))
+        raise UserError(f"data: {PATIENCE} samples in a row cannot be decoded, the first of them {dead[-PATIENCE][0]}")
+
+
+def _reader(dataset: shards.Dataset, plan: Plan, window: int) -> shards.GroupReader:
+    """Return a reader that keeps the groups of one window of every stream."""
+    rows = max(1, dataset.count // len(dataset.groups))
+    return shards.GroupReader(_wanted(dataset, plan.columns), plan.streams * (window // rows + 3))
+
+
+def _wanted(dataset: shards.Dataset, columns: Sequence[str]) -> list[str]:
+    named = [column for column in (*IMAGE_COLUMNS, *columns) if column in dataset.columns and column != "image"]
+    return ["image.bytes", *named]
+
+
+def read_row(rows: shards.Rows, row: int, columns: Sequence[str], classes: Mapping[str, int]) -> Part:
+    """Return one row: data, size, key (row_id or id), uri, and label and captions where they are asked for."""
+    width, height = rows.cell("width", row), rows.cell("height", row)
+    found: Part = {"data": rows.image(row), "size": (width, height) if width and height else None}
+    found["key"] = str(rows.cell("row_id", row) or rows.cell("id", row) or row)
+    found["uri"] = str((rows.cell("source", row) or {}).get("uri") or found["key"])
+    if "label" in columns:
+        found["label"] = classes.get(str(rows.cell("label", row)), -1)
+    if "captions" in columns:
+        found["captions"] = rows.cell("captions", row) or []
+    return found
+
+
+def views_of(row: Part, generator: np.random.Generator, crops: Mapping[str, Crop], limits: DecodeLimits) -> Part:
+    """Return the views of a sample and the numbers its augmentation on the device goes by. Raises DecodeError."""
+    views: Part = dict(cut_views(row["data"], row["size"], crops, generator, limits))
+    for name, crop in crops.items():
+        views[f"{name}_draws"] = generator.random((crop.count, DRAWS), dtype=np.float32)
+    return views
+
+
+def stacked(found: Sequence[tuple[Part, Part]]) -> Part:
+    """Return rows and their views as one part."""
+    first = found[0][0]
+    part: Part = {name: torch.from_numpy(np.stack([views[name] for _, views in found])) for name in found[0][1]}
+    part["id"] = [row["key"] for row, _ in found]
+    if "label" in first:
+        part["label"] = torch.tensor([row["label"] for row, _ in found])
+    if "captions" in first:
+        part["captions"] = [row["captions"] for row, _ in found]
+    return part
+
+
+def divided(run: Part) -> Iterator[Part]:
+    """Yield what `Parts` made, step by step."""
+    size = len(run["id"]) // len(run["dead"])
+    entries = {name: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for name, v in run.items()}
+    for step, dead in enumerate(entries.pop("dead")):
+        yield {**{name: value[step * size : (step + 1) * size] for name, value in entries.items()}, "dead": dead}
+
+
+class _Handed(Dataset[Part]):
+    """`Parts` as a worker hands them over: pictures in a slot of the ring, other tensors as arrays.
+
+    A worker would hand over each tensor by a file of its own.
+    """
+
+    def __init__(self, plan: Plan, ring: Ring) -> None:
+        self.plan, self.ring = plan, ring
+
+    @cached_property
+    def parts(self) -> Parts:
+        """Made in the worker: what they keep of past reads cannot be sent to one."""
+        return Parts(self.plan)
+
+    def __getitem__(self, turn: tuple[int, tuple[int, int, int]]) -> Part:
+        """Return the run of a key without its pictures, which are in a slot; turn: (slot, key)."""
+        slot, key = turn
+        run = self.ring.put(slot, self.parts[key])
+        return {name: v.numpy() if isinstance(v, torch.Tensor) else v for name, v in run.items()}
+
+
+def _keys(start: int, stop: int, count: int, streams: Sequence[int]) -> Iterator[tuple[int, int, int]]:
+    """Yield the keys of one process from a step on, in order: all streams for some steps, then for the next."""
+    for step in range(start, stop, count):
+        yield from ((step, stream, min(count, stop - step)) for stream in streams)
+
+
+def batches(
+    plan: Plan,
+    start: int,
+    stop: int,
+    rank: int = 0,
+    processes: int = 1,
+    workers: int = 2,
+    place: Callable[[Part], Part] = lambda part: part,
+    pin: bool = False,
+) -> Iterator[Part]:
+    """Yield the batches of steps start .. stop - 1 of one process.
+
+    Args:
+        plan: of the run; see `check_plan`.
+        start, stop: steps.
+        rank, processes: this process and how many there are: each takes an equal run of the streams.
+        workers: worker processes; 0 works in this one. They change nothing but the speed.
+        place: puts a part on the device.
+        pin: pin memory for it.
+
+    Yields:
+        What `Parts` makes for a step, parts of the process one after another.
+    """
+    share = plan.streams // processes
+    part = plan.batch // plan.streams * sum(crop.count * crop.side**2 * 3 for crop in plan.crops.values())  # bytes
+    count = max(1, min(RUN * plan.streams // plan.batch, RUN_BYTES // part))
+    keys = _keys(start, stop, count, range(rank * share, (rank + 1) * share))
+    runs = _handed_over(plan, keys, share, count, workers, pin) if workers else map(Parts(plan).__getitem__, keys)
+    while steps := [divided(run) for run in itertools.islice(runs, share)]:
+        for parts in zip(*steps, strict=True):
+            yield joined([place(part) for part in parts])
+
+
+def _handed_over(
+    plan: Plan, keys: Iterator[tuple[int, int, int]], share: int, count: int, workers: int, pin: bool
+) -> Iterator[Part]:
+    """Yield the runs of keys from worker processes; the pictures of the last `share` of them are there at a time."""
+    ahead = max(2, math.ceil(2 * share / workers))  # runs that a worker may have ready: all need those of two rounds
+    rows = count * plan.batch // plan.streams
+    shapes = {name: (rows, crop.count, crop.side, crop.side, 3) for name, crop in plan.crops.items()}
+    ring = Ring(ahead * workers + share, shapes)
+    loader = DataLoader(
+        _Handed(plan, ring),
+        batch_size=None,
+        sampler=zip(itertools.cycle(range(ring.slots)), keys),
+        num_workers=workers,
+        collate_fn=_as_is,
+        worker_init_fn=_deaf,
+        prefetch_factor=ahead,
+        multiprocessing_context=_context(plan),
+    )
+    return (ring.take(handed, pin) for handed in loader)
+
+
+def _deaf(worker: int) -> None:
+    """Let a worker ignore what asks the run to stop, sent to its whole group: the run saves its state, then ends it."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _as_is(part: Any) -> Any:
+    return part
+
+
+def _context(plan: Plan) -> str:
+    """Fork where all is local; the threads of remote file systems do not survive a fork."""
+    return "fork" if all(storage.is_local(dataset.path) for dataset in plan.datasets) else "forkserver"
+
+
+def joined(parts: Sequence[Part]) -> Part:
+    """Concatenate parts, a copy even of one: tensors along the first axis, lists end to end."""
+    first = parts[0]
+    return {
+        name: _concatenated([part[name] for part in parts])
+        if isinstance(value, torch.Tensor)
+        else [entry for part in parts for entry in part[name]]
+        for name, value in first.items()
+    }
+
+
+def _concatenated(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Concatenate along the first axis; on the CPU without torch's threads, which spin on after so short a task."""
+    if tensors[0].device.type == "cpu":
+        return torch.from_numpy(np.concatenate([tensor.numpy() for tensor in tensors]))
+    return torch.cat(list(tensors))
+
+
+def in_order(
+    dataset: shards.Dataset,
+    crop: Crop,
+    columns: Sequence[str] = ("image",),
+    classes: Sequence[str] = (),
+    batch: int = 64,
+    limit: int | None = None,
+    seed: int = 0,
+) -> Iterator[Part]:
+    """Yield every row of a dataset once, in order, in batches: for evaluation.
+
+    Args:
+        dataset: of `open_dataset`.
+        crop: the only view, named "image"; `centre=True` draws nothing.
+        columns, classes: as in `Plan`.
+        batch: rows at a time; what cannot be decoded is left out, and listed in `dead`.
+        limit: rows at most.
+        seed: of random crops.
+    """
+    numbers = {name: number for number, name in enumerate(classes)}
+    left = dataset.count if limit is None else min(limit, dataset.count)
+    for group in dataset.groups:
+        if not left:
+            return
+        rows = shards.Rows(shards.read_group(group, _wanted(dataset, columns)))
+        taken = min(rows.count, left)
+        for start in range(0, taken, batch):
+            part = [read_row(rows, row, columns, numbers) for row in range(start, min(start + batch, taken))]
+            yield _in_part(part, crop, seed)
+        left -= taken
+
+
+def _in_part(rows: Sequence[Part], crop: Crop, seed: int) -> Part:
+    """Return rows as a part, without those that cannot be decoded."""
+    found, dead = [], list[Dead]()
+    for row in rows:
+        try:
+            views = views_of(row, sample_generator(seed, 0, row["key"]), {"image": crop}, DecodeLimits())
+            found.append((row, views))
+        except DecodeError as error:
+            dead.append((row["uri"], error.kind, str(error)))
+    empty: Part = {"image": torch.empty(0, 1, crop.side, crop.side, 3, dtype=torch.uint8), "id": []}
+    return {**(stacked(found) if found else empty), "dead": dead}

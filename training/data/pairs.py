@@ -1,0 +1,216 @@
+"""Entries of the config `pairs` of a packed run: a crop, its summaries, its negatives.
+
+`read_entries` streams them in order, which is part of the benchmark: the rivals of a crop are its neighbours.
+`shuffled_entries` gives an epoch of training.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from granary.curation.dense.crops import cut
+from granary.curation.dense.masks import pixels_of
+from granary.curation.errors import UserError
+from granary.curation.images.decode import DecodeLimits, decode
+from granary.curation.store import storage
+from granary.curation.store.sampling import priority
+
+TEXTS = ("id", "file", "key", "base", "split", "captions", "negatives")
+PICTURES = ("image", "box", "mask", "darkened")
+LIMITS = DecodeLimits()
+ROWS = 16  # read at a time
+
+
+@dataclass(frozen=True)
+class Negative:
+    """A text that does not describe the crop: its kind, and the logit it was given, if any."""
+
+    kind: str
+    text: str
+    score: float | None = None
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One crop with its texts.
+
+    captions: the first summary first, blank ones left out. data: bytes of the picture; where they are those of the
+    whole image, box: x0, y0, x1, y1 to cut out of it, x1 and y1 exclusive, and mask: outside of which it is darkened.
+    """
+
+    id: str
+    file: str
+    key: str
+    base: bool
+    split: str
+    captions: tuple[str, ...]
+    negatives: tuple[Negative, ...]
+    data: bytes = field(default=b"", repr=False)
+    box: tuple[int, int, int, int] | None = None
+    mask: Mapping[str, Any] | None = field(default=None, repr=False)
+
+    def image(self) -> Image.Image:
+        """Decode the picture to RGB, and cut it where it must be; raises DecodeError."""
+        whole = decode(self.data, LIMITS).image
+        if self.box is None:
+            return whole
+        shape = None if self.mask is None else pixels_of(self.mask["size"], self.mask["counts"], self.mask["png"])
+        return cut(whole, self.box, shape)
+
+    def first_negative(self, kind: str) -> str | None:
+        """Return the first negative of a kind."""
+        return next((negative.text for negative in self.negatives if negative.kind == kind), None)
+
+    def hardest_negative(self) -> str | None:
+        """Return the negative with the highest score, of any kind, the first of equals; None without scores."""
+        scored = [(negative.score, negative.text) for negative in self.negatives if negative.score is not None]
+        return max(scored, key=lambda pair: pair[0])[1] if scored else None
+
+
+def pair_shards(data: str) -> list[str]:
+    """Return the Parquet files of the config `pairs` in order.
+
+    Args:
+        data: a run directory, its dataset/ folder, a downloaded dataset, or the folder pairs/ itself; a path or URL.
+
+    Raises:
+        UserError: where there are none.
+    """
+    for folder in (storage.join(data, "dataset", "pairs"), storage.join(data, "pairs"), data):
+        found = [name for name in storage.names(folder) if name.endswith(".parquet")]
+        if found:
+            return [storage.join(folder, name) for name in found]
+    raise UserError(f"data: {data!r} holds no config `pairs`; give a run of `granary pack`")
+
+
+def read_entries(data: str, split: str | None = None) -> Iterator[Entry]:
+    """Yield the entries of a packed run in order, holding a few rows at a time.
+
+    Args:
+        data: as `pair_shards` takes it.
+        split: only entries of this split; None takes all.
+
+    Raises:
+        UserError: where a shard is broken or lacks columns, or no entry is of the split.
+    """
+    originals, seen, taken = Originals(data), set(), False
+    for shard in pair_shards(data):
+        with opened(shard, *TEXTS, *PICTURES) as parquet:
+            for batch in parquet.iter_batches(ROWS, columns=[*TEXTS, *PICTURES]):
+                for row in batch.to_pylist():
+                    seen.add(row["split"])
+                    if split in (None, row["split"]):
+                        taken = True
+                        yield entry_of(row, originals)
+    if not taken:
+        there = ", ".join(sorted(repr(name) for name in seen)) or "none: it is empty"
+        raise UserError(f"split: {split!r} is not right; the splits of {data!r} are {there}")
+
+
+def row_groups(data: str, split: str | None = None) -> list[tuple[str, int]]:
+    """Return (shard, row group) of those that hold entries of a split, in order."""
+    found = []
+    for shard in pair_shards(data):
+        with opened(shard, *TEXTS, *PICTURES) as parquet:
+            for group in range(parquet.num_row_groups):
+                splits = parquet.read_row_group(group, columns=["split"])["split"].unique().to_pylist()
+                if split in (None, *splits):
+                    found.append((shard, group))
+    return found
+
+
+def shuffled_entries(
+    data: str, groups: Sequence[tuple[str, int]], split: str | None, seed: int, epoch: int, together: int = 8
+) -> Iterator[Entry]:
+    """Yield every entry of a split once, in an order drawn from (seed, epoch).
+
+    Row groups are shuffled; then `together` of them are read at a time and their entries shuffled.
+    """
+    originals = Originals(data)
+    order = np.argsort(priority(seed, range(len(groups)), f"groups/{epoch}"))
+    for at in range(0, len(order), together):
+        rows = [row for number in order[at : at + together] for row in group_rows(groups[number], split)]
+        for place in np.argsort(priority(seed, [row["id"] for row in rows], f"entries/{epoch}"), kind="stable"):
+            yield entry_of(rows[place], originals)
+
+
+def group_rows(place: tuple[str, int], split: str | None) -> list[dict[str, Any]]:
+    """Return the rows of a split in a (shard, row group)."""
+    shard, group = place
+    with opened(shard) as parquet:
+        rows = parquet.read_row_group(group, columns=[*TEXTS, *PICTURES]).to_pylist()
+    return [row for row in rows if split in (None, row["split"])]
+
+
+@contextlib.contextmanager
+def opened(shard: str, *columns: str) -> Iterator[pq.ParquetFile]:
+    """Open a shard; raises UserError where it is broken or has not these columns."""
+    try:
+        with storage.open_read(shard) as file, pq.ParquetFile(file, pre_buffer=False) as parquet:
+            missing = sorted(set(columns) - set(parquet.schema_arrow.names))
+            if missing:
+                raise UserError(f"data: {shard!r} has no column {missing[0]!r}; give a run of `granary pack`")
+            yield parquet
+    except (pa.ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"data: {shard!r} cannot be read ({reason}); run the same `granary pack` again") from error
+
+
+def entry_of(row: dict[str, Any], originals: Originals) -> Entry:
+    """Return the entry of a row of `pairs`; originals: where whole images are, for rows without a picture."""
+    names = {name: row[name] for name in ("id", "file", "key", "base", "split")}
+    captions = tuple(caption for caption in row["captions"] or [] if caption and caption.strip())
+    given = [Negative(n["kind"], n["text"], n["score"]) for n in row["negatives"] or [] if (n["text"] or "").strip()]
+    entry = Entry(**names, captions=captions, negatives=tuple(given), data=(row["image"] or {}).get("bytes") or b"")
+    if entry.data:
+        return entry
+    whole = originals.read(row)
+    masks = [mask for mask in whole.get("masks", []) if mask["key"] == row["mask"]]
+    picture = {"data": whole["image"]["bytes"], "box": tuple(row["box"]), "mask": masks[0] if masks else None}
+    return replace(entry, **picture)
+
+
+class Originals:
+    """Whole images of the config `data`, for runs whose crops are cut at load time; keeps one row group.
+
+    Args:
+        data: as `pair_shards` takes it.
+    """
+
+    def __init__(self, data: str) -> None:
+        self.data = data
+        self.places: dict[str, tuple[str, int, int]] | None = None
+        self.group: tuple[Any, ...] | None = None
+        self.rows: list[dict[str, Any]] = []
+
+    def read(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Return image, and where needed masks, of a row of `pairs`. Raises UserError where they are not there."""
+        if self.places is None:
+            self.places = dict(self._index())
+        if row["file"] not in self.places:
+            raise UserError(f"data: the image of entry {row['id']} is in no shard of {self.data!r}; pack it again")
+        shard, group, at = self.places[row["file"]]
+        columns = ("image", "masks") if row["darkened"] else ("image",)
+        if self.group != (shard, group, columns):
+            with opened(shard, *columns) as parquet:
+                self.rows = parquet.read_row_group(group, columns=list(columns)).to_pylist()
+            self.group = (shard, group, columns)
+        return self.rows[at]
+
+    def _index(self) -> Iterator[tuple[str, tuple[str, int, int]]]:
+        """Yield annotation file and its shard, row group and row."""
+        for folder in (storage.join(self.data, "dataset", "data"), storage.join(self.data, "data")):
+            for name in storage.names(folder):
+                shard = storage.join(folder, name)
+                with opened(shard, "file") as parquet:
+                    for group in range(parquet.num_row_groups):
+                        files = parquet.read_row_group(group, columns=["file"])["file"].to_pylist()
+                        yield from ((file, (shard, group, at)) for at, file in enumerate(files))

@@ -1,0 +1,77 @@
+"""The collapse alarm: representations that say the same of every picture, seen while the loss still falls."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from granary.training.recipe import Alarm
+
+UNIFORM = 0.999  # of ln K: a teacher that has learned nothing or has been flattened
+
+
+def feature_deviation(features: Tensor) -> float:
+    """Return the mean deviation over pictures of a channel, divided by the root mean square of all values: 0 when all
+    pictures have one vector, 1 when the mean is 0. features: (n, D).
+    """
+    x = features.float()
+    return float(x.std(dim=0).mean() / x.square().mean().sqrt().clamp(min=1e-12))
+
+
+def rank_me(features: Tensor, epsilon: float = 1e-7) -> float:
+    """Return RankMe: exp of the entropy of the singular values, not centred (Garrido et al. 2023). features: (n, D)."""
+    values = torch.linalg.svdvals(features.float())
+    shares = values / values.sum().clamp(min=1e-12) + epsilon
+    return float(torch.exp(-(shares * shares.log()).sum()))
+
+
+def effective_rank(features: Tensor) -> float:
+    """Return RankMe of the features less their mean: how many directions tell pictures apart. features: (n, D)."""
+    return rank_me(features.float() - features.float().mean(dim=0))
+
+
+def teacher_entropy(probabilities: Tensor) -> tuple[float, float]:
+    """Return the entropy of a teacher's answer and of its mean answer, both in 0..1 of ln K. probabilities: (n, K).
+
+    The second near 0: one prototype answers for all pictures. The first near 1: every answer is uniform.
+    """
+    p = probabilities.float()
+    scale = math.log(p.shape[1])
+    single, mean = torch.special.entr(p).sum(dim=1).mean(), torch.special.entr(p.mean(dim=0)).sum()
+    return float(single / scale), float(mean / scale)
+
+
+def measure(features: Tensor, teacher: Tensor | None = None) -> dict[str, float]:
+    """Return what the alarm looks at: deviation, rank_me, effective_rank and, with a teacher, its two entropies."""
+    if not torch.isfinite(features).all():
+        return {"feature_deviation": math.nan}
+    found = {
+        "feature_deviation": feature_deviation(features),
+        "rank_me": rank_me(features),
+        "effective_rank": effective_rank(features),
+    }
+    if teacher is not None:
+        found["teacher_entropy"], found["teacher_mean_entropy"] = teacher_entropy(teacher)
+    return found
+
+
+def symptoms(found: Mapping[str, float], limits: Alarm) -> dict[str, str]:
+    """Return name and sentence of each thing that looks like collapse; none when all is well."""
+    said = {}
+    deviation = found["feature_deviation"]
+    if math.isnan(deviation):
+        return {"not finite": "features are not finite"}
+    if deviation < limits.deviation:
+        text = f"features hardly differ: their relative deviation is {deviation:.4g}, below {limits.deviation:g}"
+        said["deviation"] = text
+    if found["effective_rank"] < limits.rank:
+        said["rank"] = f"features vary in {found['effective_rank']:.3g} directions, fewer than {limits.rank:g}"
+    if found.get("teacher_mean_entropy", 1.0) < limits.entropy:
+        mean = found["teacher_mean_entropy"]
+        said["same answer"] = f"the teacher gives all pictures the same answer: entropy {mean:.3g} ln K"
+    if found.get("teacher_entropy", 0.0) > UNIFORM:
+        said["uniform"] = f"the teacher's answers are uniform: entropy {found['teacher_entropy']:.4g} ln K"
+    return said

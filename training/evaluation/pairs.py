@@ -1,0 +1,223 @@
+"""Image-text models by name, and the rows of a dataset through their image encoder: what zero-shot scores start from.
+
+PATH is a training directory or a checkpoint of `clip` or `siglip`, or a model of `transformers`, hf:ID_OR_PATH.
+Shapes: B pictures, T texts, D dimensions of the shared space; vectors have unit length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from granary.curation.encoders.inference import torch_device
+from granary.curation.errors import UserError
+from granary.curation.images.decode import DecodeError, DecodeLimits, decode
+from granary.training.data import shards
+from granary.training.data.augment import normalised, to_unit
+from granary.training.data.crops import Crop, cut_views
+from granary.training.data.loader import Part, read_row
+from granary.training.methods.clip import CLIP
+from granary.training.models.clip_transformers import DTYPES, THREADS, ClipModel
+from granary.training.models.clip_weights import checkpoint_folder, load_clip
+from granary.training.models.text import filled
+
+COLUMNS = ("id", "row_id", "source")
+Dead = dict[str, str]
+
+
+class DualEncoder(Protocol):
+    """An image encoder and a text encoder of one space."""
+
+    @property
+    def truncated(self) -> int:
+        """Texts cut to the context so far."""
+
+    def pictures(self, files: Sequence[bytes]) -> list[Tensor | DecodeError]:
+        """Return for each file its vector (D,) on the CPU, or why it is no picture."""
+
+    def texts(self, texts: Sequence[str]) -> Tensor:
+        """Return (T, D) on the CPU."""
+
+
+class TrainedPair:
+    """A model of `granary.training.methods.clip`."""
+
+    def __init__(self, model: CLIP, device: torch.device, dtype: str = "float32", batch: int = 256) -> None:
+        self.model, self.device, self.batch = model.to(device).eval(), device, batch
+        self.autocast = partial(torch.autocast, device.type, DTYPES[dtype], enabled=dtype != "float32")
+
+    @property
+    def truncated(self) -> int:
+        """Texts cut to the context so far."""
+        return self.model.tokenizer.truncated
+
+    @torch.inference_mode()
+    def pictures(self, files: Sequence[bytes]) -> list[Tensor | DecodeError]:
+        """Cut the middle out of each picture, its short edge at the model's side, and encode."""
+        config = self.model.config
+        with ThreadPoolExecutor(THREADS) as pool:
+            found = list(pool.map(partial(_central, config.side), files))
+        views = [view for view in found if isinstance(view, np.ndarray)]
+        if not views:
+            return [error for error in found if isinstance(error, DecodeError)]
+        pixels = to_unit(torch.from_numpy(np.stack(views)).to(self.device))
+        with self.autocast():
+            vectors = iter(_unit(self.model.images(normalised(pixels, config.mean, config.deviation))))
+        return [view if isinstance(view, DecodeError) else next(vectors) for view in found]
+
+    @torch.inference_mode()
+    def texts(self, texts: Sequence[str]) -> Tensor:
+        """Encode texts, a batch at a time."""
+        found = []
+        for start in range(0, len(texts), self.batch):
+            tokens = self.model.tokenizer.numbers(texts[start : start + self.batch])
+            with self.autocast():
+                found.append(_unit(self.model.texts(tokens.to(self.device))))
+        return torch.cat(found)
+
+
+class TransformersPair:
+    """A CLIP or SigLIP of `transformers`."""
+
+    def __init__(self, model: ClipModel) -> None:
+        self.model = model
+
+    @property
+    def truncated(self) -> int:
+        """Texts cut to the context so far."""
+        return self.model.truncated
+
+    def pictures(self, files: Sequence[bytes]) -> list[Tensor | DecodeError]:
+        """Prepare each picture as the model's processor does, and encode."""
+        with ThreadPoolExecutor(THREADS) as pool:
+            found = list(pool.map(self._prepared, files))
+        pixels = [each for each in found if isinstance(each, Tensor)]
+        if not pixels:
+            return [error for error in found if isinstance(error, DecodeError)]
+        vectors = iter(_finite(self.model.images(torch.stack(pixels)).cpu()))
+        return [each if isinstance(each, DecodeError) else next(vectors) for each in found]
+
+    def _prepared(self, file: bytes) -> Tensor | DecodeError:
+        image = _decoded(file)
+        return image if isinstance(image, DecodeError) else self.model.pixels([image])[0]
+
+    def texts(self, texts: Sequence[str]) -> Tensor:
+        """Encode texts, a batch at a time."""
+        return _finite(self.model.texts(texts).cpu())
+
+
+def _unit(features: Tensor) -> Tensor:
+    return _finite(F.normalize(features.float(), dim=1).cpu())
+
+
+def _finite(vectors: Tensor) -> Tensor:
+    if not torch.isfinite(vectors).all():
+        raise UserError("model: it gives vectors that are not finite; check its weights, or the dtype")
+    return vectors
+
+
+def _decoded(file: bytes) -> Image.Image | DecodeError:
+    try:
+        return decode(file, DecodeLimits()).image
+    except DecodeError as error:
+        return error
+
+
+def _central(side: int, file: bytes) -> Any:
+    """Return the middle of a picture, (side, side, 3) uint8, or a DecodeError."""
+    crop, unused = {"image": Crop(1, side, centre=True)}, np.random.default_rng(0)
+    try:
+        return cut_views(file, None, crop, unused, DecodeLimits())["image"][0]
+    except DecodeError as error:
+        return error
+
+
+def load_dual_encoder(source: str, device: str = "auto", dtype: str = "float32") -> DualEncoder:
+    """Return the image-text model that PATH names. Raises UserError with what is wrong."""
+    if dtype not in DTYPES:
+        raise UserError(f"dtype: {dtype!r} is not right; the types are {', '.join(sorted(DTYPES))}")
+    folder = None if source.startswith("hf:") else checkpoint_folder(source)
+    if folder is None:
+        return TransformersPair(ClipModel.load(source, device, dtype))
+    return TrainedPair(load_clip(folder), torch_device(device), dtype)
+
+
+class Encoded(NamedTuple):
+    """What could be read of a dataset.
+
+    rows: n, as `training.data.loader.read_row` gives them, without data and blank captions; vectors: (n, D); dead: uri,
+    stage, error and message of the pictures that cannot be decoded.
+    """
+
+    rows: list[Part]
+    vectors: Tensor
+    dead: list[Dead]
+
+
+def encode_rows(
+    model: DualEncoder,
+    dataset: shards.Dataset,
+    column: str,
+    classes: Sequence[str] = (),
+    batch: int = 64,
+    limit: int | None = None,
+) -> Encoded:
+    """Encode the pictures of a dataset in its order.
+
+    Args:
+        model: see `load_dual_encoder`.
+        dataset: of `open_dataset`.
+        column: "label" or "captions": read with the pictures; rows without a label or a caption are left out.
+        classes: names of the labels.
+        batch: pictures at once.
+        limit: rows at most.
+
+    Raises:
+        UserError: where no row is left.
+    """
+    kept: list[Part] = []
+    vectors: list[Tensor] = []
+    dead: list[Dead] = []
+    for chunk in _chunks(dataset, column, classes, batch, limit):
+        for row, found in zip(chunk, model.pictures([row.pop("data") for row in chunk]), strict=True):
+            if isinstance(found, DecodeError):
+                dead.append({"uri": row["uri"], "stage": "decode", "error": found.kind, "message": str(found)})
+            else:
+                kept.append(row)
+                vectors.append(found)
+    if not vectors:
+        reason = f"its pictures cannot be decoded, for example {dead[0]['uri']}" if dead else f"no row has {column}"
+        raise UserError(f"data: {dataset.path} has nothing to measure on: {reason}")
+    return Encoded(kept, torch.stack(vectors), dead)
+
+
+def _chunks(
+    dataset: shards.Dataset, column: str, classes: Sequence[str], batch: int, limit: int | None
+) -> Iterator[list[Part]]:
+    """Yield the rows with a value in the column, `batch` at a time."""
+    wanted = ["image.bytes", *(name for name in (*COLUMNS, column) if name in dataset.columns)]
+    numbers = {name: number for number, name in enumerate(classes)}
+    left = dataset.count if limit is None else limit
+    chunk: list[Part] = []
+    for group in dataset.groups:
+        rows = shards.Rows(shards.read_group(group, wanted))
+        for number in range(min(rows.count, left)):
+            row = read_row(rows, number, (column,), numbers)
+            if column == "captions":
+                row[column] = filled(row[column])
+            if row[column] not in (-1, []):
+                chunk.append(row)
+            if len(chunk) == batch:
+                yield chunk
+                chunk = []
+        left -= min(rows.count, left)
+    if chunk:
+        yield chunk

@@ -1,0 +1,95 @@
+"""Few-shot classification on frozen features: n labelled pictures of each class, several draws, mean and deviation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from granary.curation.encoders.inference import torch_device
+from granary.curation.errors import UserError
+from granary.curation.store.sampling import bounded_sample
+from granary.training.evaluation.features import BATCH, Features, Measured, distinct
+from granary.training.evaluation.heads import logistic_heads
+from granary.training.evaluation.scores import Scores, Whole
+from granary.training.evaluation.tasks import train_and_test, without_test
+
+PENALTY = 0.1  # of the logistic regression: a handful of pictures bear a strong one
+
+Classifier = Literal["centroid", "logistic"]
+
+
+def evaluate(
+    model: str,
+    data: str,
+    *,
+    shots: Whole = (1, 5, 10),
+    draws: int = 10,
+    classifier: Classifier = "centroid",
+    split: str | None = None,
+    test_data: str | None = None,
+    holdout: float = 0.1,
+    device: str = "auto",
+    dtype: str = "float32",
+    batch: int = BATCH,
+    limit: int | None = None,
+    seed: int = 0,
+) -> Scores:
+    """Learn from a few training pictures of each class, test on all test pictures, again and again.
+
+    Args:
+        model: of `load_subject`.
+        data, split, test_data, holdout: of `train_and_test`.
+        shots: pictures of a class; a class with fewer gives all it has.
+        draws: how often they are drawn, by hash of (seed, draw, id); the draw of fewer shots is part of that of more.
+        classifier: centroid: the nearest class mean (SimpleShot's CL2N, Wang et al. 2019, arXiv 1911.04623); logistic:
+            logistic regression with penalty 0.1.
+        device, dtype, batch, limit, seed: of `Measured`.
+
+    Returns:
+        accuracy_SHOTS, the mean over draws, with `.std` (of a sample: over draws - 1), `.low` and `.high`.
+    """
+    if not shots or min(shots) < 1 or draws < 1:
+        raise UserError(f"shots, draws: {shots} and {draws} are not right; give numbers above 0")
+    how = Measured(model, device, dtype, batch, limit, seed)
+    task = without_test(train_and_test(how, data, split, test_data, holdout, why="few-shot"), "few-shot")
+    where, count = torch_device(device), len(task.classes)
+    test, found = task.test.last.to(where), dict[str, float | None]()
+    for number in shots:
+        results = []
+        for chosen in drawn(task.train, number, draws, seed):
+            train, labels = task.train.last[chosen].to(where), task.train.labels[chosen].to(where)
+            predicted = classify(train, labels, test, count, classifier)
+            results.append(float((predicted == task.test.labels).double().mean()))
+        name = f"accuracy_{number}"
+        found |= {name: float(np.mean(results)), f"{name}.std": float(np.std(results, ddof=1)) if draws > 1 else None}
+        found |= {f"{name}.low": min(results), f"{name}.high": max(results), f"{name}.draws": draws}
+    least = int(task.train.labels.bincount(minlength=count).min())
+    notes = [f"the smallest class has {least} training pictures, fewer than {max(shots)}"] if least < max(shots) else []
+    return Scores({**found, **task.counts(f"accuracy_{shots[0]}")}, [*task.notes, *notes], task.settings)
+
+
+def drawn(train: Features, shots: int, draws: int, seed: int) -> Iterator[Tensor]:
+    """Yield for each draw the rows of `shots` pictures of every class, (shots * K,) int64 at most."""
+    ids, labels = np.array(distinct(train.ids)), train.labels.numpy()
+    rows = [np.flatnonzero(labels == number) for number in np.unique(labels)]
+    for draw in range(draws):
+        each = [own[bounded_sample(ids[own], shots, seed, f"few-shot/{draw}")] for own in rows]
+        yield torch.from_numpy(np.sort(np.concatenate(each)))
+
+
+def classify(train: Tensor, labels: Tensor, test: Tensor, classes: int, classifier: Classifier) -> Tensor:
+    """Return the classes (m,) of test features (m, D) on the CPU, learned from train (n, D) and labels (n,)."""
+    if classifier == "logistic":
+        return logistic_heads(train, labels, classes, [PENALTY])[0].predict(test)
+    centre = train.mean(dim=0)
+    bank, queries = F.normalize(train - centre, dim=1), F.normalize(test - centre, dim=1)
+    member = F.one_hot(labels, classes).to(bank.dtype)  # (n, K)
+    sizes = member.sum(dim=0)[:, None]
+    means = (member.T @ bank) / sizes.clamp(min=1)  # (K, D)
+    distance = torch.cdist(queries, means, compute_mode="donot_use_mm_for_euclid_dist")
+    return distance.masked_fill(sizes.T == 0, torch.inf).argmin(dim=1).cpu()

@@ -1,0 +1,119 @@
+"""Weighted k nearest neighbours as in DINO (Caron et al. 2021, arXiv 2104.14294, section 4).
+
+A neighbour votes for its label with weight exp(cosine / T), T = 0.07. Headline k is 20; further k are reported beside
+it, and none is chosen on the test set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from granary.curation.encoders.inference import torch_device
+from granary.curation.errors import UserError
+from granary.training.evaluation.features import BATCH, Measured
+from granary.training.evaluation.scores import Scores, Whole, accuracies
+from granary.training.evaluation.tasks import Task, number_of, train_and_test
+
+K = (20, 10, 100, 200)
+TEMPERATURE = 0.07
+CELLS = 1 << 27  # similarities held at once
+
+
+def evaluate(
+    model: str,
+    data: str,
+    *,
+    k: Whole = K,
+    temperature: float = TEMPERATURE,
+    split: str | None = None,
+    test_data: str | None = None,
+    holdout: float = 0.1,
+    device: str = "auto",
+    dtype: str = "float32",
+    batch: int = BATCH,
+    limit: int | None = None,
+    seed: int = 0,
+) -> Scores:
+    """Classify test pictures by their neighbours among the training pictures, in the features of the last block.
+
+    A picture that is in both sets is never its own neighbour.
+
+    Args:
+        model: of `load_subject`.
+        data, split, test_data, holdout: of `train_and_test`.
+        k: neighbours; the first is `accuracy`, the others `accuracy_kN`.
+        temperature: of the weights.
+        device, dtype, batch, limit, seed: of `Measured`.
+
+    Returns:
+        accuracy with `.mean_per_class`, `.chance` and counts; `accuracy_kN` for the other k.
+    """
+    if not k or min(k) < 1 or temperature <= 0:
+        raise UserError(f"k, temperature: {k} and {temperature} are not right; both must be above 0")
+    how = Measured(model, device, dtype, batch, limit, seed)
+    task = train_and_test(how, data, split, test_data, holdout, why="kNN")
+    predicted = predictions(task, k, temperature, torch_device(device))
+    found: dict[str, float | None] = {}
+    for number in dict.fromkeys(k):
+        name = "accuracy" if number == k[0] else f"accuracy_k{number}"
+        found |= accuracies(predicted[number], task.test.labels, name)
+    few = [number for number in k if number > len(task.train.ids)]
+    notes = [f"k = {min(few)}: there are only {len(task.train.ids)} training pictures; all vote"] if few else []
+    return Scores({**found, **task.counts(), "accuracy.k": k[0]}, [*task.notes, *notes], task.settings)
+
+
+def predictions(task: Task, k: Sequence[int], temperature: float, device: torch.device) -> dict[int, Tensor]:
+    """Return for each k the classes (m,) of the test pictures of a task."""
+    groups = None
+    if task.shared:
+        numbers = number_of(task)
+        groups = tuple(torch.tensor([numbers[name] for name in part.ids]) for part in (task.train, task.test))
+    train, labels, test = (x.to(device) for x in (task.train.last, task.train.labels, task.test.last))
+    return votes(train, labels, test, len(task.classes), k, temperature, groups)
+
+
+def votes(
+    train: Tensor,
+    labels: Tensor,
+    test: Tensor,
+    classes: int,
+    k: Sequence[int],
+    temperature: float = TEMPERATURE,
+    groups: tuple[Tensor, ...] | None = None,
+) -> dict[int, Tensor]:
+    """Return for each k the classes (m,) on the CPU by a vote of the k nearest, weighted by exp(cosine / T).
+
+    Args:
+        train, test: (n, D), (m, D) features of any length.
+        labels: (n,) int64 below `classes`.
+        classes: their number.
+        k: neighbours, several numbers at once; more than n are n.
+        temperature: T.
+        groups: (n,) and (m,) numbers; what has the number of a test picture does not vote for it.
+    """
+    bank, queries = F.normalize(train, dim=1), F.normalize(test, dim=1)
+    most, found = min(max(k), len(bank)), []
+    rows = max(1, CELLS // (len(bank) + most * classes))
+    for start in range(0, len(queries), rows):
+        similarity = queries[start : start + rows] @ bank.T
+        if groups is not None:
+            own = groups[1][start : start + rows, None] == groups[0]
+            similarity.masked_fill_(own.to(similarity.device), -torch.inf)
+        nearest = similarity.topk(most, dim=1)
+        nearer = nearest.values - nearest.values[:, :1].clamp(min=-1)  # a common factor of all weights
+        weights = (nearer / temperature).exp()  # (rows, most); 0 for the picture itself
+        found.append(torch.stack([_winner(weights[:, :n], labels[nearest.indices[:, :n]], classes) for n in k]))
+    return dict(zip(k, torch.cat(found, dim=1).cpu(), strict=True))
+
+
+def _winner(weights: Tensor, labels: Tensor, classes: int) -> Tensor:
+    """Return the classes (m,) with the greatest sum of weights (m, k), the lowest of equals.
+
+    A product and not a scatter: on CUDA that adds in any order.
+    """
+    member = labels[..., None] == torch.arange(classes, device=labels.device)  # (m, k, classes)
+    return torch.einsum("mk,mkc->mc", weights, member.to(weights.dtype)).argmax(dim=1)

@@ -1,0 +1,121 @@
+"""Image-text retrieval: find the picture of a caption, and a caption of a picture, among all of a dataset.
+
+Several captions belong to a picture, as on the Karpathy splits of Flickr30k and COCO (Karpathy and Fei-Fei 2015, arXiv
+1412.2306): text to image counts captions, image to text counts a picture as found where ONE of its captions is.
+Shapes: N pictures, T captions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from granary.training.data import shards
+from granary.training.evaluation.pairs import encode_rows, load_dual_encoder
+from granary.training.evaluation.scores import Scores
+from granary.training.models.text import check_captions
+
+K = (1, 5, 10)
+CAPTIONS = 5
+CELLS = 1 << 26  # scores held at once
+
+
+def evaluate(
+    model: str,
+    data: str,
+    *,
+    split: str | None = None,
+    captions: int = CAPTIONS,
+    holdout: float = 0.1,
+    device: str = "auto",
+    dtype: str = "float32",
+    batch: int = 64,
+    limit: int | None = None,
+) -> Scores:
+    """Measure R@1, R@5 and R@10 in both directions.
+
+    Args:
+        model: of `load_dual_encoder`.
+        data: a run with captions, or its dataset.
+        split: rows to take; None takes all.
+        captions: of a picture at most, the first ones: COCO's protocol takes 5 where there are more.
+        holdout: share of the ids that is test, for shards without a column split.
+        device, dtype, batch: where, in which numbers and how many pictures at once.
+        limit: the first so many rows.
+
+    Returns:
+        text_to_image_R@K and image_to_text_R@K with `.chance`; the numbers of pictures and captions they are of, and of
+        what was left out: pictures without captions and unreadable ones. Equal scores count as misses.
+    """
+    dataset = shards.open_dataset(data, ("image", "captions"), split, holdout, "retrieval")
+    check_captions(data, shards.read_group(dataset.groups[0], ["captions"])["captions"].type)
+    encoder = load_dual_encoder(model, device, dtype)
+    found = encode_rows(encoder, dataset, "captions", batch=batch, limit=limit)
+    own = [row["captions"][:captions] for row in found.rows]
+    distinct = list(dict.fromkeys(text for texts in own for text in texts))  # equal captions score exactly alike
+    places = {text: place for place, text in enumerate(distinct)}
+    before = encoder.truncated
+    texts = encoder.texts(distinct)[[places[text] for each in own for text in each]]
+    owner = torch.tensor([number for number, each in enumerate(own) for _ in each])
+    read = min(dataset.count, dataset.count if limit is None else limit)
+    counts = {
+        "pictures": len(own),
+        "pictures.without_captions": read - len(own) - len(found.dead),
+        "pictures.unreadable": len(found.dead),
+        "captions": len(owner),
+        "captions.distinct": len(distinct),
+        "captions.truncated": encoder.truncated - before,
+    }
+    settings = {"split": split, "captions": captions, "dead": found.dead}
+    equal = len(owner) - len(distinct)
+    notes = [f"{equal:,} captions are equal to another one: they score alike, which counts as a miss"] if equal else []
+    return Scores({**recalls(found.vectors, texts, owner), **counts}, notes, settings)
+
+
+def recalls(images: Tensor, texts: Tensor, owner: Tensor, k: Sequence[int] = K) -> dict[str, float | None]:
+    """Return R@K in both directions with their chance levels.
+
+    Args:
+        images, texts: (N, D), (T, D).
+        owner: (T,) int64, the picture each caption belongs to; every picture has one or more.
+        k: K.
+    """
+    by_text, by_image = ranks(images, texts, owner)
+    each = torch.bincount(owner, minlength=len(images)).tolist()
+    scores: dict[str, float | None] = {}
+    for direction, found, chance in (
+        ("text_to_image", by_text, lambda n: min(1.0, n / len(images))),
+        ("image_to_text", by_image, lambda n: hit_chance(each, len(texts), n)),
+    ):
+        for number in k:
+            name = f"{direction}_R@{number}"
+            scores |= {name: float((found < number).double().mean()), f"{name}.chance": chance(number)}
+    return scores
+
+
+def ranks(images: Tensor, texts: Tensor, owner: Tensor) -> tuple[Tensor, Tensor]:
+    """Return how many wrong answers score at least as high as the right one, by caption (T,) and by picture (N,).
+
+    The right answer of a picture is the best of its captions; its other captions are not wrong.
+    """
+    count = max(1, CELLS // max(len(images), len(texts)))
+    by_text, by_image = [], []
+    for start in range(0, len(texts), count):
+        scores = texts[start : start + count] @ images.T  # (count, N)
+        right = scores.gather(1, owner[start : start + count, None])
+        by_text.append((scores >= right).sum(dim=1) - 1)
+    for start in range(0, len(images), count):
+        scores = images[start : start + count] @ texts.T  # (count, T)
+        own = owner == torch.arange(start, start + len(scores))[:, None]
+        right = scores.masked_fill(~own, -torch.inf).amax(dim=1, keepdim=True)
+        by_image.append(((scores >= right) & ~own).sum(dim=1))
+    return torch.cat(by_text), torch.cat(by_image)
+
+
+def hit_chance(each: Sequence[int], total: int, k: int) -> float:
+    """Return the share of pictures a random order finds: mean of 1 - C(total - n, k) / C(total, k) over n = each."""
+    k = min(k, total)
+    return sum(1 - math.comb(total - n, k) / math.comb(total, k) for n in each) / len(each)

@@ -1,0 +1,148 @@
+"""Zero-shot classification: the class whose name, put into sentences, is nearest to a picture (arXiv 2103.00020, 3.1).
+
+The vector of a class is the mean of its sentences' unit vectors, of unit length again: vectors are averaged, not
+scores.
+Shapes: n pictures, C classes, P templates, D dimensions.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from granary.curation.errors import UserError
+from granary.curation.store import storage
+from granary.training.data import shards
+from granary.training.evaluation.pairs import encode_rows, load_dual_encoder
+from granary.training.evaluation.scores import Scores
+
+TEMPLATES = (
+    "a photo of a {}.",
+    "a picture of a {}.",
+    "a small picture of a {}.",
+    "a blurry photo of a {}.",
+    "a close view of a {}.",
+    "a photo of the {}.",
+    "there is a {} in the photo.",
+)
+TOP = (1, 5)
+
+
+def evaluate(
+    model: str,
+    data: str,
+    *,
+    split: str | None = None,
+    templates: str | None = None,
+    names: str | None = None,
+    holdout: float = 0.1,
+    device: str = "auto",
+    dtype: str = "float32",
+    batch: int = 64,
+    limit: int | None = None,
+) -> Scores:
+    """Classify the labelled pictures of a dataset by the names of its labels.
+
+    Args:
+        model: of `load_dual_encoder`.
+        data: a run with labels, or its dataset.
+        split: rows to take; None takes all.
+        templates: a text file, one sentence a line with {} for the name; default: seven of granary's own.
+        names: a JSON file, label -> name to put into the sentences; labels it lacks keep their own.
+        holdout: share of the ids that is test, for shards without a column split.
+        device, dtype, batch: where, in which numbers and how many pictures at once.
+        limit: the first so many rows.
+
+    Returns:
+        top1 and top5 with `.chance`; top1 with its mean over the classes that occur and the numbers of classes, of
+        pictures, and of those left out: without a label, unreadable. Equal scores count as wrong.
+    """
+    dataset = shards.open_dataset(data, ("image", "label"), split, holdout, "zero-shot classification")
+    classes = shards.class_names([dataset])
+    if len(classes) < 2:
+        raise UserError(f"data: the labels of {data} have {len(classes)} classes; zero-shot classification needs two")
+    words, sentences = read_names(names, classes), read_templates(templates)
+    encoder = load_dual_encoder(model, device, dtype)
+    found = encode_rows(encoder, dataset, "label", classes, batch, limit)
+    labels = torch.tensor([row["label"] for row in found.rows])
+    vectors = class_vectors(encoder.texts, words, sentences)
+    rank = wrong_above(found.vectors @ vectors.T, labels)
+    read = dataset.count if limit is None else min(limit, dataset.count)
+    counts: dict[str, float | None] = {
+        "top1.classes": len(classes),
+        "top1.pictures": len(labels),
+        "top1.unlabelled": read - len(labels) - len(found.dead),
+        "top1.unreadable": len(found.dead),
+    }
+    settings = {"split": split, "templates": sentences, "names": words, "dead": found.dead}
+    return Scores({**accuracies(rank, labels, len(classes)), **counts}, (), settings)
+
+
+def class_vectors(encode: Callable[[Sequence[str]], Tensor], names: Sequence[str], templates: Sequence[str]) -> Tensor:
+    """Return a unit vector for each class, (C, D).
+
+    Args:
+        encode: texts -> (T, D) unit rows.
+        names: of the classes.
+        templates: sentences with {} for the name.
+    """
+    sentences = [template.replace("{}", name) for name in names for template in templates]
+    each = encode(sentences).unflatten(0, (len(names), len(templates)))  # (C, P, D)
+    return F.normalize(each.mean(dim=1), dim=1)
+
+
+def wrong_above(scores: Tensor, labels: Tensor) -> Tensor:
+    """Return how many wrong classes score at least as high as the right one: (n, C), (n,) -> (n,)."""
+    return (scores >= scores.gather(1, labels[:, None])).sum(dim=1) - 1
+
+
+def accuracies(rank: Tensor, labels: Tensor, classes: int) -> dict[str, float | None]:
+    """Return the share of pictures whose class is among the first 1 and 5, and for 1 its mean over classes."""
+    scores: dict[str, float | None] = {}
+    for top in TOP:
+        scores |= {f"top{top}": float((rank < top).double().mean()), f"top{top}.chance": min(1.0, top / classes)}
+    right = (rank < 1).double()
+    each = [float(right[labels == number].mean()) for number in labels.unique().tolist()]
+    return {**scores, "top1.mean_per_class": sum(each) / len(each)}
+
+
+def read_templates(path: str | None) -> list[str]:
+    """Return the sentences of a file, or granary's own. Raises UserError."""
+    if path is None:
+        return list(TEMPLATES)
+    lines = [line.strip() for line in _text(path, "templates").splitlines() if line.strip()]
+    wrong = next((line for line in lines if "{}" not in line), None)
+    if wrong or not lines:
+        raise UserError(f"options.templates: {path} has a line without {{}}: {wrong!r}; give one sentence a line")
+    return lines
+
+
+def read_names(path: str | None, classes: Sequence[str]) -> list[str]:
+    """Return the name of each class: as the file says, else the label with spaces for underscores. Raises UserError."""
+    given = {} if path is None else _json(path)
+    names = [given.get(label, label.replace("_", " ")) for label in classes]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice:
+        raise UserError(f"options.names: two classes have the name {twice!r}; no sentence could tell them apart")
+    return names
+
+
+def _json(path: str) -> dict[str, str]:
+    try:
+        found = json.loads(_text(path, "names"))
+    except ValueError as error:
+        raise UserError(f"options.names: {path} is no JSON ({error})") from error
+    if not isinstance(found, dict) or not all(isinstance(name, str) and name for name in found.values()):
+        raise UserError(f"options.names: {path} is not right; it must be an object, label -> name")
+    return found
+
+
+def _text(path: str, option: str) -> str:
+    try:
+        return storage.read_bytes(path).decode()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"options.{option}: {path} cannot be read ({error})") from error

@@ -1,0 +1,121 @@
+"""Checkpoints: OUT/checkpoints/step-NNNNNNNNN/ with config.json and model.safetensors (the model to use),
+training.safetensors (all weights and the optimiser's state) and state.json (counters, the digests of the others).
+
+state.json is written last: a folder without it is none. Nothing is pickled. Damage is seen by the digests.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from safetensors.torch import load, save
+from torch import Tensor
+
+from granary.curation.store import storage
+from granary.training.models.vit import ViTConfig, weight_files
+
+FORMAT = 1
+FOLDER = "checkpoints"
+STATE = "state.json"
+FILES = ("config.json", "model.safetensors", "training.safetensors")
+
+
+class Damaged(Exception):
+    """A checkpoint cannot be used; the message says why in a few words."""
+
+
+def step_folder(out: str, step: int) -> str:
+    """Return the folder of a checkpoint."""
+    return storage.join(out, FOLDER, f"step-{step:09d}")
+
+
+def usable(out: str) -> Iterator[str]:
+    """Yield the complete checkpoint folders of a training directory, the latest first."""
+    folder = storage.join(out, FOLDER)
+    for name in reversed(storage.names(folder)):
+        if re.fullmatch(r"step-\d+", name) and storage.exists(storage.join(folder, name, STATE)):
+            yield storage.join(folder, name)
+
+
+def write_checkpoint(
+    folder: str,
+    config: ViTConfig,
+    model: Mapping[str, Tensor],
+    training: Mapping[str, Tensor],
+    facts: Mapping[str, Any],
+) -> None:
+    """Write a checkpoint; it counts when the last of its files stands.
+
+    Args:
+        folder: of `step_folder`.
+        config, model: architecture and weights of the model to use.
+        training: every tensor that training needs, by name.
+        facts: plain data, for example the step.
+    """
+    storage.remove(storage.join(folder, STATE))
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in training.items()}
+    digests = {}
+    for name, data in (*weight_files(config, model), (FILES[2], save(tensors))):
+        storage.write_bytes(storage.join(folder, name), data)
+        digests[name] = _digest(data)
+    state = {"format": FORMAT, **facts, "sha256": digests}
+    storage.write_bytes(storage.join(folder, STATE), json.dumps(state, indent=2).encode())
+
+
+def read_checkpoint(folder: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return the tensors and the facts of a checkpoint; raises Damaged, naming the file."""
+    try:
+        facts = json.loads(storage.read_bytes(storage.join(folder, STATE)))
+        if facts["format"] != FORMAT:
+            raise Damaged(f"{STATE} is of format {facts['format']}, this version reads {FORMAT}")
+        data = {name: storage.read_bytes(storage.join(folder, name)) for name in FILES}
+        wrong = [name for name in FILES if _digest(data[name]) != facts["sha256"][name]]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise Damaged(f"{type(error).__name__}: {error}") from error
+    if wrong:
+        raise Damaged(f"{wrong[0]} is not what was written")
+    tensors = load(data["training.safetensors"])  # in any order, and processes must hand them round in one
+    return dict(sorted(tensors.items())), facts
+
+
+def prune(out: str, keep: int) -> None:
+    """Remove all but the last `keep` checkpoints, and folders that were never completed before them."""
+    complete = list(usable(out))
+    for folder in complete[keep:]:
+        storage.remove(storage.join(folder, STATE))  # first: from here on the folder is none
+        storage.remove(folder)
+    if complete:
+        parent, kept = storage.join(out, FOLDER), {folder.rsplit("/", 1)[1] for folder in complete[:keep]}
+        for name in storage.names(parent):
+            if name not in kept and name < complete[0].rsplit("/", 1)[1]:
+                storage.remove(storage.join(parent, name))
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Yield (name, tensor) of a nested dictionary of tensors and numbers, names joined by `/`."""
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from flatten(value, f"{prefix}{name}/")
+        else:
+            yield prefix + name, value if isinstance(value, Tensor) else torch.tensor(value)
+
+
+def nest(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Return the nested dictionary that `flatten` was given, numbers as tensors."""
+    tree: dict[str, Any] = {}
+    for name, tensor in tensors.items():
+        *path, last = name.split("/")
+        below = tree
+        for part in path:
+            below = below.setdefault(part, {})
+        below[last] = tensor
+    return tree

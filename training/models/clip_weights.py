@@ -1,0 +1,187 @@
+"""A CLIP or SigLIP trained here: read from a checkpoint, written as `CLIPModel` or `SiglipModel` of transformers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from granary.curation.errors import UserError
+from granary.curation.store import storage
+from granary.training.methods import METHODS, load_method
+from granary.training.methods.clip import CLIP, SigLIP
+from granary.training.models import weights
+from granary.training.models.checkpoint import STATE, Damaged, read_checkpoint, usable
+from granary.training.models.text import END, PAD, START
+from granary.training.models.vit import read_config
+
+TEXT = {  # their name in the text encoder, ours; the others are as in `granary.training.models.weights`
+    "embeddings.token_embedding.weight": "embed.weight",
+    "final_layer_norm.weight": "norm.weight",
+    "final_layer_norm.bias": "norm.bias",
+    "head.weight": "out.weight",
+    "head.bias": "out.bias",
+}
+HEAD = {  # in SigLIP's attention pooling; the joined matrix is made in `_pooling`
+    "probe": "query",
+    "attention.out_proj.weight": "out.weight",
+    "attention.out_proj.bias": "out.bias",
+    "layernorm.weight": "norm.weight",
+    "layernorm.bias": "norm.bias",
+    "mlp.fc1.weight": "mlp.up.weight",
+    "mlp.fc1.bias": "mlp.up.bias",
+    "mlp.fc2.weight": "mlp.down.weight",
+    "mlp.fc2.bias": "mlp.down.bias",
+}
+
+
+def checkpoint_folder(path: str) -> str | None:
+    """Return the checkpoint that PATH is, or the last one of the training directory that it is; None for neither."""
+    return path.rstrip("/") if storage.exists(storage.join(path, STATE)) else next(usable(path), None)
+
+
+def is_clip(folder: str) -> bool:
+    """Say whether a checkpoint is of a method with both encoders."""
+    try:
+        name = json.loads(storage.read_bytes(storage.join(folder, STATE))).get("method")
+    except (OSError, ValueError, AttributeError):
+        return False
+    kind = load_method(name) if name in METHODS else None
+    return isinstance(kind, type) and issubclass(kind, CLIP)
+
+
+def load_clip(folder: str) -> CLIP:
+    """Return the model of a checkpoint folder, both encoders and the tokenizer. Raises UserError with what is wrong."""
+    if not is_clip(folder):
+        raise UserError(f"model: {folder} has no text encoder; give a training of clip or siglip, or hf:ID_OR_PATH")
+    try:
+        tensors, facts = read_checkpoint(folder)
+    except Damaged as error:
+        raise UserError(f"model: {folder} is damaged ({error})") from error
+    kind = load_method(facts["method"])
+    state = {name.removeprefix("method/"): each for name, each in tensors.items() if name.startswith("method/")}
+    described = json.loads(bytes(state["described"].tolist()))
+    model = kind(read_config(folder), kind.Options.model_validate(described["options"]), described["tokenizer"])
+    model.load_state_dict(state)
+    return model.eval()
+
+
+def to_transformers(model: CLIP) -> Any:
+    """Return the `CLIPModel` or `SiglipModel` with our weights.
+
+    A CLIP trained with the sigmoid loss has a bias that `CLIPModel` has no place for: its logits are lower by that.
+    Raises UserError where transformers has no such parts.
+    """
+    from transformers import CLIPModel, SiglipModel
+
+    state = model.state_dict()
+    if isinstance(model, SigLIP):
+        theirs: Any = SiglipModel(_siglip_config(model)).eval()
+        carried = dict(_pooling(state))
+        carried |= _carried("vision_model.", "image.", theirs, state)
+        carried |= {"logit_scale": state["scale"], "logit_bias": state["bias"]}
+    else:
+        vision = weights.to_transformers(model.image)
+        theirs = CLIPModel(_clip_config(model, vision.config)).eval()
+        carried = {f"vision_model.{name.removeprefix('vision_model.')}": w for name, w in vision.state_dict().items()}
+        carried |= {
+            "visual_projection.weight": state["pool.weight"],
+            "text_projection.weight": state["text.out.weight"],
+        }
+        carried |= {"logit_scale": state["scale"][0]}
+    carried |= _carried("text_model.", "text.", theirs, state)
+    theirs.load_state_dict({name: tensor.detach().float().cpu().clone() for name, tensor in carried.items()})
+    return theirs
+
+
+def _carried(prefix: str, own: str, theirs: Any, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return our weights under their names and in their shapes: one of their encoders, without its pooling."""
+    found = {}
+    for name, tensor in theirs.state_dict().items():
+        inner = name.removeprefix(prefix)
+        if not name.startswith(prefix) or (own == "image." and inner.startswith("head.")):
+            continue
+        ours, _, part = (TEXT.get(inner) or weights.our_name(inner)).partition("/")
+        weight = state[own + ours]
+        found[name] = (weight.chunk(3)[int(part)] if part else weight).reshape(tensor.shape)
+    return found
+
+
+def _pooling(state: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """Yield the weights of SigLIP's pooling under their names; query, key and value are one matrix there."""
+    for theirs, ours in HEAD.items():
+        yield f"vision_model.head.{theirs}", state[f"pool.{ours}"]
+    for kind in ("weight", "bias"):
+        yield (
+            f"vision_model.head.attention.in_proj_{kind}",
+            torch.cat([state[f"pool.q.{kind}"], state[f"pool.kv.{kind}"]]),
+        )
+
+
+def _text_settings(model: CLIP) -> dict[str, Any]:
+    text = model.text.config
+    return {
+        "vocab_size": text.vocabulary,
+        "max_position_embeddings": text.context,
+        "hidden_size": text.width,
+        "intermediate_size": 4 * text.width,
+        "num_hidden_layers": text.depth,
+        "num_attention_heads": text.heads,
+        "hidden_act": text.mlp,
+        "layer_norm_eps": text.norm_eps,
+        "bos_token_id": model.tokenizer.start,
+        "eos_token_id": model.tokenizer.end,
+        "pad_token_id": model.tokenizer.pad,
+    }
+
+
+def _clip_config(model: CLIP, vision: Any) -> Any:
+    from transformers import CLIPConfig
+
+    if model.tokenizer.end == 2:  # which transformers takes for a mark of old models, and looks for the largest number
+        raise UserError("export: the end of a text is token 2 of this tokenizer; CLIPModel reads the wrong place then")
+    size = model.options.dimension
+    text = {**_text_settings(model), "projection_dim": size}
+    return CLIPConfig(text_config=text, vision_config={**vision.to_dict(), "projection_dim": size}, projection_dim=size)
+
+
+def _siglip_config(model: CLIP) -> Any:
+    from transformers import SiglipConfig
+
+    config = model.config
+    if (
+        config.pre_norm
+        or config.layer_scale
+        or not config.patch_bias
+        or config.positions == "rotary"
+        or config.mlp == "swiglu"
+    ):
+        raise UserError(
+            "export: SiglipModel of transformers has learned or sincos positions, an MLP of gelu or quick_gelu, a bias "
+            "of the patches, no LayerScale and no norm before the blocks"
+        )
+    vision = {
+        "image_size": config.side,
+        "patch_size": config.patch,
+        "hidden_size": config.width,
+        "intermediate_size": int(config.hidden * config.width),
+        "num_hidden_layers": config.depth,
+        "num_attention_heads": config.heads,
+        "hidden_act": config.mlp,
+        "layer_norm_eps": config.norm_eps,
+    }
+    return SiglipConfig(text_config={**_text_settings(model), "projection_size": config.width}, vision_config=vision)
+
+
+def transformers_tokenizer(model: CLIP) -> Any:
+    """Return the tokenizer, with the frame that the text encoder was trained on."""
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    inner = Tokenizer.from_str(model.tokenizer.json)
+    inner.no_truncation()
+    frame = {"bos_token": START, "eos_token": END, "pad_token": PAD}
+    return PreTrainedTokenizerFast(tokenizer_object=inner, model_max_length=model.tokenizer.context, **frame)

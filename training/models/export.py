@@ -1,0 +1,69 @@
+"""Write a trained model in the format of `transformers`: config.json, model.safetensors, preprocessor_config.json."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+from granary.curation.errors import UserError
+from granary.curation.store import storage
+from granary.training.models.registry import load_model
+from granary.training.models.vit import ViTConfig
+
+
+def export(model: str, out: str) -> str:
+    """Write the model that PATH names into a local folder that `AutoModel.from_pretrained` reads.
+
+    Of an image-text model both encoders and the tokenizer are written.
+
+    Args:
+        model: a training directory, a checkpoint folder or hf:ID_OR_PATH.
+        out: a local folder; it must be empty or new.
+
+    Returns:
+        The name of the class of `transformers` that reads it.
+
+    Raises:
+        UserError: naming what is wrong.
+    """
+    if not storage.is_local(out) or (os.path.isdir(out) and os.listdir(out)):
+        raise UserError(f"out: {out} is not right: give a new or empty local folder")
+    theirs, config = _converted(model, out)
+    theirs.save_pretrained(out)
+    text = json.dumps(_preprocessing(config), indent=2)
+    storage.write_bytes(storage.join(out, "preprocessor_config.json"), text.encode())
+    return type(theirs).__name__
+
+
+def _converted(model: str, out: str) -> tuple[Any, ViTConfig]:
+    """Return the model of transformers and the architecture of its image encoder; a tokenizer goes to `out`."""
+    from granary.training.models import clip_weights
+    from granary.training.models.weights import to_transformers
+
+    folder = None if model.startswith("hf:") else clip_weights.checkpoint_folder(model)
+    if folder is None or not clip_weights.is_clip(folder):
+        source = load_model(model)
+        return to_transformers(source), source.config
+    both = clip_weights.load_clip(folder)
+    theirs = clip_weights.to_transformers(both)
+    clip_weights.transformers_tokenizer(both).save_pretrained(out)
+    return theirs, both.config
+
+
+def _preprocessing(config: ViTConfig) -> dict[str, Any]:
+    """Return what the image processor of `transformers` does: short edge to the side, centre square, normalise."""
+    return {
+        "image_processor_type": "CLIPImageProcessor" if config.pre_norm else "BitImageProcessor",
+        "do_resize": True,
+        "size": {"shortest_edge": config.side},
+        "resample": 3,
+        "do_center_crop": True,
+        "crop_size": {"height": config.side, "width": config.side},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(config.mean),
+        "image_std": list(config.deviation),
+        "do_convert_rgb": True,
+    }

@@ -1,0 +1,334 @@
+"""A Vision Transformer (Dosovitskiy et al. 2020, arXiv 2010.11929) with the parts its descendants added.
+
+Register tokens (Darcet et al. 2023), LayerScale (Touvron et al. 2021), stochastic depth (Huang et al. 2016), SwiGLU
+(Shazeer 2020), learned, sine-cosine or rotary positions that follow the picture's size, dropped and masked tokens.
+
+Shapes: B pictures, N patches, K kept patches, R registers, D width, H heads, T tokens. Tokens are ordered class,
+registers, patches.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load, save
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from granary.curation.store import storage
+from granary.training.models.positions import interpolated, rotary_angles, rotate, sincos_positions
+
+SIZES = {  # width, blocks, heads; DINOv2's S to g
+    "tiny": (192, 12, 3),
+    "small": (384, 12, 6),
+    "base": (768, 12, 12),
+    "large": (1024, 24, 16),
+    "huge": (1280, 32, 16),
+    "giant": (1536, 40, 24),
+}
+POSITIONS, MLPS = ("learned", "sincos", "rotary"), ("gelu", "quick_gelu", "swiglu")
+FEW = 96  # tokens that attention on a CPU is written out for, see `attend`
+
+
+@dataclass(frozen=True)
+class ViTConfig:
+    """What `config.json` holds: the architecture, and how pictures are prepared for it.
+
+    side: pixels of the square picture; patch: pixels of a patch; width, depth, heads: D, blocks, H; hidden: width of
+    the MLP as a multiple of D (SwiGLU uses two thirds of it); class_token: whether there is one; registers: R;
+    positions: "learned", "sincos" or "rotary"; mlp: "gelu", "quick_gelu" or "swiglu"; layer_scale: initial value, 0 for
+    none; drop_path: share of the pictures that skip a branch in training; mask_token: whether `masked` may be used;
+    patch_bias, pre_norm, norm_eps, antialias: as CLIP and `transformers` differ; mean, deviation: of the RGB channels
+    in 0..1.
+    """
+
+    side: int = 224
+    patch: int = 16
+    width: int = 384
+    depth: int = 12
+    heads: int = 6
+    hidden: float = 4.0
+    class_token: bool = True
+    registers: int = 0
+    positions: str = "learned"
+    mlp: str = "gelu"
+    layer_scale: float = 1e-5
+    drop_path: float = 0.0
+    mask_token: bool = False
+    patch_bias: bool = True
+    pre_norm: bool = False
+    norm_eps: float = 1e-6
+    antialias: bool = True
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    deviation: tuple[float, float, float] = (0.229, 0.224, 0.225)
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for sizes that do not fit together."""
+        if self.side < 1 or self.patch < 1 or self.side % self.patch:
+            raise ValueError(f"side is {self.side}; it must be a multiple of patch, {self.patch}")
+        if self.heads < 1 or self.width % self.heads or self.width % 4:
+            raise ValueError(f"width is {self.width}; it must be a multiple of 4 and of heads, {self.heads}")
+        if self.positions not in POSITIONS or self.mlp not in MLPS:
+            raise ValueError(f"positions '{self.positions}' or mlp '{self.mlp}' is unknown")
+        if self.positions == "rotary" and self.width // self.heads % 4:
+            raise ValueError(f"width / heads is {self.width // self.heads}; rotary needs it to be a multiple of 4")
+        if not 0 <= self.drop_path < 1:
+            raise ValueError(f"drop_path is {self.drop_path}; it must be at least 0 and below 1")
+
+    @classmethod
+    def named(cls, size: str, **changes: object) -> ViTConfig:
+        """Return a size of the field, "tiny" to "giant", with changed fields."""
+        width, depth, heads = SIZES[size]
+        return cls(**{"width": width, "depth": depth, "heads": heads, **changes})  # type: ignore[arg-type]
+
+    @property
+    def grid(self) -> int:
+        """Patches along a side."""
+        return self.side // self.patch
+
+
+class Tokens(NamedTuple):
+    """The output: class token (B, D), registers (B, R, D), patches (B, N or K, D), all after the final norm.
+
+    A model without a class token gives the mean of the patches in its place, so that `cls` is always one vector a
+    picture.
+    """
+
+    cls: Tensor
+    registers: Tensor
+    patches: Tensor
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """softmax(q k' / sqrt(d)) v; q: (B, H, Q, d), k, v: (B, H, T, d). Few tokens on a CPU go without the fused kernel.
+
+    That kernel does not gain from a second thread there, its backward pass least of all; with one they are equal.
+    """
+    if k.device.type == "cpu" and k.shape[2] <= FEW:
+        return (q * q.shape[3] ** -0.5 @ k.transpose(2, 3)).softmax(dim=3) @ v
+    return F.scaled_dot_product_attention(q, k, v)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention: (B, T, D) -> (B, T, D)."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, angles: Tensor | None = None, first: int = 0) -> Tensor:
+        """Attend the tokens from number `first` on to all; angles: (B or 1, 1, T, D / H) turn queries and keys."""
+        q, k, v = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # each (B, H, T, D / H)
+        if angles is not None:
+            q, k = rotate(q, angles), rotate(k, angles)
+        return self.out(attend(q[:, :, first:], k, v).transpose(1, 2).flatten(2))
+
+
+class MLP(nn.Module):
+    """Linear, GELU (or its quick approximation x sigmoid(1.702 x)), linear."""
+
+    def __init__(self, width: int, hidden: int, quick: bool = False) -> None:
+        super().__init__()
+        self.quick = quick
+        self.up = nn.Linear(width, hidden)
+        self.down = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, D) -> (B, T, D)."""
+        x = self.up(x)
+        return self.down(x * torch.sigmoid(1.702 * x) if self.quick else F.gelu(x))
+
+
+class SwiGLU(nn.Module):
+    """A gated MLP with as many weights as an MLP of `hidden`: its width is two thirds, rounded up to 8."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        gated = (hidden * 2 // 3 + 7) // 8 * 8
+        self.up = nn.Linear(width, 2 * gated)
+        self.down = nn.Linear(gated, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, D) -> (B, T, D)."""
+        gate, value = self.up(x).chunk(2, dim=-1)
+        return self.down(F.silu(gate) * value)
+
+
+class LayerScale(nn.Module):
+    """A learned factor for each channel of a residual branch."""
+
+    def __init__(self, width: int, initial: float) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.full((width,), initial))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, D) -> (B, T, D)."""
+        return x * self.scale
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + MLP(norm(x)); in training each branch skips a share of the pictures."""
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        width, hidden = config.width, int(config.hidden * config.width)
+        self.drop_path = config.drop_path
+        self.norm1 = nn.LayerNorm(width, eps=config.norm_eps)
+        self.attention = Attention(width, config.heads)
+        self.norm2 = nn.LayerNorm(width, eps=config.norm_eps)
+        self.mlp = SwiGLU(width, hidden) if config.mlp == "swiglu" else MLP(width, hidden, config.mlp == "quick_gelu")
+        scaled = config.layer_scale > 0
+        self.scale1 = LayerScale(width, config.layer_scale) if scaled else nn.Identity()
+        self.scale2 = LayerScale(width, config.layer_scale) if scaled else nn.Identity()
+
+    def forward(self, x: Tensor, angles: Tensor | None = None, first: int = 0) -> Tensor:
+        """(B, T, D) -> (B, T - first, D): the tokens from number `first` on, where the others are not needed."""
+        x = self._add(x, lambda part, turn: self.scale1(self.attention(self.norm1(part), turn, first)), angles, first)
+        return self._add(x, lambda part, _: self.scale2(self.mlp(self.norm2(part))))
+
+    def _add(
+        self, x: Tensor, branch: Callable[[Tensor, Tensor | None], Tensor], angles: Tensor | None = None, first: int = 0
+    ) -> Tensor:
+        """Add a branch; with stochastic depth on a random part of the pictures, scaled up by its share."""
+        if not self.training or not self.drop_path:
+            return x[:, first:] + branch(x, angles)
+        kept = max(1, round(len(x) * (1 - self.drop_path)))
+        chosen = torch.randperm(len(x), device=x.device)[:kept]
+        turn = angles[chosen] if angles is not None and len(angles) > 1 else angles
+        added = branch(x[chosen], turn).to(x.dtype)
+        return x[:, first:].index_add(0, chosen, added, alpha=len(x) / kept)
+
+
+def gather_tokens(x: Tensor, indices: Tensor) -> Tensor:
+    """Return the tokens of x (B, N, D) at indices (B, K): (B, K, D)."""
+    return x.gather(1, indices[..., None].expand(-1, -1, x.shape[2]))
+
+
+class VisionTransformer(nn.Module):
+    """The encoder: (B, 3, h, w) normalised pictures, h and w multiples of the patch -> `Tokens`.
+
+    Set `recompute` to trade time for memory: blocks are run again in the backward pass.
+    """
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.recompute = False
+        self.embed = nn.Conv2d(3, config.width, config.patch, stride=config.patch, bias=config.patch_bias)
+        first = torch.empty(1, int(config.class_token), config.width), torch.empty(1, config.registers, config.width)
+        self.cls, self.registers = (nn.Parameter(tokens, requires_grad=tokens.numel() > 0) for tokens in first)
+        if config.mask_token:
+            self.mask_token = nn.Parameter(torch.zeros(1, config.width))
+        if config.positions != "rotary":
+            positions = sincos_positions(config.grid, config.grid, config.width)[None]
+            self.positions = nn.Parameter(positions, requires_grad=config.positions == "learned")
+        self.pre_norm = nn.LayerNorm(config.width, eps=config.norm_eps) if config.pre_norm else nn.Identity()
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+        self.norm = nn.LayerNorm(config.width, eps=config.norm_eps)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        """Draw weights from a truncated normal of deviation 0.02 with torch's generator; biases are 0."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Conv2d):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        learned = [self.positions] if self.config.positions == "learned" else []
+        for parameter in [self.cls, self.registers, *learned]:
+            nn.init.trunc_normal_(parameter, std=0.02)
+
+    def forward(self, pixels: Tensor, keep: Tensor | None = None, masked: Tensor | None = None) -> Tokens:
+        """Return the tokens of the last block.
+
+        Args:
+            pixels: (B, 3, h, w).
+            keep: (B, K) int64, numbers of the patches that go through the blocks; None keeps all.
+            masked: (B, N) bool, patches replaced by the mask token before positions are added.
+        """
+        return self.intermediate(pixels, [len(self.blocks) - 1], keep, masked)[0]
+
+    def intermediate(
+        self, pixels: Tensor, layers: Sequence[int], keep: Tensor | None = None, masked: Tensor | None = None
+    ) -> list[Tokens]:
+        """Return the tokens after each of `layers` (block numbers from 0, ascending), each through the final norm."""
+        x, outputs = self.tokens(pixels, keep, masked), []
+        angles = self._angles(pixels, keep)
+        for number, block in enumerate(self.blocks):
+            x = checkpoint(block, x, angles, use_reentrant=False) if self.recompute else block(x, angles)
+            if number in layers:
+                outputs.append(self._split(self.norm(x)))
+        return outputs
+
+    def tokens(self, pixels: Tensor, keep: Tensor | None = None, masked: Tensor | None = None) -> Tensor:
+        """Embed patches, mask, add positions, drop; put class token and registers before them: (B, T, D)."""
+        config = self.config
+        x = self.embed(pixels).flatten(2).transpose(1, 2) if keep is None else self._embed_some(pixels, keep)
+        if masked is not None:
+            masked = masked if keep is None else masked.gather(1, keep)
+            x = torch.where(masked[..., None], self.mask_token.to(x.dtype), x)
+        if config.positions != "rotary":
+            rows, columns = (size // config.patch for size in pixels.shape[2:])
+            positions = interpolated(self.positions, config.grid, rows, columns, config.antialias)
+            x = x + (positions if keep is None else gather_tokens(positions.expand(len(keep), -1, -1), keep))
+        first = torch.cat([self.cls, self.registers], dim=1).expand(len(x), -1, -1)
+        return self.pre_norm(torch.cat([first.to(x.dtype), x], dim=1))
+
+    def _embed_some(self, pixels: Tensor, keep: Tensor) -> Tensor:
+        """Embed only the patches that are kept: (B, K, D)."""
+        patch = self.config.patch
+        patches = pixels.unfold(2, patch, patch).unfold(3, patch, patch)  # (B, 3, rows, columns, patch, patch)
+        flat = patches.permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(1, 2)  # (B, N, 3 * patch * patch)
+        return F.linear(gather_tokens(flat, keep), self.embed.weight.flatten(1), self.embed.bias)
+
+    def _angles(self, pixels: Tensor, keep: Tensor | None) -> Tensor | None:
+        """Return rotary angles (B or 1, 1, T, D / H), 0 for class token and registers; None for other positions."""
+        config = self.config
+        if config.positions != "rotary":
+            return None
+        rows, columns = (size // config.patch for size in pixels.shape[2:])
+        angles = rotary_angles(config.grid, rows, columns, config.width // config.heads).to(pixels.device)[None]
+        if keep is not None:
+            angles = gather_tokens(angles.expand(len(keep), -1, -1), keep)
+        return F.pad(angles, (0, 0, int(config.class_token) + config.registers, 0))[:, None]
+
+    def _split(self, x: Tensor) -> Tokens:
+        first = int(self.config.class_token)
+        second = first + self.config.registers
+        patches = x[:, second:]
+        return Tokens(x[:, 0] if first else patches.mean(dim=1), x[:, first:second], patches)
+
+    def save(self, folder: str) -> None:
+        """Write config.json and model.safetensors into a folder (any fsspec URL)."""
+        for name, data in weight_files(self.config, self.state_dict()):
+            storage.write_bytes(storage.join(folder, name), data)
+
+    @classmethod
+    def load(cls, folder: str, device: str | torch.device = "cpu") -> VisionTransformer:
+        """Read what `save` wrote; raises OSError, ValueError, TypeError or RuntimeError when it is no such folder."""
+        model = cls(read_config(folder))
+        model.load_state_dict(load(storage.read_bytes(storage.join(folder, "model.safetensors"))))
+        return model.to(device)
+
+
+def weight_files(config: ViTConfig, state: Mapping[str, Tensor]) -> Iterator[tuple[str, bytes]]:
+    """Yield name and content of the two files of a model."""
+    yield "config.json", json.dumps(asdict(config), indent=2).encode()
+    yield "model.safetensors", save({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()})
+
+
+def read_config(folder: str) -> ViTConfig:
+    """Read config.json; raises OSError, ValueError or TypeError when it is not one of ours."""
+    found = json.loads(storage.read_bytes(storage.join(folder, "config.json")))
+    unknown = sorted(set(found) - {field.name for field in fields(ViTConfig)}) if isinstance(found, dict) else ["?"]
+    if unknown:
+        raise ValueError(f"config.json is not a granary model's: it has the key {unknown[0]!r}")
+    pairs = {name: tuple(found[name]) for name in ("mean", "deviation") if name in found}
+    return ViTConfig(**{**found, **pairs})

@@ -1,0 +1,1 @@
+"""One training run: its directory, state, logs, devices and loop."""

@@ -1,0 +1,45 @@
+"""Processes and devices, by Fabric: one process, DDP, or FSDP (`fully_shard` on blocks, models and the whole)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from lightning_fabric.strategies import ModelParallelStrategy
+from torch import nn
+from torch.distributed.fsdp import fully_shard
+
+from granary.curation.errors import UserError
+from granary.training.models.vit import Block, VisionTransformer
+from granary.training.recipe import Device
+
+
+def make_fabric(device: Device) -> Fabric:
+    """Return the Fabric of a run. Raises UserError where there are not as many devices.
+
+    Mixed precision is the loop's own autocast: Fabric's would round the random numbers of the views to bfloat16 too.
+    """
+    cuda = device.accelerator == "cuda" or (device.accelerator == "auto" and torch.cuda.is_available())
+    if cuda and torch.cuda.device_count() < device.devices:
+        raise UserError(
+            f"device.devices: {device.devices} is not right: this machine has {torch.cuda.device_count()} CUDA devices"
+        )
+    strategy: Any = device.strategy
+    if strategy == "fsdp":
+        strategy = ModelParallelStrategy(_sharded, device.devices * device.nodes, tensor_parallel_size=1)
+    elif strategy == "auto" and device.devices * device.nodes > 1:
+        strategy = "ddp"
+    return Fabric(
+        accelerator="cuda" if cuda else "cpu", strategy=strategy, devices=device.devices, num_nodes=device.nodes
+    )
+
+
+def _sharded(module: nn.Module, mesh: Any) -> Any:
+    """Shard blocks, then models, then the rest: teacher and student are cut alike, so averages stay local."""
+    own = mesh["data_parallel"]
+    for kind in (Block, VisionTransformer):
+        for child in module.modules():
+            if isinstance(child, kind):
+                fully_shard(child, mesh=own)
+    return fully_shard(module, mesh=own)

@@ -1,0 +1,118 @@
+"""The training directory: recipe.yaml, run.json, metrics.csv, dead-letter.csv, checkpoints/, files of the method."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import yaml
+from rich.console import Console
+
+from granary.curation.errors import UserError
+from granary.curation.store import storage
+from granary.training.models.checkpoint import STATE, Damaged, read_checkpoint, usable
+from granary.training.recipe import TrainRecipe
+
+# What may differ from the recipe that began the run: how fast it is and how closely it is watched, not what it does.
+FREE = ("name", "out", "workers", "logs", "checkpoints", "alarm", "probe", "device")
+
+
+def check(recipe: TrainRecipe) -> None:
+    """Raise UserError when `out` holds something else, or a training of another recipe."""
+    path = storage.join(recipe.out, "recipe.yaml")
+    tree = recipe.model_dump(mode="json")
+    if storage.exists(path):
+        try:
+            earlier = yaml.safe_load(storage.read_bytes(path))
+        except (yaml.YAMLError, UnicodeDecodeError):
+            earlier = None
+        if not isinstance(earlier, dict) or "method" not in earlier:
+            raise UserError(f"out: {recipe.out} holds no training but something else; give another --out")
+        for key, old, new in _differences(earlier, tree):
+            raise UserError(f"out: {recipe.out} holds a training with {key} {old!r}, not {new!r}; give another --out")
+    elif storage.names(recipe.out):
+        raise UserError(f"out: {recipe.out} is not empty and holds no training; give another --out")
+
+
+def write_recipe(recipe: TrainRecipe) -> None:
+    """Write recipe.yaml, every default filled in."""
+    text = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    storage.write_bytes(storage.join(recipe.out, "recipe.yaml"), text.encode())
+
+
+def write_files(out: str, files: Mapping[str, bytes]) -> None:
+    """Write what a method needs besides its weights, name -> content, where it is not there yet."""
+    for name, data in files.items():
+        if not storage.exists(storage.join(out, name)):
+            storage.write_bytes(storage.join(out, name), data)
+
+
+def _differences(
+    earlier: Mapping[str, Any], tree: Mapping[str, Any], prefix: str = ""
+) -> Iterator[tuple[str, Any, Any]]:
+    """Yield (key, old value, new value) of what decides the result and is not the same."""
+    for key in (key for key in tree if prefix or key not in FREE):
+        old, new = earlier.get(key), tree[key]
+        if isinstance(old, dict) and isinstance(new, dict):
+            yield from _differences(old, new, f"{prefix}{key}.")
+        elif old != new:
+            yield f"{prefix}{key}", old, new
+
+
+def last_state(out: str, console: Console | None, write: bool) -> tuple[dict[str, Any], dict[str, Any], str] | None:
+    """Return tensors, facts and folder of the last checkpoint that is whole; damaged ones are named and set aside."""
+    for folder in list(usable(out)):
+        try:
+            return (*read_checkpoint(folder), folder)
+        except Damaged as error:
+            if console is not None:
+                console.print(f"{folder} is damaged ({error}); the checkpoint before it is used", soft_wrap=True)
+            if write:
+                storage.remove(storage.join(folder, STATE))
+    return None
+
+
+def write_facts(out: str, facts: Mapping[str, Any]) -> None:
+    """Write run.json."""
+    storage.write_bytes(storage.join(out, "run.json"), json.dumps(facts, indent=2).encode())
+
+
+class DeadLetters:
+    """What could not be decoded, once each, in dead-letter.csv: uri, stage, error, message.
+
+    write: whether this process writes; each process sees its own samples, and only the first one's are in the file.
+    """
+
+    def __init__(self, out: str, write: bool) -> None:
+        self.url, self.write = storage.join(out, "dead-letter.csv"), write
+        self.rows: dict[str, list[str]] = {}
+        if write and storage.exists(self.url):
+            found = csv.reader(io.StringIO(storage.read_bytes(self.url).decode()))
+            self.rows = {row[0]: row for row in found if row and row[0] != "uri"}
+
+    def add(self, found: list[tuple[str, str, str]]) -> None:
+        """Note samples as (uri, error, message)."""
+        new = {uri: [uri, "decode", error, message] for uri, error, message in found if uri not in self.rows}
+        self.rows |= new
+        if new and self.write:
+            text = io.StringIO()
+            csv.writer(text).writerows([["uri", "stage", "error", "message"], *self.rows.values()])
+            storage.write_bytes(self.url, text.getvalue().encode())
+
+
+def summary(facts: dict[str, Any], out: str) -> str:
+    """Return the closing lines of a session."""
+    done = "trained" if facts["finished"] else "stopped and saved; the same command goes on. Trained"
+    numbers = {"loss": facts["metrics"].get("loss", math.nan), **facts["probe"]}
+    lines = [
+        f"{done} {facts['step']:,} of {facts['steps']:,} steps, {facts['pictures_per_second']:,} pictures/s",
+        ", ".join(f"{name} {value:.4f}" for name, value in numbers.items()),
+        *(f"collapse alarm at {alarm}" for alarm in facts["alarms"]),
+    ]
+    if facts["dead"]:
+        lines.append(f"{facts['dead']:,} samples could not be decoded: {out}/dead-letter.csv")
+    return "\n".join([*lines, f"model: granary:{out}, curves: {out}/metrics.csv"])

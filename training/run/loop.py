@@ -1,0 +1,272 @@
+"""The training loop, one for all methods: processes and devices through Fabric, schedules, checkpoints, alarm, probe.
+
+Everything that happens at a step is a function of (recipe, step, weights): samples, augmentation, masks and dropped
+branches are drawn from (seed, step), so that a run that was killed goes on as if it had not been.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from rich.console import Console
+from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
+
+from granary.curation.errors import UserError
+from granary.training.data.loader import Part, batches
+from granary.training.evaluation import collapse
+from granary.training.methods import Moment, load_method
+from granary.training.models.checkpoint import prune, step_folder, write_checkpoint
+from granary.training.recipe import TrainRecipe
+from granary.training.run import directory
+from granary.training.run.devices import make_fabric
+from granary.training.run.logs import Bar, Logs
+from granary.training.run.probe import OnlineProbe
+from granary.training.run.setup import build_method, open_plan, prepare_models
+from granary.training.run.signals import stop_signals
+from granary.training.run.state import encoder_weights, gather_state, restore_state
+from granary.training.schedules import cosine, warmed_cosine
+
+
+class Stopped(UserError):
+    """Training stopped before its end, with the state saved; the message says where, why and what to do."""
+
+
+def train(recipe: TrainRecipe, console: Console | None = None) -> dict[str, Any]:
+    """Train, going on from the last checkpoint of `recipe.out` where there is one.
+
+    Args:
+        recipe: what to train on what.
+        console: for progress and the closing lines; None is silent.
+
+    Returns:
+        What run.json holds: kind, name, method, step, steps, finished, metrics, probe, alarms, dead, checkpoint,
+        pictures_per_second. After SIGTERM or SIGINT `finished` is false: the state is saved, the same call goes on.
+
+    Raises:
+        UserError: a mistake in the recipe or the data, before any work; `Stopped` after it.
+    """
+    launch: Any = make_fabric(recipe.device).launch
+    return launch(_trained, recipe, console)
+
+
+def _trained(fabric: Fabric, recipe: TrainRecipe, console: Console | None) -> dict[str, Any]:
+    if recipe.device.threads:
+        torch.set_num_threads(recipe.device.threads)
+    return Training(fabric, recipe, console if fabric.is_global_zero else None).run()
+
+
+class Training:
+    """One session of a run, on one process."""
+
+    def __init__(self, fabric: Fabric, recipe: TrainRecipe, console: Console | None) -> None:
+        self.fabric, self.recipe, self.console = fabric, recipe, console
+        kind = load_method(recipe.method)
+        self.plan = open_plan(recipe, kind.columns, fabric.world_size)
+        self.steps = recipe.total_steps(sum(dataset.count for dataset in self.plan.datasets))
+        self.probe = OnlineProbe(recipe) if recipe.probe.every else None
+        torch.manual_seed(recipe.seed)
+        self.method = build_method(recipe, self.plan)
+        self.plan = self.plan._replace(crops=self.method.views())
+        prepare_models(recipe, self.method)
+        directory.check(recipe)
+        fabric.barrier()
+        if fabric.is_global_zero:
+            directory.write_recipe(recipe)
+            directory.write_files(recipe.out, getattr(self.method, "files", {}))
+        self.module = fabric.setup_module(self.method)
+        self.groups = self.method.parameter_groups()
+        known = [{"params": group["params"]} for group in self.groups]
+        options = recipe.optimiser
+        self.optimiser = torch.optim.AdamW(known, options.lr, options.betas, options.eps, fused=True)
+        self.dead = directory.DeadLetters(recipe.out, fabric.is_global_zero)
+        self.alarms: dict[str, str] = {}
+        self.scores: dict[str, float] = {}
+        self.last: dict[str, float] = {}
+
+    def run(self) -> dict[str, Any]:
+        """Train to the end, or until a signal asks to stop."""
+        step, bad, stop = self._resume(), 0, False
+        logs = Logs(self.recipe, step, self.fabric.is_global_zero)
+        if step == 0 and self.recipe.device.strategy != "fsdp":  # which needs a step of the whole before its parts
+            self._probe(step, logs)
+        with Bar(self.console, step, self.steps, self.recipe.batch) as bar, stop_signals() as asked:
+            for batch in self._batches(step):
+                output = self._backward(batch, step)
+                finite, stop = self._agree(math.isfinite(self.last["loss"]), not asked.is_set())
+                if finite:
+                    self._update(step)
+                step, bad, stop = step + 1, 0 if finite else bad + 1, not stop
+                self._watch(step, output, logs)
+                bar.show(step, self.last["loss"])
+                lost = bad >= self.recipe.alarm.non_finite
+                if step % self.recipe.checkpoints.every == 0 or step == self.steps or stop or lost:
+                    self._save(step, logs)
+                if lost:
+                    raise Stopped(
+                        f"the loss was not finite for {bad} steps in a row, up to step {step}; weights and state from "
+                        f"before them are saved in {step_folder(self.recipe.out, step)}; try a smaller optimiser.lr"
+                    )
+                if stop:
+                    break
+            facts = self._facts(step, bar.rate(step))
+        logs.close()
+        if self.console is not None:
+            self.console.print(directory.summary(facts, self.recipe.out), soft_wrap=True, highlight=False)
+        return facts
+
+    def _batches(self, start: int) -> Iterator[Part]:
+        device, recipe = self.fabric.device, self.recipe
+        rank, processes = self.fabric.global_rank, self.fabric.world_size
+        place, pin = partial(on_device, device), device.type == "cuda"
+        return batches(self.plan, start, self.steps, rank, processes, recipe.workers, place, pin)
+
+    def _backward(self, batch: Part, step: int) -> dict[str, Tensor]:
+        """Compute losses and gradients of a step; keeps the numbers to log, returns the last output of the method."""
+        self.dead.add(batch.pop("dead"))
+        recipe, rank = self.recipe, self.fabric.global_rank
+        torch.manual_seed(int(Moment(step, self.steps, recipe.seed, rank).generator(0).integers(2**63)))
+        self.optimiser.zero_grad(set_to_none=True)
+        self.last, pieces = {}, recipe.accumulate
+        mixed = recipe.device.precision == "bf16-mixed"
+        for number, piece in enumerate(cut(batch, pieces)):
+            moment = Moment(step, self.steps, recipe.seed, rank, number)
+            with self.fabric.no_backward_sync(self.module, enabled=number + 1 < pieces):
+                with torch.autocast(self.fabric.device.type, torch.bfloat16, enabled=mixed):
+                    output = self.module(piece, moment)
+                self.fabric.backward(output["loss"] / pieces)
+            for name, value in output.items():
+                if value.ndim == 0:
+                    self.last[name] = self.last.get(name, 0.0) + float(value.detach()) / pieces
+        return output
+
+    def _agree(self, *answers: bool) -> list[bool]:
+        """Return each answer as all processes give it: true only where all say so."""
+        if self.fabric.world_size == 1:
+            return list(answers)
+        votes = torch.tensor([float(answer) for answer in answers], device=self.fabric.device)
+        return [bool(vote == self.fabric.world_size) for vote in self.fabric.all_reduce(votes, reduce_op="sum")]
+
+    def _update(self, step: int) -> None:
+        """Set the schedules, clip, step the optimiser, let the method follow."""
+        options, progress = self.recipe.optimiser, step / max(1, self.steps)
+        rate = warmed_cosine(options.start_lr, options.lr, options.final_lr, step, options.warmup, self.steps)
+        last = options.weight_decay if options.final_weight_decay is None else options.final_weight_decay
+        decay = cosine(options.weight_decay, last, progress)
+        for settings, group in zip(self.optimiser.param_groups, self.groups, strict=True):
+            settings["lr"] = rate * group.get("lr_scale", 1.0) * (step >= group.get("start", 0))
+            settings["weight_decay"] = decay if group["decay"] else 0.0
+        if options.clip:
+            self.last |= clip(self.groups, options.clip)
+        self.optimiser.step()
+        self.method.after_step(Moment(step, self.steps, self.recipe.seed, self.fabric.global_rank))
+        self.last |= {"lr": rate, "weight_decay": decay}
+
+    def _watch(self, step: int, output: dict[str, Tensor], logs: Logs) -> None:
+        """Log, raise the alarm, probe: each every so many steps."""
+        recipe = self.recipe
+        if recipe.alarm.every and step % recipe.alarm.every == 0 and "features" in output:
+            found = collapse.measure(output["features"].detach(), output.get("teacher"))
+            self.last |= found
+            self._alarm(step, collapse.symptoms(found, recipe.alarm), logs)
+        if step % recipe.logs.every == 0 or step in (1, self.steps):
+            logs.add("metrics", step, self._shared(self.last))
+        if recipe.probe.every and (step % recipe.probe.every == 0 or step == self.steps):
+            self._probe(step, logs)
+
+    def _probe(self, step: int, logs: Logs) -> None:
+        """Score the model on labelled pictures; at step 0 that is what random weights are worth."""
+        if self.probe is not None:
+            self.scores = self.probe.scores(getattr(self.method, self.method.evaluated), self.fabric.device)
+            logs.add("probe", step, self.scores)
+
+    def _shared(self, values: dict[str, float]) -> dict[str, float]:
+        """Return numbers as the mean over the processes."""
+        if self.fabric.world_size == 1:
+            return values
+        tensor = torch.tensor(list(values.values()), dtype=torch.float64, device=self.fabric.device)
+        mean: Any = self.fabric.all_reduce(tensor, reduce_op="mean")
+        return dict(zip(values, mean.tolist(), strict=True))
+
+    def _alarm(self, step: int, symptoms: dict[str, str], logs: Logs) -> None:
+        """Say what is new; stop where the recipe says so."""
+        for kind, text in symptoms.items():
+            if kind not in self.alarms and self.console is not None:
+                self.console.print(f"collapse alarm at step {step}: {text}", soft_wrap=True)
+            self.alarms.setdefault(kind, f"step {step}: {text}")
+        if not self._agree(not (symptoms and self.recipe.alarm.stop))[0]:
+            self._save(step, logs)
+            raise Stopped(f"collapse alarm at step {step}: {'; '.join(symptoms.values())}; the state is saved")
+
+    def _save(self, step: int, logs: Logs) -> None:
+        tensors = gather_state(self.method, self.optimiser)
+        if self.fabric.is_global_zero:
+            logs.flush()
+            facts = {"step": step, "method": self.recipe.method, "alarms": self.alarms, "probe": self.scores}
+            facts["metrics"] = self.last
+            weights = encoder_weights(tensors, self.method.evaluated)
+            config = getattr(self.method, self.method.evaluated).config
+            write_checkpoint(step_folder(self.recipe.out, step), config, weights, tensors, facts)
+            prune(self.recipe.out, self.recipe.checkpoints.keep)
+        self.fabric.barrier()
+
+    def _resume(self) -> int:
+        """Go on from the last whole checkpoint; returns the step to begin with."""
+        found = directory.last_state(self.recipe.out, self.console, self.fabric.is_global_zero)
+        self.fabric.barrier()
+        if found is None:
+            return 0
+        tensors, facts, folder = found
+        restore_state(self.method, self.optimiser, tensors, folder)
+        self.alarms, self.scores, self.last = facts["alarms"], facts["probe"], facts["metrics"]
+        if self.console is not None:
+            self.console.print(f"going on at step {facts['step']:,} of {self.steps:,} from {folder}", soft_wrap=True)
+        return int(facts["step"])
+
+    def _facts(self, step: int, rate: float) -> dict[str, Any]:
+        recipe = self.recipe
+        facts = {
+            "kind": "train",
+            "name": recipe.name,
+            "method": recipe.method,
+            "step": step,
+            "steps": self.steps,
+            "finished": step >= self.steps,
+            "metrics": self.last,
+            "probe": self.scores,
+            "alarms": list(self.alarms.values()),
+            "dead": len(self.dead.rows),
+            "checkpoint": step_folder(recipe.out, step),
+            "pictures_per_second": round(rate, 1),
+            "versions": {"torch": torch.__version__},
+        }
+        if self.fabric.is_global_zero:
+            directory.write_facts(recipe.out, facts)
+        return facts
+
+
+def clip(groups: list[dict[str, Any]], largest: float) -> dict[str, float]:
+    """Clip the gradients of parameter groups, those of one `clip` name together; returns the norms before."""
+    norms = {}
+    for name in dict.fromkeys(group.get("clip", "gradient") for group in groups):
+        own = [p for group in groups if group.get("clip", "gradient") == name for p in group["params"]]
+        norm = clip_grad_norm_(own, largest)
+        norms[f"{name}_norm"] = float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+    return norms
+
+
+def cut(batch: Part, pieces: int) -> Iterator[Part]:
+    """Yield a batch in equal pieces: tensors and lists along their first axis."""
+    count = len(batch["id"]) // pieces
+    for number in range(pieces):
+        yield {name: value[number * count : (number + 1) * count] for name, value in batch.items()}
+
+
+def on_device(device: torch.device, part: Part) -> Part:
+    """Return a part with its tensors on a device."""
+    return {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in part.items()}

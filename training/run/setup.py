@@ -1,0 +1,57 @@
+"""What a run needs before its first step: opened data, prepared models."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from granary.curation.errors import UserError
+from granary.training.data import shards
+from granary.training.data.loader import Plan, check_plan
+from granary.training.methods import load_method
+from granary.training.models.registry import load_model
+from granary.training.models.vit import VisionTransformer
+from granary.training.recipe import TrainRecipe
+
+
+def open_plan(recipe: TrainRecipe, columns: tuple[str, ...], processes: int) -> Plan:
+    """Open the data of a recipe; returns the plan without its views. Raises UserError where they do not fit."""
+    sets = [shards.open_dataset(d.path, columns, recipe.split, recipe.holdout, recipe.method) for d in recipe.data]
+    weights, streams = [entry.weight for entry in recipe.data], recipe.parts(processes)
+    classes = shards.class_shares(sets, weights) if "label" in columns else {}
+    plan = Plan(sets, weights, {}, columns, classes, recipe.batch, streams, recipe.window, recipe.seed)
+    check_plan(plan, processes)
+    if recipe.batch // processes % recipe.accumulate:
+        raise UserError(
+            f"accumulate: {recipe.accumulate} is not right: it must divide the {recipe.batch // processes} pictures "
+            "of a process"
+        )
+    return plan
+
+
+def build_method(recipe: TrainRecipe, plan: Plan) -> Any:
+    """Return the method of a recipe with its initial weights, and what it must know of the data."""
+    kind = load_method(recipe.method)
+    options = kind.Options.model_validate(recipe.options)
+    known = kind.learn(options, plan.datasets, recipe.out) if hasattr(kind, "learn") else plan.classes
+    return kind(recipe.config(), options, known)
+
+
+def prepare_models(recipe: TrainRecipe, method: torch.nn.Module) -> None:
+    """Start the method's models from given weights; set what trades time for memory."""
+    models = [module for module in method.modules() if isinstance(module, VisionTransformer)]
+    if recipe.init:
+        source = load_model(recipe.init)
+        shapes = {name: weight.shape for name, weight in source.state_dict().items()}
+        trained = [vit for vit in models if vit is not getattr(method, "frozen", None)]
+        fitting = [vit for vit in trained if {n: w.shape for n, w in vit.state_dict().items()} == shapes]
+        if not fitting:
+            raise UserError(f"init: {recipe.init} is a model of another architecture, {source.config}")
+        for vit in fitting:
+            vit.load_state_dict(source.state_dict())
+    for vit in models:
+        vit.recompute = recipe.device.recompute
+        if recipe.device.compile:
+            for block in vit.blocks:
+                block.compile()

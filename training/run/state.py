@@ -1,0 +1,55 @@
+"""The state of a run in a checkpoint: weights and optimiser, gathered from all processes, by name.
+
+Random numbers, the order of the samples and the schedules are functions of the step and need no state.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+
+from granary.curation.errors import UserError
+from granary.training.models.checkpoint import flatten, nest
+
+WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
+LOCAL = StateDictOptions(full_state_dict=True)  # every process has read the whole and takes its own part
+
+
+def gather_state(method: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Return all tensors by name: `method/NAME`, `optimiser/NAME/exp_avg` ...; whole on the first process."""
+    weights: Any = get_model_state_dict(method, options=WHOLE)
+    state: dict[str, Tensor] = {f"method/{name}": tensor for name, tensor in weights.items()}
+    inner: Any = get_optimizer_state_dict(method, optimiser, options=WHOLE)
+    return {**state, **dict(flatten(inner.get("state", {}), "optimiser/"))}
+
+
+def restore_state(method: nn.Module, optimiser: torch.optim.Optimizer, tensors: dict[str, Tensor], where: str) -> None:
+    """Set what `gather_state` returned; raises UserError when it belongs to another architecture."""
+    tree = nest(tensors)
+    found = {name: tuple(tensor.shape) for name, tensor in tree["method"].items()}
+    wanted = {name: tuple(tensor.shape) for name, tensor in method.state_dict().items()}
+    wrong = next((name for name in sorted(found | wanted) if found.get(name) != wanted.get(name)), None)
+    if wrong:
+        raise UserError(
+            f"out: {where} is a checkpoint of another architecture: {wrong} is {found.get(wrong, 'not there')}, not "
+            f"{wanted.get(wrong, 'there')}; give another --out"
+        )
+    inner: Any = get_optimizer_state_dict(method, optimiser)  # for the names in its groups
+    state: Any = {"state": tree.get("optimiser", {}), "param_groups": inner["param_groups"]}
+    set_model_state_dict(method, tree["method"], options=LOCAL)
+    set_optimizer_state_dict(method, optimiser, state, options=LOCAL)
+
+
+def encoder_weights(tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:
+    """Return the weights of the submodule `name` of the method."""
+    prefix = f"method/{name}."
+    return {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
