@@ -14,17 +14,20 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, BinaryIO, Literal, cast
+from typing import Any, BinaryIO, Concatenate, Generic, Literal, TypeVar, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import BaseModel
 
 from granary.curation.sources import Source
 from granary.curation.store import storage
 
 FORMAT = 1  # of markers and parts; a new number redoes every stage
-LIMITS = ("max_unreadable", "service")  # arguments that stop a unit or say who serves it: in no digest
 INDEX = "index.json"  # names and row counts of the parts of a finished stage, so that units read one file for it
+
+
+J = TypeVar("J")  # the job of a step: a frozen dataclass of plain data and options
 
 
 class UnitError(Exception):
@@ -96,28 +99,38 @@ class Marker:
         return Marker(**json.loads(data))
 
 
+def undigested(default: Any = dataclasses.MISSING) -> Any:
+    """Declare a field of a job that never decides the output, for example when to give up: it is in no digest."""
+    return dataclasses.field(default=default, metadata={"undigested": True})
+
+
 @dataclasses.dataclass(frozen=True)
-class Unit:
+class NoJob:
+    """The job of a step that needs to be told nothing."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Unit(Generic[J]):
     """One piece of work of a stage.
 
     Args:
         index: position in the stage; names the part file.
-        arguments: plain data for the step; part of the digest.
+        job: what the step is told; its fields are part of the digest, but those declared by `undigested`.
         weight: number of items in it, for the progress bar.
     """
 
     index: int
-    arguments: Mapping[str, Any]
+    job: J
     weight: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
-class Stage:
+class Stage(Generic[J]):
     """A list of units that call one step.
 
     Args:
         name: of the folder in the run directory.
-        step: writes the rows of a unit: `step(run, arguments, output)`.
+        step: writes the rows of a unit: `step(run, job, output)`; after a combine `step(run, job, output, combined)`.
         units: the work; all of them, done or not.
         inputs: digests of the stages it reads.
         revision: of the step's code: raise it when the same inputs give other bytes.
@@ -131,8 +144,8 @@ class Stage:
     """
 
     name: str
-    step: Callable[[Run, Mapping[str, Any], Output], None]
-    units: Sequence[Unit]
+    step: Callable[Concatenate[Run, J, Output, ...], None]
+    units: Sequence[Unit[J]]
     inputs: Sequence[str] = ()
     revision: int = 1
     noun: str = "units"
@@ -146,24 +159,23 @@ class Stage:
         """The number of units, also where the units themselves were not shipped."""
         return self.count or len(self.units)
 
-    def stem(self, unit: Unit) -> str:
+    def stem(self, unit: Unit[J]) -> str:
         """Return `part-NNNNN-of-NNNNN`."""
         prefix = "train" if self.target else "part"
         return f"{prefix}-{unit.index:05d}-of-{self.total:05d}"
 
-    def output(self, run: Run, unit: Unit) -> str:
+    def output(self, run: Run, unit: Unit[J]) -> str:
         """Return the URL of the unit's Parquet file."""
         return run.path(self.target or self.name, self.stem(unit) + ".parquet")
 
-    def marker(self, run: Run, unit: Unit) -> str:
+    def marker(self, run: Run, unit: Unit[J]) -> str:
         """Return the URL of the unit's marker."""
         return run.path(self.name, self.stem(unit) + ".done")
 
-    def unit_digest(self, unit: Unit) -> str:
+    def unit_digest(self, unit: Unit[J]) -> str:
         """Return the digest of what the unit's output depends on."""
-        step = f"{self.step.__module__}.{self.step.__qualname__}"
-        arguments = {name: value for name, value in unit.arguments.items() if name not in LIMITS}
-        return digest(FORMAT, step, self.revision, self.total, unit.index, arguments, list(self.inputs))
+        step = f"{self.name}.{self.step.__qualname__}"  # the name of the module may change
+        return digest(FORMAT, step, self.revision, self.total, unit.index, _digested(unit.job), list(self.inputs))
 
     @functools.cached_property
     def digest(self) -> str:
@@ -171,9 +183,25 @@ class Stage:
         return digest([self.unit_digest(unit) for unit in self.units])
 
 
+def _digested(job: Any) -> dict[str, Any]:
+    if isinstance(job, Mapping):  # TODO: goes when every step takes a dataclass
+        return {name: value for name, value in job.items() if name not in ("max_unreadable", "service")}
+    return {
+        field.name: getattr(job, field.name)
+        for field in dataclasses.fields(job)
+        if not field.metadata.get("undigested")
+    }
+
+
 def digest(*values: Any) -> str:
-    """Return the SHA-256, hex, of plain data (dicts in any order)."""
-    return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()
+    """Return the SHA-256, hex, of plain data, dataclasses and options (dicts in any order)."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True, default=_plain).encode()).hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json", by_alias=True)
+    return _digested(value) if dataclasses.is_dataclass(value) else str(value)
 
 
 class HashingFile:
@@ -237,7 +265,7 @@ class Output:
         return Marker(digest, self.sink.hash.hexdigest(), self.sink.size, self.rows, counters, self.notes)
 
 
-def finished(run: Run, stage: Stage, unit: Unit) -> bool:
+def finished(run: Run, stage: Stage[J], unit: Unit[J]) -> bool:
     """Say whether the unit's output is there, whole and made from the present inputs."""
     try:
         marker = Marker.parse(storage.read_bytes(stage.marker(run, unit)))
@@ -246,21 +274,21 @@ def finished(run: Run, stage: Stage, unit: Unit) -> bool:
         return False
 
 
-def run_unit(run: Run, stage: Stage, unit: Unit, **values: Any) -> None:
+def run_unit(run: Run, stage: Stage[J], unit: Unit[J], *combined: Any) -> None:
     """Run a unit unless it is finished; raises UnitError with the cause in one line.
 
     Args:
         run: the run directory and sources.
         stage: the unit's stage.
         unit: the work.
-        values: what a combine computed from other units; handed to the step beside the arguments.
+        combined: what a combine computed from other units; handed to the step after the output.
     """
     if finished(run, stage, unit):
         return
     try:
         with storage.writing(stage.output(run, unit)) as file:
             output = Output(file)
-            stage.step(run, {**unit.arguments, **values}, output)
+            stage.step(run, unit.job, output, *combined)
             marker = output.finish(stage.unit_digest(unit))
         line = json.dumps(dataclasses.asdict(marker), sort_keys=True)
         storage.write_bytes(stage.marker(run, unit), line.encode())
@@ -269,7 +297,7 @@ def run_unit(run: Run, stage: Stage, unit: Unit, **values: Any) -> None:
         raise UnitError(f"stage {stage.name}, unit {unit.index} of {stage.total}: {cause} ;;") from error
 
 
-def close_stage(run: Run, stage: Stage) -> list[Marker]:
+def close_stage(run: Run, stage: Stage[J]) -> list[Marker]:
     """Write the index of a stage whose units are all finished, and remove what an earlier recipe left beside them.
 
     Returns:

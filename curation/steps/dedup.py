@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from granary.curation.dedup import components, join
 from granary.curation.encoders.inference import torch_device
-from granary.curation.runs.run import Output, Run
+from granary.curation.runs.run import NoJob, Output, Run
 from granary.curation.runs.vectors import Layout, from_column, load
 from granary.curation.store.sampling import priority
 from granary.curation.store.threads import limit_blas
@@ -99,7 +99,7 @@ def join_pair(run: Run, arguments: Mapping[str, Any], output: Output) -> None:
     for i, j, similarity in join.join_blocks(left_block, right_block, threshold):
         apart = left_index[i] != right_index[j]  # a picture may resemble its own mirror image
         forest.add(left_index[i][apart], right_index[j][apart], similarity[apart])
-    write_forest(run, {"combined": forest.forest()}, output)
+    write_forest(forest.forest(), output)
 
 
 def join_nearest(run: Run, arguments: Mapping[str, Any], output: Output) -> None:
@@ -116,17 +116,21 @@ def join_nearest(run: Run, arguments: Mapping[str, Any], output: Output) -> None
         i, j, similarity = join.top_k_neighbours(queries, other, k, threshold)
         apart = index[i] != names[j]
         best = join.merge_top_k([best, join.Edges(index[i][apart], names[j][apart], similarity[apart])], k)
-    write_forest(run, {"combined": components.spanning_forest(*best)}, output)
+    write_forest(components.spanning_forest(*best), output)
 
 
 def write_no_edges(run: Run, arguments: Mapping[str, Any], output: Output) -> None:
     """Write the forest without edges: near-duplicate removal is off."""
-    write_forest(run, {"combined": components.merge_forests([])}, output)
+    write_forest(components.merge_forests([]), output)
 
 
-def write_forest(run: Run, arguments: Mapping[str, Any], output: Output) -> None:
+def write_combined_forest(run: Run, job: NoJob, output: Output, forest: components.Forest) -> None:
+    """Write the forest of the whole pool."""
+    write_forest(forest, output)
+
+
+def write_forest(forest: components.Forest, output: Output) -> None:
     """Write a forest as edges."""
-    forest = arguments["combined"]
     output.counters["edges"] = len(forest.i)
     output.write(pa.table({"i": forest.i, "j": forest.j, "similarity": forest.similarity}, EDGES))
 

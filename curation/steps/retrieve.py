@@ -150,7 +150,7 @@ def train(run: Run, arguments: Mapping[str, Any], output: Output) -> None:
         centroids = clusters.train_kmeans(
             sample, arguments["clusters"], arguments["seed"], arguments["iterations"], gpu=search.has_gpu()
         )
-    write_centroids(run, {"combined": centroids}, output)
+    write_centroids(centroids, output)
 
 
 def _training_sample(run: Run, alive: np.ndarray, size: int, seed: int) -> np.ndarray:
@@ -178,9 +178,8 @@ def _alive(run: Run, arguments: Mapping[str, Any]) -> np.ndarray:
     )
 
 
-def write_centroids(run: Run, arguments: Mapping[str, Any], output: Output) -> None:
+def write_centroids(centroids: np.ndarray, output: Output) -> None:
     """Write (k, d) centroids, a row each."""
-    centroids = arguments["combined"]
     column = pa.FixedSizeListArray.from_arrays(pa.array(centroids.reshape(-1), pa.float32()), centroids.shape[1])
     output.write(pa.table({"centroid": column}))
 
@@ -223,10 +222,9 @@ def read_lloyd(table: pa.Table) -> clusters.LloydSums:
     return sums
 
 
-def finish_lloyd(run: Run, arguments: Mapping[str, Any], output: Output) -> None:
+def finish_lloyd(run: Run, arguments: Mapping[str, Any], output: Output, sums: clusters.LloydSums) -> None:
     """Turn the merged sums into the next centroids."""
-    next_centroids = arguments["combined"].finish(read_centroids(run, arguments["centroids"]))
-    write_centroids(run, {"combined": next_centroids}, output)
+    write_centroids(sums.finish(read_centroids(run, arguments["centroids"])), output)
 
 
 def retrieve_by_cluster(run: Run, arguments: Mapping[str, Any], output: Output) -> None:

@@ -3,13 +3,34 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Concatenate, Generic, TypeVar
 
 import apache_beam as beam
 
-from granary.curation.runs.run import Marker, Run, Stage, Unit
+from granary.curation.runs.run import Marker, NoJob, Output, Run, Stage, Unit
 from granary.pipelines.engine.units import Runner
+
+C = TypeVar("C")  # what a combine computes
+J = TypeVar("J")
+Step = Callable[Concatenate[Run, J, Output, ...], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Combine(Generic[J, C]):
+    """How the outputs of a stage are merged into one, and the stage of one unit that writes the result.
+
+    Args:
+        function: over the URLs of the outputs.
+        stage: name of the stage that writes what it returns.
+        write: `write(run, job, output, combined)`.
+        job: what `write` is told beside.
+    """
+
+    function: beam.CombineFn
+    stage: str
+    write: Callable[[Run, J, Output, C], None]
+    job: J
 
 
 @dataclasses.dataclass
@@ -32,12 +53,12 @@ class Stages:
     def parallel(
         self,
         name: str,
-        step: Any,
-        units: Sequence[Mapping[str, Any]],
+        step: Step[J],
+        jobs: Sequence[J],
         inputs: Iterable[str],
         noun: str = "units",
         weights: Sequence[int] | None = None,
-        combine: tuple[beam.CombineFn, str, Any, Mapping[str, Any]] | None = None,
+        combine: Combine[Any, Any] | None = None,
         **options: Any,
     ) -> None:
         """Run a stage of many units.
@@ -45,26 +66,27 @@ class Stages:
         Args:
             name: of the stage.
             step: what a unit calls.
-            units: the arguments of each.
+            jobs: what each unit is told.
             inputs: names of the stages it reads.
             noun: what the weights count.
             weights: number of items in each unit; one each by default.
-            combine: (CombineFn, name, step, arguments) of the one-unit stage that merges the outputs.
+            combine: merges the outputs.
             options: further fields of the stage.
         """
-        work = [Unit(i, arguments, weights[i] if weights else 1) for i, arguments in enumerate(units)]
-        stage = Stage(name, step, work, [self.digests[i] for i in inputs], noun=noun, **options)
+        units = [Unit(i, job, weights[i] if weights else 1) for i, job in enumerate(jobs)]
+        stage = Stage(name, step, units, [self.digests[i] for i in inputs], noun=noun, **options)
         self.digests[name] = stage.digest
         merged = None
         if combine is not None:
-            function, target, writer, arguments = combine
-            merged = (function, Stage(target, writer, [Unit(0, arguments)], [stage.digest]))
-            self.digests[target] = merged[1].digest
+            target = Stage(combine.stage, combine.write, [Unit(0, combine.job)], [stage.digest])
+            self.digests[combine.stage] = target.digest
+            merged = (combine.function, target)
         self.markers[name] = self.runner.stage(stage, merged)
 
-    def serial(self, name: str, step: Any, inputs: Iterable[str], **arguments: Any) -> Marker:
+    def serial(self, name: str, step: Step[J], inputs: Iterable[str], job: J | None = None, **arguments: Any) -> Marker:
         """Run a stage of one unit, which may use every core."""
-        stage = Stage(name, step, [Unit(0, arguments)], [self.digests[i] for i in inputs], cores="all")
+        told: Any = job if job is not None else arguments or NoJob()  # TODO: arguments go with the last step of dicts
+        stage = Stage(name, step, [Unit(0, told)], [self.digests[i] for i in inputs], cores="all")
         self.digests[name] = stage.digest
         self.markers[name] = self.runner.stage(stage)
         return self.markers[name][0]

@@ -64,7 +64,7 @@ class Engine:
         """Return how many of a stage's units run at the same time; None where a remote engine decides."""
         return max(1, min(units, self._local_workers(units > 1))) if self.local else None
 
-    def processes(self, run: Run, stage: Stage, units: Sequence[Unit]) -> int:
+    def processes(self, run: Run, stage: Stage[Any], units: Sequence[Unit]) -> int:
         """Return how many processes run the units of a stage; 0 where worker threads, or another runner, do."""
         wanted = stage.processes and stage.cores == "one" and sum(unit.weight for unit in units) >= PROCESSES_FROM
         paths = [run.url, *(source.path for sources in run.sources.values() for source in sources)]
@@ -114,7 +114,7 @@ class Engine:
                 raise UserError(f"{key}: {path} is on this machine and no worker of {runner} is; give a gs:// address")
 
 
-def job_name(run: Run, stage: Stage) -> str:
+def job_name(run: Run, stage: Stage[Any]) -> str:
     """Return what a remote job is called: no other stage of any run has that name while this one runs.
 
     The same stage of the same run has the same name again, so that Dataflow refuses to run it twice at a time.
@@ -133,7 +133,7 @@ class RunUnits(beam.PTransform):
         processes: of this machine that run the units; 0: the worker itself does.
     """
 
-    def __init__(self, run: Run, stage: Stage, threads: int, processes: int = 0) -> None:
+    def __init__(self, run: Run, stage: Stage[Any], threads: int, processes: int = 0) -> None:
         super().__init__(f"Run {stage.name}")
         self.run_directory, self.stage, self.threads, self.processes = run, stage, threads, processes
 
@@ -147,7 +147,7 @@ class RunUnits(beam.PTransform):
 
 
 class _RunUnit(beam.DoFn):
-    def __init__(self, run: Run, stage: Stage, threads: int, processes: int) -> None:
+    def __init__(self, run: Run, stage: Stage[Any], threads: int, processes: int) -> None:
         self.run, self.stage, self.threads, self.processes = run, stage, threads, processes
 
     def process(self, unit: Unit) -> Iterator[str]:
@@ -173,13 +173,13 @@ def limit_threads(threads: int) -> None:
 class WriteCombined(beam.DoFn):
     """Write what a combine returned as the one unit of its own stage."""
 
-    def __init__(self, run: Run, stage: Stage) -> None:
+    def __init__(self, run: Run, stage: Stage[Any]) -> None:
         self.run, self.stage = run, stage
 
     def process(self, combined: Any) -> Iterator[str]:
         """Write one combined value; `stage.step` knows its table."""
         limit_threads(1)
-        run_unit(self.run, self.stage, self.stage.units[0], combined=combined)
+        run_unit(self.run, self.stage, self.stage.units[0], combined)
         yield self.stage.output(self.run, self.stage.units[0])
 
 
@@ -202,7 +202,7 @@ class Runner:
     def __post_init__(self) -> None:
         self.engine.check_reach(self.run)
 
-    def stage(self, stage: Stage, combine: tuple[beam.CombineFn, Stage] | None = None) -> list[Marker]:
+    def stage(self, stage: Stage[Any], combine: tuple[beam.CombineFn, Stage[Any]] | None = None) -> list[Marker]:
         """Run the units that are not finished; returns all markers in order.
 
         Args:
@@ -225,7 +225,7 @@ class Runner:
         for name in filter(chosen, storage.names(self.run.url)):
             storage.remove(self.run.path(name))
 
-    def _run(self, stage: Stage, missing: list[Unit], combine: tuple[beam.CombineFn, Stage] | None) -> None:
+    def _run(self, stage: Stage[Any], missing: list[Unit], combine: tuple[beam.CombineFn, Stage[Any]] | None) -> None:
         plan = dataclasses.replace(stage, units=(), count=stage.total)
         threads = {"one": 1, "all": 0, "idle": self.engine.native_threads(len(missing))}[stage.cores]
         run = dataclasses.replace(self.run, url=absolute(self.run.url))  # workers may stand in another folder

@@ -18,12 +18,12 @@ from granary.curation.encoders import load_encoder
 from granary.curation.encoders.spec import EncoderSpec
 from granary.curation.errors import UserError
 from granary.curation.recipe import CurateRecipe, Encoders
-from granary.curation.runs.run import read_groups
+from granary.curation.runs.run import NoJob, read_groups
 from granary.curation.runs.vectors import Layout
 from granary.curation.sources import random_access, resolve
 from granary.curation.steps import dataset, dedup, embed, leaks, listing
 from granary.pipelines.engine.combines import MergeForests
-from granary.pipelines.engine.stages import Stages
+from granary.pipelines.engine.stages import Combine, Stages
 from granary.pipelines.kinds.curate_selection import select
 
 MEMBERS_PER_UNIT = 200_000
@@ -119,7 +119,7 @@ class Curation(Stages):
             arguments,
             ["pool", "exact", "basis"],
             "block pairs",
-            combine=(MergeForests(), "forest", dedup.write_forest, {}),
+            combine=Combine(MergeForests(), "forest", dedup.write_combined_forest, NoJob()),
             cores="idle",
         )
         buckets = max(1, self.run_directory.rows("forest")[0] // MEMBERS_PER_UNIT)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from granary.curation.runs.vectors import Layout
 from granary.curation.steps import embed, retrieve, verdicts
 from granary.pipelines.engine.combines import MergeLloyd
+from granary.pipelines.engine.stages import Combine
 
 if TYPE_CHECKING:
     from granary.pipelines.kinds.curate import Curation
@@ -93,7 +94,7 @@ def cluster(
         iterations=options.iterations,
         sample=options.sample,
         seed=curation.recipe.seed,
-        **early,
+        before_semdedup=before_semdedup,
     )
     blocks = feature_blocks(curation)
     cells_found = curation.run_directory.rows(centroids)[0]
@@ -107,7 +108,7 @@ def cluster(
             units,
             [centroids, *inputs],
             "blocks",
-            combine=(MergeLloyd(), refined, retrieve.finish_lloyd, {"centroids": centroids}),
+            combine=Combine(MergeLloyd(), refined, retrieve.finish_lloyd, {"centroids": centroids}),
         )
         centroids = refined
     units = [{"block": block, "centroids": centroids, **early} for block in blocks]

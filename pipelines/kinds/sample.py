@@ -27,7 +27,7 @@ from granary.curation.steps import embed
 from granary.curation.steps.listing import write_listing
 from granary.curation.store import storage
 from granary.pipelines.engine.session import Session, read_facts, read_recipe
-from granary.pipelines.engine.stages import Stages
+from granary.pipelines.engine.stages import Combine, Stages
 from granary.pipelines.engine.units import Engine
 from granary.pipelines.kinds.sample_gaussians import MergeGaussians
 from granary.synth.feedback import drawing, outputs, steps
@@ -172,7 +172,7 @@ class Sampled(Stages):
             ["data", "cells"],
             "images",
             rows,
-            combine=(MergeGaussians(recipe.hardness.tied), "gaussians", steps.write_gaussians, fit),
+            combine=Combine(MergeGaussians(recipe.hardness.tied), "gaussians", steps.write_gaussians, fit),
         )
 
     def draw(self) -> None:

@@ -164,11 +164,9 @@ def _features(classifier: Any, picture: Image.Image, device: str) -> np.ndarray:
         return classifier.features(pixels.to(torch_device(device)).float() / 255)[0].cpu().numpy()
 
 
-def write_gaussians(run: Run, arguments: Mapping[str, Any], output: Output) -> None:
+def write_gaussians(run: Run, arguments: Mapping[str, Any], output: Output, sums: Any) -> None:
     """Write the class Gaussians fitted to merged sums: name, shape and float32 values of each tensor."""
-    fitted = arguments["combined"].finish(
-        arguments["classes"], arguments["tying"], arguments["shrinkage"], arguments["dimensions"]
-    )
+    fitted = sums.finish(arguments["classes"], arguments["tying"], arguments["shrinkage"], arguments["dimensions"])
     rows = [
         {"name": name, "shape": list(tensor.shape), "values": tensor.numpy().astype("<f4").tobytes()}
         for name, tensor in fitted.tensors().items()

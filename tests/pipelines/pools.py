@@ -145,7 +145,7 @@ def run_in_a_loop(self: Runner, stage: Stage, missing: list[Unit], combine: Any)
             merged = function.create_accumulator()
             for unit in stage.units:
                 merged = function.add_input(merged, stage.output(self.run, unit))
-            run_unit(self.run, target, target.units[0], combined=function.extract_output(merged))
+            run_unit(self.run, target, target.units[0], function.extract_output(merged))
     self.timings.append({"stage": stage.name, "units": len(missing), "rows": 0, "noun": "", "seconds": 0, "workers": 1})
 
 

@@ -40,9 +40,9 @@ def square(run, arguments, output):
     output.write(pa.table({"square": [arguments["number"] ** 2]}))
 
 
-def total(run, arguments, output):
+def total(run, job, output, combined):
     """Write what the combine computed."""
-    output.write(pa.table({"total": [arguments["combined"]]}))
+    output.write(pa.table({"total": [combined]}))
 
 
 class SumSquares(beam.CombineFn):
