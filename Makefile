@@ -1,32 +1,34 @@
-# Two commands to begin with: `make demo` and `make test`. Both make .venv with the pins of constraints.txt.
+# Two commands to begin with: `make demo` and `make test`. Both make an environment with the pins of constraints.txt.
 PYTHON ?= python3
-BIN := .venv/bin
+VENV ?= .venv
+BIN := $(VENV)/bin
 # Wheels only: nothing that a machine would have to build, but granary itself.
 INSTALL := $(BIN)/python -m pip install -q -c constraints.txt --only-binary=:all:
 .PHONY: install demo test test-slow bench lint clean
 
-install: .venv/installed
+install: $(VENV)/installed
 demo: install
 	$(BIN)/granary demo
 test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
-test-slow: .venv/installed-slow
+test-slow: $(VENV)/installed-slow
 	$(BIN)/python -m pytest -m slow
 bench: install
 	$(BIN)/python -m tests.benchmarks
 lint: install
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 clean:
-	rm -rf .venv build dist runs
+	rm -rf $(VENV) build dist runs
 
-.venv/installed: pyproject.toml constraints.txt
-	$(PYTHON) -m venv .venv
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
 	$(INSTALL) -e '.[all,dev]'
 	touch $@
 
 # mlcroissant asks for jsonpath-rw, which has no wheel; its test hands it jsonpath-ng, the successor.
-.venv/installed-slow: .venv/installed
+$(VENV)/installed-slow: $(VENV)/installed
 	$(INSTALL) -e '.[all,dev,gcp]' etils jsonpath-ng rdflib
 	$(INSTALL) --no-deps mlcroissant
 	touch $@

@@ -26,7 +26,7 @@ STAGES = (
     "shards",
 )
 PACKAGES = (
-    "granary",
+    "granary-data",
     "apache-beam",
     "datasets",
     "faiss-cpu",

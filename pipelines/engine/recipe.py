@@ -7,7 +7,7 @@ import importlib.resources
 import pathlib
 import types
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import yaml
@@ -43,16 +43,26 @@ def load_recipe(model: type[M], config: str | None, overrides: Sequence[str]) ->
     Raises:
         UserError: naming the key, the value and what would be right.
     """
+    return validated(model, read_tree(config, overrides))
+
+
+def validated(model: type[M], tree: Mapping[str, Any]) -> M:
+    """Return the recipe that a tree of values makes; raises UserError as `load_recipe` does."""
     try:
-        return model.model_validate(read_tree(config, overrides))
+        return model.model_validate(tree)
     except ValidationError as error:
         raise UserError("; ".join(dict.fromkeys(_sentences(model, error)))) from None
 
 
 def read_tree(config: str | None, overrides: Sequence[str]) -> dict[str, Any]:
     """Return a recipe as it was written, with the overrides set, before any of it is checked."""
+    return merged(config, dict(parse_overrides(overrides)))
+
+
+def merged(config: str | None, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a recipe as it was written, with values set by their dotted names."""
     tree = _read_yaml(config) if config else {}
-    for key, value in sorted(parse_overrides(overrides), key=lambda pair: pair[0].count(".")):
+    for key, value in sorted(values.items(), key=lambda pair: pair[0].count(".")):
         _set(tree, key.split("."), value, key)
     return tree
 

@@ -178,3 +178,7 @@ def test_beam_adds_nothing_to_a_loop_over_the_units(roles, run, tmp_path):
     looped = pools.curate(roles, tmp_path / "loop", *pools.SMALL_UNITS, *pools.THRESHOLDS)
     folders = sorted(path.name for path in run.path.iterdir() if path.is_dir() and path.name != "report")
     assert looped.hashes(*folders) == run.hashes(*folders)
+
+
+def test_a_run_names_the_versions_that_made_it(run):
+    assert {"python", "granary-data", "apache-beam", "torch"} <= run.facts["versions"].keys()
