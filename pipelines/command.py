@@ -82,8 +82,6 @@ def _engine(workers: int, runner: str | None, beam: list[str]) -> Engine:
     from granary.pipelines.engine.profiles import load_profile
     from granary.pipelines.engine.units import Engine
 
-    if workers < 0:
-        raise UserError(f"workers: {workers} is not right: give 1 or more, or 0 for one per core")
     return Engine(load_profile(runner, beam) if runner else beam, workers)
 
 

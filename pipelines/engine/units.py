@@ -50,6 +50,10 @@ class Engine:
     options: Sequence[str] = ()
     workers: int = 0
 
+    def __post_init__(self) -> None:
+        if self.workers < 0:
+            raise UserError(f"workers: {self.workers} is not right: give 1 or more, or 0 for one per core")
+
     @property
     def local(self) -> bool:
         """Whether no runner was named, so that the work is done in this process."""
