@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ast
+import json
 import os
 import pathlib
 import subprocess
 import sys
+import tomllib
 import venv
 import zipfile
 
@@ -87,3 +89,33 @@ def test_wheel_runs_the_demo_in_an_empty_environment(wheel: pathlib.Path, tmp_pa
     run(python, "-m", "pip", "install", "-q", "-c", ROOT / "constraints.txt", "--only-binary=:all:", wheel)
     said = run(tmp_path / "venv" / "bin" / "granary", "demo", "--out", "out", cwd=tmp_path)
     assert "Everything planted was found." in said
+
+
+def requirements(*extras: str) -> list[str]:
+    """Return what granary asks for: the base, and the extras named."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    asked = project["dependencies"] + [line for extra in extras for line in project["optional-dependencies"][extra]]
+    return [line for line in asked if not line.startswith("granary-data")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("version", ["3.11", "3.12", "3.13"])
+def test_every_pin_has_a_wheel_and_they_fit_together(version: str, tmp_path: pathlib.Path) -> None:
+    extras = ("render", "sample", "train", "unreal", "aws", "gcp", "dask", "dev")
+    pip = (sys.executable, "-m", "pip", "install", "-q", "--dry-run", "--ignore-installed", "--target", tmp_path)
+    wheels = ("--only-binary=:all:", "--python-version", version, "-c", ROOT / "constraints.txt")
+    run(*pip, *wheels, "--report", tmp_path / "report.json", *requirements(*extras))
+    chosen = json.loads((tmp_path / "report.json").read_text())["install"]
+    assert all(package["download_info"]["url"].endswith(".whl") for package in chosen)
+    assert {"torch", "apache-beam", "gcsfs", "distributed"} <= {package["metadata"]["name"] for package in chosen}
+
+
+@pytest.mark.slow
+def test_who_only_curates_installs_nothing_of_rendering_sampling_and_training(tmp_path: pathlib.Path) -> None:
+    pip = (sys.executable, "-m", "pip", "install", "-q", "--dry-run", "--ignore-installed", "--only-binary=:all:")
+    run(*pip, "-c", ROOT / "constraints.txt", "--report", tmp_path / "report.json", *requirements())
+    chosen = json.loads((tmp_path / "report.json").read_text())["install"]
+    names = {package["metadata"]["name"].lower() for package in chosen}
+    left_out = "accelerate diffusers embreex kornia lightning-fabric matplotlib peft tensorboard trimesh"
+    assert not names & set(left_out.split())
+    assert len(names) < 85

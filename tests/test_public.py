@@ -103,7 +103,7 @@ def test_mistakes_are_one_sentence(run: granary.Run, roles: dict[str, Path], tmp
         granary.curate(pool=roles["pool"], out=out, dedup={"treshold": 0.9})
     with pytest.raises(granary.UserError, match="workers: -1 is not right"):
         granary.curate(pool=roles["pool"], out=out, workers=-1)
-    with pytest.raises(granary.UserError, match="is not a run directory"):
+    with pytest.raises(granary.UserError, match=r"it has no run\.json"):
         granary.open_run(tmp_path)
     with pytest.raises(granary.UserError, match="is not a training directory"):
         granary.open_training(tmp_path)
