@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from granary.curation.store.sampling import bounded_sample
 
 TopK = tuple[NDArray[np.float32], NDArray[np.int64]]
 CHUNK = 1 << 20  # float64 products held at a time
+_one_search = threading.Lock()  # threads cannot share the resources of a GPU at the same time
 
 
 def paired_similarity(left: NDArray[np.float32], right: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -127,18 +129,21 @@ def _candidates(
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     if not gpu:
         return faiss.knn(queries, block, k, metric=faiss.METRIC_INNER_PRODUCT)
-    return faiss.knn_gpu(_gpu_resources(), queries, block, k, metric=faiss.METRIC_INNER_PRODUCT)
+    with _one_search:
+        return faiss.knn_gpu(_gpu_resources(), queries, block, k, metric=faiss.METRIC_INNER_PRODUCT)
 
 
-@functools.cache  # they hold scratch memory of the GPU, which is slow to get
 def has_gpu() -> bool:
     """Say whether this Faiss can search on a GPU of this machine."""
     return hasattr(faiss, "StandardGpuResources") and faiss.get_num_gpus() > 0
 
 
+@functools.cache  # they hold scratch memory of the GPU, which is slow to get
 def _gpu_resources() -> faiss.StandardGpuResources:
     if not hasattr(faiss, "StandardGpuResources"):
-        raise UserError("the search is set to run on a GPU, which needs a GPU build of Faiss: granary[gpu]")
+        raise UserError(
+            "the search is set to run on a GPU, which needs a GPU build of Faiss; run: pip install 'granary-data[gpu]'"
+        )
     return faiss.StandardGpuResources()
 
 

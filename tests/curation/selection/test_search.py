@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import faiss
 import numpy as np
 import pytest
 
+from granary.curation.errors import UserError
+from granary.curation.selection import search
 from granary.curation.selection.search import (
     TopK,
     approximate_top_k,
@@ -169,3 +172,31 @@ def test_an_index_that_cannot_be_trained_is_refused():
     for rows, cells, code_bytes in ((400, 4, 3), (400, 401, 4), (200, 4, 4)):
         with pytest.raises(ValueError, match="cannot train"):
             train_index(unit_rows(rows, 16, 0), cells, code_bytes)
+
+
+class CountedResources:
+    """A stand-in for the scratch memory of a GPU that counts how often it is taken."""
+
+    made = 0
+
+    def __init__(self):
+        CountedResources.made += 1
+
+
+def test_all_blocks_share_the_scratch_memory_of_the_gpu(monkeypatch):
+    monkeypatch.setattr(faiss, "StandardGpuResources", CountedResources, raising=False)
+    monkeypatch.setattr(faiss, "knn_gpu", lambda resources, *given, **metric: faiss.knn(*given, **metric))
+    monkeypatch.setattr(CountedResources, "made", 0)
+    search._gpu_resources.cache_clear()
+    queries, pool = unit_rows(7, 16, 1), unit_rows(500, 16, 2)
+    blocks = np.array_split(np.arange(500), 5)
+    partials = [top_k(queries, pool[rows], rows, 3, gpu=True) for rows in blocks]
+    search._gpu_resources.cache_clear()
+    assert CountedResources.made == 1
+    assert same(merge_top_k(partials, 3), top_k(queries, pool, np.arange(500), 3))
+
+
+def test_a_search_on_a_gpu_without_its_build_of_faiss_says_what_to_install(monkeypatch):
+    monkeypatch.delattr(faiss, "StandardGpuResources", raising=False)
+    with pytest.raises(UserError, match=r"pip install 'granary-data\[gpu\]'"):
+        top_k(np.eye(2, dtype=np.float32), np.eye(2, dtype=np.float32), np.arange(2), 1, gpu=True)
