@@ -6,14 +6,15 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
+from granary.curation.runs import dead_letters
+from granary.curation.runs.dead_letters import dead_rows
+from granary.curation.runs.row_groups import RowGroups
 from granary.curation.runs.run import Output, Run, read_table
 from granary.curation.store import schema
 from granary.synth.feedback.plan import Cell
 from granary.synth.feedback.steps import real_pictures
 
-GROUP_BYTES = 128 << 20  # a row group is cut short when its pictures are large
 MEANINGS = {
     "id": "first 32 hex characters of the SHA-256 of the PNG file",
     "image": "the sample as a PNG file",
@@ -82,21 +83,12 @@ def _without_image(run: Run, unit: int) -> list[str]:
 
 def write_shard(run: Run, arguments: Mapping[str, Any], output: Output) -> None:
     """Write the samples of a few consecutive units. arguments: units [first, last); row_group; omega; criterion."""
-    target = schema.arrow_schema(sampled_features())
-    group: list[dict[str, Any]] = []
-    size = 0
+    groups = RowGroups(output, schema.arrow_schema(sampled_features()), arguments["row_group"])
     for unit in range(*arguments["units"]):
         for row in sample_rows(run, unit):
-            if row["status"] != "ok":
-                continue
-            group.append(_sample(row, arguments))
-            size += len(row["image"])
-            if len(group) == arguments["row_group"] or size >= GROUP_BYTES:
-                output.write(pa.Table.from_pylist(group, target), compression="snappy")
-                group, size = [], 0
-    if group:
-        output.write(pa.Table.from_pylist(group, target), compression="snappy")
-    output.begin(target, "snappy")  # `datasets` cannot load a row group without rows
+            if row["status"] == "ok":
+                groups.add(_sample(row, arguments), len(row["image"]))
+    groups.close()
 
 
 def _sample(row: Mapping[str, Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -172,21 +164,6 @@ def _data_verdicts(run: Run, groups: Mapping[str, str], part: int) -> Iterator[d
 
 def write_dead_letters(run: Run, arguments: Mapping[str, Any], output: Output) -> None:
     """Collect the real pictures that could not be read, and the rows that could not be drawn."""
-    rows = [
-        {"uri": row["uri"], "stage": "decode", "error": row["reason"], "message": row["message"]}
-        for role in arguments["roles"]
-        for url in run.parts(role)
-        for row in _dead(read_table(url, ["uri", "status", "reason", "message"]))
-    ]
-    rows += [
-        {"uri": uri_of(row["row_id"]), "stage": "draw", "error": row["reason"], "message": row["message"]}
-        for url in run.parts("draw")
-        for row in _dead(read_table(url, ["row_id", "status", "reason", "message"]))
-    ]
-    for row in rows:
-        output.counters[row["error"]] += 1
-    output.write(pa.Table.from_pylist([{"part": "", **row} for row in rows], schema.DEAD_LETTER))
-
-
-def _dead(table: pa.Table) -> list[dict[str, Any]]:
-    return list(table.filter(pc.equal(table["status"], "dead")).to_pylist())
+    unread = [letter for role in arguments["roles"] for letter in dead_rows(run, role, "decode")]
+    undrawn = [letter._replace(uri=uri_of(letter.uri)) for letter in dead_rows(run, "draw", "draw", "row_id")]
+    dead_letters.write_dead_letters([*unread, *undrawn], output)

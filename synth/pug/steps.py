@@ -14,6 +14,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from granary.curation.runs import dead_letters
+from granary.curation.runs.dead_letters import DeadLetter
+from granary.curation.runs.row_groups import RowGroups
 from granary.curation.runs.run import Output, Run, digest, read_table
 from granary.curation.store import schema, storage
 from granary.synth.pug.plan.plans import uniform
@@ -34,7 +37,6 @@ from granary.synth.pug.renderer.frames import (
 )
 from granary.synth.pug.renderer.servers import Pool, pool_of
 
-GROUP_BYTES = 128 << 20  # a row group is cut short when its pictures are large
 LOST = b"granary.lost"
 SERVICE = {"out", "name", "licence", "renderer", "shards", "meshes"}  # fields that leave a frame as it is
 PLAN = pa.schema([("recipe", pa.string())])
@@ -90,7 +92,7 @@ def render_shard(run: Run, arguments: Mapping[str, Any], output: Output) -> None
     target = schema.arrow_schema(work.features())
     folder = run.path("frames", f"{arguments['shard']:05d}")
     key = digest(run.read("plan", 0).to_pylist(), {**arguments, "service": service["checkpoint"]})[:16]
-    shard = _Shard(output, target, arguments["row_group"])
+    shard = RowGroups(output, target, arguments["row_group"])
     with ExitStack() as stack:
         worker = _Worker(run, work, service, stack)
         for start in range(0, len(rows), service["checkpoint"]):
@@ -98,8 +100,9 @@ def render_shard(run: Run, arguments: Mapping[str, Any], output: Output) -> None
             table, lost = _load_piece(piece, target) or _make_piece(piece, target, worker, rows, start)
             output.notes.extend(lost)
             output.counters.update(error for _, error, _ in lost)
-            shard.add(table)
-    shard.finish()
+            for place, sample in enumerate(table.to_pylist()):
+                shard.add(sample, table.slice(place, 1).nbytes)
+    shard.close()
     storage.remove(folder)
 
 
@@ -123,29 +126,6 @@ def _make_piece(
     pq.write_table(saved, buffer, compression="none")
     storage.write_bytes(url, buffer.getvalue())
     return table, lost
-
-
-class _Shard:
-    """Writes samples as row groups whose bounds depend on the samples alone."""
-
-    def __init__(self, output: Output, target: pa.Schema, rows: int) -> None:
-        self.output, self.target, self.rows = output, target, rows
-        self.pending: list[pa.Table] = []
-
-    def add(self, table: pa.Table) -> None:
-        for offset in range(table.num_rows):
-            self.pending.append(table.slice(offset, 1))
-            if len(self.pending) == self.rows or sum(one.nbytes for one in self.pending) >= GROUP_BYTES:
-                self._write()
-
-    def finish(self) -> None:
-        if self.pending:
-            self._write()
-        self.output.begin(self.target, "snappy")  # `datasets` cannot load a row group without rows
-
-    def _write(self) -> None:
-        self.output.write(pa.concat_tables(self.pending).combine_chunks(), compression="snappy")
-        self.pending = []
 
 
 class _Worker:
@@ -315,9 +295,6 @@ def write_ledger(run: Run, arguments: Mapping[str, Any], output: Output) -> None
 
 def write_dead_letters(run: Run, arguments: Mapping[str, Any], output: Output) -> None:
     """Collect the rows without a picture, of all shards."""
-    rows = [
-        {"uri": uri, "part": "", "stage": "render", "error": error, "message": message}
-        for uri, error, message in sorted(arguments["lost"])
-    ]
-    output.counters.update(row["error"] for row in rows)
-    output.write(pa.Table.from_pylist(rows, schema.DEAD_LETTER))
+    lost = sorted(arguments["lost"])
+    letters = (DeadLetter(uri, "render", error, message) for uri, error, message in lost)
+    dead_letters.write_dead_letters(letters, output)

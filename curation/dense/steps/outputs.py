@@ -10,6 +10,8 @@ import pyarrow as pa
 
 from granary.curation.dense.steps.records import read_records
 from granary.curation.dense.steps.shards import notes_of, shard_paths
+from granary.curation.runs import dead_letters
+from granary.curation.runs.dead_letters import DeadLetter
 from granary.curation.runs.run import Marker, Output, Run, read_groups
 from granary.curation.store import schema, storage
 
@@ -45,11 +47,10 @@ def write_dead_letters(run: Run, arguments: Mapping[str, Any], output: Output) -
     """Collect what was lost, of every stage, a unit at a time."""
     for stage, named in (("shards", "read"), ("texts", "texts")):
         for notes in notes_of(run, stage):
-            rows = [
-                {"uri": f"annotations/{name}", "part": part, "stage": named, "error": error, "message": message}
+            letters = (
+                DeadLetter(f"annotations/{name}", named, error, message, part)
                 for name, status, part, error, message in notes
                 if status != "dropped"
-            ]
-            output.counters.update(row["error"] for row in rows)
-            output.write(pa.Table.from_pylist(rows, schema.DEAD_LETTER))
+            )
+            dead_letters.write_dead_letters(letters, output)
     output.begin(schema.DEAD_LETTER)

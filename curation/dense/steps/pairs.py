@@ -11,8 +11,9 @@ from PIL import Image
 from granary.curation.dense import crops
 from granary.curation.dense.masks import pixels_of
 from granary.curation.dense.schema import pair_features
-from granary.curation.dense.steps.shards import Rows, shard_paths
+from granary.curation.dense.steps.shards import shard_paths
 from granary.curation.images.decode import DecodeLimits, decode
+from granary.curation.runs.row_groups import RowGroups
 from granary.curation.runs.run import Output, Run, read_groups
 from granary.curation.store import schema
 
@@ -22,7 +23,7 @@ ENDING = {"jpeg": "jpg", "png": "png"}
 def write_pairs(run: Run, arguments: Mapping[str, Any], output: Output) -> None:
     """Write the entries of one shard with their pictures: the original bytes of whole images, crops of masks."""
     target = schema.arrow_schema(pair_features())
-    rows = Rows(output, target, arguments["row_group"])
+    rows = RowGroups(output, target, arguments["row_group"])
     images = _images(shard_paths(run, "shards", "data")[arguments["unit"]], arguments["crops"]["darken"])
     place, cutter = -1, None
     for table in read_groups(run.parts("texts")[arguments["unit"]]):

@@ -8,8 +8,6 @@ import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import pyarrow as pa
-
 from granary.curation.dense.assemble import assemble, image_row
 from granary.curation.dense.packing import Counter
 from granary.curation.dense.readers import READERS
@@ -18,12 +16,12 @@ from granary.curation.dense.steps.records import RecordReader, read_records
 from granary.curation.dense.texts import cleaned
 from granary.curation.dense.tree import UNUSABLE, Annotation, InvalidAnnotation, Problem
 from granary.curation.images.decode import DecodeError, DecodeLimits
+from granary.curation.runs.row_groups import RowGroups
 from granary.curation.runs.run import Marker, Output, Run
 from granary.curation.sources import Source, failure, files
 from granary.curation.steps.embed import FEWEST_LOST, OUTAGES, TooManyUnreadable
 from granary.curation.store import schema, storage
 
-GROUP_BYTES = 128 << 20
 ENDINGS = ("", ".jpg", ".jpeg", ".png", ".webp")  # some annotations name an image without its ending
 
 
@@ -37,7 +35,7 @@ def write_shard(run: Run, arguments: Mapping[str, Any], output: Output) -> None:
     source, parse = run.sources["annotations"][0], READERS[arguments["format"]].parse
     limits = DecodeLimits(**arguments["decode"])
     counter = Counter(arguments["tokenizer"], arguments["budget"])
-    rows = Rows(output, schema.arrow_schema(image_features()), arguments["row_group"])
+    rows = RowGroups(output, schema.arrow_schema(image_features()), arguments["row_group"])
     outages: collections.Counter[str] = collections.Counter()
     with RecordReader(source, limits.max_bytes) as reader:
         for record in records:
@@ -121,35 +119,6 @@ def count(output: Output, row: Mapping[str, Any], read: int, budget: int) -> Non
             "windows over the budget": sum(text["tokens"] > budget for text in row["texts"]),
         }
     )
-
-
-class Rows:
-    """Writes rows as groups of at most `most` rows and about GROUP_BYTES of pictures."""
-
-    def __init__(self, output: Output, schema: pa.Schema, most: int) -> None:
-        self.output, self.schema, self.most = output, schema, most
-        self.group: list[dict[str, Any]] = []
-        self.size = 0
-
-    def add(self, row: dict[str, Any], size: int) -> None:
-        """Add a row with a picture of `size` bytes."""
-        if self.group and self.size + size > GROUP_BYTES:
-            self.flush()
-        self.group.append(row)
-        self.size += size
-        if len(self.group) == self.most:
-            self.flush()
-
-    def flush(self) -> None:
-        """Write the rows gathered."""
-        if self.group:
-            self.output.write(pa.Table.from_pylist(self.group, self.schema), compression="snappy")
-        self.group, self.size = [], 0
-
-    def close(self) -> None:
-        """Write the rest; a file without rows gets no row group, which `datasets` could not load."""
-        self.flush()
-        self.output.begin(self.schema, "snappy")
 
 
 def notes_of(run: Run, stage: str) -> Iterator[list[list[Any]]]:
