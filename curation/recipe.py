@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import itertools
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import BaseModel, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from granary.curation.images.decode import DecodeLimits
 from granary.curation.images.filters import Filters
+from granary.curation.options import Options, RunRecipe, named_sources
 from granary.curation.sources import Source
 
-
-class Options(BaseModel, frozen=True, extra="forbid"):
-    """A group of options; unknown keys are errors."""
+Role = Literal["pool", "seeds", "references"]
+ROLES: tuple[Role, ...] = ("pool", "seeds", "references")
 
 
 class SeedSet(Source, frozen=True, extra="forbid"):
@@ -135,7 +135,7 @@ class Shards(Options, frozen=True):
     )
 
 
-class CurateRecipe(Options, frozen=True):
+class CurateRecipe(RunRecipe, frozen=True):
     """Curate a pool of images: deduplicate, remove leaks, retrieve what resembles the seeds, write shards."""
 
     name: str = Field("curated", pattern=r"^[A-Za-z0-9._ -]+$", description="title of the dataset")
@@ -161,11 +161,11 @@ class CurateRecipe(Options, frozen=True):
 
     @model_validator(mode="before")
     @classmethod
-    def _one_or_many_sources(cls, data: Any) -> Any:
+    def _one_or_many_sources(cls, data: object) -> object:
         if isinstance(data, dict):
-            for role in ("pool", "seeds", "references"):
+            for role in ROLES:
                 if role in data:
-                    data = {**data, role: _sources(data[role], role)}
+                    data = {**data, role: named_sources(data[role], role)}
         return data
 
     @model_validator(mode="after")
@@ -175,15 +175,3 @@ class CurateRecipe(Options, frozen=True):
         if twice:
             raise ValueError(f"two sources are named {twice[0]!r}: give each source of a run its own name")
         return self
-
-
-def _sources(value: Any, role: str) -> Any:
-    """Accept a path, one source or a list of them; name the nameless after their role."""
-    entries = [] if value is None else value if isinstance(value, list) else [value]
-    named = []
-    for number, entry in enumerate(entries):
-        entry = {"path": entry} if isinstance(entry, str) else entry
-        if isinstance(entry, dict) and not entry.get("name"):
-            entry = {**entry, "name": role if len(entries) == 1 else f"{role}-{number + 1}"}
-        named.append(entry)
-    return named

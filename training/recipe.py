@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from granary.curation.recipe import Options
+from granary.curation.options import Options
 from granary.training.methods import METHODS, load_method
 
 if TYPE_CHECKING:  # --help needs no torch

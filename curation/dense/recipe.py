@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, field_validator
 
 from granary.curation.images.decode import DecodeLimits
-from granary.curation.recipe import Options
+from granary.curation.options import Options, RunRecipe
 
 Format = Literal["dci", "coco", "narratives", "jsonl"]
 
@@ -78,7 +78,7 @@ class Shards(Options, frozen=True):
     row_group: int = Field(100, ge=1, le=1000, description="most samples in a row group")
 
 
-class PackRecipe(Options, frozen=True):
+class PackRecipe(RunRecipe, frozen=True):
     """Pack images and dense captions: mask trees, texts in windows of a token budget, crops, summaries, negatives."""
 
     name: str = Field("packed", pattern=r"^[A-Za-z0-9._ -]+$", description="title of the dataset")

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from granary.curation.images.decode import DecodeLimits
-from granary.curation.recipe import Options
+from granary.curation.options import Options, RunRecipe, named_sources
 from granary.curation.sources import Source
 from granary.synth.feedback.guidance.options import GuidanceOptions
 from granary.synth.feedback.prompts import check_template
@@ -112,7 +112,7 @@ class ShardFiles(Options, frozen=True):
     row_group: int = Field(100, ge=1, description="samples in a row group (the Hub viewer reads one at a time)")
 
 
-class SampleRecipe(Options, frozen=True):
+class SampleRecipe(RunRecipe, frozen=True):
     """Draw samples from a diffusion model under a classifier's feedback, as many as each class of a dataset lacks."""
 
     name: str = Field("sampled", pattern=r"^[A-Za-z0-9._ -]+$", description="title of the dataset")
@@ -144,7 +144,7 @@ class SampleRecipe(Options, frozen=True):
         if isinstance(tree, dict):
             for role in ("data", "holdout"):
                 if role in tree:
-                    tree = {**tree, role: _named(tree[role], role)}
+                    tree = {**tree, role: named_sources(tree[role], role)}
         return tree
 
     @model_validator(mode="after")
@@ -154,15 +154,3 @@ class SampleRecipe(Options, frozen=True):
         if twice:
             raise ValueError(f"two sources are named {twice[0]!r}: give each source of a run its own name")
         return self
-
-
-def _named(value: Any, role: str) -> Any:
-    """Accept a path, one source or a list of them; name the nameless after their role."""
-    entries = [] if value is None else value if isinstance(value, list) else [value]
-    named = []
-    for number, entry in enumerate(entries):
-        entry = {"path": entry} if isinstance(entry, str) else entry
-        if isinstance(entry, dict) and not entry.get("name"):
-            entry = {**entry, "name": role if len(entries) == 1 else f"{role}-{number + 1}"}
-        named.append(entry)
-    return named

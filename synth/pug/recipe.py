@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from granary.curation.recipe import Options
+from granary.curation.options import Options, RunRecipe
 from granary.synth.pug.plan.factors import Factor
 from granary.synth.pug.plan.plans import PlanOptions
 from granary.synth.pug.plan.scenes import SceneOptions
@@ -86,7 +86,7 @@ class RenderShards(Options, frozen=True):
     checkpoint: int = Field(16, ge=1, description="rows rendered between two saves: what a killed run loses at most")
 
 
-class RenderRecipe(Options, frozen=True):
+class RenderRecipe(RunRecipe, frozen=True):
     """Render a dataset whose factors of variation are controlled: a plan of factor values, one picture for each row."""
 
     name: str = Field("rendered", pattern=r"^[A-Za-z0-9._: -]+$", description="title of the dataset")

@@ -22,7 +22,7 @@ import pydantic
 from pydantic import Field, field_validator
 
 from granary.curation.errors import UserError
-from granary.curation.recipe import Options
+from granary.curation.options import Options
 from granary.curation.store import storage
 
 PROTOCOLS = {

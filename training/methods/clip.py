@@ -18,7 +18,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from granary.curation.errors import UserError
-from granary.curation.recipe import Options
+from granary.curation.options import Options
 from granary.curation.store import storage
 from granary.curation.store.sampling import priority
 from granary.training.data import shards

@@ -25,7 +25,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from granary.curation.errors import UserError
-from granary.curation.recipe import Options
+from granary.curation.options import Options
 from granary.curation.store import storage
 from granary.curation.store.sampling import priority
 from granary.training.data.pairs import Entry, read_entries, row_groups, shuffled_entries

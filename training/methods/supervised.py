@@ -16,7 +16,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from granary.curation.errors import UserError
-from granary.curation.recipe import Options
+from granary.curation.options import Options
 from granary.training.data.augment import Photometric, normalised, photometric, to_unit
 from granary.training.data.crops import Crop
 from granary.training.methods import Moment, standard_groups

@@ -13,7 +13,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from granary.curation.errors import UserError
-from granary.curation.recipe import Options
+from granary.curation.options import Options
 from granary.curation.store import storage
 from granary.training.models.clip_transformers import ClipModel
 

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from granary.curation.recipe import Options
+from granary.curation.options import Options
 
 Criterion = Literal["loss", "entropy", "hardness"]
 Rule = Literal["normalised", "score"]

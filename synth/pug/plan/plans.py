@@ -15,7 +15,7 @@ from typing import Literal, overload
 from pydantic import Field
 
 from granary.curation.errors import UserError
-from granary.curation.recipe import Options
+from granary.curation.options import Options
 from granary.synth.pug.plan.covering import TooManyTuples, covering_array
 from granary.synth.pug.plan.factors import Axis, Level, Value
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from granary.curation.recipe import Options
+from granary.curation.options import Options
 from granary.synth.pug.plan.factors import Value
 from granary.synth.pug.plan.plans import VARIED
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pydantic import Field, field_validator, model_validator
 
 from granary.curation.errors import UserError
-from granary.curation.recipe import Options
+from granary.curation.options import Options
 from granary.synth.pug.plan.factors import Axis, Value
 from granary.synth.pug.plan.plans import Row, permuted
 

@@ -1,0 +1,43 @@
+"""What every group of options and every recipe is made of."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pydantic import BaseModel
+
+
+class Options(BaseModel, frozen=True, extra="forbid"):
+    """A group of options; unknown keys are errors."""
+
+
+class RunRecipe(Options, frozen=True):
+    """The recipe of a kind of run: each has these three fields, in its own place and with its own description.
+
+    Attributes:
+        name: title of the dataset.
+        out: the run directory to write, a path or URL.
+        seed: decides every random choice.
+    """
+
+    if TYPE_CHECKING:  # declared here, they would come first in every recipe.yaml and --help
+        name: str
+        out: str
+        seed: int
+
+
+def named_sources(value: object, role: str) -> object:
+    """Return what a user wrote for the sources of a role as a list; those without a name are named after the role.
+
+    Args:
+        value: a path, the fields of one source, or a list of them; anything else is left for pydantic to refuse.
+        role: for example "pool".
+    """
+    entries = [] if value is None else value if isinstance(value, list) else [value]
+    named = []
+    for number, entry in enumerate(entries):
+        entry = {"path": entry} if isinstance(entry, str) else entry
+        if isinstance(entry, dict) and not entry.get("name"):
+            entry = {**entry, "name": role if len(entries) == 1 else f"{role}-{number + 1}"}
+        named.append(entry)
+    return named
