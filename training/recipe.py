@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
@@ -35,7 +36,7 @@ class Architecture(Options, frozen=True):
     mean: tuple[float, float, float] | None = Field(None, description="mean of the RGB channels in 0..1")
     deviation: tuple[float, float, float] | None = Field(None, description="their standard deviation")
 
-    def config(self, defaults: dict[str, Any]) -> ViTConfig:
+    def config(self, defaults: Mapping[str, object]) -> ViTConfig:
         """Return the architecture, with a method's defaults for what is left out. Raises ValueError."""
         from granary.training.models.vit import ViTConfig
 

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from granary.training.masking.multi_block import draw_masks
-from granary.training.methods import Moment
+from granary.training.method import Moment
 from granary.training.methods.ijepa import IJEPA, IJEPAOptions, prediction_loss
 from granary.training.models.vit import ViTConfig
 
@@ -82,7 +82,7 @@ def reference_loss(method: IJEPA, pixels: Tensor, context: Tensor, targets: list
 
 def our_step(method: IJEPA) -> Callable[..., float]:
     """Return our step."""
-    groups = [{"params": group["params"]} for group in method.parameter_groups()]
+    groups = [{"params": group.params} for group in method.parameter_groups()]
     optimiser = torch.optim.AdamW(groups, 1e-4, fused=True)
 
     def step(pixels: Tensor, context: Tensor, targets: Tensor, number: int) -> float:
@@ -99,7 +99,7 @@ def our_step(method: IJEPA) -> Callable[..., float]:
 
 def reference_step(method: IJEPA, fused: bool) -> Callable[..., float]:
     """Return the step of the reference."""
-    groups = [{"params": group["params"]} for group in method.parameter_groups()]
+    groups = [{"params": group.params} for group in method.parameter_groups()]
     optimiser = torch.optim.AdamW(groups, 1e-4)
 
     def step(pixels: Tensor, context: Tensor, targets: Tensor, number: int) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from granary.curation.options import Options
 from granary.training.data.augment import Photometric, normalised, photometric, to_unit
 from granary.training.data.crops import Crop
-from granary.training.methods import Moment, standard_groups
+from granary.training.data.loader import Part
+from granary.training.method import Method, Moment, ParameterGroup, standard_groups
 from granary.training.models.vit import VisionTransformer, ViTConfig
 
 
@@ -24,7 +25,7 @@ class ToyOptions(Options, frozen=True):
     collapse: bool = Field(False, description="give features that do not differ")
 
 
-class Toy(nn.Module):
+class Toy(Method):
     """A classifier of the labels; -1 teaches nothing."""
 
     Options = ToyOptions
@@ -33,8 +34,8 @@ class Toy(nn.Module):
     evaluated = "encoder"
 
     def __init__(self, config: ViTConfig, options: ToyOptions, classes: Sequence[str]) -> None:
-        super().__init__()
-        self.config, self.options = config, options
+        super().__init__(config, options, classes)
+        self.options = options
         self.encoder = VisionTransformer(config)
         self.head = nn.Linear(config.width, len(classes))
 
@@ -42,7 +43,7 @@ class Toy(nn.Module):
         """One crop."""
         return {"image": Crop(1, self.config.side, (0.5, 1.0))}
 
-    def forward(self, batch: dict[str, Any], moment: Moment) -> dict[str, Tensor]:
+    def forward(self, batch: Part, moment: Moment) -> dict[str, Tensor]:
         """Cross-entropy; the mean over the batch whatever the labels, so that parts of a batch average to the whole."""
         pixels = photometric(to_unit(batch["image"][:, 0]), batch["image_draws"][:, 0], Photometric())
         features = self.encoder(normalised(pixels, self.config.mean, self.config.deviation)).cls
@@ -53,10 +54,6 @@ class Toy(nn.Module):
         watched = torch.ones_like(features) if self.options.collapse else features
         return {"loss": loss, "noise": torch.rand(()), "features": watched.detach()}
 
-    def after_step(self, moment: Moment) -> None:
-        """Nothing follows."""
-
-    def parameter_groups(self) -> list[dict[str, Any]]:
+    def parameter_groups(self) -> list[ParameterGroup]:
         """Encoder and head are clipped apart."""
-        groups = [*standard_groups(self.encoder), *standard_groups(self.head)]
-        return [{**g, "clip": "encoder" if i < 2 else "head"} for i, g in enumerate(groups)]
+        return [replace(g, clip=name) for name in ("encoder", "head") for g in standard_groups(getattr(self, name))]

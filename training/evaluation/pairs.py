@@ -24,16 +24,16 @@ from granary.training.data import shards
 from granary.training.data.augment import normalised, to_unit
 from granary.training.data.crops import Crop, cut_views
 from granary.training.data.loader import Part, read_row
-from granary.training.methods.clip import CLIP
+from granary.training.data.tokenizer import filled
 from granary.training.models.clip_transformers import DTYPES, THREADS, ClipModel
 from granary.training.models.clip_weights import checkpoint_folder, load_clip
-from granary.training.models.text import filled
+from granary.training.models.dual_encoder import DualEncoder
 
 COLUMNS = ("id", "row_id", "source")
 Dead = dict[str, str]
 
 
-class DualEncoder(Protocol):
+class ImageTextModel(Protocol):
     """An image encoder and a text encoder of one space."""
 
     @property
@@ -48,9 +48,9 @@ class DualEncoder(Protocol):
 
 
 class TrainedPair:
-    """A model of `granary.training.methods.clip`."""
+    """A model trained here, by `clip` or `siglip`."""
 
-    def __init__(self, model: CLIP, device: torch.device, dtype: str = "float32", batch: int = 256) -> None:
+    def __init__(self, model: DualEncoder, device: torch.device, dtype: str = "float32", batch: int = 256) -> None:
         self.model, self.device, self.batch = model.to(device).eval(), device, batch
         self.autocast = partial(torch.autocast, device.type, DTYPES[dtype], enabled=dtype != "float32")
 
@@ -140,7 +140,7 @@ def _central(side: int, file: bytes) -> Any:
         return error
 
 
-def load_dual_encoder(source: str, device: str = "auto", dtype: str = "float32") -> DualEncoder:
+def load_image_text_model(source: str, device: str = "auto", dtype: str = "float32") -> ImageTextModel:
     """Return the image-text model that PATH names. Raises UserError with what is wrong."""
     if dtype not in DTYPES:
         raise UserError(f"dtype: {dtype!r} is not right; the types are {', '.join(sorted(DTYPES))}")
@@ -163,7 +163,7 @@ class Encoded(NamedTuple):
 
 
 def encode_rows(
-    model: DualEncoder,
+    model: ImageTextModel,
     dataset: shards.Dataset,
     column: str,
     classes: Sequence[str] = (),
@@ -173,7 +173,7 @@ def encode_rows(
     """Encode the pictures of a dataset in its order.
 
     Args:
-        model: see `load_dual_encoder`.
+        model: see `load_image_text_model`.
         dataset: of `open_dataset`.
         column: "label" or "captions": read with the pictures; rows without a label or a caption are left out.
         classes: names of the labels.

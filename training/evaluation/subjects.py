@@ -95,10 +95,7 @@ def _untrained(name: str) -> VisionTransformer:
 
 
 def _of_recipe(path: str) -> VisionTransformer:
-    """Return the encoder of a recipe as its method starts it.
-
-    A method that must read its data before it can start (`learn`) gives the architecture with the weights of our own.
-    """
+    """Return the encoder of a recipe as its method starts it."""
     try:
         tree: Any = yaml.safe_load(storage.read_bytes(path))
         tree = {"data": "none", "out": "none", **tree}  # a recipe may leave them to the command line
@@ -108,7 +105,4 @@ def _of_recipe(path: str) -> VisionTransformer:
     except (OSError, yaml.YAMLError, TypeError, UnicodeDecodeError, ValidationError) as error:
         raise UserError(f"model: {path} is no training recipe ({' '.join(str(error).split())})") from error
     method = load_method(recipe.method)
-    if hasattr(method, "learn"):
-        return VisionTransformer(recipe.config())
-    module = method(recipe.config(), method.Options.model_validate(recipe.options), {"0": 0.5, "1": 0.5})
-    return getattr(module, method.evaluated)
+    return method.untrained(recipe.config(), method.Options.model_validate(recipe.options))

@@ -1,6 +1,6 @@
 """CLIP and SigLIP: images and texts in one space (Radford et al. 2021, arXiv 2103.00020; Zhai et al. 2023, 2303.15343).
 
-Shapes: B pictures, T texts of L tokens, P patches, W width, D dimensions of the shared space.
+Shapes: B pictures, T texts of L tokens, D dimensions of the shared space.
 """
 
 from __future__ import annotations
@@ -10,40 +10,30 @@ import math
 from collections.abc import Sequence
 from hashlib import blake2b
 from itertools import islice
-from typing import Any, Literal
+from typing import ClassVar, Literal
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
-from granary.curation.errors import UserError
-from granary.curation.options import Options
+from granary.curation.options import Options as OptionGroup
 from granary.curation.store import storage
 from granary.curation.store.sampling import priority
-from granary.training.data import shards
 from granary.training.data.augment import Photometric, normalised, photometric, to_unit
 from granary.training.data.crops import Crop
+from granary.training.data.loader import Part, Plan
+from granary.training.data.tokenizer import corpus, filled, read_tokenizer, train_tokenizer
 from granary.training.losses.contrastive import Pairs, contrastive_loss, gathered_pairs, sigmoid_loss
-from granary.training.methods import Moment, standard_groups
-from granary.training.models.text import (
-    TextConfig,
-    TextTokenizer,
-    TextTransformer,
-    corpus,
-    filled,
-    initialise_blocks,
-    read_tokenizer,
-    train_tokenizer,
-)
-from granary.training.models.vit import MLP, VisionTransformer, ViTConfig
+from granary.training.method import Method, Moment
+from granary.training.models.dual_encoder import DualEncoder, DualEncoderOptions, Kind
+from granary.training.models.vit import VisionTransformer, ViTConfig
 from granary.training.models.weights import CLIP_DEVIATION, CLIP_MEAN
 
 HOTTEST = math.log(100)  # of alpha, so that exp(alpha) is at most 100
 TOKENIZER = "tokenizer.json"
 
 
-class PairOptions(Options, frozen=True):
+class PairOptions(OptionGroup, frozen=True):
     """What CLIP and SigLIP have in common; defaults are the papers'."""
 
     tokenizer: str | None = Field(None, description="tokenizer.json to use; default: one is trained on the captions")
@@ -85,85 +75,55 @@ class SigLIPOptions(PairOptions, frozen=True):
     text_heads: int = Field(12, ge=1, description="heads of the text encoder")
 
 
-class AttentionPool(nn.Module):
-    """A learnt query that attends to the patches, then an MLP: (B, P, W) -> (B, W) (SigLIP's pooling, "MAP")."""
-
-    def __init__(self, config: ViTConfig) -> None:
-        super().__init__()
-        width = config.width
-        self.heads = config.heads
-        self.query = nn.Parameter(torch.randn(1, 1, width) * width**-0.5)
-        self.q, self.kv, self.out = nn.Linear(width, width), nn.Linear(width, 2 * width), nn.Linear(width, width)
-        self.norm = nn.LayerNorm(width, eps=config.norm_eps)
-        self.mlp = MLP(width, int(config.hidden * width), config.mlp == "quick_gelu")
-        for layer in (self.q, self.kv, self.out, self.mlp.up, self.mlp.down):
-            nn.init.xavier_uniform_(layer.weight)
-            nn.init.zeros_(layer.bias)
-
-    def forward(self, patches: Tensor) -> Tensor:
-        """(B, P, W) -> (B, W)."""
-        q = self.q(self.query).unflatten(2, (self.heads, -1)).transpose(1, 2)  # (1, heads, 1, W / heads)
-        k, v = self.kv(patches).unflatten(2, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (B, heads, P, W / heads)
-        x = self.out(F.scaled_dot_product_attention(q.expand(len(k), -1, -1, -1), k, v).transpose(1, 2).flatten(2))
-        return (x + self.mlp(self.norm(x)))[:, 0]
-
-
-class CLIP(nn.Module):
-    """An image encoder and a text encoder that give a picture and its caption nearly the same unit vector.
+class CLIP(Method, DualEncoder):
+    """CLIP: an image encoder and a text encoder that give a picture and its caption nearly the same unit vector.
 
     Args:
         config: of the image encoder.
         options: of the method.
-        tokenizer: its JSON, as `learn` finds it.
+        tokenizer: its JSON, as `learn` returns it.
     """
 
-    Options: type[PairOptions] = CLIPOptions
+    Options: ClassVar[type[OptionGroup]] = CLIPOptions
     MODEL = {  # noqa: RUF012 read only
         "pre_norm": True, "patch_bias": False, "layer_scale": 0.0, "norm_eps": 1e-5, "antialias": False,
         "mean": CLIP_MEAN, "deviation": CLIP_DEVIATION,
     }  # fmt: skip
-    CAUSAL = True
+    KIND: ClassVar[Kind] = "clip"
     columns = ("image", "captions")
     evaluated = "image"
+    options: CLIPOptions | SigLIPOptions
     skipped: Tensor
 
-    def __init__(self, config: ViTConfig, options: Any, tokenizer: str) -> None:
-        super().__init__()
-        self.config, self.options = config, options
-        self.tokenizer = TextTokenizer(tokenizer, options.context, self.CAUSAL)
-        self.image = VisionTransformer(config)
-        initialise_blocks(self.image.blocks, config.width)
-        self.text = TextTransformer(_text_config(config, options, self.tokenizer))
-        self.pool = self._pool()
-        sigmoid = options.loss == "sigmoid"
-        self.scale = nn.Parameter(torch.tensor([math.log(10 if sigmoid else 1 / 0.07)]))  # t' or alpha
-        if sigmoid:
-            self.bias = nn.Parameter(torch.tensor([options.bias]))
+    def __init__(self, config: ViTConfig, options: CLIPOptions | SigLIPOptions, tokenizer: str) -> None:
+        plain = options.model_dump(mode="json")
+        DualEncoder.__init__(self, self.KIND, config, DualEncoderOptions.model_validate(plain), tokenizer)
+        self.options = options
         self.register_buffer("skipped", torch.zeros((), dtype=torch.int64))  # samples without a caption so far
-        described = {"options": options.model_dump(mode="json"), "tokenizer": self.tokenizer.json}
-        data = bytearray(json.dumps(described).encode())
+        data = bytearray(json.dumps({"options": plain, "tokenizer": self.tokenizer.json}).encode())
         self.register_buffer("described", torch.frombuffer(data, dtype=torch.uint8).clone())  # a checkpoint has it all
         self._ddp_params_and_buffers_to_ignore = ["described"]  # else DDP would send it round at every step
 
-    def _pool(self) -> nn.Module:
-        projection = nn.Linear(self.config.width, self.options.dimension, bias=False)
-        nn.init.normal_(projection.weight, std=self.config.width**-0.5)
-        return projection
-
     @classmethod
-    def learn(cls, options: Any, datasets: Sequence[shards.Dataset], out: str) -> str:
+    def learn(cls, options: OptionGroup, plan: Plan, out: str) -> str:
         """Return the JSON of the tokenizer: of the run that goes on in `out`, the given one, or one trained now.
 
         Raises UserError where it cannot be read, or no sample has a caption.
         """
+        assert isinstance(options, PairOptions)
         earlier = storage.join(out, TOKENIZER)
         if storage.exists(earlier):
             return read_tokenizer(earlier)
-        captions = corpus(datasets)
+        captions = corpus(plan.datasets)
         if options.tokenizer:
             next(captions)
             return read_tokenizer(options.tokenizer)
         return train_tokenizer(islice(captions, options.corpus), options.vocabulary)
+
+    @classmethod
+    def untrained(cls, config: ViTConfig, options: OptionGroup) -> VisionTransformer:
+        """Return an image encoder with our own initial weights: there is no tokenizer without data."""
+        return VisionTransformer(config)
 
     @property
     def files(self) -> dict[str, bytes]:
@@ -174,15 +134,7 @@ class CLIP(nn.Module):
         """One random crop."""
         return {"image": Crop(1, self.config.side, self.options.crop_scale)}
 
-    def images(self, pixels: Tensor) -> Tensor:
-        """Encode normalised pictures, (B, 3, S, S) -> (B, D), not of unit length."""
-        return self.pool(self.image(pixels).cls)
-
-    def texts(self, tokens: Tensor) -> Tensor:
-        """Encode token numbers, (T, L) -> (T, D), not of unit length."""
-        return self.text(tokens)
-
-    def forward(self, batch: dict[str, Any], moment: Moment) -> dict[str, Tensor]:
+    def forward(self, batch: Part, moment: Moment) -> dict[str, Tensor]:
         """Return the loss of a batch, one caption drawn for each picture."""
         options = self.options
         changes = Photometric(flip=options.flip, jitter=options.jitter, grey=options.grey, blur=0.0)
@@ -211,45 +163,13 @@ class CLIP(nn.Module):
         if self.options.loss == "contrastive":
             self.scale.clamp_(0, HOTTEST)
 
-    def parameter_groups(self) -> list[dict[str, Any]]:
-        """All weights; no decay of scale, bias, biases and norms, which would drag SigLIP's bias to 0."""
-        return standard_groups(self)
-
 
 class SigLIP(CLIP):
     """SigLIP: patches pooled by attention, a bidirectional text encoder, the sigmoid loss."""
 
     Options = SigLIPOptions
     MODEL = {"class_token": False, "layer_scale": 0.0, "mean": (0.5,) * 3, "deviation": (0.5,) * 3}  # noqa: RUF012
-    CAUSAL = False
-
-    def _pool(self) -> nn.Module:
-        if self.config.class_token or self.config.registers:
-            raise UserError("model: SigLIP has no class token and no registers")
-        return AttentionPool(self.config)
-
-    def images(self, pixels: Tensor) -> Tensor:
-        """Encode normalised pictures, (B, 3, S, S) -> (B, D), not of unit length."""
-        return self.pool(self.image(pixels).patches)
-
-
-def _text_config(config: ViTConfig, options: Any, tokenizer: TextTokenizer) -> TextConfig:
-    """Return the architecture of the text encoder; raises UserError for heads that do not divide the width."""
-    if options.text_width % options.text_heads or options.text_width % 4:
-        raise UserError(f"options.text_width: {options.text_width} must be a multiple of 4 and of options.text_heads")
-    mlp = "gelu" if config.mlp == "swiglu" else config.mlp
-    return TextConfig(
-        tokenizer.vocabulary,
-        options.context,
-        options.text_width,
-        options.text_depth,
-        options.text_heads,
-        getattr(options, "dimension", config.width),
-        tokenizer.causal,
-        tokenizer.end,
-        mlp,
-        config.norm_eps,
-    )
+    KIND = "siglip"
 
 
 def draw_captions(captions: Sequence[Sequence[str]], ids: Sequence[str], moment: Moment) -> list[str | None]:

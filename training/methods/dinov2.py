@@ -8,7 +8,7 @@ Views are stacked view-major: row v * B + b is view v of picture b.
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
@@ -23,9 +23,10 @@ from granary.curation.errors import UserError
 from granary.curation.options import Options
 from granary.training.data.augment import Photometric, normalised, photometric, to_unit
 from granary.training.data.crops import Crop
+from granary.training.data.loader import Part
 from granary.training.losses.self_distillation import Centre, dino_losses, ibot_loss, koleo_loss, sinkhorn_knopp
 from granary.training.masking.block_wise import draw_block_masks
-from granary.training.methods import Moment
+from granary.training.method import Method, Moment, ParameterGroup
 from granary.training.models.teacher import load_teacher
 from granary.training.models.vit import VisionTransformer, ViTConfig
 from granary.training.schedules import cosine, linear
@@ -97,7 +98,7 @@ class Masked(NamedTuple):
     weights: Tensor
 
 
-class DINOv2(nn.Module):
+class DINOv2(Method):
     """Student, its average the teacher, and with `options.teacher` a frozen model that gives the targets instead."""
 
     Options = DINOv2Options
@@ -105,8 +106,8 @@ class DINOv2(nn.Module):
     columns = ("image",)
     evaluated = "teacher"
 
-    def __init__(self, config: ViTConfig, options: DINOv2Options, classes: Collection[str] = ()) -> None:
-        super().__init__()
+    def __init__(self, config: ViTConfig, options: DINOv2Options, known: object = None) -> None:
+        super().__init__(config, options, known)
         _check(config, options)
         distilled = options.teacher is not None
         self.side = options.global_side or config.side
@@ -146,7 +147,7 @@ class DINOv2(nn.Module):
             views["local"] = Crop(options.local_crops, options.local_side, options.local_scale)
         return views
 
-    def forward(self, batch: dict[str, Any], moment: Moment) -> dict[str, Tensor]:
+    def forward(self, batch: Part, moment: Moment) -> dict[str, Tensor]:
         """Return the loss of a batch, its four terms, and what the alarm watches."""
         whole, local = self.pixels(batch)
         masked = self.draw_masks(len(whole), moment, whole.device)
@@ -155,7 +156,7 @@ class DINOv2(nn.Module):
                 centre.forget()  # type: ignore[operator]
         return self.compare(whole, local, masked, self.temperature(moment.step))
 
-    def pixels(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
+    def pixels(self, batch: Part) -> tuple[Tensor, Tensor | None]:
         """Return the changed and normalised views: global (2B, 3, S, S), local (L * B, 3, s, s) or None."""
         options = self.options
         blurs, solarize = options.blur, (0.0, options.solarize)
@@ -165,7 +166,7 @@ class DINOv2(nn.Module):
         local = self._changed(batch, "local", slice(None), blurs[2], 0.0) if options.local_crops else None
         return torch.cat([first, second]), local
 
-    def _changed(self, batch: dict[str, Any], name: str, views: slice, blur: float, solarize: float) -> Tensor:
+    def _changed(self, batch: Part, name: str, views: slice, blur: float, solarize: float) -> Tensor:
         options = self.options
         changes = Photometric(
             jitter=options.jitter, grey=options.grey, blur=blur, sigma=options.sigma, solarize=solarize
@@ -245,16 +246,19 @@ class DINOv2(nn.Module):
             for centre in self.centres.values():
                 centre.follow()  # type: ignore[operator]
 
-    def parameter_groups(self) -> list[dict[str, Any]]:
+    def parameter_groups(self) -> list[ParameterGroup]:
         """Group by module (clipped apart), decay, learning rate and first step; only last layers begin late."""
-        groups: dict[tuple[Any, ...], list[Tensor]] = {}
+        groups: dict[tuple[bool, float, int, str], list[Tensor]] = {}
         for name, parameter, scale in self._trained():
             clip = name.split(".")[0] if name.startswith("student.") else ".".join(name.split(".")[:2])
             decay = parameter.ndim > 1 and not name.endswith(".bias")
             start = self.options.freeze if ".last_layer." in name else 0
-            groups.setdefault((clip, decay, scale, start), []).append(parameter)
-        keys = ("clip", "decay", "lr_scale", "start")
-        return [{"params": own, **dict(zip(keys, key, strict=True))} for key, own in groups.items()]
+            groups.setdefault((decay, scale, start, clip), []).append(parameter)
+        return [ParameterGroup(parameters, *settings) for settings, parameters in groups.items()]
+
+    def encoders(self) -> list[VisionTransformer]:
+        """All but the frozen teacher, whose weights are given."""
+        return [vit for vit in super().encoders() if vit is not getattr(self, "frozen", None)]
 
     def _trained(self) -> Iterator[tuple[str, Tensor, float]]:
         """Yield name, parameter and factor of the learning rate: layer_decay^(depth + 1 - layer) in the backbone."""

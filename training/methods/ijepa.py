@@ -7,8 +7,7 @@ predictor. Rows of blocks are block-major: row m * B + b is block m of picture b
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -19,10 +18,11 @@ from granary.curation.errors import UserError
 from granary.curation.options import Options
 from granary.training.data.augment import normalised, to_unit
 from granary.training.data.crops import Crop
+from granary.training.data.loader import Part
 from granary.training.masking.multi_block import MultiBlock, draw_masks
-from granary.training.methods import Moment, standard_groups
-from granary.training.models.positions import sincos_positions
-from granary.training.models.vit import Block, VisionTransformer, ViTConfig, gather_tokens
+from granary.training.method import Method, Moment, ParameterGroup, standard_groups
+from granary.training.models.predictor import Predictor
+from granary.training.models.vit import VisionTransformer, ViTConfig, gather_tokens
 from granary.training.schedules import linear
 
 SIZES, PLACES = 1, 2  # purposes of random draws
@@ -50,42 +50,7 @@ class IJEPAOptions(Options, frozen=True):
     reference_masks: bool = Field(False, description="draw masks exactly as the authors' code, biases included")
 
 
-class Predictor(nn.Module):
-    """A narrow ViT g: context tokens and target positions -> predicted target tokens."""
-
-    def __init__(self, config: ViTConfig, width: int, depth: int, heads: int) -> None:
-        super().__init__()
-        narrow = ViTConfig(side=config.side, patch=config.patch, width=width, depth=depth, heads=heads, layer_scale=0.0)
-        self.embed = nn.Linear(config.width, width)
-        self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
-        self.positions = nn.Parameter(sincos_positions(config.grid, config.grid, width)[None], requires_grad=False)
-        self.blocks = nn.ModuleList(Block(narrow) for _ in range(depth))
-        self.norm = nn.LayerNorm(width, eps=1e-6)
-        self.out = nn.Linear(width, config.width)
-        nn.init.trunc_normal_(self.mask_token, std=0.02)
-
-    def forward(self, context: Tensor, places: Tensor, targets: Tensor) -> Tensor:
-        """Predict each block in a pass of its own.
-
-        Args:
-            context: (B, Kc, D) tokens of the context encoder.
-            places: (B, Kc) int64, their patch numbers.
-            targets: (M, B, Kp) int64, patch numbers to predict.
-
-        Returns:
-            (M * B, Kp, D), block-major.
-        """
-        positions = self.positions.expand(len(context), -1, -1)
-        x = self.embed(context) + gather_tokens(positions, places)  # (B, Kc, P)
-        queries = torch.stack([gather_tokens(positions, block) for block in targets]) + self.mask_token  # (M, B, Kp, P)
-        x = torch.cat([x.expand(len(targets), -1, -1, -1), queries], dim=2).flatten(0, 1)  # (M * B, Kc + Kp, P)
-        last = len(self.blocks) - 1
-        for number, block in enumerate(self.blocks):
-            x = block(x, first=places.shape[1] if number == last else 0)  # at last the mask tokens alone
-        return self.out(self.norm(x))
-
-
-class IJEPA(nn.Module):
+class IJEPA(Method):
     """Context encoder f, its average the target encoder, and the predictor g."""
 
     Options = IJEPAOptions
@@ -93,11 +58,11 @@ class IJEPA(nn.Module):
     columns = ("image",)
     evaluated = "target"
 
-    def __init__(self, config: ViTConfig, options: IJEPAOptions, classes: Collection[str] = ()) -> None:
-        super().__init__()
+    def __init__(self, config: ViTConfig, options: IJEPAOptions, known: object = None) -> None:
+        super().__init__(config, options, known)
         if config.class_token or config.registers or config.positions != "sincos":
             raise UserError("model: I-JEPA has no class token and no registers, and its positions are sincos")
-        self.config, self.options = config, options
+        self.options = options
         self.blocks = _multi_block(config.grid, options)
         heads = options.predictor_heads or config.heads
         self.context = VisionTransformer(config)
@@ -111,7 +76,7 @@ class IJEPA(nn.Module):
         """One random crop; no flip, no colours, no blur."""
         return {"image": Crop(1, self.config.side, self.options.crop_scale)}
 
-    def forward(self, batch: dict[str, Any], moment: Moment) -> dict[str, Tensor]:
+    def forward(self, batch: Part, moment: Moment) -> dict[str, Tensor]:
         """Return the loss of a batch under masks drawn for this moment."""
         pixels = normalised(to_unit(batch["image"][:, 0]), self.config.mean, self.config.deviation)
         drawn = draw_masks(self.blocks, len(pixels), moment.generator(SIZES, shared=True), moment.generator(PLACES))
@@ -138,10 +103,9 @@ class IJEPA(nn.Module):
         momentum = linear(self.options.momentum, 1.0, moment.progress)
         torch._foreach_lerp_(list(self.target.parameters()), list(self.context.parameters()), 1 - momentum)
 
-    def parameter_groups(self) -> list[dict[str, Any]]:
+    def parameter_groups(self) -> list[ParameterGroup]:
         """All weights of context encoder and predictor; no decay of biases and norms."""
-        predictor = [{**group, "lr_scale": self.options.predictor_lr} for group in standard_groups(self.predictor)]
-        return [*standard_groups(self.context), *predictor]
+        return [*standard_groups(self.context), *standard_groups(self.predictor, self.options.predictor_lr)]
 
 
 def initialise(module: nn.Module, deviation: float) -> None:

@@ -20,7 +20,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from granary.curation.store import storage
-from granary.training.methods.supervised import Loss, balanced_indices, classification_loss
+from granary.training.losses.classification import Loss, balanced_indices, classification_loss
 
 
 @dataclass(frozen=True)

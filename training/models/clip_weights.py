@@ -11,11 +11,10 @@ from torch import Tensor
 
 from granary.curation.errors import UserError
 from granary.curation.store import storage
-from granary.training.methods import METHODS, load_method
-from granary.training.methods.clip import CLIP, SigLIP
+from granary.training.data.tokenizer import END, PAD, START
 from granary.training.models import weights
 from granary.training.models.checkpoint import STATE, Damaged, read_checkpoint, usable
-from granary.training.models.text import END, PAD, START
+from granary.training.models.dual_encoder import KINDS, DualEncoder, DualEncoderOptions, Kind
 from granary.training.models.vit import read_config
 
 TEXT = {  # their name in the text encoder, ours; the others are as in `granary.training.models.weights`
@@ -43,33 +42,32 @@ def checkpoint_folder(path: str) -> str | None:
     return path.rstrip("/") if storage.exists(storage.join(path, STATE)) else next(usable(path), None)
 
 
-def is_clip(folder: str) -> bool:
-    """Say whether a checkpoint is of a method with both encoders."""
+def kind_of(folder: str) -> Kind | None:
+    """Return which image-text model a checkpoint holds; None for another model."""
     try:
-        name = json.loads(storage.read_bytes(storage.join(folder, STATE))).get("method")
+        method = json.loads(storage.read_bytes(storage.join(folder, STATE))).get("method")
     except (OSError, ValueError, AttributeError):
-        return False
-    kind = load_method(name) if name in METHODS else None
-    return isinstance(kind, type) and issubclass(kind, CLIP)
+        return None
+    return next((kind for kind in KINDS if kind == method), None)
 
 
-def load_clip(folder: str) -> CLIP:
+def load_clip(folder: str) -> DualEncoder:
     """Return the model of a checkpoint folder, both encoders and the tokenizer. Raises UserError with what is wrong."""
-    if not is_clip(folder):
+    kind = kind_of(folder)
+    if kind is None:
         raise UserError(f"model: {folder} has no text encoder; give a training of clip or siglip, or hf:ID_OR_PATH")
     try:
-        tensors, facts = read_checkpoint(folder)
+        tensors, _ = read_checkpoint(folder)
     except Damaged as error:
         raise UserError(f"model: {folder} is damaged ({error})") from error
-    kind = load_method(facts["method"])
-    state = {name.removeprefix("method/"): each for name, each in tensors.items() if name.startswith("method/")}
-    described = json.loads(bytes(state["described"].tolist()))
-    model = kind(read_config(folder), kind.Options.model_validate(described["options"]), described["tokenizer"])
-    model.load_state_dict(state)
+    described = json.loads(bytes(tensors["method/described"].tolist()))
+    options = DualEncoderOptions.model_validate(described["options"])
+    model = DualEncoder(kind, read_config(folder), options, described["tokenizer"])
+    model.load_state_dict({name: tensors[f"method/{name}"] for name in model.state_dict()})
     return model.eval()
 
 
-def to_transformers(model: CLIP) -> Any:
+def to_transformers(model: DualEncoder) -> Any:
     """Return the `CLIPModel` or `SiglipModel` with our weights.
 
     A CLIP trained with the sigmoid loss has a bias that `CLIPModel` has no place for: its logits are lower by that.
@@ -78,7 +76,7 @@ def to_transformers(model: CLIP) -> Any:
     from transformers import CLIPModel, SiglipModel
 
     state = model.state_dict()
-    if isinstance(model, SigLIP):
+    if model.kind == "siglip":
         theirs: Any = SiglipModel(_siglip_config(model)).eval()
         carried = dict(_pooling(state))
         carried |= _carried("vision_model.", "image.", theirs, state)
@@ -121,7 +119,7 @@ def _pooling(state: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
         )
 
 
-def _text_settings(model: CLIP) -> dict[str, Any]:
+def _text_settings(model: DualEncoder) -> dict[str, Any]:
     text = model.text.config
     return {
         "vocab_size": text.vocabulary,
@@ -138,17 +136,17 @@ def _text_settings(model: CLIP) -> dict[str, Any]:
     }
 
 
-def _clip_config(model: CLIP, vision: Any) -> Any:
+def _clip_config(model: DualEncoder, vision: Any) -> Any:
     from transformers import CLIPConfig
 
     if model.tokenizer.end == 2:  # which transformers takes for a mark of old models, and looks for the largest number
         raise UserError("export: the end of a text is token 2 of this tokenizer; CLIPModel reads the wrong place then")
-    size = model.options.dimension
+    size = model.text.config.dimension
     text = {**_text_settings(model), "projection_dim": size}
     return CLIPConfig(text_config=text, vision_config={**vision.to_dict(), "projection_dim": size}, projection_dim=size)
 
 
-def _siglip_config(model: CLIP) -> Any:
+def _siglip_config(model: DualEncoder) -> Any:
     from transformers import SiglipConfig
 
     config = model.config
@@ -176,7 +174,7 @@ def _siglip_config(model: CLIP) -> Any:
     return SiglipConfig(text_config={**_text_settings(model), "projection_size": config.width}, vision_config=vision)
 
 
-def transformers_tokenizer(model: CLIP) -> Any:
+def transformers_tokenizer(model: DualEncoder) -> Any:
     """Return the tokenizer, with the frame that the text encoder was trained on."""
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast

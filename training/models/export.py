@@ -42,7 +42,7 @@ def _converted(model: str, out: str) -> tuple[Any, ViTConfig]:
     from granary.training.models.weights import to_transformers
 
     folder = None if model.startswith("hf:") else clip_weights.checkpoint_folder(model)
-    if folder is None or not clip_weights.is_clip(folder):
+    if folder is None or clip_weights.kind_of(folder) is None:
         source = load_model(model)
         return to_transformers(source), source.config
     both = clip_weights.load_clip(folder)

@@ -7,7 +7,7 @@ branches are drawn from (seed, step), so that a run that was killed goes on as i
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -15,12 +15,14 @@ import torch
 from lightning_fabric import Fabric
 from rich.console import Console
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.nn.utils import clip_grad_norm_
 
 from granary.curation.errors import UserError
 from granary.training.data.loader import Part, batches
 from granary.training.evaluation import collapse
-from granary.training.methods import Moment, load_method
+from granary.training.method import Moment, ParameterGroup
+from granary.training.methods import load_method
 from granary.training.models.checkpoint import prune, step_folder, write_checkpoint
 from granary.training.recipe import TrainRecipe
 from granary.training.run import directory
@@ -78,10 +80,10 @@ class Training:
         fabric.barrier()
         if fabric.is_global_zero:
             directory.write_recipe(recipe)
-            directory.write_files(recipe.out, getattr(self.method, "files", {}))
+            directory.write_files(recipe.out, self.method.files)
         self.module = fabric.setup_module(self.method)
         self.groups = self.method.parameter_groups()
-        known = [{"params": group["params"]} for group in self.groups]
+        known = [{"params": group.params} for group in self.groups]
         options = recipe.optimiser
         self.optimiser = torch.optim.AdamW(known, options.lr, options.betas, options.eps, fused=True)
         self.dead = directory.DeadLetters(recipe.out, fabric.is_global_zero)
@@ -159,8 +161,8 @@ class Training:
         last = options.weight_decay if options.final_weight_decay is None else options.final_weight_decay
         decay = cosine(options.weight_decay, last, progress)
         for settings, group in zip(self.optimiser.param_groups, self.groups, strict=True):
-            settings["lr"] = rate * group.get("lr_scale", 1.0) * (step >= group.get("start", 0))
-            settings["weight_decay"] = decay if group["decay"] else 0.0
+            settings["lr"] = rate * group.lr_scale * (step >= group.start)
+            settings["weight_decay"] = decay if group.decay else 0.0
         if options.clip:
             self.last |= clip(self.groups, options.clip)
         self.optimiser.step()
@@ -182,7 +184,7 @@ class Training:
     def _probe(self, step: int, logs: Logs) -> None:
         """Score the model on labelled pictures; at step 0 that is what random weights are worth."""
         if self.probe is not None:
-            self.scores = self.probe.scores(getattr(self.method, self.method.evaluated), self.fabric.device)
+            self.scores = self.probe.scores(self.method.evaluated_model(), self.fabric.device)
             logs.add("probe", step, self.scores)
 
     def _shared(self, values: dict[str, float]) -> dict[str, float]:
@@ -210,7 +212,7 @@ class Training:
             facts = {"step": step, "method": self.recipe.method, "alarms": self.alarms, "probe": self.scores}
             facts["metrics"] = self.last
             weights = encoder_weights(tensors, self.method.evaluated)
-            config = getattr(self.method, self.method.evaluated).config
+            config = self.method.evaluated_model().config
             write_checkpoint(step_folder(self.recipe.out, step), config, weights, tensors, facts)
             prune(self.recipe.out, self.recipe.checkpoints.keep)
         self.fabric.barrier()
@@ -250,13 +252,12 @@ class Training:
         return facts
 
 
-def clip(groups: list[dict[str, Any]], largest: float) -> dict[str, float]:
+def clip(groups: Sequence[ParameterGroup], largest: float) -> dict[str, float]:
     """Clip the gradients of parameter groups, those of one `clip` name together; returns the norms before."""
     norms = {}
-    for name in dict.fromkeys(group.get("clip", "gradient") for group in groups):
-        own = [p for group in groups if group.get("clip", "gradient") == name for p in group["params"]]
-        norm = clip_grad_norm_(own, largest)
-        norms[f"{name}_norm"] = float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+    for name in dict.fromkeys(group.clip for group in groups):
+        norm = clip_grad_norm_([p for group in groups if group.clip == name for p in group.params], largest)
+        norms[f"{name}_norm"] = float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
     return norms
 
 

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch
-
 from granary.curation.errors import UserError
 from granary.training.data import shards
 from granary.training.data.loader import Plan, check_plan
+from granary.training.method import Method
 from granary.training.methods import load_method
 from granary.training.models.registry import load_model
 from granary.training.models.vit import VisionTransformer
@@ -30,28 +27,30 @@ def open_plan(recipe: TrainRecipe, columns: tuple[str, ...], processes: int) -> 
     return plan
 
 
-def build_method(recipe: TrainRecipe, plan: Plan) -> Any:
+def build_method(recipe: TrainRecipe, plan: Plan) -> Method:
     """Return the method of a recipe with its initial weights, and what it must know of the data."""
     kind = load_method(recipe.method)
     options = kind.Options.model_validate(recipe.options)
-    known = kind.learn(options, plan.datasets, recipe.out) if hasattr(kind, "learn") else plan.classes
-    return kind(recipe.config(), options, known)
+    return kind(recipe.config(), options, kind.learn(options, plan, recipe.out))
 
 
-def prepare_models(recipe: TrainRecipe, method: torch.nn.Module) -> None:
+def prepare_models(recipe: TrainRecipe, method: Method) -> None:
     """Start the method's models from given weights; set what trades time for memory."""
-    models = [module for module in method.modules() if isinstance(module, VisionTransformer)]
     if recipe.init:
-        source = load_model(recipe.init)
-        shapes = {name: weight.shape for name, weight in source.state_dict().items()}
-        trained = [vit for vit in models if vit is not getattr(method, "frozen", None)]
-        fitting = [vit for vit in trained if {n: w.shape for n, w in vit.state_dict().items()} == shapes]
-        if not fitting:
-            raise UserError(f"init: {recipe.init} is a model of another architecture, {source.config}")
-        for vit in fitting:
-            vit.load_state_dict(source.state_dict())
-    for vit in models:
+        start_from(recipe.init, method)
+    for vit in (module for module in method.modules() if isinstance(module, VisionTransformer)):
         vit.recompute = recipe.device.recompute
         if recipe.device.compile:
             for block in vit.blocks:
                 block.compile()
+
+
+def start_from(init: str, method: Method) -> None:
+    """Give the weights of the model that `init` names to those of the same architecture. Raises UserError for none."""
+    source = load_model(init)
+    shapes = {name: weight.shape for name, weight in source.state_dict().items()}
+    fitting = [vit for vit in method.encoders() if {n: w.shape for n, w in vit.state_dict().items()} == shapes]
+    if not fitting:
+        raise UserError(f"init: {init} is a model of another architecture, {source.config}")
+    for vit in fitting:
+        vit.load_state_dict(source.state_dict())

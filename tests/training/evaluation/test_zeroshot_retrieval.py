@@ -25,7 +25,7 @@ from granary.curation.images.decode import DecodeError
 from granary.pipelines.engine.recipe import load_recipe
 from granary.training.evaluation import pairs as dual_encoder
 from granary.training.evaluation.evaluate import EvaluateRecipe, evaluate
-from granary.training.evaluation.pairs import load_dual_encoder
+from granary.training.evaluation.pairs import load_image_text_model
 from granary.training.evaluation.protocols import retrieval, zeroshot
 from granary.training.evaluation.protocols.retrieval import hit_chance, ranks, recalls
 from granary.training.evaluation.protocols.zeroshot import accuracies, class_vectors, wrong_above
@@ -239,7 +239,7 @@ def test_both_protocols_take_every_kind_of_model(kind: str, models: dict[str, st
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_batch_and_the_neighbours_do_not_change_a_vector(kind: str, models: dict[str, str]) -> None:
-    model = load_dual_encoder(models[kind], "cpu")
+    model = load_image_text_model(models[kind], "cpu")
     files = [row["image"]["bytes"] for row in shapes(5)]
     together = model.pictures([*files[:2], b"broken", *files[2:]])
     assert isinstance(together[2], DecodeError)
@@ -258,7 +258,7 @@ def test_an_exported_model_gives_the_vectors_of_the_trained_one(
 ) -> None:
     """Pictures of the model's own side, which need no resize: Pillow's and the processor's differ a little."""
     export(models[kind], str(tmp_path))
-    ours, theirs = load_dual_encoder(models[kind], "cpu"), load_dual_encoder(f"hf:{tmp_path}", "cpu")
+    ours, theirs = load_image_text_model(models[kind], "cpu"), load_image_text_model(f"hf:{tmp_path}", "cpu")
     files, texts = [row["image"]["bytes"] for row in shapes(5)], ["a circle", "A  picture of the cross"]
     for mine, other in zip(ours.pictures(files), theirs.pictures(files), strict=True):
         assert isinstance(mine, Tensor)
@@ -296,7 +296,7 @@ def test_a_model_that_knows_finds_all(tmp_path: Path, monkeypatch: pytest.Monkey
     run = str(write_shards(tmp_path / "run", rows, shards=1))
     knowing = Knowing(names, {row["image"]["bytes"]: row["label"] for row in rows})
     for protocol in (zeroshot, retrieval):
-        monkeypatch.setattr(protocol, "load_dual_encoder", lambda *_: knowing)
+        monkeypatch.setattr(protocol, "load_image_text_model", lambda *_: knowing)
     classes, found = zeroshot.evaluate("", run), retrieval.evaluate("", run)
     assert classes["top1"] == classes["top5"] == classes["top1.mean_per_class"] == 1
     assert found["captions"] == 35  # the sixth is not taken
@@ -354,7 +354,7 @@ def test_models_and_data_that_do_not_fit_are_sentences(run: str, models: dict[st
 
 def test_vectors_that_are_not_finite_are_a_sentence(run: str, tmp_path: Path) -> None:
     train(recipe_of(run, tmp_path))
-    model = load_dual_encoder(str(tmp_path), "cpu")
+    model = load_image_text_model(str(tmp_path), "cpu")
     assert isinstance(model, dual_encoder.TrainedPair)
     with torch.no_grad():
         model.model.text.out.weight.fill_(float("nan"))

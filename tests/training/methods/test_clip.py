@@ -26,21 +26,15 @@ from torch import Tensor
 
 from granary.curation.errors import UserError
 from granary.pipelines.engine.recipe import load_recipe
+from granary.training.data.tokenizer import SPECIAL, TextTokenizer, read_tokenizer, train_tokenizer
 from granary.training.losses.contrastive import Pairs, contrastive_loss, gathered_pairs, sigmoid_loss
-from granary.training.methods import Moment
+from granary.training.method import Moment
 from granary.training.methods.clip import CLIP, SigLIP, SigLIPOptions, caption_keys, draw_captions
 from granary.training.models.checkpoint import usable
 from granary.training.models.clip_weights import load_clip, to_transformers
 from granary.training.models.export import export
 from granary.training.models.registry import load_model
-from granary.training.models.text import (
-    SPECIAL,
-    TextConfig,
-    TextTokenizer,
-    TextTransformer,
-    read_tokenizer,
-    train_tokenizer,
-)
+from granary.training.models.text import TextConfig, TextTransformer
 from granary.training.models.vit import ViTConfig
 from granary.training.recipe import TrainRecipe
 from granary.training.run import loop
@@ -287,7 +281,7 @@ def test_alpha_stays_below_ln_100_whatever_the_steps() -> None:
 def test_scale_and_bias_have_no_decay() -> None:
     for kind in (CLIP, SigLIP):
         model = method(kind)
-        decayed, plain = ({id(p) for p in group["params"]} for group in model.parameter_groups())
+        decayed, plain = ({id(p) for p in group.params} for group in model.parameter_groups())
         own = [model.scale, *([model.bias] if kind is SigLIP else [])]
         assert all(id(parameter) in plain and id(parameter) not in decayed for parameter in own)
         assert len(decayed) + len(plain) == sum(p.requires_grad for p in model.parameters())
@@ -617,7 +611,7 @@ def test_published_recipes_have_the_published_sizes() -> None:
         with torch.device("meta"):
             text = TextTransformer(
                 TextConfig(options.vocabulary, options.context, options.text_width, options.text_depth,
-                           options.text_heads, getattr(options, "dimension", 768), kind.CAUSAL)
+                           options.text_heads, getattr(options, "dimension", 768), kind.KIND == "clip")
             )  # fmt: skip
         vision = recipe.config()
         sizes[recipe.method] = sum(p.numel() for p in text.parameters()), (vision.width, vision.depth, vision.patch)

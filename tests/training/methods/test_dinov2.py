@@ -20,7 +20,7 @@ from torch import Tensor
 
 from granary.curation.errors import UserError
 from granary.training.losses.self_distillation import koleo_loss
-from granary.training.methods import Moment
+from granary.training.method import Moment
 from granary.training.methods.dinov2 import DINOv2, DINOv2Options, Masked
 from granary.training.models.checkpoint import usable
 from granary.training.models.vit import ViTConfig
@@ -239,9 +239,9 @@ def test_learning_rates_fall_from_block_to_block_and_modules_are_clipped_apart()
     dino = method(layer_decay=0.5, patch_lr=0.2)
     found: dict[int, tuple[Any, ...]] = {}
     for group in dino.parameter_groups():
-        for parameter in group["params"]:
+        for parameter in group.params:
             assert id(parameter) not in found
-            found[id(parameter)] = (group["lr_scale"], group["decay"], group["clip"], group["start"])
+            found[id(parameter)] = (group.lr_scale, group.decay, group.clip, group.start)
     named = {name: found[id(p)] for name, p in dino.named_parameters() if p.requires_grad}
     assert len(named) == len(found)
     assert named["student.norm.weight"] == (1.0, False, "student", 0)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from granary.curation.errors import UserError
 from granary.training.masking.multi_block import draw_masks
-from granary.training.methods import Moment
+from granary.training.method import Moment
 from granary.training.methods.ijepa import IJEPA, IJEPAOptions, prediction_loss
 from granary.training.models.vit import ViTConfig
 
@@ -146,7 +146,7 @@ def test_no_gradient_reaches_the_target_encoder() -> None:
     assert all(parameter.grad is None for parameter in ijepa.target.parameters())
     trained = [p for p in (*ijepa.context.parameters(), *ijepa.predictor.parameters()) if p.requires_grad]
     assert all(parameter.grad is not None and parameter.grad.abs().sum() > 0 for parameter in trained)
-    optimiser = torch.optim.SGD([p for g in ijepa.parameter_groups() for p in g["params"]], 0.1)
+    optimiser = torch.optim.SGD([p for g in ijepa.parameter_groups() for p in g.params], 0.1)
     optimiser.step()
     assert all(torch.equal(before[name], weight) for name, weight in ijepa.target.state_dict().items())
 
@@ -272,13 +272,13 @@ def test_a_batch_of_the_loader_gives_a_loss_that_depends_on_the_moment_alone() -
 
 def test_biases_and_norms_have_no_decay() -> None:
     groups = method().parameter_groups()
-    assert all((p.ndim > 1) == group["decay"] for group in groups for p in group["params"])
-    assert sum(len(group["params"]) for group in groups) == sum(p.requires_grad for p in method().parameters())
+    assert all((p.ndim > 1) == group.decay for group in groups for p in group.params)
+    assert sum(len(group.params) for group in groups) == sum(p.requires_grad for p in method().parameters())
 
 
 def test_the_predictor_alone_has_a_rate_of_its_own() -> None:
     ijepa = method(predictor_lr=5.0)
-    rates = {id(p): group.get("lr_scale", 1.0) for group in ijepa.parameter_groups() for p in group["params"]}
+    rates = {id(p): group.lr_scale for group in ijepa.parameter_groups() for p in group.params}
     assert {rates[id(p)] for p in ijepa.predictor.parameters() if p.requires_grad} == {5.0}
     assert {rates[id(p)] for p in ijepa.context.parameters() if p.requires_grad} == {1.0}
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from granary.curation.errors import UserError
 from granary.training.data.shards import class_names, class_shares, open_dataset
-from granary.training.methods import Moment
+from granary.training.method import Moment
 from granary.training.methods.supervised import Supervised, SupervisedOptions
 from granary.training.models.checkpoint import usable
 from granary.training.models.vit import ViTConfig

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from sklearn.datasets import load_digits
 from torch.nn import functional
 
-from granary.training.methods.supervised import balanced_indices, balanced_softmax, balanced_weights, cross_entropy
+from granary.training.losses.classification import balanced_indices, balanced_softmax, balanced_weights, cross_entropy
 from granary.training.models.classifier import Classifier, ClassifierConfig, Fit, augment, fit_classifier, predict
 
 NAMES = tuple("abc")

@@ -11,7 +11,7 @@ from test_dinov2 import CONFIG, CPU, OPTIONS, RECIPE, recipe_of, weights
 from tiny_shards import shapes, write_shards
 
 from granary.curation.errors import UserError
-from granary.training.methods import Moment
+from granary.training.method import Moment
 from granary.training.methods.dinov2 import DINOv2, DINOv2Options
 from granary.training.models.vit import ViTConfig
 from granary.training.recipe import TrainRecipe

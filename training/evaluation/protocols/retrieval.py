@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from granary.training.data import shards
-from granary.training.evaluation.pairs import encode_rows, load_dual_encoder
+from granary.training.data.tokenizer import check_captions
+from granary.training.evaluation.pairs import encode_rows, load_image_text_model
 from granary.training.evaluation.scores import Scores
-from granary.training.models.text import check_captions
 
 K = (1, 5, 10)
 CAPTIONS = 5
@@ -38,7 +38,7 @@ def evaluate(
     """Measure R@1, R@5 and R@10 in both directions.
 
     Args:
-        model: of `load_dual_encoder`.
+        model: of `load_image_text_model`.
         data: a run with captions, or its dataset.
         split: rows to take; None takes all.
         captions: of a picture at most, the first ones: COCO's protocol takes 5 where there are more.
@@ -52,7 +52,7 @@ def evaluate(
     """
     dataset = shards.open_dataset(data, ("image", "captions"), split, holdout, "retrieval")
     check_captions(data, shards.read_group(dataset.groups[0], ["captions"])["captions"].type)
-    encoder = load_dual_encoder(model, device, dtype)
+    encoder = load_image_text_model(model, device, dtype)
     found = encode_rows(encoder, dataset, "captions", batch=batch, limit=limit)
     own = [row["captions"][:captions] for row in found.rows]
     distinct = list(dict.fromkeys(text for texts in own for text in texts))  # equal captions score exactly alike

@@ -17,7 +17,7 @@ from torch import Tensor
 from granary.curation.errors import UserError
 from granary.curation.store import storage
 from granary.training.data import shards
-from granary.training.evaluation.pairs import encode_rows, load_dual_encoder
+from granary.training.evaluation.pairs import encode_rows, load_image_text_model
 from granary.training.evaluation.scores import Scores
 
 TEMPLATES = (
@@ -48,7 +48,7 @@ def evaluate(
     """Classify the labelled pictures of a dataset by the names of its labels.
 
     Args:
-        model: of `load_dual_encoder`.
+        model: of `load_image_text_model`.
         data: a run with labels, or its dataset.
         split: rows to take; None takes all.
         templates: a text file, one sentence a line with {} for the name; default: seven of granary's own.
@@ -66,7 +66,7 @@ def evaluate(
     if len(classes) < 2:
         raise UserError(f"data: the labels of {data} have {len(classes)} classes; zero-shot classification needs two")
     words, sentences = read_names(names, classes), read_templates(templates)
-    encoder = load_dual_encoder(model, device, dtype)
+    encoder = load_image_text_model(model, device, dtype)
     found = encode_rows(encoder, dataset, "label", classes, batch, limit)
     labels = torch.tensor([row["label"] for row in found.rows])
     vectors = class_vectors(encoder.texts, words, sentences)

@@ -1,0 +1,53 @@
+"""Losses and samplers of classification, also under imbalance.
+
+Balanced softmax: Ren et al. 2020 (arXiv 2007.10740): p_k is proportional to n_k exp(z_k).
+Shapes: B pictures, K classes.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+Loss = Literal["cross-entropy", "balanced-softmax"]
+
+
+def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Return -log softmax(z)_y, the mean over the batch: (B, K) logits, (B,) targets -> scalar."""
+    return F.cross_entropy(logits, targets)
+
+
+def balanced_softmax(logits: Tensor, targets: Tensor, counts: Tensor) -> Tensor:
+    """Return -log(n_y exp(z_y) / sum_k n_k exp(z_k)), the mean over the batch.
+
+    Args:
+        logits: (B, K).
+        targets: (B,) class indices.
+        counts: (K,) pictures of each class in the mixture that is trained on, real and synthetic together. A class
+            without any takes no part in the sum.
+    """
+    return F.cross_entropy(logits + counts.to(logits.dtype).log(), targets)  # log 0 = -inf: a share of 0
+
+
+def classification_loss(kind: Loss, logits: Tensor, targets: Tensor, counts: Tensor) -> Tensor:
+    """Return the loss of that name; raises ValueError when there is none."""
+    if kind == "cross-entropy":
+        return cross_entropy(logits, targets)
+    if kind == "balanced-softmax":
+        return balanced_softmax(logits, targets, counts)
+    raise ValueError(f"loss '{kind}' is unknown; it is cross-entropy or balanced-softmax")
+
+
+def balanced_weights(groups: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return the probability of each picture when every group is drawn as often: 1 / (G n_g), (n,) float64."""
+    _, inverse, counts = np.unique(groups, return_inverse=True, return_counts=True)
+    return 1.0 / (len(counts) * counts[inverse])
+
+
+def balanced_indices(groups: NDArray[np.int64], size: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """Draw rows with replacement so that every group comes equally often: (n,) groups -> (size,) int64."""
+    return rng.choice(len(groups), size, p=balanced_weights(groups))

@@ -1,0 +1,157 @@
+"""What a training method is: `Method`, the one contract between a paper's file and the loop.
+
+There are no other hooks: the loop does the optimiser, schedules, precision, processes, checkpoints, logs, alarm and
+probe for all methods; a loss is a pure function in `granary.training.losses`, tested against an independent reference.
+Randomness comes from `moment.generator(...)` or from torch's own generators, which the loop seeds for every step from
+(seed, step, process), so that a resumed run goes on as if it had never stopped.
+
+To add one: write training/methods/NAME.py (ijepa.py is the model to follow), add its line to
+training/methods/__init__.py, write configs/train/NAME_tiny.yaml and tests/training/methods/test_NAME.py. Views that
+need colours changed call `granary.training.data.augment.photometric(pixels, batch["NAME_draws"][:, i],
+Photometric(...))` on the device.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import numpy as np
+from torch import Tensor, nn
+
+from granary.curation.options import Options as OptionGroup
+from granary.training.data.crops import Crop
+from granary.training.data.loader import Part, Plan
+from granary.training.models.vit import VisionTransformer, ViTConfig
+
+
+class Moment(NamedTuple):
+    """Where a run is: step number `step` of `steps`, on process `rank`, in part `part` of an accumulated batch."""
+
+    step: int
+    steps: int
+    seed: int
+    rank: int = 0
+    part: int = 0
+
+    @property
+    def progress(self) -> float:
+        """The share of the steps that are done, 0 at the first."""
+        return self.step / max(1, self.steps)
+
+    def generator(self, *purpose: int, shared: bool = False) -> np.random.Generator:
+        """Return the generator of this moment; a shared one is the same on all processes and parts."""
+        place = () if shared else (self.rank, self.part)
+        return np.random.default_rng([self.seed, self.step, *purpose, *place])
+
+
+@dataclass(frozen=True)
+class ParameterGroup:
+    """Parameters that are treated alike.
+
+    Args:
+        params: the parameters.
+        decay: whether weight decay applies.
+        lr_scale: factor of the learning rate.
+        start: the first step that changes them.
+        clip: a name; gradients of the groups of one name are clipped together.
+    """
+
+    params: Sequence[Tensor]
+    decay: bool
+    lr_scale: float = 1.0
+    start: int = 0
+    clip: str = "gradient"
+
+
+def standard_groups(module: nn.Module, lr_scale: float = 1.0) -> list[ParameterGroup]:
+    """Return the trained parameters in two groups: with weight decay, and (biases, norms, scales) without."""
+    named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+    plain = [p for name, p in named if p.ndim < 2 or name.endswith(".bias")]
+    decayed = [p for name, p in named if not (p.ndim < 2 or name.endswith(".bias"))]
+    return [ParameterGroup(decayed, True, lr_scale), ParameterGroup(plain, False, lr_scale)]
+
+
+class Method(nn.Module, abc.ABC):
+    """A paper's way to train: a module that holds everything it trains (student, teacher, heads).
+
+    Args:
+        config: architecture of its Vision Transformers.
+        options: its own options, an instance of `Options`.
+        known: what `learn` returned.
+
+    Attributes:
+        Options: its own options (`options:` of the recipe); every field with a description.
+        MODEL: the architecture it wants where the recipe says nothing, for example {"class_token": False}.
+        columns: columns of the shards it reads: ("image",), with "label" or "captions" where it needs them.
+        evaluated: name of the submodule that is the model to use: a `VisionTransformer`, written into checkpoints.
+    """
+
+    Options: ClassVar[type[OptionGroup]]
+    MODEL: ClassVar[Mapping[str, object]] = {}
+    columns: ClassVar[tuple[str, ...]] = ("image",)
+    evaluated: ClassVar[str]
+
+    def __init__(self, config: ViTConfig, options: OptionGroup, known: object) -> None:
+        super().__init__()
+        self.config = config
+
+    @classmethod
+    def learn(cls, options: OptionGroup, plan: Plan, out: str) -> object:
+        """Return what must be known of the data before the modules can be built; it is done before any is written.
+
+        By default that is label -> its share of the samples. Image-text models return their tokenizer.
+
+        Args:
+            options: of the method.
+            plan: the opened datasets, without views.
+            out: the training directory, with the `files` of an earlier session when a run goes on.
+        """
+        return plan.classes
+
+    @classmethod
+    def untrained(cls, config: ViTConfig, options: OptionGroup) -> VisionTransformer:
+        """Return the model to use with its initial weights, without any data: the baseline `random:RECIPE`."""
+        return cls(config, options, {"0": 0.5, "1": 0.5}).evaluated_model()
+
+    @property
+    def files(self) -> Mapping[str, bytes]:
+        """What is kept in the training directory beside the checkpoints, name -> content, for `learn` to find again."""
+        return {}
+
+    @abc.abstractmethod
+    def views(self) -> dict[str, Crop]:
+        """Return what the workers cut from a picture, by name."""
+
+    @abc.abstractmethod
+    def forward(self, batch: Part, moment: Moment) -> dict[str, Tensor]:
+        """Return the loss of a batch, and what is watched.
+
+        Args:
+            batch: what `granary.training.data.loader.Parts` gives, on the device: for each view NAME (B, count, side,
+                side, 3) uint8 and NAME_draws (B, count, 16) in 0..1, and label, captions, id.
+            moment: where the run is.
+
+        Returns:
+            "loss", a scalar. Further scalars are logged; "features" (B, D) and "teacher" (B, K), probabilities, both
+            detached, are watched by the collapse alarm.
+        """
+
+    def after_step(self, moment: Moment) -> None:
+        """Follow the optimiser's step: move the teacher's average, clamp a parameter; by default nothing."""
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        """Return the trained parameters; by default all weights, without decay of biases, norms and scales."""
+        return standard_groups(self)
+
+    def encoders(self) -> list[VisionTransformer]:
+        """Return the models that `init` of the recipe gives weights to; by default all."""
+        return [module for module in self.modules() if isinstance(module, VisionTransformer)]
+
+    def evaluated_model(self) -> VisionTransformer:
+        """Return the submodule that is the model to use."""
+        model = self.get_submodule(self.evaluated)
+        assert isinstance(model, VisionTransformer)
+        return model

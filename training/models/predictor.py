@@ -1,0 +1,47 @@
+"""The predictor of joint-embedding predictive architectures (I-JEPA, arXiv 2301.08243): a narrow Vision Transformer.
+
+Shapes: B pictures, Kc patches of the context, M target blocks of Kp patches, D and P widths of encoder and predictor.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from granary.training.models.positions import sincos_positions
+from granary.training.models.vit import Block, ViTConfig, gather_tokens
+
+
+class Predictor(nn.Module):
+    """A narrow ViT g: context tokens and target positions -> predicted target tokens."""
+
+    def __init__(self, config: ViTConfig, width: int, depth: int, heads: int) -> None:
+        super().__init__()
+        narrow = ViTConfig(side=config.side, patch=config.patch, width=width, depth=depth, heads=heads, layer_scale=0.0)
+        self.embed = nn.Linear(config.width, width)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.positions = nn.Parameter(sincos_positions(config.grid, config.grid, width)[None], requires_grad=False)
+        self.blocks = nn.ModuleList(Block(narrow) for _ in range(depth))
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+        self.out = nn.Linear(width, config.width)
+        nn.init.trunc_normal_(self.mask_token, std=0.02)
+
+    def forward(self, context: Tensor, places: Tensor, targets: Tensor) -> Tensor:
+        """Predict each block in a pass of its own.
+
+        Args:
+            context: (B, Kc, D) tokens of the context encoder.
+            places: (B, Kc) int64, their patch numbers.
+            targets: (M, B, Kp) int64, patch numbers to predict.
+
+        Returns:
+            (M * B, Kp, D), block-major.
+        """
+        positions = self.positions.expand(len(context), -1, -1)
+        x = self.embed(context) + gather_tokens(positions, places)  # (B, Kc, P)
+        queries = torch.stack([gather_tokens(positions, block) for block in targets]) + self.mask_token  # (M, B, Kp, P)
+        x = torch.cat([x.expand(len(targets), -1, -1, -1), queries], dim=2).flatten(0, 1)  # (M * B, Kc + Kp, P)
+        last = len(self.blocks) - 1
+        for number, block in enumerate(self.blocks):
+            x = block(x, first=places.shape[1] if number == last else 0)  # at last the mask tokens alone
+        return self.out(self.norm(x))
