@@ -17,18 +17,17 @@ import numpy as np
 from PIL import Image, ImageEnhance
 from rich.console import Console
 from rich.table import Table
-from sklearn.datasets import load_digits, load_sample_images
+from sklearn.datasets import load_digits
 
-from granary.curation.errors import UserError
 from granary.curation.recipe import CurateRecipe
 from granary.curation.runs.lookup import ledger_tables, open_run
+from granary.pipelines.demos.pictures import own_folder, photo_tiles, save_picture
+from granary.pipelines.demos.render import rendered_pool
 from granary.pipelines.engine.recipe import load_recipe, shipped
 from granary.pipelines.engine.units import Engine
 from granary.pipelines.kinds.curate_session import curate
 
 TILE, SHEETS, SEED = 106, 120, 0
-PLAIN = 12  # tiles of plain sky resemble each other: they would be copies that nobody planted
-MARK = "granary-demo"  # a file that says the folder is the demo's own, so that it may be made anew
 CAST = [
     *("Elephant", "Penguin", "Fox", "Teapot", "Cow", "Giraffe", "Crab", "Duck"),
     *("Flamingo", "Car", "Mushroom", "Zebra", "Frog", "Sailboat", "Chair"),
@@ -51,17 +50,6 @@ EDITS: dict[str, Callable[[Image.Image], Image.Image]] = {
 }
 
 
-def photo_tiles(side: int) -> Iterator[tuple[str, Image.Image]]:
-    """Yield (name, tile) of scikit-learn's two photographs, side x side pixels, those of plain sky left out."""
-    for photo, pixels in zip(("china", "flower"), load_sample_images().images, strict=True):
-        image = Image.fromarray(pixels)
-        for top in range(0, image.height - side + 1, side):
-            for left in range(0, image.width - side + 1, side):
-                tile = image.crop((left, top, left + side, top + side))
-                if np.asarray(tile.convert("L")).std() > PLAIN:
-                    yield f"{photo}/{top:03d}-{left:03d}", tile
-
-
 def pictures() -> Iterator[tuple[str, Image.Image]]:
     """Yield (name, picture) of all distinct pictures: photo tiles, then sheets of nine digits."""
     yield from photo_tiles(TILE)
@@ -78,8 +66,6 @@ def pictures() -> Iterator[tuple[str, Image.Image]]:
 
 def renders(folder: pathlib.Path, engine: Engine) -> list[tuple[str, Image.Image]]:
     """Return (name, picture) of pictures that the embedded world renders: every character in every world."""
-    from granary.pipelines.demos.render import rendered_pool
-
     paths = rendered_pool(str(folder / "renders"), str(folder / "render"), engine, WORLD)
     found = []
     for path in paths:
@@ -123,12 +109,6 @@ def make_pool(folder: pathlib.Path, everything: Sequence[tuple[str, Image.Image]
     return {"originals": len(bases), "exact": 30, "near": 60, "leaks": len(leaked), "broken": len(broken)}
 
 
-def save_picture(path: pathlib.Path, image: Image.Image, **options: Any) -> None:
-    """Write a picture in the format that the path's ending names; options: of Pillow."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    image.save(path, **options)
-
-
 def _broken(image: Image.Image) -> dict[str, bytes]:
     buffer = io.BytesIO()
     image.save(buffer, "JPEG")
@@ -153,18 +133,6 @@ def _bomb(side: int) -> bytes:
     return (
         b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(side))) + chunk(b"IEND", b"")
     )
-
-
-def own_folder(out: str) -> pathlib.Path:
-    """Return a demo's folder, empty; raises UserError when it holds something else."""
-    folder = pathlib.Path(out).absolute()
-    if folder.exists():
-        if any(folder.iterdir()) and not (folder / MARK).exists():
-            raise UserError(f"out: {out} holds something that is not the demo's; give an empty folder")
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True)
-    (folder / MARK).touch()
-    return folder
 
 
 def demo(out: str, engine: Engine, world: bool = False) -> int:

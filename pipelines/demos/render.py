@@ -9,7 +9,7 @@ from rich.console import Console
 
 from granary.curation.runs.run import read_groups
 from granary.curation.store import storage
-from granary.pipelines.demos.curate import own_folder
+from granary.pipelines.demos.pictures import own_folder
 from granary.pipelines.engine.recipe import load_recipe, shipped
 from granary.pipelines.engine.units import Engine
 from granary.pipelines.kinds.render import render

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from granary.pipelines.demos.curate import own_folder
+from granary.pipelines.demos.pictures import own_folder
 from granary.pipelines.demos.union import ARMS, Experiment, Pictures, compare, gains, table_of
 from granary.pipelines.engine.recipe import shipped
 from granary.pipelines.engine.units import Engine, limit_threads
