@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from granary.curation.dense import crops, masks, texts
 from granary.curation.dense.packing import Counter, windows
+from granary.curation.dense.recipe import MaskForm
+from granary.curation.dense.rows import ImageRow, MaskRow, WindowRow, box_of
 from granary.curation.dense.tree import GOOD, UNUSABLE, Annotation, Mask, Problem, link, without
 from granary.curation.images.decode import DecodeLimits, decode
 
@@ -64,7 +65,7 @@ def assemble(annotation: Annotation, picture: bytes, limits: DecodeLimits) -> As
     )
 
 
-def image_row(found: Assembled, counter: Counter, grow: float, form: str) -> dict[str, Any]:
+def image_row(found: Assembled, counter: Counter, grow: float, form: MaskForm) -> ImageRow:
     """Return the row of config `default` but for the picture, see `schema.image_features`.
 
     Args:
@@ -94,7 +95,7 @@ def image_row(found: Assembled, counter: Counter, grow: float, form: str) -> dic
     }
 
 
-def _mask_row(mask: Mask, found: Assembled, form: str) -> dict[str, Any]:
+def _mask_row(mask: Mask, found: Assembled, form: MaskForm) -> MaskRow:
     return {
         "key": mask.key,
         "parent": mask.parent,
@@ -109,7 +110,7 @@ def _mask_row(mask: Mask, found: Assembled, form: str) -> dict[str, Any]:
     }
 
 
-def _windows(found: Assembled, counter: Counter, grow: float) -> list[dict[str, Any]]:
+def _windows(found: Assembled, counter: Counter, grow: float) -> list[WindowRow]:
     """Return each text in windows: those of the whole image, then of each mask, each tied to its crop."""
     annotation = found.annotation
     whole = "\n".join(filter(None, (annotation.short_caption, annotation.extra_caption)))
@@ -125,7 +126,7 @@ def _windows(found: Assembled, counter: Counter, grow: float) -> list[dict[str, 
     ]
 
 
-def masks_of(row: Mapping[str, Any]) -> dict[str, Mask]:
+def masks_of(row: ImageRow) -> dict[str, Mask]:
     """Return the masks of a row of config `default`, without their pixels."""
     return {
         mask["key"]: Mask(
@@ -135,7 +136,7 @@ def masks_of(row: Mapping[str, Any]) -> dict[str, Mask]:
             mask["label"],
             mask["caption"],
             mask["quality"],
-            box=tuple(mask["box"]),
+            box=box_of(mask["box"]),
             area=mask["area"],
             depth=mask["depth"],
         )

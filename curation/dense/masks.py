@@ -15,7 +15,9 @@ from PIL import Image
 
 from granary.curation.dense import rle
 from granary.curation.dense.polygons import rasterised
+from granary.curation.dense.recipe import MaskForm
 from granary.curation.dense.rle import Lengths
+from granary.curation.dense.rows import StoredMask
 from granary.curation.dense.tree import Box, Mask, Problem
 
 BLOCKS = 8  # of 16 MiB at most: Pillow reuses them for the next picture, which halves what decoding one costs
@@ -125,7 +127,7 @@ def _header(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n\0\0\0\r" + header + struct.pack(">I", zlib.crc32(header))
 
 
-def _set(image: Image.Image) -> Any:
+def _set(image: Image.Image) -> NDArray[np.bool_]:
     """Return (h, w) bool, where a picture is not black; alpha does not count."""
     mode = {"LA": "L", "RGBA": "RGB"}.get(image.mode, image.mode)
     values = np.asarray(image.convert("RGB") if mode == "P" else image.convert(mode) if mode != image.mode else image)
@@ -136,16 +138,16 @@ def _message(error: Exception) -> str:
     return "cannot identify image file" if isinstance(error, Image.UnidentifiedImageError) else str(error)[:150]
 
 
-def stored(mask: Mask, width: int, height: int, form: str) -> dict[str, Any]:
+def stored(mask: Mask, width: int, height: int, form: MaskForm) -> StoredMask:
     """Return size, counts and png of a mask as a shard has them: run lengths ("rle") or a 1-bit PNG ("png")."""
-    empty = {"size": [height, width], "counts": None, "png": None}
+    size = [height, width]
     if mask.lengths is None:
-        return empty
+        return {"size": size, "counts": None, "png": None}
     if form == "rle":
-        return {**empty, "counts": rle.compress(mask.lengths)}
+        return {"size": size, "counts": rle.compress(mask.lengths), "png": None}
     file = io.BytesIO()
     Image.fromarray(rle.mask_of(mask.lengths, height, width)).save(file, "PNG")
-    return {**empty, "png": file.getvalue()}
+    return {"size": size, "counts": None, "png": file.getvalue()}
 
 
 def pixels_of(size: list[int], counts: str | None, png: bytes | None) -> np.ndarray | None:

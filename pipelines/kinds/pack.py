@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 
@@ -25,7 +25,7 @@ from granary.curation.dense.schema import image_features, pair_features
 from granary.curation.dense.steps import outputs, pairs, records, shards, texts
 from granary.curation.encoders.inference import fingerprint
 from granary.curation.errors import UserError
-from granary.curation.runs.run import Marker, Run, digest
+from granary.curation.runs.run import Marker, NoJob, Run, digest
 from granary.curation.sources import Source, files, listing
 from granary.curation.store import storage
 from granary.pipelines.engine.recipe import dump_recipe
@@ -51,22 +51,24 @@ class Pack(Stages):
         """Run every stage that is not finished."""
         listed = self.list_records()
         weights = [rows for _, rows in listed]
-        units = [self.reading(unit, records) for unit, (records, _) in enumerate(listed)]
-        self.parallel("shards", shards.write_shard, units, [], "images", weights, target="dataset/data", processes=True)
+        reading = [self.reading(unit, records) for unit, (records, _) in enumerate(listed)]
+        self.parallel(
+            "shards", shards.write_shard, reading, [], "images", weights, target="dataset/data", processes=True
+        )
         self.check_packed()
         packed = self.markers["shards"]
-        units = [self.writing(unit, records, packed[unit]) for unit, (records, _) in enumerate(listed)]
-        self.parallel("texts", texts.write_texts, units, [], "images", weights, cores=self.cores, processes=True)
+        writing = [self.writing(unit, records, packed[unit]) for unit, (records, _) in enumerate(listed)]
+        self.parallel("texts", texts.write_texts, writing, [], "images", weights, cores=self.cores, processes=True)
+        cutting = [self.cutting(unit, packed[unit], written) for unit, written in enumerate(self.markers["texts"])]
+        self.parallel(
+            "pairs", pairs.write_pairs, cutting, [], "images", weights, target="dataset/pairs", processes=True
+        )
         units = [
-            {**self.cutting(unit), "shard": packed[unit].sha256, "texts": written.sha256}
-            for unit, written in enumerate(self.markers["texts"])
-        ]
-        self.parallel("pairs", pairs.write_pairs, units, [], "images", weights, target="dataset/pairs", processes=True)
-        units = [
-            {"unit": unit, "shard": marker.sha256, "records": listed[unit][0]} for unit, marker in enumerate(packed)
+            outputs.LedgerUnit(unit, marker.sha256, records)
+            for unit, (marker, (records, _)) in enumerate(zip(packed, listed, strict=True))
         ]
         self.parallel("ledger", outputs.write_ledger, units, [], "images", weights)
-        self.serial("dead-letter", outputs.write_dead_letters, ["shards", "texts"])
+        self.serial("dead-letter", outputs.write_dead_letters, ["shards", "texts"], NoJob())
 
     def list_records(self) -> list[tuple[str, int]]:
         """List the annotations; returns digest and number of records of each unit."""
@@ -75,12 +77,14 @@ class Pack(Stages):
             "records",
             records.list_records,
             [],
-            format=recipe.format,
-            unit_rows=recipe.unit_rows,
-            max_bytes=recipe.decode.max_bytes,
-            captions=recipe.captions,
-            splits=recipe.splits,
-            state=state_of(self.run_directory.sources["annotations"][0], recipe),
+            records.ListRecords(
+                recipe.format,
+                recipe.unit_rows,
+                recipe.decode.max_bytes,
+                recipe.captions,
+                recipe.splits,
+                state_of(self.run_directory.sources["annotations"][0], recipe),
+            ),
         )
         if not listed.notes:
             raise UserError(
@@ -103,57 +107,51 @@ class Pack(Stages):
             )
 
     @property
-    def cores(self) -> str:
+    def cores(self) -> Literal["one", "all"]:
         """Native threads of a unit that writes texts: more than one only for a language model."""
         uses = {*self.recipe.summaries.engines, *self.recipe.negatives.engines}
         return "all" if "model" in uses else "one"
 
-    def counting(self, unit: int) -> dict[str, Any]:
-        """Return the arguments of every unit."""
-        budget = self.recipe.budget
-        return {
-            "unit": unit,
-            "format": self.recipe.format,
-            "tokenizer": budget.tokenizer,
-            "tokenizer_fingerprint": self.fingerprints["tokenizer"],
-            "budget": budget.tokens,
-            "decode": self.recipe.decode.model_dump(),
-            "row_group": self.recipe.shards.row_group,
-        }
-
-    def reading(self, unit: int, listed: str) -> dict[str, Any]:
-        """Return the arguments of a unit that packs images."""
+    def reading(self, unit: int, listed: str) -> shards.PackShard:
+        """Return the job of a unit that packs images."""
         recipe = self.recipe
-        return {
-            **self.counting(unit),
-            "records": listed,
-            "grow": recipe.crops.grow,
-            "masks": recipe.shards.masks,
-            "max_unreadable": recipe.max_unreadable,
-        }
+        return shards.PackShard(
+            unit=unit,
+            records=listed,
+            format=recipe.format,
+            budget=recipe.budget,
+            tokenizer=self.fingerprints["tokenizer"],
+            decode=recipe.decode,
+            grow=recipe.crops.grow,
+            masks=recipe.shards.masks,
+            row_group=recipe.shards.row_group,
+            max_unreadable=recipe.max_unreadable,
+        )
 
-    def writing(self, unit: int, listed: str, packed: Marker) -> dict[str, Any]:
-        """Return the arguments of a unit that writes summaries and negatives."""
+    def writing(self, unit: int, listed: str, packed: Marker) -> texts.WriteTexts:
+        """Return the job of a unit that writes summaries and negatives."""
+        recipe, asks = self.recipe, self.cores == "all"
+        return texts.WriteTexts(
+            unit=unit,
+            records=listed,
+            shard=packed.sha256,
+            given=packed.counters.get("given", 0) > 0,
+            format=recipe.format,
+            budget=recipe.budget,
+            tokenizer=self.fingerprints["tokenizer"],
+            decode=recipe.decode,
+            seed=recipe.seed,
+            crops=recipe.crops,
+            summaries=recipe.summaries,
+            negatives=recipe.negatives,
+            writer=recipe.writer if asks else None,
+            model=self.fingerprints["model"] if asks else "",
+        )
+
+    def cutting(self, unit: int, packed: Marker, written: Marker) -> pairs.CutPairs:
+        """Return the job of a unit that cuts crops."""
         recipe = self.recipe
-        return {
-            **self.counting(unit),
-            "records": listed,
-            "shard": packed.sha256,
-            "given": packed.counters.get("given", 0) > 0,
-            "seed": recipe.seed,
-            "crops": recipe.crops.model_dump(),
-            "summaries": recipe.summaries.model_dump(mode="json"),
-            "negatives": recipe.negatives.model_dump(mode="json"),
-            **(
-                {"writer": recipe.writer.model_dump(), "model": self.fingerprints["model"]}
-                if self.cores == "all"
-                else {}
-            ),
-        }
-
-    def cutting(self, unit: int) -> dict[str, Any]:
-        """Return the arguments of a unit that cuts crops."""
-        return {**self.counting(unit), "crops": self.recipe.crops.model_dump()}
+        return pairs.CutPairs(unit, packed.sha256, written.sha256, recipe.crops, recipe.decode, recipe.shards.row_group)
 
 
 def pack(recipe: PackRecipe, engine: Engine, console: Console | None = None) -> dict[str, Any]:

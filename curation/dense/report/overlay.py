@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import colorsys
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw
 
 from granary.curation.dense.masks import pixels_of
+from granary.curation.dense.rows import MaskRow
 from granary.curation.report.thumbnails import shrink
 
 Colour = tuple[int, int, int]
@@ -29,7 +29,7 @@ def hexadecimal(colour: Colour) -> str:
     return "#{:02x}{:02x}{:02x}".format(*colour)
 
 
-def drawn(image: Image.Image, masks: Sequence[Mapping[str, Any]], side: int) -> Image.Image:
+def drawn(image: Image.Image, masks: Sequence[MaskRow], side: int) -> Image.Image:
     """Return a small copy of an RGB picture with the masks of its row drawn over it, the largest first.
 
     Args:
@@ -38,7 +38,7 @@ def drawn(image: Image.Image, masks: Sequence[Mapping[str, Any]], side: int) -> 
         side: the longer side of the copy, at most.
     """
     small = shrink(image, side)
-    for place in sorted(range(len(masks)), key=lambda place: -masks[place]["area"]):
+    for place in sorted(range(len(masks)), key=lambda place: -(masks[place]["area"] or 0)):
         inside = _inside(masks[place], image.size, small.size)
         line = ImageChops.lighter(*(ImageChops.difference(inside, ImageChops.offset(inside, *step)) for step in STEPS))
         small.paste(colour(place), mask=inside.point(lambda value: value * TINT // 255))
@@ -51,7 +51,7 @@ def drawn(image: Image.Image, masks: Sequence[Mapping[str, Any]], side: int) -> 
     return small
 
 
-def _inside(mask: Mapping[str, Any], whole: tuple[int, int], small: tuple[int, int]) -> Image.Image:
+def _inside(mask: MaskRow, whole: tuple[int, int], small: tuple[int, int]) -> Image.Image:
     """Return the pixels of a mask as an L picture of the small size; those of its box where it has no pixels."""
     pixels = pixels_of(mask["size"], mask["counts"], mask["png"])
     if pixels is None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
-from collections.abc import Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -12,13 +12,28 @@ from granary.curation.dense.steps.records import read_records
 from granary.curation.dense.steps.shards import notes_of, shard_paths
 from granary.curation.runs import dead_letters
 from granary.curation.runs.dead_letters import DeadLetter
-from granary.curation.runs.run import Marker, Output, Run, read_groups
+from granary.curation.runs.run import Marker, NoJob, Output, Run, read_groups
 from granary.curation.store import schema, storage
 
 
-def write_ledger(run: Run, arguments: Mapping[str, Any], output: Output) -> None:
+@dataclasses.dataclass(frozen=True)
+class LedgerUnit:
+    """Which annotations are written to the ledger.
+
+    Args:
+        unit: number of their shard.
+        shard: SHA-256 of the shard.
+        records: digest of the records.
+    """
+
+    unit: int
+    shard: str
+    records: str
+
+
+def write_ledger(run: Run, job: LedgerUnit, output: Output) -> None:
     """Write one row per annotation of a unit: kept, dropped or dead, and why."""
-    unit = arguments["unit"]
+    unit = job.unit
     kept = {}
     for table in read_groups(shard_paths(run, "shards", "data")[unit], ["file", "id", "image"]):
         for batch in table.to_batches(max_chunksize=1):
@@ -43,7 +58,7 @@ def _notes(run: Run, unit: int) -> list[list[Any]]:
     return list(Marker.parse(storage.read_bytes(marker)).notes)
 
 
-def write_dead_letters(run: Run, arguments: Mapping[str, Any], output: Output) -> None:
+def write_dead_letters(run: Run, job: NoJob, output: Output) -> None:
     """Collect what was lost, of every stage, a unit at a time."""
     for stage, named in (("shards", "read"), ("texts", "texts")):
         for notes in notes_of(run, stage):

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import TypedDict
 
 import pyarrow as pa
 
 from granary.curation.dense.readers import READERS
 from granary.curation.dense.readers.record import Record
+from granary.curation.dense.recipe import Format
 from granary.curation.errors import UserError
 from granary.curation.runs.run import Output, Run, digest, read_table
 from granary.curation.sources import Reader, Source, files
@@ -22,27 +24,69 @@ GROUP_CHARACTERS = 64 << 20
 SPLITS_BYTES = 256 << 20
 
 
-def list_records(run: Run, arguments: Mapping[str, Any], output: Output) -> None:
+@dataclasses.dataclass(frozen=True)
+class ListRecords:
+    """Which annotations are listed, and how they are cut into units.
+
+    Args:
+        format: of the annotations.
+        unit_rows: most annotations in a unit.
+        max_bytes: an annotation may have.
+        captions: of coco, the path of the caption file; "" for none.
+        splits: path of splits.json; "" for none.
+        state: digest of the files that are listed.
+    """
+
+    format: Format
+    unit_rows: int
+    max_bytes: int
+    captions: str
+    splits: str
+    state: str
+
+
+def list_records(run: Run, job: ListRecords, output: Output) -> None:
     """Write one row per annotation; the notes are digest and length of the row groups, by which units know their work.
 
     Annotations that splits.json names and the folder has not become dead records.
     """
     source = run.sources["annotations"][0]
-    options = {"captions": arguments["captions"]} if arguments["format"] == "coco" else {}
-    records = READERS[arguments["format"]].records(source, arguments["max_bytes"], **options)
-    splits = load_splits(arguments["splits"]) if arguments["splits"] else {}
-    for group in _groups(_with_missing(records, splits), arguments["unit_rows"]):
+    options = {"captions": job.captions} if job.format == "coco" else {}
+    records = READERS[job.format].records(source, job.max_bytes, **options)
+    splits = load_splits(job.splits) if job.splits else {}
+    for group in _groups(_with_missing(records, splits), job.unit_rows):
         rows = [_row(record, splits) for record in group]
         output.write(pa.Table.from_pylist(rows, SCHEMA))
         output.notes.append([digest(rows), len(rows)])
     output.begin(SCHEMA)
 
 
-def _row(record: Record, splits: Mapping[str, str]) -> dict[str, Any]:
+class RecordRow(TypedDict):
+    """A row of the listing: a record, the split it belongs to, and why it cannot be read where it cannot."""
+
+    name: str
+    path: str
+    text: str
+    stamp: str
+    split: str
+    error: str | None
+    message: str | None
+    size: int
+
+
+def _row(record: Record, splits: Mapping[str, str]) -> RecordRow:
     error, message = record.error or (None, None)
     split = splits.get(record.name.rsplit("/", 1)[-1], "")
-    known = {"name": record.name, "path": record.path, "text": record.text, "stamp": record.stamp, "size": record.size}
-    return {**known, "split": split, "error": error, "message": message}
+    return {
+        "name": record.name,
+        "path": record.path,
+        "text": record.text,
+        "stamp": record.stamp,
+        "split": split,
+        "error": error,
+        "message": message,
+        "size": record.size,
+    }
 
 
 def _with_missing(records: Iterable[Record], splits: Mapping[str, str]) -> Iterator[Record]:
@@ -82,7 +126,7 @@ def load_splits(path: str) -> dict[str, str]:
         ) from error
 
 
-def read_records(run: Run, unit: int) -> list[dict[str, Any]]:
+def read_records(run: Run, unit: int) -> list[RecordRow]:
     """Return the records of a unit."""
     return read_table(run.parts("records")[0], group=unit).to_pylist()
 
@@ -98,7 +142,7 @@ class RecordReader:
     def __init__(self, source: Source, max_bytes: int) -> None:
         self.reader = Reader(source, max_bytes)
 
-    def read(self, record: Mapping[str, Any]) -> bytes | str:
+    def read(self, record: RecordRow) -> bytes | str:
         """Return the text of a record; raises OSError."""
         return self.reader.read(record["path"], 0, record["size"]) if record["path"] else record["text"]
 

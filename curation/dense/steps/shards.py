@@ -5,37 +5,67 @@ from __future__ import annotations
 import collections
 import dataclasses
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from granary.curation.dense.assemble import assemble, image_row
 from granary.curation.dense.packing import Counter
 from granary.curation.dense.readers import READERS
+from granary.curation.dense.recipe import Budget, Format, MaskForm
 from granary.curation.dense.schema import image_features
-from granary.curation.dense.steps.records import RecordReader, read_records
+from granary.curation.dense.steps.records import RecordReader, RecordRow, read_records
 from granary.curation.dense.texts import cleaned
 from granary.curation.dense.tree import UNUSABLE, Annotation, InvalidAnnotation, Problem
 from granary.curation.images.decode import DecodeError, DecodeLimits
 from granary.curation.runs.row_groups import RowGroups
-from granary.curation.runs.run import Marker, Output, Run
+from granary.curation.runs.run import Marker, Output, Run, undigested
 from granary.curation.sources import Source, failure, files
 from granary.curation.steps.embed import FEWEST_LOST, OUTAGES, TooManyUnreadable
 from granary.curation.store import schema, storage
 
+Parse = Callable[[bytes | str, str], Annotation]
 ENDINGS = ("", ".jpg", ".jpeg", ".png", ".webp")  # some annotations name an image without its ending
 
 
-def write_shard(run: Run, arguments: Mapping[str, Any], output: Output) -> None:
+@dataclasses.dataclass(frozen=True)
+class PackShard:
+    """Which records are packed, and how.
+
+    Args:
+        unit: number of the records' unit.
+        records: digest of the unit's records.
+        format: of the annotations.
+        budget: of the texts.
+        tokenizer: fingerprint of the budget's tokenizer; "" where words are counted.
+        decode: limits on what is decoded.
+        grow: share of its width and height a mask's box grows by at each side.
+        masks: how masks are stored.
+        row_group: most samples in a row group.
+        max_unreadable: share of the pictures that may be lost to connections or permissions.
+    """
+
+    unit: int
+    records: str
+    format: Format
+    budget: Budget
+    tokenizer: str
+    decode: DecodeLimits
+    grow: float
+    masks: MaskForm
+    row_group: int
+    max_unreadable: float = undigested(1.0)
+
+
+def write_shard(run: Run, job: PackShard, output: Output) -> None:
     """Pack the records of one unit; what is lost is noted with its reason, and the rest goes on.
 
     Raises:
         TooManyUnreadable: connections or permissions failed for more than `max_unreadable` of the pictures.
     """
-    records = read_records(run, arguments["unit"])
-    source, parse = run.sources["annotations"][0], READERS[arguments["format"]].parse
-    limits = DecodeLimits(**arguments["decode"])
-    counter = Counter(arguments["tokenizer"], arguments["budget"])
-    rows = RowGroups(output, schema.arrow_schema(image_features()), arguments["row_group"])
+    records = read_records(run, job.unit)
+    source, parse = run.sources["annotations"][0], READERS[job.format].parse
+    limits, counter = job.decode, Counter(job.budget.tokenizer, job.budget.tokens)
+    rows = RowGroups(output, schema.arrow_schema(image_features()), job.row_group)
     outages: collections.Counter[str] = collections.Counter()
     with RecordReader(source, limits.max_bytes) as reader:
         for record in records:
@@ -57,24 +87,23 @@ def write_shard(run: Run, arguments: Mapping[str, Any], output: Output) -> None:
             if not found.description:
                 note(output, record["name"], "dropped", Problem("", "EmptyText", "nothing is said of the image"))
                 continue
-            row = image_row(found, counter, arguments["grow"], arguments["masks"])
+            row = image_row(found, counter, job.grow, job.masks)
             count(output, row, len(annotation.masks), counter.budget)
             output.counters["given"] += bool(annotation.summaries or annotation.negatives)
             origin = {"name": "images", "uri": f"images/{annotation.image}"}
             rows.add({**row, "image": {"bytes": picture, "path": name}, "source": origin}, len(picture))
     rows.close()
-    if outages.total() >= FEWEST_LOST and outages.total() > arguments["max_unreadable"] * len(records):
+    if outages.total() >= FEWEST_LOST and outages.total() > job.max_unreadable * len(records):
         raise TooManyUnreadable(
             f"{outages.total()} of {len(records)} pictures could not be read, more than max_unreadable "
-            f"{arguments['max_unreadable']}"
+            f"{job.max_unreadable}"
         )
 
 
-def _annotation(parse: Any, reader: RecordReader, record: Mapping[str, Any]) -> Annotation:
+def _annotation(parse: Parse, reader: RecordReader, record: RecordRow) -> Annotation:
     if record["error"]:
-        raise InvalidAnnotation(record["error"], record["message"])
-    annotation: Annotation = parse(reader.read(record), record["name"])
-    return _in_split(annotation, record["split"])
+        raise InvalidAnnotation(record["error"], record["message"] or "")
+    return _in_split(parse(reader.read(record), record["name"]), record["split"])
 
 
 def _in_split(annotation: Annotation, split: str) -> Annotation:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 import pyarrow as pa
 
@@ -13,16 +14,18 @@ from granary.curation.dense.assemble import masks_of
 from granary.curation.dense.engines import Engine, Entry, Given, Rules, Text, Windows, first_negatives, first_summaries
 from granary.curation.dense.packing import Counter
 from granary.curation.dense.readers import READERS
+from granary.curation.dense.recipe import Budget, Crops, Format, Negatives, Summaries, Writer
+from granary.curation.dense.rows import EntryRow, ImageRow, Made, PairRow
 from granary.curation.dense.schema import pair_features
 from granary.curation.dense.steps.records import RecordReader, read_records
 from granary.curation.dense.steps.shards import note, shard_paths
 from granary.curation.dense.texts import mask_description
 from granary.curation.dense.tree import UNUSABLE, Annotation, InvalidAnnotation, Mask, Problem, entry_key
+from granary.curation.images.decode import DecodeLimits
 from granary.curation.runs.run import Output, Run, read_groups
 from granary.curation.store import schema
 
 NEEDED = ["id", "width", "height", "file", "split", "description", "masks", "source"]
-Row = dict[str, Any]
 
 
 def texts_schema() -> pa.Schema:
@@ -32,20 +35,56 @@ def texts_schema() -> pa.Schema:
     return pa.schema([pa.field("row", pa.int32()), *fields])
 
 
-def write_texts(run: Run, arguments: Mapping[str, Any], output: Output) -> None:
+@dataclasses.dataclass(frozen=True)
+class WriteTexts:
+    """Which entries are given texts, and how.
+
+    Args:
+        unit: number of the shard.
+        records: digest of the records that the shard was packed from.
+        shard: SHA-256 of the shard.
+        given: whether its annotations came with summaries or negatives.
+        format: of the annotations.
+        budget: of the texts.
+        tokenizer: fingerprint of the budget's tokenizer; "" where words are counted.
+        decode: limits on what is read.
+        seed: of the run.
+        crops: which masks give entries.
+        summaries: how summaries are made.
+        negatives: how negatives are made.
+        writer: the language model; None where no engine asks one.
+        model: fingerprint of the language model; "" where there is none.
+    """
+
+    unit: int
+    records: str
+    shard: str
+    given: bool
+    format: Format
+    budget: Budget
+    tokenizer: str
+    decode: DecodeLimits
+    seed: int
+    crops: Crops
+    summaries: Summaries
+    negatives: Negatives
+    writer: Writer | None = None
+    model: str = ""
+
+
+def write_texts(run: Run, job: WriteTexts, output: Output) -> None:
     """Write the entries of one shard with their texts."""
-    target, counter = texts_schema(), Counter(arguments["tokenizer"], arguments["budget"])
-    summaries = _engines(arguments, arguments["summaries"]["engines"], counter)
-    negatives = _engines(arguments, arguments["negatives"]["engines"], counter)
-    given = _given(run, arguments) if arguments["given"] and "given" in _named(arguments) else {}
+    target, counter = texts_schema(), Counter(job.budget.tokenizer, job.budget.tokens)
+    summaries, negatives = (_engines(job, options.engines, counter) for options in (job.summaries, job.negatives))
+    given = _given(run, job) if job.given and "given" in (*job.summaries.engines, *job.negatives.engines) else {}
     start = 0
-    shard = shard_paths(run, "shards", "data")[arguments["unit"]]
+    shard = shard_paths(run, "shards", "data")[job.unit]
     for table in read_groups(shard, NEEDED):
-        rows: list[Row] = []
+        rows: list[EntryRow] = []
         entries: list[Entry] = []
         for place, image in enumerate(table.to_pylist(), start):
-            for row, entry in _entries(image, given.get(image["file"]), arguments, output):
-                rows.append({"row": place, **row})
+            for row, entry in _entries(image, place, given.get(image["file"]), job, output):
+                rows.append(row)
                 entries.append(entry)
         start += table.num_rows
         found = first_summaries(entries, summaries)
@@ -65,32 +104,29 @@ def write_texts(run: Run, arguments: Mapping[str, Any], output: Output) -> None:
     output.begin(target)
 
 
-def _named(arguments: Mapping[str, Any]) -> set[str]:
-    return {*arguments["summaries"]["engines"], *arguments["negatives"]["engines"]}
+def _engines(job: WriteTexts, names: Sequence[str], counter: Counter) -> list[Engine]:
+    """Return the engines of some names, in their order."""
+    return [_engine(job, name, counter) for name in names]
 
 
-def _engines(arguments: Mapping[str, Any], names: Sequence[str], counter: Counter) -> list[Engine]:
-    found: list[Engine] = []
-    for name in names:
-        if name == "given":
-            found.append(Given())
-        elif name == "windows":
-            found.append(Windows(counter, arguments["summaries"]["windows"]))
-        elif name == "rules":
-            counts = arguments["negatives"]
-            found.append(Rules(counter, arguments["seed"], counts["per_image"], counts["per_mask"]))
-        else:
-            from granary.curation.dense.llm import ModelWriter
+def _engine(job: WriteTexts, name: str, counter: Counter) -> Engine:
+    if name == "given":
+        return Given()
+    if name == "windows":
+        return Windows(counter, job.summaries.windows)
+    if name == "rules":
+        return Rules(counter, job.seed, job.negatives.per_image, job.negatives.per_mask)
+    from granary.curation.dense.llm import ModelWriter
 
-            found.append(ModelWriter.of(arguments, counter))
-    return found
+    assert job.writer is not None
+    return ModelWriter.of(job.writer, job.summaries, job.negatives, job.seed, counter)
 
 
-def _given(run: Run, arguments: Mapping[str, Any]) -> dict[str, Annotation]:
+def _given(run: Run, job: WriteTexts) -> dict[str, Annotation]:
     """Return the annotations of the unit again, by file, for the texts that came with them."""
-    parse, found = READERS[arguments["format"]].parse, {}
-    with RecordReader(run.sources["annotations"][0], arguments["decode"]["max_bytes"]) as reader:
-        for record in read_records(run, arguments["unit"]):
+    parse, found = READERS[job.format].parse, {}
+    with RecordReader(run.sources["annotations"][0], job.decode.max_bytes) as reader:
+        for record in read_records(run, job.unit):
             if not record["error"]:
                 try:
                     found[record["name"]] = parse(reader.read(record), record["name"])
@@ -100,30 +136,30 @@ def _given(run: Run, arguments: Mapping[str, Any]) -> dict[str, Annotation]:
 
 
 def _entries(
-    image: Mapping[str, Any], given: Annotation | None, arguments: Mapping[str, Any], output: Output
-) -> Iterator[tuple[Row, Entry]]:
+    image: ImageRow, place: int, given: Annotation | None, job: WriteTexts, output: Output
+) -> Iterator[tuple[EntryRow, Entry]]:
     """Yield the whole image and each mask that is large enough and of which something is said."""
     masks = masks_of(image)
     base = entry_id(image["id"], image["file"], "base")
-    ids = {"": base}
+    ids, make = {"": base}, functools.partial(_row, image, place, darken=job.crops.darken)
     _note_strangers(image, masks, given, output)
     whole = [0, 0, image["width"], image["height"]]
-    yield _row(image, "base", "", "", whole, arguments), _entry(base, "base", image["description"], given)
-    chosen = {key: text for key, mask in masks.items() if (text := _wanted(mask, masks, arguments, output))}
+    yield make("base", "", "", whole), _entry(base, "base", image["description"], given)
+    chosen = {key: text for key, mask in masks.items() if (text := _text_of(mask, masks, job.crops.min_side, output))}
     ids |= {key: entry_id(image["id"], image["file"], entry_key(key)) for key in chosen}
     for key, text in chosen.items():
         parent = masks[key].parent
         while parent not in ids:
             parent = masks[parent].parent
-        box = crops.grown(masks[key].box or (0, 0, 0, 0), image["width"], image["height"], arguments["crops"]["grow"])
+        box = crops.grown(masks[key].box or (0, 0, 0, 0), image["width"], image["height"], job.crops.grow)
         name = entry_key(key)
-        yield _row(image, name, key, ids[parent], list(box), arguments), _entry(ids[key], name, text, given)
+        yield make(name, key, ids[parent], list(box)), _entry(ids[key], name, text, given)
 
 
-def _wanted(mask: Mask, masks: Mapping[str, Mask], arguments: Mapping[str, Any], output: Output) -> str:
+def _text_of(mask: Mask, masks: Mapping[str, Mask], min_side: int, output: Output) -> str:
     """Return the description of a mask that gives an entry; "" for others, which are counted by their reason."""
     reason, text = "", ""
-    if not crops.large_enough(mask.box or (0, 0, 0, 0), arguments["crops"]["min_side"]):
+    if not crops.large_enough(mask.box or (0, 0, 0, 0), min_side):
         reason = "small"
     elif mask.quality >= UNUSABLE:
         reason = "unusable"
@@ -138,10 +174,9 @@ def entry_id(image_id: str, file: str, key: str) -> str:
     return hashlib.sha256("\0".join([image_id, file, key]).encode()).hexdigest()[:32]
 
 
-def _row(
-    image: Mapping[str, Any], key: str, mask: str, parent: str, box: list[int], arguments: Mapping[str, Any]
-) -> Row:
+def _row(image: ImageRow, place: int, key: str, mask: str, parent: str, box: list[int], darken: bool) -> EntryRow:
     return {
+        "row": place,
         "id": entry_id(image["id"], image["file"], key),
         "width": box[2] - box[0],
         "height": box[3] - box[1],
@@ -153,7 +188,7 @@ def _row(
         "base": key == "base",
         "mask": mask,
         "box": box,
-        "darkened": bool(mask) and arguments["crops"]["darken"],
+        "darkened": bool(mask) and darken,
         "source": image["source"],
     }
 
@@ -165,9 +200,7 @@ def _entry(id: str, key: str, description: str, given: Annotation | None) -> Ent
     return Entry(id, key, description, texts, hard, scores)
 
 
-def _note_strangers(
-    image: Mapping[str, Any], masks: Mapping[str, Mask], given: Annotation | None, output: Output
-) -> None:
+def _note_strangers(image: ImageRow, masks: Mapping[str, Mask], given: Annotation | None, output: Output) -> None:
     """Note texts that came for masks that are not there."""
     known = {"base", *map(entry_key, masks)}
     for field in ("summaries", "negatives") if given is not None else ():
@@ -176,14 +209,14 @@ def _note_strangers(
             note(output, image["file"], "part", problem)
 
 
-def _said(row: Row, texts: Sequence[Text], output: Output) -> bool:
+def _said(row: EntryRow, texts: Sequence[Text], output: Output) -> bool:
     if not texts:
         problem = Problem(row["key"], "NoSummary", "no engine gave a summary of the entry")
         note(output, row["file"], "part", problem)
     return bool(texts)
 
 
-def _filled(row: Row, entry: Entry, texts: Sequence[Text], hard: Sequence[Text], counter: Counter) -> Row:
+def _filled(row: EntryRow, entry: Entry, texts: Sequence[Text], hard: Sequence[Text], counter: Counter) -> PairRow:
     """Return a row with its texts, every one counted."""
     lengths = counter([text.text for text in texts])
     against = counter([text.text for text in hard]) if hard else []
@@ -202,11 +235,11 @@ def _filled(row: Row, entry: Entry, texts: Sequence[Text], hard: Sequence[Text],
     }
 
 
-def _made(text: Text) -> dict[str, Any]:
+def _made(text: Text) -> Made:
     return {"engine": text.engine, "prompt": text.prompt, "seed": text.seed}
 
 
-def _count(rows: Sequence[Row], output: Output, budget: int) -> None:
+def _count(rows: Sequence[PairRow], output: Output, budget: int) -> None:
     for row in rows:
         output.counters.update(
             {
