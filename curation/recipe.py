@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -158,6 +159,11 @@ class CurateRecipe(RunRecipe, frozen=True):
     semdedup: SemDeDup = Field(SemDeDup(), description="semantic deduplication (off without epsilon)")
     balance: Balance = Field(Balance(), description="balanced sampling (off without target)")
     shards: Shards = Field(Shards(), description="output files")
+
+    @property
+    def sources(self) -> dict[str, Sequence[Source]]:
+        """The sources of each role."""
+        return {"pool": self.pool, "seeds": self.seeds, "references": self.references}
 
     @model_validator(mode="before")
     @classmethod

@@ -57,7 +57,7 @@ class Run:
     """
 
     def __init__(self, url: str) -> None:
-        from granary.pipelines.engine.session import read_facts
+        from granary.curation.runs.facts import read_facts
 
         self.url = url
         self.facts: Mapping[str, Any] = read_facts(url)

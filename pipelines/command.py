@@ -166,7 +166,8 @@ def _report(words: list[str]) -> int:
     known = parser.parse_args(words)
     from rich.console import Console
 
-    from granary.pipelines.engine.session import print_cost, read_facts
+    from granary.curation.runs.facts import read_facts
+    from granary.pipelines.engine.session import print_cost
     from granary.pipelines.kinds.registry import KINDS, load
 
     facts = read_facts(known.run)

@@ -10,6 +10,7 @@ import numpy as np
 
 from granary.curation.dense.recipe import PackRecipe
 from granary.curation.dense.steps.shards import shard_paths
+from granary.curation.runs.facts import About
 from granary.curation.runs.run import Marker, Run, read_groups
 
 FIGURES = ("words", "tokens", "masks", "depth")
@@ -78,7 +79,7 @@ def notes(recipe: PackRecipe, shards: Mapping[str, int], texts: Mapping[str, int
     return found
 
 
-def card(recipe: PackRecipe, unit: str) -> dict[str, Any]:
+def card(recipe: PackRecipe, unit: str) -> About:
     """Return what the dataset card says of a pack run."""
     pictures = (
         "cut out and stored as PNG"

@@ -6,14 +6,16 @@ An encoder is written `KIND:WHAT`, options after a question mark:
     builtin:layout              retrieval by layout, colour and texture without weights
     hf:ID_OR_PATH?pool=cls      a vision model of `transformers` (options: pool, dtype, batch, revision)
     torchscript:PATH?resize=..  a TorchScript copy-detection descriptor such as SSCD (options: resize, batch)
-    granary:PATH?pool=mean      a model trained with `training/` (options: pool, batch)
+    granary:PATH?pool=mean      a model trained with `granary train` (options: pool, batch)
 
+The last kind is loaded by what stands above this package: whoever knows such a kind hands in where its loader is.
 Deduplication and retrieval each have their own encoder; their spaces are never mixed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import importlib
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -22,18 +24,25 @@ from PIL import Image
 from granary.curation.encoders.spec import EncoderSpec
 from granary.curation.errors import UserError
 
-__all__ = ["Encoder", "load_encoder"]
+__all__ = ["LOADERS", "Encoder", "load_encoder"]
+
+LOADERS = {  # what loads each kind, imported when one is asked for: weights need more packages than pictures
+    "builtin": "granary.curation.encoders.builtin:load_builtin",
+    "hf": "granary.curation.encoders.huggingface:HuggingFaceEncoder",
+    "torchscript": "granary.curation.encoders.torchscript:TorchScriptEncoder",
+}
 
 
 class Encoder(Protocol):
     """What every encoder offers.
 
-    name: the spec as written, for example "builtin:copy".
-    dimension: length of a vector.
-    fingerprint: sha256 (hex) over all that decides the output: kind, formula, weights, preprocessing.
-    side: pixels of the short side the encoder looks at; decoding may scale down to it, not below. None: any.
-    copy_threshold: cosine above which two pictures count as the same picture.
-    leak_threshold: the looser cosine above which a pool picture counts as leaked from a reference.
+    Attributes:
+        name: the spec as written, for example "builtin:copy".
+        dimension: length of a vector.
+        fingerprint: SHA-256 (hex) over all that decides the output: kind, formula, weights, preprocessing.
+        side: pixels of the short side the encoder looks at; decoding may scale down to it, not below. None: any.
+        copy_threshold: cosine above which two pictures count as the same picture.
+        leak_threshold: the looser cosine above which a pool picture counts as leaked from a reference.
     """
 
     name: str
@@ -51,43 +60,27 @@ class Encoder(Protocol):
         ...
 
 
-def load_encoder(spec: str, device: str = "auto") -> Encoder:
-    """Load the encoder that `spec` names.
+Loader = Callable[[EncoderSpec, str], Encoder]
 
-    spec: "KIND:WHAT" or "KIND:WHAT?option=value&option=value".
-    device: "auto" (CUDA when there is one, else CPU) or a torch device such as "cpu", "cuda:1".
 
-    Raises UserError when the kind, the path, an option or the device is wrong.
+def load_encoder(spec: str, device: str = "auto", loader: str = "") -> Encoder:
+    """Load the encoder that a spec names.
+
+    Args:
+        spec: "KIND:WHAT" or "KIND:WHAT?option=value&option=value".
+        device: "auto" (CUDA when there is one, else CPU) or a torch device such as "cpu", "cuda:1".
+        loader: "module:name" of what loads a kind that is not in LOADERS; imported only for such a kind.
+
+    Raises:
+        UserError: the kind, the path, an option or the device is wrong.
     """
     parsed = EncoderSpec.parse(spec)
-    if parsed.kind == "builtin":
-        return _load_builtin(parsed)
-    if parsed.kind == "hf":
-        from granary.curation.encoders.huggingface import HuggingFaceEncoder
-
-        return HuggingFaceEncoder(parsed, device)
-    if parsed.kind == "torchscript":
-        from granary.curation.encoders.torchscript import TorchScriptEncoder
-
-        return TorchScriptEncoder(parsed, device)
-    if parsed.kind == "granary":
-        from granary.training.models.encoder import TrainedEncoder
-
-        return TrainedEncoder(parsed, device)
-    raise UserError(
-        f"encoder '{spec}' is of no known kind; write builtin:copy, builtin:layout, hf:ID_OR_PATH, "
-        "torchscript:PATH or granary:PATH"
-    )
-
-
-def _load_builtin(spec: EncoderSpec) -> Encoder:
-    """Return one of the two encoders that need no weights."""
-    from granary.curation.encoders.copy_descriptor import CopyDescriptor
-    from granary.curation.encoders.layout_descriptor import LayoutDescriptor
-
-    spec.check_options()
-    if spec.target == "copy":
-        return CopyDescriptor()
-    if spec.target == "layout":
-        return LayoutDescriptor()
-    raise UserError(f"encoder '{spec.text}' is not built in; write builtin:copy or builtin:layout")
+    where = LOADERS.get(parsed.kind, loader)
+    if not where:
+        raise UserError(
+            f"encoder '{spec}' is of no known kind; write builtin:copy, builtin:layout, hf:ID_OR_PATH, "
+            "torchscript:PATH or granary:PATH"
+        )
+    module, _, name = where.partition(":")
+    load: Loader = getattr(importlib.import_module(module), name)
+    return load(parsed, device)

@@ -17,6 +17,7 @@ from jinja2.sandbox import SandboxedEnvironment
 
 from granary.curation.errors import UserError
 from granary.curation.images.decode import DecodeError, DecodeLimits, decode
+from granary.curation.runs.facts import About
 from granary.curation.runs.run import Run
 from granary.curation.store import storage
 
@@ -38,7 +39,7 @@ MEANINGS = {
     "seed_ids": "ids of the seeds that retrieved the image, best first",
     "similarities": "cosine similarity to those seeds",
 }
-CURATED: dict[str, Any] = {
+CURATED: About = {
     "made": "made by `granary curate`. Every image is the original file, never re-encoded.",
     "meanings": {},
     "tags": ["dataset-curation"],

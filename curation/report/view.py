@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 import pyarrow as pa
 
 from granary.curation.images.decode import DecodeLimits
+from granary.curation.runs.facts import Facts
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class RunView:
     limits: the limits under which originals are decoded for their thumbnails.
     """
 
-    summary: dict[str, Any]
+    summary: Facts
     recipe: str
     ledger: Callable[[], Iterator[pa.Table]]
     read: Callable[[str], bytes]

@@ -9,32 +9,20 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import yaml
-from pydantic import ValidationError
 
-from granary.curation.errors import UserError
-from granary.curation.recipe import CurateRecipe
+from granary.curation.recipe import ROLES, CurateRecipe
+from granary.curation.runs.facts import read_recipe
 from granary.curation.runs.run import Run, read_table
 from granary.curation.sources import Reader
 from granary.curation.store import storage
 
-ROLES = ("pool", "seeds", "references")
 LOCATOR = ["uri", "source", "path", "offset", "size"]
 
 
 def open_run(url: str) -> tuple[Run, CurateRecipe]:
-    """Open a finished run directory; raises UserError when there is none."""
-    path = storage.join(url, "recipe.yaml")
-    if not storage.exists(path):
-        raise UserError(f"run: {url} is no run directory (it has no recipe.yaml); give the --out of a granary run")
-    try:
-        recipe = CurateRecipe.model_validate(yaml.safe_load(storage.read_bytes(path)))
-    except (yaml.YAMLError, UnicodeDecodeError, ValidationError) as error:
-        raise UserError(
-            f"run: {path} is not the recipe of a run of this version of granary; "
-            "give another --out, or delete that folder"
-        ) from error
-    return Run(url, {role: getattr(recipe, role) for role in ROLES}), recipe
+    """Open the directory of a curation run; raises UserError when it is not one."""
+    recipe = read_recipe(url, CurateRecipe)
+    return Run(url, recipe.sources), recipe
 
 
 class Files:

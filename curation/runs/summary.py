@@ -6,12 +6,14 @@ import collections
 import importlib.metadata
 import platform
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
-from granary.curation.recipe import CurateRecipe
-from granary.curation.runs.run import Marker, Run
+from granary.curation.recipe import ROLES, CurateRecipe
+from granary.curation.runs.facts import Audit, FlowRow, SourceCount
+from granary.curation.runs.lookup import ledger_tables
+from granary.curation.runs.run import Marker, Run, read_table
+from granary.curation.runs.vectors import Layout
 
 STAGES = (
     "decode",
@@ -39,20 +41,19 @@ PACKAGES = (
 CURVE_POINTS = 24
 
 
-def flow(ledger: Sequence[Marker], run: Run) -> list[dict[str, Any]]:
+def flow(ledger: Sequence[Marker], run: Run) -> list[FlowRow]:
     """Return for each stage how many pool files came in, went on, were dropped and were lost.
 
     Only stages at which something was decided, and always the first and the last.
     """
-    from granary.curation.runs.lookup import ledger_tables
-
     decided: collections.Counter[tuple[str, str]] = collections.Counter()
     for table in ledger_tables(run, ["role", "status", "stage"]):
         grouped = table.group_by(["role", "status", "stage"]).aggregate([([], "count_all")])
         for row in grouped.to_pylist():
             if row["role"] == "pool" and row["status"] != "kept":
                 decided[row["stage"], row["status"]] += row["count_all"]
-    left, rows = sum(marker.rows for marker in ledger) - _seeds(ledger), []
+    left = sum(marker.rows for marker in ledger) - _seeds(ledger)
+    rows: list[FlowRow] = []
     for stage in STAGES:
         dropped, dead = decided[stage, "dropped"], decided[stage, "dead"]
         if dropped or dead or stage in ("decode", "exact", "dedup"):
@@ -65,7 +66,7 @@ def _seeds(ledger: Sequence[Marker]) -> int:
     return sum(count for marker in ledger for key, count in marker.counters.items() if key.startswith("seed "))
 
 
-def removed_at(run: Run, threshold: float) -> list[list[float]]:
+def removed_at(run: Run, threshold: float) -> list[tuple[float, int]]:
     """Return (threshold, images removed) pairs at the run's threshold and above: the forest holds them all.
 
     A component of n images loses n - 1, so the number removed at a threshold is the number of forest edges above it.
@@ -73,18 +74,16 @@ def removed_at(run: Run, threshold: float) -> list[list[float]]:
     similarity = np.sort(run.read("forest", 0)["similarity"].to_numpy())
     points = np.unique(np.append(np.round(np.linspace(threshold, 1, CURVE_POINTS)[:-1], 4), threshold))
     return [
-        [float(point), int(len(similarity) - np.searchsorted(similarity, np.float32(point), "right"))]
+        (float(point), int(len(similarity) - np.searchsorted(similarity, np.float32(point), "right")))
         for point in points
         if point >= threshold
     ]
 
 
-def leak_audit(run: Run, recipe: CurateRecipe) -> list[dict[str, Any]]:
+def leak_audit(run: Run, recipe: CurateRecipe) -> list[Audit]:
     """Return for each reference set the highest similarity that is left between it and the surviving pool."""
     if not run.parts("audit"):
         return []
-    from granary.curation.runs.vectors import Layout
-
     rows, layout = run.read_all("audit"), Layout.of(run, "references")
     sources = layout.take(rows["reference"].to_numpy(), ["source"])["source"].to_numpy()
     similarity = rows["similarity"].to_numpy()
@@ -97,21 +96,19 @@ def leak_audit(run: Run, recipe: CurateRecipe) -> list[dict[str, Any]]:
 
 def versions() -> dict[str, str]:
     """Return the versions that decide a run's output."""
-    found = {"python": platform.python_version()}
+    numbers = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
-            found[package] = importlib.metadata.version(package)
+            numbers[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return numbers
 
 
-def source_counts(recipe: CurateRecipe, markers: Mapping[str, Sequence[Marker]], run: Run) -> list[dict[str, Any]]:
+def source_counts(recipe: CurateRecipe, markers: Mapping[str, Sequence[Marker]], run: Run) -> list[SourceCount]:
     """Return the number of files and of dead files of every source."""
-    from granary.curation.runs.run import read_table
-
     counts: collections.Counter[tuple[str, int, str]] = collections.Counter()
-    for role in ("pool", "seeds", "references"):
+    for role in ROLES:
         for url in run.parts(role) if role in markers else []:
             table = read_table(url, ["source", "status"]).group_by(["source", "status"]).aggregate([([], "count_all")])
             for row in table.to_pylist():
@@ -124,6 +121,6 @@ def source_counts(recipe: CurateRecipe, markers: Mapping[str, Sequence[Marker]],
             "files": sum(counts[role, number, status] for status in ("ok", "dropped", "dead")),
             "dead": counts[role, number, "dead"],
         }
-        for role in ("pool", "seeds", "references")
-        for number, source in enumerate(getattr(recipe, role))
+        for role in ROLES
+        for number, source in enumerate(recipe.sources[role])
     ]

@@ -7,7 +7,8 @@ Each kind is a module of this package.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from types import ModuleType, TracebackType
 from typing import Any
 
@@ -22,6 +23,7 @@ __all__ = [
     "Piece",
     "Reader",
     "Source",
+    "check_apart",
     "failure",
     "list_pieces",
     "random_access",
@@ -55,6 +57,22 @@ def resolve(source: Source) -> Source:
         settled = placed.model_copy(update={"kind": kind})
     check(settled)
     return settled
+
+
+def check_apart(out: str, sources: Mapping[str, Sequence[Source]]) -> None:
+    """Refuse a run directory inside a folder that it reads: the next run would read it too.
+
+    Args:
+        out: the run directory, a path or URL.
+        sources: of each role, resolved.
+
+    Raises:
+        UserError: it lies inside one of them.
+    """
+    inside = files.absolute(out).rstrip("/") + "/"
+    for source in itertools.chain.from_iterable(sources.values()):
+        if source.path.endswith("/") and inside.startswith(source.path):
+            raise UserError(f"out: {out} lies inside {source.name} ({source.path}); give a folder beside it")
 
 
 def look(source: Source, path: str) -> str:

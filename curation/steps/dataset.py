@@ -2,39 +2,96 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from typing import Any
+from typing import Literal, NamedTuple, TypedDict
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from granary.curation.runs.run import Output, Run, read_groups, read_table
+from granary.curation.runs import dead_letters
+from granary.curation.runs.dead_letters import DeadLetter, dead_rows
+from granary.curation.runs.row_groups import RowGroups
+from granary.curation.runs.run import Output, Run, read_groups, read_table, undigested
 from granary.curation.runs.vectors import Layout
 from granary.curation.sources import Reader, failure
-from granary.curation.steps.embed import FACTS, Row, check_lost, check_unchanged
+from granary.curation.steps.embed import FACTS
+from granary.curation.steps.unreadable import check_lost, check_unchanged
 from granary.curation.store import schema
 from granary.curation.store.sampling import priority
 from granary.curation.store.schema import LEDGER
 
-GROUP_BYTES = 128 << 20  # a row group is cut short when its pictures are large
 SAMPLE_FACTS = [field for field in FACTS if field.name not in ("status", "reason", "message")]
 COLUMNS = [field.name for field in SAMPLE_FACTS]
 EVIDENCE = [LEDGER.field("seed_ids"), LEDGER.field("similarities")]
 PLAN = pa.schema([("role", pa.string()), *SAMPLE_FACTS, *EVIDENCE])
 
 
-def plan(run: Run, arguments: Mapping[str, Any], output: Output) -> None:
+class PlanRow(TypedDict):
+    """A row of the plan, as far as a shard is made from it."""
+
+    role: str
+    uri: str
+    source: int
+    path: str
+    offset: int
+    size: int
+    id: str
+    sha256: str
+    width: int
+    height: int
+    label: str | None
+    captions: list[str] | None
+    metadata: str | None
+    seed_ids: list[str]
+    similarities: list[float]
+
+
+class LostFile(NamedTuple):
+    """A file of the plan that could not be read again.
+
+    Args:
+        uri: of the file.
+        error: class of the error.
+        message: what the error says.
+    """
+
+    uri: str
+    error: str
+    message: str
+
+
+@dataclasses.dataclass(frozen=True)
+class PlanShards:
+    """The job of `plan`.
+
+    Args:
+        as_is: numbers of the seed sets that go into the dataset themselves.
+        order: of the samples: by hash, or as the pool was read.
+        seed: of the run.
+        rows: most samples in a shard.
+        max_bytes: most image bytes in a shard; one larger image is a shard of its own.
+    """
+
+    as_is: tuple[int, ...]
+    order: Literal["hash", "pool"]
+    seed: int
+    rows: int
+    max_bytes: int
+
+
+def plan(run: Run, job: PlanShards, output: Output) -> None:
     """Order the kept samples and cut them into shards: row group i is shard i."""
-    kept = pa.concat_tables([PLAN.empty_table(), *_kept(run), *_as_is(run, arguments["as_is"])])
+    kept = pa.concat_tables([PLAN.empty_table(), *_kept(run), *_as_is(run, job.as_is)])
     ids = kept["id"].to_numpy(zero_copy_only=False).astype(str)
     _, first = np.unique(ids, return_index=True)
     kept = kept.take(pa.array(np.sort(first)))
-    if arguments["order"] == "hash":
+    if job.order == "hash":
         ids = kept["id"].to_numpy(zero_copy_only=False).astype(str)
-        kept = kept.take(pa.array(np.lexsort((ids, priority(arguments["seed"], ids)))))
-    for shard in _cut(kept, arguments["rows"], arguments["max_bytes"]):
+        kept = kept.take(pa.array(np.lexsort((ids, priority(job.seed, ids)))))
+    for shard in _cut(kept, job.rows, job.max_bytes):
         output.write(shard)
         output.counters["shards"] += 1
     if output.writer is None:
@@ -57,7 +114,7 @@ def _kept(run: Run) -> Iterator[pa.Table]:
             )
 
 
-def _as_is(run: Run, sets: list[int]) -> Iterator[pa.Table]:
+def _as_is(run: Run, sets: tuple[int, ...]) -> Iterator[pa.Table]:
     """Yield the readable seeds of the sets that go into the dataset themselves."""
     for part in run.parts("seeds") if sets else []:
         rows = read_table(part, [*COLUMNS, "status"])
@@ -83,7 +140,49 @@ def _cut(rows: pa.Table, most_rows: int, most_bytes: int) -> Iterator[pa.Table]:
         yield rows.slice(start)
 
 
-def write_shard(run: Run, arguments: Mapping[str, Any], output: Output) -> None:
+@dataclasses.dataclass(frozen=True)
+class Reread:
+    """A sample of the dataset, or why there is none.
+
+    Args:
+        sample: value of each column; {} when the file is lost.
+        size: of its image, in bytes.
+        problem: what was lost.
+    """
+
+    sample: Mapping[str, object]
+    size: int = 0
+    problem: LostFile | None = None
+
+    @property
+    def lost(self) -> bool:
+        """Whether the file could not be read again."""
+        return self.problem is not None
+
+    @property
+    def reason(self) -> str:
+        """Class of the error; "" where there is none."""
+        return self.problem.error if self.problem else ""
+
+
+@dataclasses.dataclass(frozen=True)
+class WriteShard:
+    """The job of `write_shard`.
+
+    Args:
+        shard: row group of the plan.
+        row_group: most samples in a row group.
+        max_bytes: larger files are not read.
+        max_unreadable: share of the shard that may be lost, see `check_lost`.
+    """
+
+    shard: int
+    row_group: int
+    max_bytes: int
+    max_unreadable: float = undigested(1.0)
+
+
+def write_shard(run: Run, job: WriteShard, output: Output) -> None:
     """Write one shard: the original bytes, read again and checked against their hash.
 
     What cannot be read any more, or changed since it was hashed, is left out and noted in the marker.
@@ -91,40 +190,31 @@ def write_shard(run: Run, arguments: Mapping[str, Any], output: Output) -> None:
     Raises:
         TooManyUnreadable: see `check_lost`.
     """
-    rows = read_table(run.parts("plan")[0], group=arguments["shard"])
-    target = schema.arrow_schema(schema.curated_features())
-    group: list[dict[str, Any]] = []
-    size = 0
-    for row in check_lost(_reread(run, rows, arguments["max_bytes"]), arguments["max_unreadable"]):
-        if row.lost:
-            output.notes.append([row.facts["uri"], row.facts["reason"], row.facts["message"]])
-            continue
-        group.append(row.facts)
-        size += len(row.facts["image"]["bytes"])
-        if len(group) == arguments["row_group"] or size >= GROUP_BYTES:
-            output.write(pa.Table.from_pylist(group, target), compression="snappy")
-            group, size = [], 0
-    if group:
-        output.write(pa.Table.from_pylist(group, target), compression="snappy")
-    output.begin(target, "snappy")  # `datasets` cannot load a row group without rows
+    rows = read_table(run.parts("plan")[0], group=job.shard)
+    groups = RowGroups(output, schema.arrow_schema(schema.curated_features()), job.row_group)
+    for row in check_lost(_reread(run, rows, job.max_bytes), job.max_unreadable):
+        if row.problem is not None:
+            output.notes.append(list(row.problem))
+        else:
+            groups.add(row.sample, row.size)
+    groups.close()
 
 
-def _reread(run: Run, rows: pa.Table, max_bytes: int) -> Iterator[Row]:
-    """Yield a sample of the dataset for each row of the plan, or uri, reason and message of what is lost."""
+def _reread(run: Run, rows: pa.Table, max_bytes: int) -> Iterator[Reread]:
+    """Yield a sample of the dataset for each row of the plan, or what is lost."""
     with ExitStack() as stack:
         readers: dict[tuple[str, int], Reader] = {}
         for row in rows.to_pylist():
             try:
                 data = _read_again(run, row, readers, stack, max_bytes)
             except OSError as error:
-                reason, message = failure(error)
-                yield Row({"uri": row["uri"], "reason": reason, "message": message}, lost=True)
+                yield Reread({}, problem=LostFile(row["uri"], *failure(error)))
             else:
-                yield Row(_sample(run, row, data))
+                yield Reread(_sample(run, row, data), len(data))
 
 
 def _read_again(
-    run: Run, row: Mapping[str, Any], readers: dict[tuple[str, int], Reader], stack: ExitStack, max_bytes: int
+    run: Run, row: PlanRow, readers: dict[tuple[str, int], Reader], stack: ExitStack, max_bytes: int
 ) -> bytes:
     key = (row["role"], row["source"])
     if key not in readers:
@@ -134,37 +224,58 @@ def _read_again(
     return data
 
 
-def _sample(run: Run, row: Mapping[str, Any], data: bytes) -> dict[str, Any]:
+def _sample(run: Run, row: PlanRow, data: bytes) -> dict[str, object]:
     name = run.sources[row["role"]][row["source"]].name
-    kept = ("id", "width", "height", "label", "captions", "metadata", "seed_ids", "similarities")
     return {
-        **{column: row[column] for column in kept},
+        "id": row["id"],
+        "width": row["width"],
+        "height": row["height"],
+        "label": row["label"],
+        "captions": row["captions"],
+        "metadata": row["metadata"],
+        "seed_ids": row["seed_ids"],
+        "similarities": row["similarities"],
         "source": {"name": name, "uri": row["uri"]},
         "image": {"bytes": data, "path": row["uri"].rsplit("/", 1)[-1]},
     }
 
 
-def write_ledger(run: Run, arguments: Mapping[str, Any], output: Output) -> None:
+@dataclasses.dataclass(frozen=True)
+class WriteLedger:
+    """The job of `write_ledger`.
+
+    Args:
+        role: "pool" or "seeds".
+        part: of the role.
+        as_is: numbers of the seed sets that go into the dataset themselves.
+        lost: what the shards lost.
+    """
+
+    role: Literal["pool", "seeds"]
+    part: int
+    as_is: tuple[int, ...] = ()
+    lost: tuple[LostFile, ...] = ()
+
+
+def write_ledger(run: Run, job: WriteLedger, output: Output) -> None:
     """Write the ledger rows of one part of the pool, or of the seeds that go into the dataset."""
-    role, part, lost = arguments["role"], arguments["part"], arguments["lost"]
-    facts = read_table(run.parts(role)[part], ["uri", "id", "sha256", "status", "source", "reason", "message"])
-    if role == "pool":
-        rows = [
-            {**fact, **verdict, "role": "pool"}
-            for fact, verdict in zip(
-                facts.to_pylist(), read_table(run.parts("verdicts")[0], group=part).to_pylist(), strict=True
-            )
-        ]
+    columns = ["uri", "id", "sha256", "status", "source", "reason", "message"]
+    facts = read_table(run.parts(job.role)[job.part], columns).to_pylist()
+    if job.role == "pool":
+        verdicts = read_table(run.parts("verdicts")[0], group=job.part).to_pylist()
+        rows = [{**fact, **verdict, "role": "pool"} for fact, verdict in zip(facts, verdicts, strict=True)]
     else:
-        rows = [_seed_verdict(fact) for fact in facts.to_pylist() if fact["source"] in arguments["as_is"]]
+        rows = [_seed_verdict(fact) for fact in facts if fact["source"] in job.as_is]
+    lost = {file.uri: file for file in job.lost}
     for row in rows:
         if row["uri"] in lost:
-            row |= {"status": "dead", "stage": "shards", "reason": ": ".join(lost[row["uri"]])}
+            file = lost[row["uri"]]
+            row |= {"status": "dead", "stage": "shards", "reason": f"{file.error}: {file.message}"}
         output.counters[f"{row['role']} {row['status']}"] += 1
     output.write(pa.Table.from_pylist(rows, schema.LEDGER))
 
 
-def _seed_verdict(fact: Mapping[str, Any]) -> dict[str, Any]:
+def _seed_verdict(fact: Mapping[str, object]) -> dict[str, object]:
     dead = fact["status"] != "ok"
     reason = f"{fact['reason']}: {fact['message']}" if dead else "a seed, taken as it is"
     return {
@@ -178,30 +289,30 @@ def _seed_verdict(fact: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def write_dead_letters(run: Run, arguments: Mapping[str, Any], output: Output) -> None:
+@dataclasses.dataclass(frozen=True)
+class WriteDeadLetters:
+    """The job of `write_dead_letters`.
+
+    Args:
+        roles: whose files were read.
+        lost: what the shards lost.
+    """
+
+    roles: tuple[str, ...]
+    lost: tuple[LostFile, ...] = ()
+
+
+def write_dead_letters(run: Run, job: WriteDeadLetters, output: Output) -> None:
     """Collect what could not be read, of every role and stage."""
-    rows = [
-        row
-        for role in arguments["roles"]
-        for url in run.parts(role)
-        for row in _dead(read_table(url, ["uri", "status", "reason", "message"]), "decode")
-    ]
+    read = [letter for role in job.roles for letter in dead_rows(run, role, "decode")]
+    lost = [DeadLetter(file.uri, "shards", file.error, file.message) for file in sorted(job.lost)]
+    dead_letters.write_dead_letters([*read, *_unreadable(run), *lost], output)
+
+
+def _unreadable(run: Run) -> Iterator[DeadLetter]:
+    """Yield the survivors that could not be read again for the retrieval encoder."""
     if run.parts("unreadable"):
-        unreadable = run.read("unreadable", 0)
-        uris = Layout.of(run, "pool").take(unreadable["index"].to_numpy(), ["uri"])["uri"].to_pylist()
-        rows += [
-            {"uri": uri, "stage": row["stage"], "error": row["reason"], "message": row["message"]}
-            for uri, row in zip(uris, unreadable.to_pylist(), strict=True)
-        ]
-    rows += [
-        {"uri": uri, "stage": "shards", "error": error, "message": message}
-        for uri, (error, message) in sorted(arguments["lost"].items())
-    ]
-    for row in rows:
-        output.counters[row["error"]] += 1
-    output.write(pa.Table.from_pylist([{"part": "", **row} for row in rows], schema.DEAD_LETTER))
-
-
-def _dead(table: pa.Table, stage: str) -> list[dict[str, Any]]:
-    rows = table.filter(pc.equal(table["status"], "dead")).to_pylist()
-    return [{"uri": row["uri"], "stage": stage, "error": row["reason"], "message": row["message"]} for row in rows]
+        rows = run.read("unreadable", 0)
+        uris = Layout.of(run, "pool").take(rows["index"].to_numpy(), ["uri"])["uri"].to_pylist()
+        for uri, row in zip(uris, rows.to_pylist(), strict=True):
+            yield DeadLetter(uri, row["stage"], row["reason"], row["message"])

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import dataclasses
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from granary.curation.dedup import components, join
 from granary.curation.encoders.inference import torch_device
 from granary.curation.runs.run import NoJob, Output, Run
-from granary.curation.runs.vectors import Layout, from_column, load
+from granary.curation.runs.vectors import Block, Layout, from_column, load
 from granary.curation.store.sampling import priority
 from granary.curation.store.threads import limit_blas
 
@@ -20,17 +21,31 @@ EDGES = pa.schema([("i", pa.int64()), ("j", pa.int64()), ("similarity", pa.float
 BASIS_ROWS = 16_384
 BASIS_PARTS = 64
 
+View = Literal["embedding", "mirror"]  # of a picture: as it is, or its mirror image
 
-def exact_copies(run: Run, arguments: Mapping[str, Any], output: Output) -> None:
+
+@dataclasses.dataclass(frozen=True)
+class Bucket:
+    """One of the equal shares that a stage cuts its work into.
+
+    Args:
+        bucket: number of the share.
+        buckets: how many there are.
+    """
+
+    bucket: int
+    buckets: int
+
+
+def exact_copies(run: Run, job: Bucket, output: Output) -> None:
     """Find rows with equal content in one bucket of ids: all but the one with the smallest uri are copies."""
-    bucket, buckets = arguments["bucket"], arguments["buckets"]
     layout, tables = Layout.of(run, "pool"), []
     for start, table in layout.read(0, len(layout.parts), ["id", "uri", "status"]):
         table = table.append_column("index", pa.array(np.arange(start, start + table.num_rows)))
         mine = pc.equal(table["status"], "ok")
-        if buckets > 1:
+        if job.buckets > 1:
             digits = np.array([int(identity[:8], 16) if identity else 0 for identity in table["id"].to_pylist()])
-            mine = pc.and_(mine, pa.array(digits % buckets == bucket))
+            mine = pc.and_(mine, pa.array(digits % job.buckets == job.bucket))
         tables.append(table.filter(mine).drop_columns(["status"]))
     rows = pa.concat_tables(tables).sort_by([("id", "ascending"), ("uri", "ascending")])
     ids, index = rows["id"].to_numpy(), rows["index"].to_numpy()
@@ -41,7 +56,7 @@ def exact_copies(run: Run, arguments: Mapping[str, Any], output: Output) -> None
     output.write(pa.table({"index": index[copy][order], "original": original[copy][order]}))
 
 
-def originals(run: Run) -> np.ndarray:
+def originals(run: Run) -> NDArray[np.int64]:
     """Return the sorted global indices of the readable pool rows that are no exact copy."""
     layout = Layout.of(run, "pool")
     readable = [
@@ -52,12 +67,27 @@ def originals(run: Run) -> np.ndarray:
     return np.setdiff1d(np.concatenate(readable), copies, assume_unique=True)
 
 
-def basis(run: Run, arguments: Mapping[str, Any], output: Output) -> None:
+@dataclasses.dataclass(frozen=True)
+class FitBasis:
+    """The job of `basis`.
+
+    Args:
+        seed: of the run.
+        threshold: of the joins it is for.
+        prefix: how many directions; chosen from the data when None.
+    """
+
+    seed: int
+    threshold: float
+    prefix: int | None = None
+
+
+def basis(run: Run, job: FitBasis, output: Output) -> None:
     """Fit the leading directions of the joins on a bounded sample of the pool, chosen by hash.
 
     How many of them prune best depends on the threshold: duplicates and leaks have each their own.
     """
-    layout, seed = Layout.of(run, "pool"), arguments["seed"]
+    layout, seed = Layout.of(run, "pool"), job.seed
     parts = np.argsort(priority(seed, [f"part-{part}" for part in range(len(layout.parts))]))[:BASIS_PARTS]
     rows = []
     for part in np.sort(parts):
@@ -67,59 +97,95 @@ def basis(run: Run, arguments: Mapping[str, Any], output: Output) -> None:
     sample = np.concatenate(rows)
     with limit_blas(1):  # the last bits of a rotation depend on the threads; the edges never do
         rotation = join.fit_rotation(sample, rows=BASIS_ROWS)
-    prefix = arguments["prefix"] or 1
-    if len(sample) and arguments["prefix"] is None:
-        prefix = join.choose_prefix(sample, rotation, arguments["threshold"])
+    prefix = job.prefix or 1
+    if len(sample) and job.prefix is None:
+        prefix = join.choose_prefix(sample, rotation, job.threshold)
     output.counters["prefix"] = min(prefix, len(rotation))
     output.write(pa.table({"direction": list(rotation.T[:prefix])}))
 
 
-def read_basis(run: Run, stage: str) -> np.ndarray:
+def read_basis(run: Run, stage: str) -> NDArray[np.float32]:
     """Return the leading directions (d, p) float32, as columns."""
     return np.stack(run.read(stage, 0)["direction"].to_numpy()).T.astype(np.float32)
 
 
-def prepare(vectors: np.ndarray, directions: np.ndarray, device: str) -> join.Block:
+def prepare(vectors: NDArray[np.float32], directions: NDArray[np.float32], device: str) -> join.Block:
     """Prepare vectors to be joined, on a device; the edges do not depend on it."""
     return join.prepare(vectors, directions, directions.shape[1], device=str(torch_device(device)))
 
 
-def join_pair(run: Run, arguments: Mapping[str, Any], output: Output) -> None:
+@dataclasses.dataclass(frozen=True)
+class JoinPair:
+    """The job of `join_pair`.
+
+    Args:
+        blocks: of the pool, joined with each other; twice the same for a block with itself.
+        threshold: cosine above which two pictures are linked.
+        device: "auto" or a torch device.
+        view: of the pictures of the first block.
+    """
+
+    blocks: tuple[Block, Block]
+    threshold: float
+    device: str
+    view: View = "embedding"
+
+
+def join_pair(run: Run, job: JoinPair, output: Output) -> None:
     """Join two blocks of the pool and contract the edges above the threshold to their spanning forest."""
     layout, directions, alive = Layout.of(run, "pool"), read_basis(run, "basis"), originals(run)
-    (a, b), column = arguments["blocks"], arguments["column"]
-    threshold = arguments["threshold"]
-    left_index, left = load(layout, a, alive, column)
-    left_block = prepare(left, directions, arguments["device"])
+    first, second = job.blocks
+    left_index, left = load(layout, first, alive, job.view)
+    left_block = prepare(left, directions, job.device)
     right_index, right_block = left_index, None
-    if column != "embedding" or a != b:
-        right_index, right = load(layout, b, alive)
-        right_block = prepare(right, directions, arguments["device"])
+    if job.view != "embedding" or first != second:
+        right_index, right = load(layout, second, alive)
+        right_block = prepare(right, directions, job.device)
     forest = components.ForestBuilder()
-    for i, j, similarity in join.join_blocks(left_block, right_block, threshold):
+    for i, j, similarity in join.join_blocks(left_block, right_block, job.threshold):
         apart = left_index[i] != right_index[j]  # a picture may resemble its own mirror image
         forest.add(left_index[i][apart], right_index[j][apart], similarity[apart])
     write_forest(forest.forest(), output)
 
 
-def join_nearest(run: Run, arguments: Mapping[str, Any], output: Output) -> None:
+@dataclasses.dataclass(frozen=True)
+class JoinNearest:
+    """The job of `join_nearest`.
+
+    Args:
+        block: of the pool.
+        against: blocks that hold the whole pool.
+        k: nearest neighbours of each picture.
+        threshold: cosine above which they are linked.
+        device: "auto" or a torch device.
+        view: of the pictures of the block.
+    """
+
+    block: Block
+    against: tuple[Block, ...]
+    k: int
+    threshold: float
+    device: str
+    view: View = "embedding"
+
+
+def join_nearest(run: Run, job: JoinNearest, output: Output) -> None:
     """Link the images of one block with their k nearest in the whole pool, where above the threshold."""
     layout, directions, alive = Layout.of(run, "pool"), read_basis(run, "basis"), originals(run)
-    threshold, k = arguments["threshold"], arguments["k"]
-    index, vectors = load(layout, arguments["block"], alive, arguments["column"])
-    queries = prepare(vectors, directions, arguments["device"])
+    index, vectors = load(layout, job.block, alive, job.view)
+    queries = prepare(vectors, directions, job.device)
     best = join.concatenate([])
-    for block in arguments["against"]:
+    for block in job.against:
         names, vectors = load(layout, block, alive)
-        itself = block == arguments["block"] and arguments["column"] == "embedding"
-        other = None if itself else prepare(vectors, directions, arguments["device"])
-        i, j, similarity = join.top_k_neighbours(queries, other, k, threshold)
+        itself = block == job.block and job.view == "embedding"
+        other = None if itself else prepare(vectors, directions, job.device)
+        i, j, similarity = join.top_k_neighbours(queries, other, job.k, job.threshold)
         apart = index[i] != names[j]
-        best = join.merge_top_k([best, join.Edges(index[i][apart], names[j][apart], similarity[apart])], k)
+        best = join.merge_top_k([best, join.Edges(index[i][apart], names[j][apart], similarity[apart])], job.k)
     write_forest(components.spanning_forest(*best), output)
 
 
-def write_no_edges(run: Run, arguments: Mapping[str, Any], output: Output) -> None:
+def write_no_edges(run: Run, job: NoJob, output: Output) -> None:
     """Write the forest without edges: near-duplicate removal is off."""
     write_forest(components.merge_forests([]), output)
 
@@ -135,31 +201,44 @@ def write_forest(forest: components.Forest, output: Output) -> None:
     output.write(pa.table({"i": forest.i, "j": forest.j, "similarity": forest.similarity}, EDGES))
 
 
-def read_forest(url_table: pa.Table) -> components.Forest:
+def read_forest(edges: pa.Table) -> components.Forest:
     """Return the forest of a part file's table."""
-    return components.Forest(*(url_table[name].to_numpy() for name in EDGES.names))
+    return components.Forest(*(edges[name].to_numpy() for name in EDGES.names))
 
 
-def duplicates(run: Run, arguments: Mapping[str, Any], output: Output) -> None:
+@dataclasses.dataclass(frozen=True)
+class ChooseKept(Bucket):
+    """The job of `duplicates`: a bucket of components.
+
+    Args:
+        mirror: whether mirror images count too.
+        split_below: least similarity of a member to the one kept; None leaves components whole.
+    """
+
+    mirror: bool = False
+    split_below: float | None = None
+
+
+def duplicates(run: Run, job: ChooseKept, output: Output) -> None:
     """Choose what stays of the components in one bucket, and say how close each member is to it.
 
     Writes a row for every member of a component of two or more: index, representative (global index and id),
     similarity to it, the component's tightness (lowest similarity of a member) and size.
     """
     vertices, labels = components.connected_components(read_forest(run.read("forest", 0)))
-    mine = labels % arguments["buckets"] == arguments["bucket"]
+    mine = labels % job.buckets == job.bucket
     vertices, labels = vertices[mine], labels[mine]
     layout = Layout.of(run, "pool")
-    names = ["id", "uri", "width", "height", "embedding", *(["mirror"] if arguments["mirror"] else [])]
+    names = ["id", "uri", "width", "height", "embedding", *(["mirror"] if job.mirror else [])]
     rows = layout.take(vertices, names)
-    similarity = _Similarity(rows, arguments["mirror"])
+    similarity = _Similarity(rows, job.mirror)
     pixels = rows["width"].to_numpy().astype(np.int64) * rows["height"].to_numpy()
     ids, uris = rows["id"].to_numpy(zero_copy_only=False), rows["uri"].to_numpy(zero_copy_only=False)
     order = components.preference(pixels, ids, uris)
-    if arguments["split_below"] is None:
+    if job.split_below is None:
         representative = components.representatives(labels, order)
     else:
-        representative = components.split_by_similarity(labels, order, similarity, arguments["split_below"])
+        representative = components.split_by_similarity(labels, order, similarity, job.split_below)
     closeness = similarity(np.arange(len(vertices)), representative)
     heads, lowest = components.tightness(representative, similarity)
     size = np.bincount(representative, minlength=len(vertices))[representative]
@@ -184,7 +263,7 @@ class _Similarity:
         self.vectors = from_column(rows["embedding"])
         self.mirrored = from_column(rows["mirror"]) if mirror else None
 
-    def __call__(self, i: np.ndarray, j: np.ndarray) -> np.ndarray:
+    def __call__(self, i: NDArray[np.int64], j: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return (m,) float32 for index arrays (m,)."""
         plain = join.pair_similarities(self.vectors, self.vectors, i, j)
         if self.mirrored is None:

@@ -2,47 +2,28 @@
 
 from __future__ import annotations
 
-import collections
 import dataclasses
-import functools
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
+from typing import TypedDict
 
 import numpy as np
 import pyarrow as pa
 from PIL import Image, ImageOps
 
-from granary.curation.encoders import Encoder, load_encoder
+from granary.curation.encoders import Encoder
+from granary.curation.encoders.planned import PlannedEncoder, encoder_of
 from granary.curation.images.decode import DecodeError, DecodeLimits, decode
 from granary.curation.images.filters import Filters
-from granary.curation.runs.run import Output, Run, read_table
+from granary.curation.runs.run import Output, Run, read_table, undigested
 from granary.curation.runs.vectors import Layout, to_column
-from granary.curation.sources import Candidate, Reader, failure, read_piece
-from granary.curation.steps.listing import read_listing
+from granary.curation.sources import Candidate, Reader, read_piece
+from granary.curation.steps.listing import ListedUnit, read_listing
+from granary.curation.steps.unreadable import DEAD_LINKS, OUTAGES, check_lost, check_unchanged, why_dead
 
 ROW_GROUP = 1024
+NO_FILTERS = Filters()
 PENDING_PIXELS = 1 << 25  # of pictures waiting for the rest of their batch: 100 MB
-FEWEST_LOST = 16  # fewer unreadable files are no sign of an outage, however small the unit
-DEAD_LINKS = 0.99  # of a unit of a list of URLs: dead links are what such lists are made of, but one in a hundred lives
-# What a machine, a network or a service fails with; the same file may be there an hour later. By name: sources tell
-# theirs as (class, message). FileNotFoundError is one where the listing saw the file.
-OUTAGES = frozenset(
-    (
-        "OSError",
-        "PermissionError",
-        "TimeoutError",
-        "FSTimeoutError",
-        "ConnectionError",
-        "ConnectionAbortedError",
-        "ConnectionRefusedError",
-        "ConnectionResetError",
-        "BrokenPipeError",
-        "BlockingIOError",
-        "InterruptedError",
-        "UnreadableFolder",
-    )
-)
 FACTS = pa.schema(
     [
         ("uri", pa.string()),
@@ -75,47 +56,76 @@ FEATURES = pa.schema(
 
 @dataclasses.dataclass
 class Row:
-    """What is known of one image while its unit is read; the picture only until it is embedded.
+    """What is known of one image while its unit is read.
 
-    lost: it could not be read, which says nothing about what it holds.
+    Args:
+        facts: value of each column known so far.
+        picture: only until it is embedded.
+        lost: it could not be read, which says nothing about what it holds.
     """
 
-    facts: dict[str, Any]
+    facts: dict[str, object]
     picture: Image.Image | None = None
     lost: bool = False
 
-
-class TooManyUnreadable(Exception):
-    """So much of a unit could not be read that its dataset would be hollow."""
-
-
-@functools.lru_cache(maxsize=4)
-def encoder_of(spec: str, device: str, fingerprint: str) -> Encoder:
-    """Load an encoder once per process; raises ValueError when it is not the one the run was planned with."""
-    encoder = load_encoder(spec, device)
-    if encoder.fingerprint != fingerprint:
-        raise ValueError(
-            f"encoder {spec} is not the one this run was planned with: its weights or settings differ here"
-        )
-    return encoder
+    @property
+    def reason(self) -> str:
+        """Class of the error, or why it was dropped; "" where there is none."""
+        return str(self.facts.get("reason") or "")
 
 
-def embed(run: Run, arguments: Mapping[str, Any], output: Output) -> None:
+@dataclasses.dataclass(frozen=True)
+class EmbedOptions:
+    """How pictures are decoded and embedded.
+
+    Args:
+        encoder: turns them into vectors.
+        device: "auto" or a torch device.
+        batch: pictures per call of the encoder.
+        decode: limits on what is decoded.
+        max_unreadable: share of a unit that may be lost, see `check_lost`.
+    """
+
+    encoder: PlannedEncoder
+    device: str
+    batch: int
+    decode: DecodeLimits
+    max_unreadable: float = undigested(1.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class EmbedUnit:
+    """The job of `embed`.
+
+    Args:
+        listed: what is read.
+        options: how it is decoded and embedded.
+        filters: drop pictures by how they look.
+        mirror: embed the mirror images too.
+    """
+
+    listed: ListedUnit
+    options: EmbedOptions
+    filters: Filters = NO_FILTERS
+    mirror: bool = False
+
+
+def embed(run: Run, job: EmbedUnit, output: Output) -> None:
     """Embed every candidate of one unit of a role; what is no image becomes a dead row, never an error.
 
     Raises:
         TooManyUnreadable: see `check_lost`; of a list of URLs only where practically none answers.
     """
-    encoder = encoder_of(arguments["encoder"], arguments["device"], arguments["fingerprint"])
-    source, pieces = read_listing(run, arguments["role"], arguments["unit"])
-    number = list(run.sources[arguments["role"]]).index(source)
-    limits, filters = DecodeLimits(**arguments["decode"]), Filters(**arguments["filters"])
+    options, filters, limits = job.options, job.filters, job.options.decode
+    encoder = encoder_of(options.encoder, options.device)
+    source, pieces = read_listing(run, job.listed.role, job.listed.unit)
+    number = list(run.sources[job.listed.role]).index(source)
     with Reader(source, limits.max_bytes) as reader:
         candidates = (candidate for piece in pieces for candidate in read_piece(source, piece, limits.max_bytes))
         side = encoder.side and max(encoder.side, filters.side or 0)
         rows = (scan(candidate, number, reader, limits, filters, side) for candidate in candidates)
-        most = max(arguments["max_unreadable"], DEAD_LINKS if source.kind == "urls" else 0)
-        _write_embedded(check_lost(rows, most), FACTS, encoder, arguments["batch"], arguments["mirror"], output)
+        most = max(options.max_unreadable, DEAD_LINKS if source.kind == "urls" else 0)
+        _write_embedded(check_lost(rows, most), FACTS, encoder, options.batch, job.mirror, output)
 
 
 def scan(
@@ -127,7 +137,7 @@ def scan(
     side: int | None,
 ) -> Row:
     """Read, hash, decode and filter one candidate."""
-    facts: dict[str, Any] = {
+    facts: dict[str, object] = {
         "uri": candidate.uri,
         "source": number,
         "path": candidate.path,
@@ -161,41 +171,11 @@ def scan(
     return Row({**facts, "status": "ok"}, decoded.image)
 
 
-def check_lost(rows: Iterable[Row], most: float) -> Iterator[Row]:
-    """Yield the rows of a unit; raises TooManyUnreadable after the last when too many were lost.
-
-    A network, a mount or a permission that fails takes thousands of good files with it, and the run would end well
-    with a hollow dataset. Files that are no images do not count: a pool may hold any number of them.
-
-    Args:
-        rows: of one unit.
-        most: the share of them that may be lost; 1 lets everything pass. Up to FEWEST_LOST - 1 rows always may.
-    """
-    reasons: collections.Counter[str] = collections.Counter()
-    total = 0
-    for row in rows:
-        total += 1
-        reasons[row.facts["reason"] if row.lost else ""] += 1
-        yield row
-    del reasons[""]
-    if reasons.total() >= FEWEST_LOST and reasons.total() > most * total:
-        counted = ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items()))
-        raise TooManyUnreadable(
-            f"{reasons.total()} of {total} files could not be read ({counted}), more than max_unreadable {most}"
-        )
-
-
-def why_dead(error: DecodeError | OSError) -> dict[str, str]:
-    """Return reason and message of a file that could not be read or decoded."""
-    kind, message = (error.kind, str(error)) if isinstance(error, DecodeError) else failure(error)
-    return {"reason": kind, "message": message}
-
-
 def _write_embedded(
     rows: Iterator[Row], schema: pa.Schema, encoder: Encoder, batch: int, mirror: bool, output: Output
 ) -> None:
     """Embed pictures `batch` at a time and write groups of ROW_GROUP rows; a picture is dropped once embedded."""
-    facts: list[dict[str, Any]] = []
+    facts: list[dict[str, object]] = []
     pending: list[Image.Image] = []
     vectors: list[np.ndarray] = []
 
@@ -233,7 +213,7 @@ def _embed_batch(encoder: Encoder, pictures: list[Image.Image], mirror: bool) ->
 
 
 def _table(
-    facts: list[dict[str, Any]], schema: pa.Schema, encoder: Encoder, vectors: list[np.ndarray], mirror: bool
+    facts: list[dict[str, object]], schema: pa.Schema, encoder: Encoder, vectors: list[np.ndarray], mirror: bool
 ) -> pa.Table:
     table = pa.Table.from_pylist(facts, schema)
     views = 2 if mirror else 1
@@ -245,20 +225,45 @@ def _table(
     return table
 
 
-def features(run: Run, arguments: Mapping[str, Any], output: Output) -> None:
+@dataclasses.dataclass(frozen=True)
+class EmbedPart:
+    """The job of `features`.
+
+    Args:
+        part: of the pool.
+        options: how its images are decoded and embedded.
+    """
+
+    part: int
+    options: EmbedOptions
+
+
+def features(run: Run, job: EmbedPart, output: Output) -> None:
     """Embed for retrieval the images of one pool part that survived deduplication; reads their bytes again.
 
     Raises:
         TooManyUnreadable: see `check_lost`; a file that changed or went away counts too.
     """
-    encoder = encoder_of(arguments["encoder"], arguments["device"], arguments["fingerprint"])
-    limits = DecodeLimits(**arguments["decode"])
-    rows = read_survivors(run, Layout.of(run, "pool"), arguments["part"])
+    options, limits = job.options, job.options.decode
+    encoder = encoder_of(options.encoder, options.device)
+    rows = read_survivors(run, Layout.of(run, "pool"), job.part)
     number = rows["source"][0].as_py() if rows.num_rows else 0
     with Reader(run.sources["pool"][number], limits.max_bytes) as reader:
         again = (_look_again(row, reader, limits, encoder.side) for row in rows.to_pylist())
-        checked = check_lost(again, arguments["max_unreadable"])
-        _write_embedded(checked, FEATURES, encoder, arguments["batch"], False, output)
+        checked = check_lost(again, options.max_unreadable)
+        _write_embedded(checked, FEATURES, encoder, options.batch, False, output)
+
+
+class Survivor(TypedDict):
+    """A row of `read_survivors`."""
+
+    source: int
+    path: str
+    offset: int
+    size: int
+    id: str
+    sha256: str
+    index: int
 
 
 def read_survivors(run: Run, layout: Layout, part: int) -> pa.Table:
@@ -270,8 +275,8 @@ def read_survivors(run: Run, layout: Layout, part: int) -> pa.Table:
     return table.take(pa.array(kept)).append_column("index", pa.array(kept + start))
 
 
-def _look_again(row: Mapping[str, Any], reader: Reader, limits: DecodeLimits, side: int | None) -> Row:
-    facts: dict[str, Any] = {"index": row["index"], "id": row["id"], "status": "dead"}
+def _look_again(row: Survivor, reader: Reader, limits: DecodeLimits, side: int | None) -> Row:
+    facts: dict[str, object] = {"index": row["index"], "id": row["id"], "status": "dead"}
     try:
         data = reader.read(row["path"], row["offset"], row["size"])
         check_unchanged(data, row["sha256"])
@@ -280,13 +285,3 @@ def _look_again(row: Mapping[str, Any], reader: Reader, limits: DecodeLimits, si
         return Row(facts | why_dead(error))
     except OSError as error:
         return Row(facts | why_dead(error), lost=True)  # it was read before
-
-
-class ChangedFile(OSError):
-    """The bytes are not those that were hashed and embedded."""
-
-
-def check_unchanged(data: bytes, sha256: str) -> None:
-    """Raise ChangedFile when a file read again is not what it was."""
-    if hashlib.sha256(data).hexdigest() != sha256:
-        raise ChangedFile("the file changed while the run was under way")

@@ -7,53 +7,74 @@ The fixed point is the same set, and it costs leaks x pool instead of pool x poo
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import dataclasses
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from granary.curation.dedup import join
-from granary.curation.runs.run import Output, Run
+from granary.curation.runs.run import NoJob, Output, Run
 from granary.curation.runs.vectors import Block, Layout, from_column, load
 from granary.curation.selection import search
-from granary.curation.steps.dedup import originals, prepare, read_basis
+from granary.curation.steps.dedup import View, originals, prepare, read_basis
 
 # parent: global index of the reference (round 0) or of the pool image the link comes from;
 # root: global index of the reference at the end of the chain.
 LINKS = pa.schema([("index", pa.int64()), ("parent", pa.int64()), ("root", pa.int64()), ("similarity", pa.float32())])
 
 
-def distinct(run: Run) -> np.ndarray:
+def distinct(run: Run) -> NDArray[np.int64]:
     """Return the sorted global indices of the pool images that deduplication left."""
     rows = run.read_all("duplicates", ["index", "representative"])
     index, representative = rows["index"].to_numpy(), rows["representative"].to_numpy()
     return np.setdiff1d(originals(run), index[index != representative], assume_unique=True)
 
 
-def leaked_before(run: Run, round_: int) -> np.ndarray:
-    """Return the sorted global indices of the pool images found in rounds before `round_`."""
-    found = [run.read(f"leaked-{r:02d}", 0, ["index"])["index"].to_numpy() for r in range(round_)]
-    return np.sort(np.concatenate([np.empty(0, np.int64), *found]))
+def leaked_before(run: Run, round_: int) -> NDArray[np.int64]:
+    """Return the sorted global indices of the pool images that leaked in rounds before `round_`."""
+    earlier = [run.read(f"leaked-{r:02d}", 0, ["index"])["index"].to_numpy() for r in range(round_)]
+    return np.sort(np.concatenate([np.empty(0, np.int64), *earlier]))
 
 
-def link(run: Run, arguments: Mapping[str, Any], output: Output) -> None:
+@dataclasses.dataclass(frozen=True)
+class LinkBlock:
+    """The job of `link`.
+
+    Args:
+        round: of the growth; 0 starts from the references.
+        frontier: range of the frontier: parts of the references in round 0, then rows of the round before.
+        block: of the pool.
+        threshold: cosine above which an image leaks.
+        device: "auto" or a torch device.
+        views: of the pool images that are compared.
+    """
+
+    round: int
+    frontier: Block
+    block: Block
+    threshold: float
+    device: str
+    views: tuple[View, ...]
+
+
+def link(run: Run, job: LinkBlock, output: Output) -> None:
     """Find the images of one pool block that are above the threshold with one block of the frontier."""
-    round_, layout, directions = arguments["round"], Layout.of(run, "pool"), read_basis(run, "leak-basis")
-    alive = np.setdiff1d(distinct(run), leaked_before(run, round_), assume_unique=True)
-    names, roots, vectors = _frontier(run, round_, arguments["frontier"])
-    frontier = prepare(vectors, directions, arguments["device"])
+    layout, directions = Layout.of(run, "pool"), read_basis(run, "leak-basis")
+    alive = np.setdiff1d(distinct(run), leaked_before(run, job.round), assume_unique=True)
+    names, roots, vectors = _frontier(run, job.round, job.frontier)
+    frontier = prepare(vectors, directions, job.device)
     best = LINKS.empty_table()
-    for column in arguments["columns"]:
-        index, pool = load(layout, arguments["block"], alive, column)
-        block = prepare(pool, directions, arguments["device"])
-        for i, j, similarity in join.join_blocks(frontier, block, arguments["threshold"]):
+    for view in job.views:
+        index, pool = load(layout, job.block, alive, view)
+        block = prepare(pool, directions, job.device)
+        for i, j, similarity in join.join_blocks(frontier, block, job.threshold):
             tile = pa.table({"index": index[j], "parent": names[i], "root": roots[i], "similarity": similarity}, LINKS)
             best = best_links(pa.concat_tables([best, tile]))
     output.write(best)
 
 
-def _frontier(run: Run, round_: int, block: Block) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _frontier(run: Run, round_: int, block: Block) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
     """Return names, roots and vectors of a range of the frontier: reference parts, or rows found a round ago."""
     if round_ == 0:
         index, vectors = load(Layout.of(run, "references"), block)
@@ -75,9 +96,20 @@ def best_links(links: pa.Table) -> pa.Table:
     return links.take(pa.array(order[first]))
 
 
-def leaked(run: Run, arguments: Mapping[str, Any], output: Output) -> None:
-    """Merge the links of one round: the images found, sorted, each with its best link."""
-    output.write(best_links(run.read_all(f"leaks-{arguments['round']:02d}")))
+@dataclasses.dataclass(frozen=True)
+class MergeRound:
+    """The job of `leaked`.
+
+    Args:
+        round: whose links are merged.
+    """
+
+    round: int
+
+
+def leaked(run: Run, job: MergeRound, output: Output) -> None:
+    """Merge the links of one round: the images that leak, sorted, each with its best link."""
+    output.write(best_links(run.read_all(f"leaks-{job.round:02d}")))
 
 
 def all_leaks(run: Run) -> pa.Table:
@@ -92,17 +124,30 @@ def all_leaks(run: Run) -> pa.Table:
     return pa.concat_tables(tables).sort_by("index")
 
 
-def audit(run: Run, arguments: Mapping[str, Any], output: Output) -> None:
+@dataclasses.dataclass(frozen=True)
+class AuditPair:
+    """The job of `audit`.
+
+    Args:
+        references: block of the references.
+        block: block of the pool.
+    """
+
+    references: Block
+    block: Block
+
+
+def audit(run: Run, job: AuditPair, output: Output) -> None:
     """Find the highest similarity left between one block of references and one block of surviving pool images."""
     leaks = all_leaks(run)["index"].to_numpy()
     alive = np.setdiff1d(distinct(run), leaks, assume_unique=True)
-    references, queries = load(Layout.of(run, "references"), arguments["references"])
-    index, vectors = load(Layout.of(run, "pool"), arguments["block"], alive)
+    references, queries = load(Layout.of(run, "references"), job.references)
+    index, vectors = load(Layout.of(run, "pool"), job.block, alive)
     similarity, nearest = search.top_k(queries, vectors, index, 1)
     output.write(pa.table({"reference": references, "similarity": similarity[:, 0], "index": nearest[:, 0]}))
 
 
-def write_survivors(run: Run, arguments: Mapping[str, Any], output: Output) -> None:
+def write_survivors(run: Run, job: NoJob, output: Output) -> None:
     """Write what deduplication and leak removal left, densely: row group i says of each row of pool part i."""
     layout = Layout.of(run, "pool")
     alive = np.setdiff1d(distinct(run), all_leaks(run)["index"].to_numpy(), assume_unique=True)

@@ -6,8 +6,7 @@ The listing is one Parquet file whose row group i is unit i: units name a row gr
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
 
 import pyarrow as pa
 
@@ -28,9 +27,34 @@ SCHEMA = pa.schema(
 )
 
 
-def write_listing(run: Run, role: str, unit_rows: int) -> tuple[list[dict[str, Any]], list[int]]:
-    """List the sources of a role; returns arguments and number of items of one unit per `unit_rows` files or tar."""
-    units: list[dict[str, Any]] = []
+# Fields of a source that decide how its files are read, apart from where they are.
+READING = {"name", "kind", "labels", "image_column", "label_column", "caption_column", "url_column", "split"}
+
+
+@dataclasses.dataclass(frozen=True)
+class ListedUnit:
+    """What one unit of a role reads.
+
+    Args:
+        role: for example "pool".
+        unit: row group of the role's listing.
+        source: how its files are read: the fields READING of their source.
+        listing: digest of the pieces, which changes when a file does.
+    """
+
+    role: str
+    unit: int
+    source: Mapping[str, str | None]
+    listing: str
+
+
+def write_listing(run: Run, role: str, unit_rows: int) -> tuple[list[ListedUnit], list[int]]:
+    """List the sources of a role and cut what they hold into units of about `unit_rows` files, or of one tar.
+
+    Returns:
+        The units, and the number of items of each as far as it is known.
+    """
+    units: list[ListedUnit] = []
     weights: list[int] = []
     with storage.writing(run.path("sources", f"{role}.parquet")) as file:
         output = Output(file)
@@ -39,19 +63,12 @@ def write_listing(run: Run, role: str, unit_rows: int) -> tuple[list[dict[str, A
                 rows = [{**dataclasses.asdict(piece), "source": number, "path": piece.path} for piece in pieces]
                 output.write(pa.Table.from_pylist(rows, SCHEMA))
                 stamp = digest([(str(row["path"]), row["start"], row["stop"], row["stamp"]) for row in rows])
-                identity = {"name": source.name, "kind": source.kind, **_reading(source)}
-                units.append({"role": role, "unit": len(units), "source": identity, "listing": stamp})
+                units.append(ListedUnit(role, len(units), source.model_dump(include=READING), stamp))
                 weights.append(sum(piece.count or 1 for piece in pieces))
         if output.writer is None:
             output.write(SCHEMA.empty_table())
         output.finish("")
     return units, weights
-
-
-def _reading(source: Source) -> dict[str, object]:
-    """What decides how the files of a source are read, apart from where they are."""
-    chosen = ("labels", "image_column", "label_column", "caption_column", "url_column", "split")
-    return {name: getattr(source, name) for name in chosen}
 
 
 def _groups(pieces: Iterator[Piece], unit_rows: int) -> Iterator[list[Piece]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -43,7 +43,7 @@ class Sparse:
 class Evidence:
     """All that the stages say of the pool."""
 
-    def __init__(self, run: Run, retrieves: bool, sets: list[str]) -> None:
+    def __init__(self, run: Run, retrieves: bool, sets: tuple[str, ...]) -> None:
         self.retrieves, self.sets = retrieves, sets
         self.layout = Layout.of(run, "pool")
         self.members = Sparse.of(run, "duplicates")
@@ -81,9 +81,22 @@ def _named_leaks(run: Run, layout: Layout) -> pa.Table:
     )
 
 
-def write_verdicts(run: Run, arguments: Mapping[str, Any], output: Output) -> None:
+@dataclasses.dataclass(frozen=True)
+class DecideAll:
+    """The job of `write_verdicts`.
+
+    Args:
+        retrieves: whether what nothing retrieved or drew is dropped.
+        sets: names of the seed sets.
+    """
+
+    retrieves: bool
+    sets: tuple[str, ...]
+
+
+def write_verdicts(run: Run, job: DecideAll, output: Output) -> None:
     """Write the verdict on every pool row, densely."""
-    evidence = Evidence(run, arguments["retrieves"], arguments["sets"])
+    evidence = Evidence(run, job.retrieves, job.sets)
     for part, url in enumerate(evidence.layout.parts):
         start, stop = (int(bound) for bound in evidence.layout.starts[part : part + 2])
         facts = read_table(url, ["uri", "id", "status", "reason", "message"]).to_pylist()

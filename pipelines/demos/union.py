@@ -119,7 +119,7 @@ def run_seed(experiment: Experiment, seed: int, engine: Engine) -> dict[str, Any
 
 def draw(
     experiment: Experiment, folder: Path, arm: str, words: Sequence[str], seed: int, engine: Engine
-) -> dict[str, Any]:
+) -> Mapping[str, Any]:
     """Draw the samples of one arm; returns the facts of its run."""
     paths = {
         "data": folder / "real",

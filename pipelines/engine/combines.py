@@ -9,7 +9,8 @@ import apache_beam as beam
 from granary.curation.dedup import components
 from granary.curation.runs.run import read_table
 from granary.curation.selection import clusters
-from granary.curation.steps import dedup, retrieve
+from granary.curation.steps import clusters as steps
+from granary.curation.steps import dedup
 
 
 class MergeForests(beam.CombineFn):
@@ -41,7 +42,7 @@ class MergeLloyd(beam.CombineFn):
 
     def add_input(self, sums: clusters.LloydSums | None, url: str) -> clusters.LloydSums:
         """Add the sums of a part file."""
-        part = retrieve.read_lloyd(read_table(url))
+        part = steps.read_lloyd(read_table(url))
         return part if sums is None else sums.merge(part)
 
     def merge_accumulators(self, parts: Iterable[clusters.LloydSums | None]) -> clusters.LloydSums | None:

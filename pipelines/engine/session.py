@@ -8,19 +8,20 @@ import datetime
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
-import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 from rich.console import Console
 from rich.table import Table
 
 from granary.curation.errors import UserError
 from granary.curation.hub.card import contact_sheet_of, earlier_card, own_template, write_card
 from granary.curation.images.decode import DecodeLimits
+from granary.curation.options import RunRecipe
 from granary.curation.report import duration
 from granary.curation.report.cost import ASSUMPTIONS, SIZES, projection
 from granary.curation.runs import summary
+from granary.curation.runs.facts import About, Counts, Facts, Sitting, Timing, read_facts, read_recipe
 from granary.curation.runs.run import Marker, Run, digest
 from granary.curation.sources import Source
 from granary.curation.store import storage
@@ -28,42 +29,43 @@ from granary.pipelines.engine.progress import Progress
 from granary.pipelines.engine.recipe import dump_recipe
 from granary.pipelines.engine.units import Engine, Runner
 
-M = TypeVar("M", bound=BaseModel)
+R = TypeVar("R", bound=RunRecipe)
+Subject = tuple[str, Callable[[R], object]]  # noun and function of a recipe: what a directory holds one run of
 OUTSIDE_DIGEST = {"out", "max_unreadable"}  # fields of a recipe that never decide what it makes
 
 
 @dataclasses.dataclass
-class Session:
+class Session(Generic[R]):
     """A run that has begun.
 
     Args:
-        recipe: what to do; has `name`, `out` and `seed`.
+        recipe: what to do.
         kind: the name of the command: curate, render, sample, pack.
         run: its directory.
         runner: runs its stages.
         console: for progress and the closing table.
-        earlier: run.json of an earlier run of the same kind in the same directory; {} when there is none.
+        earlier: run.json of an earlier run of the same kind in the same directory; None when there is none.
         started: time.monotonic() at the beginning.
     """
 
-    recipe: Any
+    recipe: R
     kind: str
     run: Run
     runner: Runner
     console: Console
-    earlier: dict[str, Any]
+    earlier: Facts | None
     started: float
 
     @classmethod
     def begin(
         cls,
-        recipe: Any,
+        recipe: R,
         kind: str,
         engine: Engine,
         console: Console | None = None,
         sources: Mapping[str, Sequence[Source]] | None = None,
-        subject: tuple[str, Callable[[Any], Any]] | None = None,
-    ) -> Session:
+        subject: Subject[R] | None = None,
+    ) -> Session[R]:
         """Check `out` and write the recipe there; finished work of an earlier run of the same kind is kept.
 
         Args:
@@ -91,9 +93,9 @@ class Session:
         features: Mapping[str, Any],
         facts: Mapping[str, Any],
         shards: Mapping[str, Sequence[Marker]],
-        card: Mapping[str, Any],
+        card: About,
         limits: DecodeLimits | None = None,
-    ) -> dict[str, Any]:
+    ) -> Facts:
         """Write card, contact sheet and run.json; returns what run.json holds.
 
         Args:
@@ -104,30 +106,33 @@ class Session:
             limits: under which the pictures of the contact sheet are decoded.
         """
         configs = {config: _counts(markers) for config, markers in shards.items()}
-        timings = self.runner.timings
-        session = {"started": _now(), "seconds": round(time.monotonic() - self.started, 1), "stages": timings}
-        whole: dict[str, Any] = {
+        timings = cast(list[Timing], self.runner.timings)
+        sitting = Sitting(started=_now(), seconds=round(time.monotonic() - self.started, 1), stages=timings)
+        earlier = self.earlier or cast(Facts, {})
+        common = {
             "kind": self.kind,
             "name": self.recipe.name,
-            "created": self.earlier.get("created") or _now(),
+            "created": earlier.get("created") or _now(),
             "updated": _now(),
             "seed": self.recipe.seed,
             "versions": summary.versions(),
             "recipe_digest": recipe_digest(self.recipe),
             **configs["default"],
             "configs": configs,
-            "card": dict(card),
+            "card": card,
             "notes": [],
-            **facts,
-            "stages": _merged(self.earlier.get("stages", []), timings),
-            "sessions": [*self.earlier.get("sessions", []), session],
         }
+        work = {
+            "stages": _merged(earlier.get("stages", []), timings),
+            "sessions": [*earlier.get("sessions", []), sitting],
+        }
+        whole = cast(Facts, {**common, **facts, **work})
         with writable(self.recipe.out):
             self._write_card(whole, features, limits or DecodeLimits())
             storage.write_bytes(self.run.path("run.json"), json.dumps(whole, indent=2).encode())
         return whole
 
-    def _write_card(self, facts: dict[str, Any], features: Mapping[str, Any], limits: DecodeLimits) -> None:
+    def _write_card(self, facts: Facts, features: Mapping[str, Any], limits: DecodeLimits) -> None:
         """Write README.md and its contact sheet beside the shards; what the user wrote into the card stays."""
         run = self.run
         shards = [name for name in storage.names(run.path("dataset", "data")) if name.endswith(".parquet")]
@@ -142,7 +147,7 @@ class Session:
         )
         storage.write_bytes(run.path("dataset", "README.md"), card.encode())
 
-    def print_table(self, facts: Mapping[str, Any], places: Sequence[tuple[str, str]] = ()) -> None:
+    def print_table(self, facts: Facts, places: Sequence[tuple[str, str]] = ()) -> None:
         """Print what came in and went out at each stage, the size of the dataset and where to look."""
         table = Table("stage", "in", "kept", "dropped", "dead", box=None, pad_edge=False, header_style="bold")
         for column in table.columns[1:]:
@@ -165,13 +170,14 @@ class Session:
             self.console.print(f"{what:<8} {self.run.path(where)}", soft_wrap=True)
 
 
-def print_cost(console: Console, facts: Mapping[str, Any]) -> None:
+def print_cost(console: Console, facts: Facts) -> None:
     """Print what each stage cost, and what the recipe would take for larger pools by the measured rates."""
     projected = {row["stage"]: row["seconds"] for row in projection(facts)}
     table = Table("stage", "seconds", "rows/s", "peak MB", *(f"{size:.0e} files" for size in SIZES), box=None)
     for column in table.columns[1:]:
         column.justify = "right"
-    total = {"stage": "all", "rows": 0, "seconds": sum(row["seconds"] for row in facts["stages"])}
+    seconds = sum(row["seconds"] for row in facts["stages"])
+    total = Timing(stage="all", units=0, rows=0, noun="", seconds=seconds, workers=None)
     for row in [*facts["stages"], total]:
         rate = f"{row['rows'] / row['seconds']:,.1f}" if row["seconds"] and row["rows"] else ""
         ahead = ["?" if s is None else duration(s) for s in projected.get(row["stage"], [])]
@@ -194,13 +200,13 @@ def writable(out: str) -> Iterator[None]:
         ) from error
 
 
-def _check_out(recipe: Any, kind: str, subject: tuple[str, Callable[[Any], Any]] | None) -> dict[str, Any]:
-    """Return run.json of an earlier run in the directory; raises UserError when it holds something else."""
+def _check_out(recipe: R, kind: str, subject: Subject[R] | None) -> Facts | None:
+    """Return run.json of an earlier run in the directory, if any; raises UserError when it holds something else."""
     names = [name for name in storage.names(recipe.out) if not name.endswith(".tmp")]
     if not names:
-        return {}
+        return None
     if "recipe.yaml" not in names:
-        raise UserError(f"out: {recipe.out} is not empty and no run directory; give a new folder")
+        raise UserError(f"out: {recipe.out} is not empty and is not a run directory; give a new folder")
     before = read_recipe(recipe.out, type(recipe))
     if subject is not None and subject[1](before) != subject[1](recipe):
         raise UserError(
@@ -208,39 +214,11 @@ def _check_out(recipe: Any, kind: str, subject: tuple[str, Callable[[Any], Any]]
             "give another --out, or delete that folder"
         )
     if "run.json" not in names:
-        return {}
-    earlier = dict(json.loads(storage.read_bytes(storage.join(recipe.out, "run.json"))))
+        return None
+    earlier = read_facts(recipe.out)
     if earlier.get("kind") != kind:
         raise UserError(f"out: {recipe.out} holds a run of granary {earlier.get('kind')}; give another --out")
     return earlier
-
-
-def read_recipe(url: str, model: type[M]) -> M:
-    """Return the recipe of a run directory; raises UserError when there is none of this kind."""
-    path = storage.join(url, "recipe.yaml")
-    try:
-        return model.model_validate(yaml.safe_load(storage.read_bytes(path)))
-    except FileNotFoundError:
-        raise UserError(
-            f"run: {url} is no run directory (it has no recipe.yaml); give the --out of a granary run"
-        ) from None
-    except (yaml.YAMLError, UnicodeDecodeError, ValidationError) as error:
-        raise UserError(
-            f"run: {path} is not the recipe of a run of this kind and version of granary; "
-            "give another --out, or delete that folder"
-        ) from error
-
-
-def read_facts(url: str) -> dict[str, Any]:
-    """Return run.json of a finished run; raises UserError when there is none."""
-    try:
-        return dict(json.loads(storage.read_bytes(storage.join(url, "run.json"))))
-    except FileNotFoundError:
-        if storage.exists(storage.join(url, "recipe.yaml")):
-            raise UserError(f"run: {url} is not finished; run its granary command again first") from None
-        raise UserError(
-            f"run: {url} is no run directory (it has no run.json); give the --out of a granary run"
-        ) from None
 
 
 def _remove_half_written(run: Run) -> None:
@@ -256,18 +234,17 @@ def recipe_digest(recipe: BaseModel) -> str:
     return digest(recipe.model_dump(mode="json", by_alias=True, exclude=OUTSIDE_DIGEST))
 
 
-def _counts(markers: Sequence[Marker]) -> dict[str, int]:
-    return {
-        "samples": sum(marker.rows for marker in markers),
-        "shards": len(markers),
-        "bytes": sum(marker.size for marker in markers),
-    }
+def _counts(markers: Sequence[Marker]) -> Counts:
+    return Counts(
+        samples=sum(marker.rows for marker in markers),
+        shards=len(markers),
+        bytes=sum(marker.size for marker in markers),
+    )
 
 
-def _merged(earlier: Sequence[dict[str, Any]], timings: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def _merged(earlier: Sequence[Timing], timings: Sequence[Timing]) -> list[Timing]:
     """Add the timings of this session to those of the sessions it resumed."""
-    merged = {row["stage"]: dict(row) for row in earlier}
-    merged.update({row["stage"]: row for row in timings})
+    merged = {row["stage"]: row for row in (*earlier, *timings)}
     return list(merged.values())
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Concatenate, Generic, TypeVar
+from typing import Any, Concatenate, Generic, Literal, TypedDict, TypeVar, Unpack
 
 import apache_beam as beam
 
@@ -33,6 +33,14 @@ class Combine(Generic[J, C]):
     job: J
 
 
+class StageOptions(TypedDict, total=False):
+    """Further fields of a `granary.curation.runs.run.Stage`."""
+
+    cores: Literal["one", "all", "idle"]
+    processes: bool
+    target: str
+
+
 @dataclasses.dataclass
 class Stages:
     """Runs stages in the order they are called, and keeps the digest and the markers of each by name.
@@ -59,7 +67,7 @@ class Stages:
         noun: str = "units",
         weights: Sequence[int] | None = None,
         combine: Combine[Any, Any] | None = None,
-        **options: Any,
+        **options: Unpack[StageOptions],
     ) -> None:
         """Run a stage of many units.
 

@@ -10,275 +10,202 @@ Each name is a stage: a folder of part files in the run directory, made by work 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from itertools import combinations_with_replacement, product
-from typing import Any
+from typing import Literal
 
-from granary.curation.encoders import load_encoder
-from granary.curation.encoders.spec import EncoderSpec
-from granary.curation.errors import UserError
-from granary.curation.recipe import CurateRecipe, Encoders
-from granary.curation.runs.run import NoJob, read_groups
-from granary.curation.runs.vectors import Layout
-from granary.curation.sources import random_access, resolve
-from granary.curation.steps import dataset, dedup, embed, leaks, listing
+from granary.curation.recipe import ROLES, CurateRecipe
+from granary.curation.runs.run import NoJob, Run, read_groups
+from granary.curation.runs.vectors import Block, Layout
+from granary.curation.sources import random_access
+from granary.curation.steps import dataset, dedup, leaks
 from granary.pipelines.engine.combines import MergeForests
 from granary.pipelines.engine.stages import Combine, Stages
+from granary.pipelines.kinds.curate_reading import Prepared, Reading
 from granary.pipelines.kinds.curate_selection import select
 
 MEMBERS_PER_UNIT = 200_000
 IDS_PER_BUCKET = 5_000_000
 
 
-@dataclasses.dataclass
-class Curation(Stages):
-    """One curation run: builds each stage from the recipe and what earlier stages found, and runs it.
+@dataclasses.dataclass(frozen=True)
+class Curation:
+    """One curation run: builds each stage from the recipe and what earlier stages wrote, and runs it.
 
     Args:
-        runner: runs one stage.
-        recipe: with the sources resolved and the thresholds filled in.
-        fingerprints: of the encoders, by spec.
+        reading: the stages, the recipe as it runs, and how it reads images.
     """
 
-    recipe: CurateRecipe
-    fingerprints: Mapping[str, str]
+    reading: Reading
+
+    @property
+    def stages(self) -> Stages:
+        """The stages run so far."""
+        return self.reading.stages
+
+    @property
+    def prepared(self) -> Prepared:
+        """The recipe made ready."""
+        return self.reading.prepared
+
+    @property
+    def recipe(self) -> CurateRecipe:
+        """The recipe, with every default filled in."""
+        return self.reading.recipe
+
+    @property
+    def run_directory(self) -> Run:
+        """The run directory."""
+        return self.reading.run
 
     def run(self) -> None:
         """Run every stage that the recipe asks for and that is not finished."""
-        self.embed_role("pool", self.recipe.encoder.copy_, filters=True)
+        self.reading.embed_role("pool", self.prepared.copy, self.recipe.filters)
         self.deduplicate()
         self.remove_leaks()
-        self.serial("survivors", leaks.write_survivors, ["pool", "duplicates", *self.leak_stages()])
-        select(self)
+        inputs = ["pool", "duplicates", *self.leak_stages()]
+        self.stages.serial("survivors", leaks.write_survivors, inputs, NoJob())
+        select(self.reading)
         self.write_outputs()
-
-    def reading(self, encoder: str) -> dict[str, Any]:
-        """Return the arguments of a unit that decodes and embeds."""
-        return {
-            "encoder": encoder,
-            "fingerprint": self.fingerprints[encoder],
-            "device": self.recipe.encoder.device,
-            "batch": self.recipe.encoder.batch,
-            "decode": self.recipe.decode.model_dump(),
-            "max_unreadable": self.recipe.max_unreadable,
-        }
-
-    def embed_role(self, role: str, encoder: str, filters: bool = False) -> None:
-        """Read, hash, decode and embed everything the sources of a role hold."""
-        options = {
-            **self.reading(encoder),
-            "filters": self.recipe.filters.model_dump() if filters else {},
-            "mirror": role == "pool" and self.recipe.dedup.mirror,
-        }
-        units, weights = listing.write_listing(self.run_directory, role, self.recipe.unit_rows)
-        if role == "pool" and not units:
-            paths = ", ".join(source.path for source in self.recipe.pool)
-            raise UserError(f"pool: {paths} holds no files; give a folder, shards or a list with images in it")
-        self.parallel(role, embed.embed, [{**unit, **options} for unit in units], [], "images", weights)
-
-    def check_readable(self, role: str, otherwise: str) -> None:
-        """Raise UserError when the sources of an embedded role hold no readable image."""
-        if not sum(marker.counters.get("ok", 0) for marker in self.markers[role]):
-            paths = ", ".join(source.path for source in getattr(self.recipe, role))
-            raise UserError(f"{role}: {paths} holds no readable image; give images, or {otherwise}")
 
     def deduplicate(self) -> None:
         """Collapse exact copies, join what is left with itself, and choose what stays of each component."""
-        options, layout = self.recipe.dedup, Layout.of(self.run_directory, "pool")
-        buckets = max(1, -(-int(layout.starts[-1]) // IDS_PER_BUCKET))
-        self.parallel(
-            "exact",
-            dedup.exact_copies,
-            [{"bucket": b, "buckets": buckets} for b in range(buckets)],
-            ["pool"],
-        )
-        self.fit_basis("basis", options.threshold)
-        blocks = layout.blocks(options.block)
-        common = {"threshold": options.threshold, "device": self.recipe.encoder.device}
-        columns = ["embedding", "mirror"] if options.mirror else ["embedding"]
-        arguments: list[dict[str, Any]]
-        if not options.enabled:
-            step, arguments = dedup.write_no_edges, [{}]
-        elif options.neighbours is not None:
-            step = dedup.join_nearest
-            arguments = [
-                {**common, "k": options.neighbours, "column": column, "block": block, "against": blocks}
-                for column in columns
-                for block in blocks
-            ]
-        else:
-            step = dedup.join_pair
-            arguments = [
-                {**common, "column": "embedding", "blocks": pair} for pair in combinations_with_replacement(blocks, 2)
-            ]
-            if options.mirror:
-                arguments += [{**common, "column": "mirror", "blocks": pair} for pair in product(blocks, blocks)]
-        self.parallel(
-            "join",
-            step,
-            arguments,
-            ["pool", "exact", "basis"],
-            "block pairs",
-            combine=Combine(MergeForests(), "forest", dedup.write_combined_forest, NoJob()),
-            cores="idle",
-        )
+        files = int(Layout.of(self.run_directory, "pool").starts[-1])
+        buckets = max(1, -(-files // IDS_PER_BUCKET))
+        copies = [dedup.Bucket(bucket, buckets) for bucket in range(buckets)]
+        self.stages.parallel("exact", dedup.exact_copies, copies, ["pool"])
+        self.fit_basis("basis", self.prepared.dedup_threshold)
+        self.join()
+        options = self.recipe.dedup
         buckets = max(1, self.run_directory.rows("forest")[0] // MEMBERS_PER_UNIT)
-        common = {"buckets": buckets, "mirror": options.mirror, "split_below": options.split_below}
-        self.parallel(
-            "duplicates",
-            dedup.duplicates,
-            [{"bucket": b, **common} for b in range(buckets)],
-            ["pool", "forest"],
-        )
+        components = [dedup.ChooseKept(b, buckets, options.mirror, options.split_below) for b in range(buckets)]
+        self.stages.parallel("duplicates", dedup.duplicates, components, ["pool", "forest"])
 
-    def fit_basis(self, name: str, threshold: float | None) -> None:
+    def fit_basis(self, name: str, threshold: float) -> None:
         """Fit the directions that the joins at a threshold prune with."""
-        self.serial(
-            name, dedup.basis, ["pool"], seed=self.recipe.seed, threshold=threshold, prefix=self.recipe.dedup.prefix
-        )
+        job = dedup.FitBasis(self.recipe.seed, threshold, self.recipe.dedup.prefix)
+        self.stages.serial(name, dedup.basis, ["pool"], job)
+
+    def join(self) -> None:
+        """Link near duplicates: none, the nearest of each picture, or every pair above the threshold."""
+        options, inputs, noun = self.recipe.dedup, ["pool", "exact", "basis"], "block pairs"
+        forest = Combine(MergeForests(), "forest", dedup.write_combined_forest, NoJob())
+        run = self.stages.parallel
+        if not options.enabled:
+            run("join", dedup.write_no_edges, [NoJob()], inputs, noun, combine=forest, cores="idle")
+        elif options.neighbours is not None:
+            jobs = self._nearest_jobs(options.neighbours)
+            run("join", dedup.join_nearest, jobs, inputs, noun, combine=forest, cores="idle")
+        else:
+            run("join", dedup.join_pair, self._pair_jobs(), inputs, noun, combine=forest, cores="idle")
+
+    def _nearest_jobs(self, k: int) -> list[dedup.JoinNearest]:
+        blocks, threshold, device = self._blocks("pool"), self.prepared.dedup_threshold, self.recipe.encoder.device
+        return [
+            dedup.JoinNearest(block, tuple(blocks), k, threshold, device, view)
+            for view in self._views
+            for block in blocks
+        ]
+
+    def _pair_jobs(self) -> list[dedup.JoinPair]:
+        blocks, threshold, device = self._blocks("pool"), self.prepared.dedup_threshold, self.recipe.encoder.device
+        pairs = combinations_with_replacement(blocks, 2)
+        jobs = [dedup.JoinPair(pair, threshold, device) for pair in pairs]
+        if self.recipe.dedup.mirror:
+            jobs += [dedup.JoinPair(pair, threshold, device, "mirror") for pair in product(blocks, blocks)]
+        return jobs
+
+    @property
+    def _views(self) -> tuple[dedup.View, ...]:
+        return ("embedding", "mirror") if self.recipe.dedup.mirror else ("embedding",)
+
+    def _blocks(self, role: str) -> list[Block]:
+        return Layout.of(self.run_directory, role).blocks(self.recipe.dedup.block)
 
     def remove_leaks(self) -> None:
         """Grow the set of leaked images from the references, round by round, to its fixed point."""
-        run, round_ = self.run_directory, 0
-        if self.recipe.references:
-            self.embed_role("references", self.recipe.encoder.copy_)
-            self.fit_basis("leak-basis", self.recipe.leaks.threshold)
-            self.check_readable("references", "leave --references out")
-            frontier = Layout.of(run, "references").blocks(self.recipe.dedup.block)
-            while frontier:
-                self._leak_round(round_, frontier)
-                found = run.rows(f"leaked-{round_:02d}")[0]
-                block, round_ = self.recipe.dedup.block, round_ + 1
-                frontier = [(start, min(start + block, found)) for start in range(0, found, block)]
-                if not self.recipe.leaks.through_pool:
-                    break
-        self.remove_rounds_after(round_)
-        if self.recipe.references:
-            self._audit_leaks()
-        else:
-            self.runner.remove_stages(lambda name: name in ("references", "leak-basis", "audit"))
+        if not self.recipe.references:
+            self.remove_rounds_after(0)
+            self.stages.runner.remove_stages(lambda name: name in ("references", "leak-basis", "audit"))
+            return
+        self.reading.embed_role("references", self.prepared.copy)
+        self.fit_basis("leak-basis", self.prepared.leak_threshold)
+        self.reading.check_readable("references", "leave --references out")
+        self.remove_rounds_after(self._grow_leaks())
+        self._audit_leaks()
 
-    def _leak_round(self, round_: int, frontier: list[tuple[int, int]]) -> None:
-        blocks = Layout.of(self.run_directory, "pool").blocks(self.recipe.dedup.block)
-        common = {
-            "round": round_,
-            "threshold": self.recipe.leaks.threshold,
-            "device": self.recipe.encoder.device,
-            "columns": ["embedding", "mirror"] if self.recipe.dedup.mirror else ["embedding"],
-        }
-        units = [{**common, "frontier": near, "block": block} for near, block in product(frontier, blocks)]
-        name = f"leaks-{round_:02d}"
-        before = [f"leaked-{round_ - 1:02d}"] if round_ else ["references"]
-        self.parallel(name, leaks.link, units, ["duplicates", "leak-basis", *before], "block pairs", cores="idle")
-        self.serial(f"leaked-{round_:02d}", leaks.leaked, [name], round=round_)
+    def _grow_leaks(self) -> int:
+        """Run the rounds; returns how many there were."""
+        block, round_ = self.recipe.dedup.block, 0
+        frontier = self._blocks("references")
+        while frontier:
+            self._leak_round(round_, frontier)
+            leaked = self.run_directory.rows(f"leaked-{round_:02d}")[0]
+            round_ += 1
+            frontier = [(start, min(start + block, leaked)) for start in range(0, leaked, block)]
+            if not self.recipe.leaks.through_pool:
+                break
+        return round_
+
+    def _leak_round(self, round_: int, frontier: list[Block]) -> None:
+        threshold, device = self.prepared.leak_threshold, self.recipe.encoder.device
+        jobs = [
+            leaks.LinkBlock(round_, near, block, threshold, device, self._views)
+            for near, block in product(frontier, self._blocks("pool"))
+        ]
+        links, leaked = f"leaks-{round_:02d}", f"leaked-{round_:02d}"
+        before = f"leaked-{round_ - 1:02d}" if round_ else "references"
+        self.stages.parallel(links, leaks.link, jobs, ["duplicates", "leak-basis", before], "block pairs", cores="idle")
+        self.stages.serial(leaked, leaks.leaked, [links], leaks.MergeRound(round_))
 
     def _audit_leaks(self) -> None:
-        run, block = self.run_directory, self.recipe.dedup.block
-        pairs = product(Layout.of(run, "references").blocks(block), Layout.of(run, "pool").blocks(block))
-        units = [{"references": near, "block": far} for near, far in pairs]
-        self.parallel(
-            "audit",
-            leaks.audit,
-            units,
-            ["pool", "duplicates", "references", *self.leak_stages()],
-            "block pairs",
-            cores="idle",
-        )
+        pairs = product(self._blocks("references"), self._blocks("pool"))
+        jobs = [leaks.AuditPair(near, far) for near, far in pairs]
+        inputs = ["pool", "duplicates", "references", *self.leak_stages()]
+        self.stages.parallel("audit", leaks.audit, jobs, inputs, "block pairs", cores="idle")
 
     def leak_stages(self) -> list[str]:
         """Return the names of the stages that name leaks."""
-        return [name for name in self.digests if name.startswith("leaked-")]
+        return [name for name in self.stages.digests if name.startswith("leaked-")]
 
     def remove_rounds_after(self, rounds: int) -> None:
         """Remove leak rounds of an earlier recipe."""
-        for kind in ("leaks", "leaked"):
-            self.runner.remove_stages(
-                lambda name: (
-                    name.startswith(f"{kind}-")  # noqa: B023
-                    and int(name.rpartition("-")[2]) >= rounds
-                )
-            )
+
+        def later(name: str) -> bool:
+            kind, _, number = name.rpartition("-")
+            return kind in ("leaks", "leaked") and int(number) >= rounds
+
+        self.stages.runner.remove_stages(later)
 
     def write_outputs(self) -> None:
         """Write shards, ledger and dead letters."""
-        recipe, run = self.recipe, self.run_directory
-        as_is = [number for number, seeds in enumerate(recipe.seeds) if seeds.as_is]
-        options = recipe.shards
-        planned = self.serial(
-            "plan",
-            dataset.plan,
-            ["pool", "verdicts", *(["seeds"] if as_is else [])],
-            as_is=as_is,
-            order=self.order,
-            seed=recipe.seed,
-            rows=options.rows,
-            max_bytes=options.max_bytes,
-        )
-        rows = [table.num_rows for table in read_groups(run.parts("plan")[0], ["size"])]
-        common = {
-            "row_group": options.row_group,
-            "max_bytes": recipe.decode.max_bytes,
-            "max_unreadable": recipe.max_unreadable,
-        }
-        units = [{"shard": shard, **common} for shard in range(max(1, planned.counters.get("shards", 0)))]
-        self.parallel("shards", dataset.write_shard, units, ["plan"], "samples", rows, target="dataset/data")
-        lost = {uri: [error, message] for marker in self.markers["shards"] for uri, error, message in marker.notes}
-        parts = [("pool", part) for part in range(len(run.parts("pool")))]
-        parts += [("seeds", part) for part in range(len(run.parts("seeds")))] if as_is else []
-        self.parallel(
-            "ledger",
-            dataset.write_ledger,
-            [{"role": role, "part": part, "as_is": as_is, "lost": lost} for role, part in parts],
-            ["verdicts", "shards"],
-        )
-        roles = [role for role in ("pool", "seeds", "references") if role in self.digests]
-        self.serial(
-            "dead-letter",
-            dataset.write_dead_letters,
-            [*roles, "shards", *(["unreadable"] if "unreadable" in self.digests else [])],
-            roles=roles,
-            lost=lost,
-        )
+        as_is = tuple(number for number, seeds in enumerate(self.recipe.seeds) if seeds.as_is)
+        self.write_shards(as_is)
+        notes = (note for marker in self.stages.markers["shards"] for note in marker.notes)
+        lost = tuple(dataset.LostFile(*note) for note in notes)
+        roles: tuple[Literal["pool", "seeds"], ...] = ("pool", "seeds") if as_is else ("pool",)
+        parts = [(role, part) for role in roles for part in range(len(self.run_directory.parts(role)))]
+        ledger = [dataset.WriteLedger(role, part, as_is, lost) for role, part in parts]
+        self.stages.parallel("ledger", dataset.write_ledger, ledger, ["verdicts", "shards"])
+        read = tuple(role for role in ROLES if role in self.stages.digests)
+        inputs = [*read, "shards", *(name for name in ("unreadable",) if name in self.stages.digests)]
+        self.stages.serial("dead-letter", dataset.write_dead_letters, inputs, dataset.WriteDeadLetters(read, lost))
+
+    def write_shards(self, as_is: tuple[int, ...]) -> None:
+        """Decide which sample goes into which shard, and write them; as_is: seed sets that go into the dataset."""
+        recipe, options = self.recipe, self.recipe.shards
+        plan = dataset.PlanShards(as_is, self.order, recipe.seed, options.rows, options.max_bytes)
+        inputs = ["pool", "verdicts", *(["seeds"] if as_is else [])]
+        planned = self.stages.serial("plan", dataset.plan, inputs, plan)
+        rows = [table.num_rows for table in read_groups(self.run_directory.parts("plan")[0], ["size"])]
+        jobs = [
+            dataset.WriteShard(shard, options.row_group, recipe.decode.max_bytes, recipe.max_unreadable)
+            for shard in range(max(1, planned.counters.get("shards", 0)))
+        ]
+        self.stages.parallel("shards", dataset.write_shard, jobs, ["plan"], "samples", rows, target="dataset/data")
 
     @property
-    def order(self) -> str:
+    def order(self) -> Literal["hash", "pool"]:
         """The order of the samples: hash, or pool where a source allows no random access."""
         if self.recipe.shards.order != "auto":
             return self.recipe.shards.order
         return "hash" if all(random_access(source) for source in (*self.recipe.pool, *self.recipe.seeds)) else "pool"
-
-
-def prepared(recipe: CurateRecipe) -> tuple[CurateRecipe, dict[str, str]]:
-    """Resolve the sources and encoders of a recipe before any work.
-
-    Returns:
-        The recipe with absolute sources and every threshold filled in, and the encoders' fingerprints by spec.
-
-    Raises:
-        UserError: a source is not there, or an encoder cannot be loaded.
-    """
-    roles = {role: [resolve(source) for source in getattr(recipe, role)] for role in ("pool", "seeds", "references")}
-    recipe = recipe.model_copy(update={"encoder": _anywhere(recipe.encoder)})
-    copy = load_encoder(recipe.encoder.copy_, recipe.encoder.device)
-    fingerprints = {recipe.encoder.copy_: copy.fingerprint}
-    retrieves = recipe.seeds or recipe.semdedup.epsilon is not None or recipe.balance.target is not None
-    if retrieves:
-        retrieval = load_encoder(recipe.encoder.retrieval, recipe.encoder.device)
-        fingerprints[recipe.encoder.retrieval] = retrieval.fingerprint
-        if recipe.retrieval.index == "ivfpq" and retrieval.dimension % recipe.retrieval.code_bytes:
-            raise UserError(
-                f"retrieval.code_bytes: {recipe.retrieval.code_bytes} does not divide {retrieval.dimension}, "
-                f"the dimension of {recipe.encoder.retrieval}; give a divisor of it"
-            )
-    filled = {
-        **roles,
-        "dedup": recipe.dedup.model_copy(update={"threshold": recipe.dedup.threshold or copy.copy_threshold}),
-        "leaks": recipe.leaks.model_copy(update={"threshold": recipe.leaks.threshold or copy.leak_threshold}),
-    }
-    return recipe.model_copy(update=filled), fingerprints
-
-
-def _anywhere(encoder: Encoders) -> Encoders:
-    """Return the encoders with absolute paths: workers may stand in another folder than the command."""
-    specs = {key: EncoderSpec.parse(getattr(encoder, key)).anywhere for key in ("copy_", "retrieval")}
-    return encoder.model_copy(update=specs)

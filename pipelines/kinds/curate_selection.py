@@ -3,186 +3,158 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
-from granary.curation.runs.vectors import Layout
-from granary.curation.steps import embed, retrieve, verdicts
+from granary.curation.encoders.planned import PlannedEncoder
+from granary.curation.recipe import SeedSet
+from granary.curation.runs.run import NoJob
+from granary.curation.runs.vectors import Block, Layout
+from granary.curation.steps import balance, clusters, embed, retrieve, verdicts
 from granary.pipelines.engine.combines import MergeLloyd
 from granary.pipelines.engine.stages import Combine
-
-if TYPE_CHECKING:
-    from granary.pipelines.kinds.curate import Curation
+from granary.pipelines.kinds.curate_reading import Reading
 
 MEMBERS_PER_UNIT = 200_000  # images whose vectors one SemDeDup unit holds
 
 
-def select(curation: Curation) -> None:
+def select(reading: Reading) -> None:
     """Retrieve, cluster, thin and balance in the retrieval space, where the recipe asks for any of it."""
-    recipe = curation.recipe
+    recipe, encoder = reading.recipe, reading.prepared.retrieval
     asked = {
         "semdedup": recipe.semdedup.epsilon is not None,
         "retrieved": bool(recipe.seeds),
         "balanced": recipe.balance.target is not None,
+        "unreadable": encoder is not None,
     }
-    asked["unreadable"] = any(asked.values())
     # First, because the steps below read what they find, and an earlier recipe may have left it there.
-    curation.runner.remove_stages(lambda name: not asked.get(name, True))
-    if asked["unreadable"]:
-        embed_survivors(curation)
-        curation.serial("unreadable", retrieve.collect_unreadable, ["features"])
-    if asked["semdedup"]:
-        thin_cells(curation)
-    if asked["retrieved"]:
-        retrieve_by_seeds(curation)
-    if asked["balanced"]:
-        balance(curation)
-    stages = [name for name, wanted in asked.items() if wanted]
-    retrieves = bool(recipe.seeds) or recipe.balance.target is not None
-    curation.serial(
-        "verdicts",
-        verdicts.write_verdicts,
-        ["survivors", "exact", "duplicates", *stages],
-        retrieves=retrieves,
-        sets=[seeds.name for seeds in recipe.seeds],
-    )
+    reading.stages.runner.remove_stages(lambda name: not asked.get(name, True))
+    if encoder is not None:
+        embed_survivors(reading, encoder)
+        if recipe.semdedup.epsilon is not None:
+            thin_cells(reading, recipe.semdedup.epsilon)
+        if recipe.seeds:
+            retrieve_by_seeds(reading, encoder)
+        if recipe.balance.target is not None:
+            draw_balanced(reading, recipe.balance.target)
+    sets = tuple(seeds.name for seeds in recipe.seeds)
+    job = verdicts.DecideAll(bool(sets) or recipe.balance.target is not None, sets)
+    inputs = ["survivors", "exact", "duplicates", *(name for name, is_asked in asked.items() if is_asked)]
+    reading.stages.serial("verdicts", verdicts.write_verdicts, inputs, job)
 
 
-def embed_survivors(curation: Curation) -> None:
+def embed_survivors(reading: Reading, encoder: PlannedEncoder) -> None:
     """Embed for retrieval what deduplication and leak removal left."""
-    options = curation.reading(curation.recipe.encoder.retrieval)
-    rows = curation.run_directory.rows("pool")
-    units = [{"part": part, **options} for part in range(len(rows))]
-    curation.parallel("features", embed.features, units, ["survivors"], "images", rows)
+    options, rows = reading.options(encoder), reading.run.rows("pool")
+    jobs = [embed.EmbedPart(part, options) for part in range(len(rows))]
+    reading.stages.parallel("features", embed.features, jobs, ["survivors"], "images", rows)
+    reading.stages.serial("unreadable", retrieve.collect_unreadable, ["features"], NoJob())
 
 
-def feature_blocks(curation: Curation) -> list[tuple[int, int]]:
+def feature_blocks(reading: Reading) -> list[Block]:
     """Return the blocks of the retrieval embeddings."""
-    return Layout.of(curation.run_directory, "features").blocks(curation.recipe.retrieval.block)
+    return Layout.of(reading.run, "features").blocks(reading.recipe.retrieval.block)
 
 
-def thin_cells(curation: Curation) -> None:
+def thin_cells(reading: Reading, epsilon: float) -> None:
     """Run SemDeDup inside k-means cells."""
-    options = curation.recipe.semdedup
-    cluster(curation, "semdedup", options.clusters, ["features"], before_semdedup=True)
-    buckets = -(-sum(curation.run_directory.rows("features")) // MEMBERS_PER_UNIT)
-    common = {
-        "buckets": buckets,
-        "epsilon": options.epsilon,
-        "keep": options.keep,
-        "seed": curation.recipe.seed,
-    }
-    curation.parallel(
-        "semdedup",
-        retrieve.drop_semantic_duplicates,
-        [{"bucket": b, **common} for b in range(buckets)],
-        ["features", "semdedup-kmeans", "semdedup-cells"],
-        "buckets of cells",
-    )
+    options, seed = reading.recipe.semdedup, reading.recipe.seed
+    cluster(reading, "semdedup", options.clusters, ["features"], before_semdedup=True)
+    buckets = -(-sum(reading.run.rows("features")) // MEMBERS_PER_UNIT)
+    jobs = [balance.ThinCells(bucket, buckets, epsilon, options.keep, seed) for bucket in range(buckets)]
+    inputs = ["features", "semdedup-kmeans", "semdedup-cells"]
+    reading.stages.parallel("semdedup", balance.drop_semantic_duplicates, jobs, inputs, "buckets of cells")
 
 
 def cluster(
-    curation: Curation, prefix: str, count: int, inputs: Sequence[str], refine: int = 0, before_semdedup: bool = False
+    reading: Reading, prefix: str, count: int, inputs: Sequence[str], refine: int = 0, before_semdedup: bool = False
 ) -> str:
     """Train k-means, refine it over the whole pool on request, assign everything; returns the centroids' stage."""
-    options, early = curation.recipe.retrieval, {"before_semdedup": before_semdedup}
-    centroids, cells = f"{prefix}-kmeans", f"{prefix}-cells"
-    curation.serial(
-        centroids,
-        retrieve.train,
-        inputs,
-        clusters=count,
-        iterations=options.iterations,
-        sample=options.sample,
-        seed=curation.recipe.seed,
-        before_semdedup=before_semdedup,
-    )
-    blocks = feature_blocks(curation)
-    cells_found = curation.run_directory.rows(centroids)[0]
-    for passed in range(refine if cells_found else 0):
-        common = {"centroids": centroids, **early}
-        units = [{"block": block, **common} for block in blocks]
-        refined = f"{prefix}-refined-{passed:02d}"
-        curation.parallel(
-            f"{prefix}-lloyd-{passed:02d}",
-            retrieve.lloyd,
-            units,
-            [centroids, *inputs],
-            "blocks",
-            combine=Combine(MergeLloyd(), refined, retrieve.finish_lloyd, {"centroids": centroids}),
-        )
-        centroids = refined
-    units = [{"block": block, "centroids": centroids, **early} for block in blocks]
-    curation.parallel(cells, retrieve.assign, units, [centroids, *inputs], "blocks", cores="idle")
+    options, centroids = reading.recipe.retrieval, f"{prefix}-kmeans"
+    job = clusters.TrainCells(count, options.iterations, options.sample, reading.recipe.seed, before_semdedup)
+    reading.stages.serial(centroids, clusters.train, inputs, job)
+    if reading.run.rows(centroids)[0]:
+        for number in range(refine):
+            refined = f"{prefix}-refined-{number:02d}"
+            jobs = _assign_jobs(reading, centroids, before_semdedup)
+            reading.stages.parallel(
+                f"{prefix}-lloyd-{number:02d}",
+                clusters.lloyd,
+                jobs,
+                [centroids, *inputs],
+                "blocks",
+                combine=Combine(MergeLloyd(), refined, clusters.finish_lloyd, clusters.FinishLloyd(centroids)),
+            )
+            centroids = refined
+    jobs = _assign_jobs(reading, centroids, before_semdedup)
+    reading.stages.parallel(f"{prefix}-cells", clusters.assign, jobs, [centroids, *inputs], "blocks", cores="idle")
     return centroids
 
 
-def retrieve_by_seeds(curation: Curation) -> None:
+def _assign_jobs(reading: Reading, centroids: str, before_semdedup: bool) -> list[clusters.AssignBlock]:
+    return [clusters.AssignBlock(block, centroids, before_semdedup) for block in feature_blocks(reading)]
+
+
+def candidate_stages(reading: Reading) -> list[str]:
+    """Return the names of the stages that decide which images can be retrieved or drawn."""
+    return ["features", *(name for name in ("semdedup",) if name in reading.stages.digests)]
+
+
+def retrieve_by_seeds(reading: Reading, encoder: PlannedEncoder) -> None:
     """Retrieve for every seed set in its mode, and merge."""
-    recipe = curation.recipe
-    curation.embed_role("seeds", recipe.encoder.retrieval)
-    curation.check_readable("seeds", "leave --seeds out to keep all")
-    inputs = ["features", "seeds", *[name for name in ("semdedup",) if name in curation.digests]]
-    centroids = ""
-    if any(seeds.mode == "cluster" for seeds in recipe.seeds):
-        centroids = cluster(curation, "pool", recipe.retrieval.clusters, inputs, recipe.retrieval.refine)
-    index: list[str] = []
-    approximate = None
-    if recipe.retrieval.index == "ivfpq" and any(seeds.mode == "sample" for seeds in recipe.seeds):
-        approximate, index = {"probes": recipe.retrieval.probes, "seed": recipe.seed}, ["search-index"]
-        curation.serial(
-            "search-index",
-            retrieve.train_search_index,
-            inputs,
-            sample=recipe.retrieval.sample,
-            seed=recipe.seed,
-            cells=recipe.retrieval.index_cells,
-            code_bytes=recipe.retrieval.code_bytes,
-        )
+    recipe = reading.recipe
+    reading.embed_role("seeds", encoder)
+    reading.check_readable("seeds", "leave --seeds out to keep all")
+    features, *semdedup = candidate_stages(reading)
+    inputs = [features, "seeds", *semdedup]
+    modes = {seeds.mode for seeds in recipe.seeds}
+    centroids, approximate = "", None
+    if "cluster" in modes:
+        centroids = cluster(reading, "pool", recipe.retrieval.clusters, inputs, recipe.retrieval.refine)
+    if "sample" in modes:
+        approximate = train_search_index(reading, inputs)
     for number, seeds in enumerate(recipe.seeds):
-        cap = seeds.cap or recipe.retrieval.cap
         if seeds.mode == "cluster":
-            curation.serial(
-                f"retrieved-{number}",
-                retrieve.retrieve_by_cluster,
-                ["seeds", centroids, "pool-cells"],
-                set=number,
-                centroids=centroids,
-                seed=recipe.seed,
-                cap=cap,
-                min_seeds=recipe.retrieval.min_seeds,
-                per_cell=recipe.retrieval.per_cell,
-            )
-            continue
-        k = seeds.k or recipe.retrieval.k
-        common = {"set": number, "k": k, "approximate": approximate}
-        units = [{**common, "block": block} for block in feature_blocks(curation)]
-        curation.parallel(f"nearest-{number}", retrieve.nearest, units, [*inputs, *index], "blocks", cores="idle")
-        curation.serial(
-            f"retrieved-{number}",
-            retrieve.retrieve_by_sample,
-            [f"nearest-{number}"],
-            set=number,
-            k=k,
-            cap=cap,
-            seed=recipe.seed,
-        )
-    curation.serial(
-        "retrieved",
-        retrieve.merge_retrieved,
-        [f"retrieved-{number}" for number in range(len(recipe.seeds))],
-        sets=list(range(len(recipe.seeds))),
-    )
+            retrieve_by_cluster(reading, number, seeds, centroids)
+        else:
+            retrieve_by_sample(reading, number, seeds, inputs, approximate)
+    numbers = tuple(range(len(recipe.seeds)))
+    stages = [f"retrieved-{number}" for number in numbers]
+    reading.stages.serial("retrieved", retrieve.merge_retrieved, stages, retrieve.MergeSets(numbers))
 
 
-def balance(curation: Curation) -> None:
+def train_search_index(reading: Reading, inputs: Sequence[str]) -> retrieve.Approximate | None:
+    """Train the index of an approximate search; None where the search is exact."""
+    options, seed = reading.recipe.retrieval, reading.recipe.seed
+    if options.index == "exact":
+        return None
+    job = retrieve.TrainIndex(options.sample, options.index_cells, options.code_bytes, seed)
+    reading.stages.serial("search-index", retrieve.train_search_index, inputs, job)
+    return retrieve.Approximate(options.probes, seed)
+
+
+def retrieve_by_cluster(reading: Reading, number: int, seeds: SeedSet, centroids: str) -> None:
+    """Draw from the cells that hold enough seeds of a set."""
+    options, cap = reading.recipe.retrieval, seeds.cap or reading.recipe.retrieval.cap
+    job = clusters.RetrieveCells(number, centroids, options.min_seeds, options.per_cell, cap, reading.recipe.seed)
+    inputs = ["seeds", centroids, "pool-cells"]
+    reading.stages.serial(f"retrieved-{number}", clusters.retrieve_by_cluster, inputs, job)
+
+
+def retrieve_by_sample(
+    reading: Reading, number: int, seeds: SeedSet, inputs: Sequence[str], approximate: retrieve.Approximate | None
+) -> None:
+    """Take the k images nearest to every seed of a set."""
+    options = reading.recipe.retrieval
+    k, cap, nearest = seeds.k or options.k, seeds.cap or options.cap, f"nearest-{number}"
+    jobs = [retrieve.SearchBlock(number, block, k, approximate) for block in feature_blocks(reading)]
+    index = ["search-index"] if approximate else []
+    reading.stages.parallel(nearest, retrieve.nearest, jobs, [*inputs, *index], "blocks", cores="idle")
+    job = retrieve.RetrieveNearest(number, k, cap, reading.recipe.seed)
+    reading.stages.serial(f"retrieved-{number}", retrieve.retrieve_by_sample, [nearest], job)
+
+
+def draw_balanced(reading: Reading, target: int) -> None:
     """Draw a balanced sample from hierarchical k-means."""
-    options = curation.recipe.balance
-    inputs = ["features", *[name for name in ("semdedup",) if name in curation.digests]]
-    cluster(curation, "balance", options.levels[0], inputs)
-    curation.serial(
-        "balanced",
-        retrieve.draw_balanced,
-        ["balance-kmeans", "balance-cells"],
-        seed=curation.recipe.seed,
-        **options.model_dump(include={"target", "levels", "resamples", "leaves"}, mode="json"),
-    )
+    options = reading.recipe.balance
+    cluster(reading, "balance", options.levels[0], candidate_stages(reading))
+    job = balance.DrawBalanced(target, options.levels, options.resamples, options.leaves, reading.recipe.seed)
+    reading.stages.serial("balanced", balance.draw_balanced, ["balance-kmeans", "balance-cells"], job)

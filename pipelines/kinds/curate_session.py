@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from rich.console import Console
 
-from granary.curation.errors import UserError
 from granary.curation.hub.card import CURATED
 from granary.curation.recipe import CurateRecipe
 from granary.curation.report import RunView, build_report
 from granary.curation.runs import summary
-from granary.curation.runs.lookup import ROLES, Files, ledger_tables, open_run
-from granary.curation.sources.files import absolute
+from granary.curation.runs.facts import Facts, SetCount, read_facts
+from granary.curation.runs.lookup import Files, ledger_tables, open_run
+from granary.curation.runs.run import Run
 from granary.curation.store import schema, storage
 from granary.pipelines.engine.recipe import dump_recipe
-from granary.pipelines.engine.session import Session, read_facts, writable
+from granary.pipelines.engine.session import Session, writable
+from granary.pipelines.engine.stages import Stages
 from granary.pipelines.engine.units import Engine
-from granary.pipelines.kinds.curate import Curation, prepared
+from granary.pipelines.kinds.curate import Curation
+from granary.pipelines.kinds.curate_reading import Reading, prepare
 
 
-def curate(recipe: CurateRecipe, engine: Engine, console: Console | None = None) -> dict[str, Any]:
+def curate(recipe: CurateRecipe, engine: Engine, console: Console | None = None) -> Facts:
     """Curate; finished work of an earlier, interrupted run of the same recipe is kept.
 
     Args:
@@ -34,21 +34,20 @@ def curate(recipe: CurateRecipe, engine: Engine, console: Console | None = None)
     Raises:
         UserError: the recipe cannot be run, or a work unit failed.
     """
-    recipe, fingerprints = prepared(recipe)
-    _check_apart(recipe)
-    sources = {role: getattr(recipe, role) for role in ROLES}
-    session = Session.begin(recipe, "curate", engine, console, sources, ("pool", _pool_paths))
-    curation = Curation(session.runner, recipe, fingerprints)
+    prepared = prepare(recipe)
+    recipe = prepared.recipe
+    session = Session.begin(recipe, "curate", engine, console, recipe.sources, ("pool", _pool_paths))
+    curation = Curation(Reading(Stages(session.runner), prepared))
     with writable(recipe.out):
         curation.run()
         facts = session.finish(
             {"default": schema.curated_features()},
             _summarise(curation),
-            {"default": curation.markers["shards"]},
+            {"default": curation.stages.markers["shards"]},
             CURATED,
             recipe.decode,
         )
-        write_report(session.run.url, facts)
+        _write_report(session.run, recipe, facts)
     session.print_table(facts, [("ledger", "ledger")])
     return facts
 
@@ -57,43 +56,33 @@ def _pool_paths(recipe: CurateRecipe) -> str:
     return ", ".join(source.path for source in recipe.pool)
 
 
-def _check_apart(recipe: CurateRecipe) -> None:
-    """Refuse a run directory inside a folder of images: the next run would read it as images."""
-    out = absolute(recipe.out).rstrip("/") + "/"
-    for source in (*recipe.pool, *recipe.seeds, *recipe.references):
-        if source.path.endswith("/") and out.startswith(source.path):
-            raise UserError(f"out: {recipe.out} lies inside {source.name} ({source.path}); give a folder beside it")
-
-
-def _summarise(curation: Curation) -> dict[str, Any]:
-    recipe, run, markers = curation.recipe, curation.run_directory, curation.markers
+def _summarise(curation: Curation) -> dict[str, object]:
+    prepared, run, markers = curation.prepared, curation.run_directory, curation.stages.markers
     return {
-        "input_fingerprint": curation.digests["pool"],
+        "input_fingerprint": curation.stages.digests["pool"],
         "order": curation.order,
         "flow": summary.flow(markers["ledger"], run),
-        "sources": summary.source_counts(recipe, markers, run),
-        "thresholds": {"dedup": recipe.dedup.threshold, "leaks": recipe.leaks.threshold},
-        "removed_at": summary.removed_at(run, recipe.dedup.threshold or 0),
-        "leak_audit": summary.leak_audit(run, recipe),
+        "sources": summary.source_counts(prepared.recipe, markers, run),
+        "thresholds": {"dedup": prepared.dedup_threshold, "leaks": prepared.leak_threshold},
+        "removed_at": summary.removed_at(run, prepared.dedup_threshold),
+        "leak_audit": summary.leak_audit(run, prepared.recipe),
         "retrieval": _retrieval(curation),
         "notes": _notes(curation),
     }
 
 
-def _retrieval(curation: Curation) -> list[dict[str, Any]]:
-    rows = []
+def _retrieval(curation: Curation) -> list[SetCount]:
+    """Return what each seed set retrieved, and of an approximate search the mean recall of its blocks."""
+    rows, markers = [], curation.stages.markers
     for number, seeds in enumerate(curation.recipe.seeds):
-        counters = curation.markers[f"retrieved-{number}"][0].counters
-        blocks = [marker.counters for marker in curation.markers.get(f"nearest-{number}", [])]
+        counted = markers[f"retrieved-{number}"][0].counters
+        seed_count, retrievals, distinct = (counted.get(key, 0) for key in ("seeds", "retrievals", "distinct"))
+        row = SetCount(set=seeds.name, mode=seeds.mode, seeds=seed_count, retrievals=retrievals, distinct=distinct)
+        blocks = [marker.counters for marker in markers.get(f"nearest-{number}", [])]
         measured = [block["recall_millionths"] / 1e6 for block in blocks if "recall_millionths" in block]
-        rows.append(
-            {
-                "set": seeds.name,
-                "mode": seeds.mode,
-                **{key: counters.get(key, 0) for key in ("seeds", "retrievals", "distinct")},
-                **({"recall": round(sum(measured) / len(measured), 4)} if measured else {}),
-            }
-        )
+        if measured:
+            row["recall"] = round(sum(measured) / len(measured), 4)
+        rows.append(row)
     return rows
 
 
@@ -114,10 +103,13 @@ def _notes(curation: Curation) -> list[str]:
     return notes
 
 
-def write_report(url: str, facts: dict[str, Any] | None = None) -> str:
-    """Write report/index.html of a run directory; returns its URL."""
+def write_report(url: str) -> str:
+    """Write report/index.html of a finished run again; returns its URL."""
     run, recipe = open_run(url)
-    facts = facts or read_facts(url)
+    return _write_report(run, recipe, read_facts(url))
+
+
+def _write_report(run: Run, recipe: CurateRecipe, facts: Facts) -> str:
     files = Files(run, recipe.decode.max_bytes)
     view = RunView(facts, dump_recipe(recipe), lambda: ledger_tables(run), files.read, files.seed_uri, recipe.decode)
     target = run.path("report", "index.html")

@@ -25,11 +25,12 @@ from granary.curation.dense.schema import image_features, pair_features
 from granary.curation.dense.steps import outputs, pairs, records, shards, texts
 from granary.curation.encoders.inference import fingerprint
 from granary.curation.errors import UserError
+from granary.curation.runs.facts import Facts, read_facts, read_recipe
 from granary.curation.runs.run import Marker, NoJob, Run, digest
-from granary.curation.sources import Source, files, listing
+from granary.curation.sources import Source, check_apart, files, listing
 from granary.curation.store import storage
 from granary.pipelines.engine.recipe import dump_recipe
-from granary.pipelines.engine.session import Session, read_facts, read_recipe, writable
+from granary.pipelines.engine.session import Session, writable
 from granary.pipelines.engine.stages import Stages
 from granary.pipelines.engine.units import Engine
 
@@ -154,7 +155,7 @@ class Pack(Stages):
         return pairs.CutPairs(unit, packed.sha256, written.sha256, recipe.crops, recipe.decode, recipe.shards.row_group)
 
 
-def pack(recipe: PackRecipe, engine: Engine, console: Console | None = None) -> dict[str, Any]:
+def pack(recipe: PackRecipe, engine: Engine, console: Console | None = None) -> Facts:
     """Pack annotated images; finished work of an earlier, interrupted run of the same recipe is kept.
 
     Args:
@@ -206,7 +207,7 @@ def write_report(url: str) -> str:
     return _write_report(Run(url.rstrip("/")), recipe, facts)
 
 
-def _write_report(run: Run, recipe: PackRecipe, facts: dict[str, Any]) -> str:
+def _write_report(run: Run, recipe: PackRecipe, facts: Facts) -> str:
     target = run.path("report", "index.html")
     storage.write_bytes(target, build_report(run, facts, dump_recipe(recipe), recipe.decode).encode())
     return target
@@ -227,10 +228,11 @@ def prepared(recipe: PackRecipe) -> tuple[PackRecipe, dict[str, list[Source]], d
         raise UserError(f"images: {recipe.images!r} is a file; give the folder that image names are relative to")
     if recipe.format == "coco" and annotations.endswith("/"):
         raise UserError(f"annotations: {recipe.annotations!r} is a folder; coco takes an instance or a caption file")
-    out = files.absolute(recipe.out).rstrip("/") + "/"
-    for role, path in (("annotations", annotations), ("images", images)):
-        if path.endswith("/") and out.startswith(path):
-            raise UserError(f"out: {recipe.out} lies inside the folder of {role}; give another folder")
+    sources = {
+        role: [Source(name=role, path=path, kind="folder")]
+        for role, path in (("annotations", annotations), ("images", images))
+    }
+    check_apart(recipe.out, sources)
     captions = _placed("captions", recipe.captions) if recipe.captions else ""
     tokenizer = files.absolute(recipe.budget.tokenizer) if recipe.budget.tokenizer else ""
     counter = Counter(tokenizer, recipe.budget.tokens)
@@ -252,10 +254,6 @@ def prepared(recipe: PackRecipe) -> tuple[PackRecipe, dict[str, list[Source]], d
             "writer": recipe.writer.model_copy(update={"model": model}),
         }
     )
-    sources = {
-        role: [Source(name=role, path=path, kind="folder")]
-        for role, path in (("annotations", annotations), ("images", images))
-    }
     fingerprints = {"tokenizer": counter.fingerprint, "model": fingerprint(model_files(model)) if model else ""}
     return settled, sources, fingerprints, counter.unit, counter.budget
 

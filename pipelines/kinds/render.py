@@ -17,8 +17,9 @@ from typing import Any
 from rich.console import Console
 
 from granary.curation.errors import UserError
+from granary.curation.runs.facts import Facts, read_facts, read_recipe
 from granary.curation.runs.run import Run, digest
-from granary.pipelines.engine.session import Session, read_facts, read_recipe, writable
+from granary.pipelines.engine.session import Session, writable
 from granary.pipelines.engine.stages import Stages
 from granary.pipelines.engine.units import Engine
 from granary.synth.pug import steps
@@ -97,7 +98,7 @@ def service_of(recipe: RenderRecipe, engine: Engine) -> dict[str, Any]:
 
 def render(
     recipe: RenderRecipe, engine: Engine, console: Console | None = None, dry_run: bool = False
-) -> dict[str, Any]:
+) -> Mapping[str, Any]:
     """Render; finished work of an earlier, interrupted run of the same recipe is kept.
 
     Args:
@@ -144,7 +145,7 @@ def described(work: Planned, engine: Engine) -> dict[str, Any]:
         raise UserError(f"renderer: no UnrealCV server answers at {where}: {error}") from None
 
 
-def _print_plan(work: Planned, engine: Engine) -> dict[str, Any]:
+def _print_plan(work: Planned, engine: Engine) -> dict[str, int]:
     """Print the number of rows, the first few, and what the embedded world could not show."""
     rows = len(work.plan)
     print(f"{work.recipe.name}: {rows:,} rows")
@@ -161,7 +162,7 @@ def _print_plan(work: Planned, engine: Engine) -> dict[str, Any]:
     return {"rows": rows}
 
 
-def _finish(session: Session, rendering: Rendering, said: Mapping[str, Any]) -> dict[str, Any]:
+def _finish(session: Session[RenderRecipe], rendering: Rendering, said: Mapping[str, Any]) -> Facts:
     work, markers = rendering.work, rendering.markers
     kept, dead = (sum(marker.counters.get(status, 0) for marker in markers["ledger"]) for status in ("kept", "dead"))
     rows = len(work.plan)

@@ -18,15 +18,16 @@ from typing import Any
 import pyarrow.parquet as pq
 from rich.console import Console
 
-from granary.curation.encoders import load_encoder
+from granary.curation.encoders.planned import PlannedEncoder, encoder_of
 from granary.curation.encoders.spec import EncoderSpec
 from granary.curation.errors import UserError
-from granary.curation.sources import resolve
-from granary.curation.sources.files import absolute
+from granary.curation.runs.facts import About, Facts, read_facts, read_recipe
+from granary.curation.sources import check_apart, resolve
 from granary.curation.steps import embed
 from granary.curation.steps.listing import write_listing
 from granary.curation.store import storage
-from granary.pipelines.engine.session import Session, read_facts, read_recipe
+from granary.pipelines.engine.encoders import plan_encoder
+from granary.pipelines.engine.session import Session
 from granary.pipelines.engine.stages import Combine, Stages
 from granary.pipelines.engine.units import Engine
 from granary.pipelines.kinds.sample_gaussians import MergeGaussians
@@ -37,7 +38,8 @@ from granary.synth.feedback.report import report_facts
 from granary.synth.feedback.report import write_report as render_report
 
 DATA_UNIT = 256  # real pictures in a work unit
-CARD: dict[str, Any] = {
+BATCH = 64  # real pictures per call of the copy encoder
+CARD: About = {
     "made": "drawn by `granary sample` from a diffusion model under the feedback of a classifier. "
     "Every image is synthetic.",
     "meanings": outputs.MEANINGS,
@@ -63,13 +65,13 @@ class Sampled(Stages):
         recipe: with the sources resolved and the bound of copies filled in.
         sampler: what units need to load the sampler: plain data with its fingerprint.
         names: the classes of the generator (None when it takes none) and of the classifier, and what requests need.
-        copy_fingerprint: of the copy encoder.
+        copy_encoder: tells what resembles a real picture.
     """
 
     recipe: SampleRecipe
     sampler: Mapping[str, Any]
     names: Mapping[str, Any]
-    copy_fingerprint: str
+    copy_encoder: PlannedEncoder
 
     def run(self) -> None:
         """Run every stage that the recipe asks for and that is not finished."""
@@ -110,18 +112,12 @@ class Sampled(Stages):
 
     def read(self, role: str) -> None:
         """Read, hash, decode and describe everything the sources of a role hold."""
-        options = {
-            "encoder": self.recipe.copies.encoder,
-            "fingerprint": self.copy_fingerprint,
-            "device": self.recipe.sampling.device,
-            "batch": 64,
-            "decode": self.recipe.decode.model_dump(),
-            "max_unreadable": self.recipe.max_unreadable,
-            "filters": {},
-            "mirror": False,
-        }
+        recipe = self.recipe
+        options = embed.EmbedOptions(
+            self.copy_encoder, recipe.sampling.device, BATCH, recipe.decode, recipe.max_unreadable
+        )
         units, weights = write_listing(self.run_directory, role, DATA_UNIT)
-        self.parallel(role, embed.embed, [{**unit, **options} for unit in units], [], "images", weights)
+        self.parallel(role, embed.embed, [embed.EmbedUnit(unit, options) for unit in units], [], "images", weights)
 
     def check_cells(self) -> dict[str, list[int | None]]:
         """Return for each class its indices [in the generator or None, in the classifier].
@@ -192,8 +188,7 @@ class Sampled(Stages):
         unguided = {**common, "sampler": plain, "pairs": recipe.pairs}
         self.parallel("unguided", drawing.draw_unguided, [unguided], before, "samples", [min(recipe.pairs, sum(rows))])
         compare = {
-            "encoder": recipe.copies.encoder,
-            "fingerprint": self.copy_fingerprint,
+            "encoder": self.copy_encoder,
             "device": recipe.sampling.device,
             "threshold": recipe.copies.threshold,
             "drop": recipe.copies.drop,
@@ -227,7 +222,7 @@ def _group_rows(url: str) -> list[int]:
         return [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)] if metadata.num_rows else []
 
 
-def sample(recipe: SampleRecipe, engine: Engine, console: Console | None = None) -> dict[str, Any]:
+def sample(recipe: SampleRecipe, engine: Engine, console: Console | None = None) -> Facts:
     """Draw what the classes lack; finished work of an earlier, interrupted run of the same recipe is kept.
 
     Args:
@@ -241,10 +236,10 @@ def sample(recipe: SampleRecipe, engine: Engine, console: Console | None = None)
     Raises:
         UserError: the recipe cannot be run, or a work unit failed.
     """
-    recipe, sampler, names, fingerprint = prepared(recipe)
+    recipe, sampler, names, copy_encoder = prepared(recipe)
     sources = {"data": recipe.data, "holdout": recipe.holdout}
     session = Session.begin(recipe, "sample", engine, console, sources, ("data", _paths))
-    run = Sampled(session.runner, recipe, sampler, names, fingerprint)
+    run = Sampled(session.runner, recipe, sampler, names, copy_encoder)
     run.run()
     found = report_facts(session.run, steps.read_cells(session.run), recipe)
     facts = session.finish(
@@ -259,30 +254,26 @@ def sample(recipe: SampleRecipe, engine: Engine, console: Console | None = None)
     return facts
 
 
-def prepared(recipe: SampleRecipe) -> tuple[SampleRecipe, dict[str, Any], dict[str, Any], str]:
+def prepared(recipe: SampleRecipe) -> tuple[SampleRecipe, dict[str, Any], dict[str, Any], PlannedEncoder]:
     """Resolve sources and load both models once, before any work.
 
     Returns:
         The recipe with absolute sources and the bound of copies filled in; what units need to load the sampler; the
-        names of classes and what requests need; the fingerprint of the copy encoder.
+        names of classes and what requests need; the copy encoder.
 
     Raises:
         UserError: a source is not there, or a model cannot be loaded.
     """
     roles = {role: [resolve(source) for source in getattr(recipe, role)] for role in ("data", "holdout")}
-    out = absolute(recipe.out).rstrip("/") + "/"
-    for source in (*roles["data"], *roles["holdout"]):
-        if source.path.endswith("/") and out.startswith(source.path):
-            raise UserError(f"out: {recipe.out} lies inside {source.name} ({source.path}); give a folder beside it")
+    check_apart(recipe.out, roles)
     by_folder = "(?P<class>" not in recipe.plan.groups.pattern
     roles["data"] = [
         source.model_copy(update={"labels": "folder"}) if source.kind == "folder" and by_folder else source
         for source in roles["data"]
     ]
-    copy = load_encoder(recipe.copies.encoder, recipe.sampling.device)
-    threshold = recipe.copies.threshold or copy.copy_threshold
-    encoder = EncoderSpec.parse(recipe.copies.encoder).anywhere
-    copies = recipe.copies.model_copy(update={"encoder": encoder, "threshold": threshold})
+    copy = plan_encoder(recipe.copies.encoder, recipe.sampling.device)
+    threshold = recipe.copies.threshold or encoder_of(copy, recipe.sampling.device).copy_threshold
+    copies = recipe.copies.model_copy(update={"encoder": copy.spec, "threshold": threshold})
     models = {"model": _anywhere(recipe.model), "classifier": _anywhere(recipe.classifier)}
     options = {
         **models,
@@ -293,7 +284,7 @@ def prepared(recipe: SampleRecipe) -> tuple[SampleRecipe, dict[str, Any], dict[s
     loaded = drawing.load_sampler({**options, "guidance": {**options["guidance"], "criterion": "entropy"}})
     names = {"model": loaded.classes, "classifier": loaded.classifier_classes, "needs": loaded.needs}
     options["models"] = loaded.models
-    return recipe.model_copy(update={**roles, **models, "copies": copies}), options, names, copy.fingerprint
+    return recipe.model_copy(update={**roles, **models, "copies": copies}), options, names, copy
 
 
 def _anywhere(model: str) -> str:

@@ -17,10 +17,11 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
+from granary.curation.encoders.planned import encoder_of
 from granary.curation.runs.run import Output, Run, read_table
 from granary.curation.runs.vectors import Layout, load
 from granary.curation.selection.search import top_k
-from granary.curation.steps.embed import encoder_of, why_dead
+from granary.curation.steps.unreadable import why_dead
 from granary.synth.feedback.guidance.options import GuidanceOptions
 from granary.synth.feedback.plan import row_seed
 from granary.synth.feedback.sampler import Drawn, Request, Sampler
@@ -204,7 +205,7 @@ def nearest_real(run: Run, arguments: Mapping[str, Any], output: Output) -> None
     """
     drawn = run.read("draw", arguments["part"], ["row_id", "status", "image"]).to_pylist()
     alive = [row for row in drawn if row["status"] == "ok"]
-    encoder = encoder_of(arguments["encoder"], arguments["device"], arguments["fingerprint"])
+    encoder = encoder_of(arguments["encoder"], arguments["device"])
     vectors = encoder.embed([Image.open(io.BytesIO(row["image"])).convert("RGB") for row in alive])
     best, indices = _nearest(vectors, Layout.of(run, "data"))
     ids = Layout.of(run, "data").take(indices, ["id"])["id"].to_pylist()

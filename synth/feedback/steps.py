@@ -20,7 +20,7 @@ from granary.curation.images.decode import DecodeError, DecodeLimits, decode
 from granary.curation.runs.run import Output, Run, read_table
 from granary.curation.runs.vectors import Layout
 from granary.curation.sources import Reader
-from granary.curation.steps.embed import check_unchanged
+from granary.curation.steps.unreadable import check_unchanged
 from granary.synth.feedback.plan import Cell, choose, class_of, group_of, needs, plan_rows, row_seed
 from granary.synth.feedback.prompts import prompt_of
 

@@ -6,6 +6,7 @@ python -m tests.benchmarks.workers [--photos 2000] [--vectors 60000] [--rounds 3
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import pathlib
@@ -22,13 +23,15 @@ from rich.console import Console
 
 from granary.curation.encoders import load_encoder
 from granary.curation.recipe import CurateRecipe
-from granary.curation.runs.run import Run, Stage, Unit
+from granary.curation.runs.run import Output, Run, Stage, Unit
 from granary.curation.runs.vectors import to_column
 from granary.curation.steps.embed import FACTS
 from granary.pipelines.engine.profiles import load_profile
 from granary.pipelines.engine.progress import Progress
+from granary.pipelines.engine.stages import Stages
 from granary.pipelines.engine.units import Engine, Runner
-from granary.pipelines.kinds.curate import Curation, prepared
+from granary.pipelines.kinds.curate import Curation
+from granary.pipelines.kinds.curate_reading import Reading, prepare
 from tests.benchmarks.pipeline import write_photos
 
 ROWS = 20_000  # vectors in one part file
@@ -56,14 +59,22 @@ def engines(workers: int) -> dict[str, Engine]:
     }
 
 
-def write_vectors(run: Run, arguments: dict, output) -> None:
+@dataclasses.dataclass(frozen=True)
+class WriteVectors:
+    """The job of `write_vectors`: number of the part, and length of a vector."""
+
+    part: int
+    dimension: int
+
+
+def write_vectors(run: Run, job: WriteVectors, output: Output) -> None:
     """Write embedded rows as the first stage leaves them: noise with a power-law spectrum, every fifth row twice."""
-    rng = np.random.default_rng(arguments["unit"])
-    rows = rng.standard_normal((ROWS, arguments["dimension"]), np.float32)
-    rows *= 1 / np.sqrt(1 + np.arange(arguments["dimension"], dtype=np.float32))
+    rng = np.random.default_rng(job.part)
+    rows = rng.standard_normal((ROWS, job.dimension), np.float32)
+    rows *= 1 / np.sqrt(1 + np.arange(job.dimension, dtype=np.float32))
     rows[::5] = rows[1::5] + 0.01 * rows[::5]
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
-    ids = [f"{arguments['unit']:08x}{row:024x}" for row in range(ROWS)]
+    ids = [f"{job.part:08x}{row:024x}" for row in range(ROWS)]
     facts = [{"uri": one, "id": one, "sha256": one * 2, "width": 9, "height": 9, "status": "ok"} for one in ids]
     output.write(pa.Table.from_pylist(facts, FACTS).append_column("embedding", to_column(rows)))
 
@@ -72,14 +83,13 @@ def child(root: pathlib.Path, vectors: int, name: str, workers: int) -> None:
     """Run the stages with one engine and print their seconds, and the processor seconds and memory of it all."""
     engine, quiet = engines(workers)[name], Progress(Console(quiet=True))
     asked = {"pool": str(root / "pool"), "out": str(root / "photos"), "shards": {"rows": 250}}
-    recipe, fingerprints = prepared(CurateRecipe.model_validate(asked))
-    photos = Curation(Measured(Run(recipe.out, {"pool": recipe.pool}), engine, quiet), recipe, fingerprints)
-    photos.run()
-    joined = Curation(Measured(Run(str(root / "vectors")), engine, quiet), recipe, fingerprints)
+    prepared = prepare(CurateRecipe.model_validate(asked))
+    photos = Stages(Measured(Run(prepared.recipe.out, prepared.recipe.sources), engine, quiet))
+    Curation(Reading(photos, prepared)).run()
+    joined = Stages(Measured(Run(str(root / "vectors")), engine, quiet))
     dimension = load_encoder("builtin:copy").dimension
-    units = [{"unit": unit, "dimension": dimension} for unit in range(vectors // ROWS)]
-    joined.parallel("pool", write_vectors, units, [])
-    joined.deduplicate()
+    joined.parallel("pool", write_vectors, [WriteVectors(part, dimension) for part in range(vectors // ROWS)], [])
+    Curation(Reading(joined, prepared)).deduplicate()
     seconds = {row["stage"]: row["seconds"] for row in photos.runner.timings if row["stage"] in ("pool", "shards")}
     seconds["join"] = next(row["seconds"] for row in joined.runner.timings if row["stage"] == "join")
     spent = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]

@@ -151,7 +151,7 @@ def test_explain_of_exact_copies_tells_of_each(run, capsys):
 
 def test_explain_refuses_what_it_does_not_know(run, tmp_path, capsys):
     assert "'pool/none.png' is neither a uri" in refused(capsys, "explain", str(run.path), "pool/none.png")
-    assert "no run directory" in refused(capsys, "explain", str(tmp_path), "pool/plain/00.png")
+    assert "not a run directory" in refused(capsys, "explain", str(tmp_path), "pool/plain/00.png")
     assert "is neither" in refused(capsys, "explain", str(run.path), "Z")
 
 
@@ -175,7 +175,7 @@ def test_report_is_written_again(run, tmp_path, capsys):
     assert "pool/leak-2.png" in text
     (copied.path / "run.json").unlink()
     assert "is not finished" in refused(capsys, "report", str(copied.path))
-    assert "no run directory" in refused(capsys, "report", str(tmp_path))
+    assert "not a run directory" in refused(capsys, "report", str(tmp_path))
 
 
 def test_help_of_every_command_imports_nothing_heavy():

@@ -20,7 +20,7 @@ from granary.curation.images.decode import DecodeError, DecodeLimits
 from granary.curation.runs.row_groups import RowGroups
 from granary.curation.runs.run import Marker, Output, Run, undigested
 from granary.curation.sources import Source, failure, files
-from granary.curation.steps.embed import FEWEST_LOST, OUTAGES, TooManyUnreadable
+from granary.curation.steps.unreadable import FEWEST_LOST, OUTAGES, TooManyUnreadable
 from granary.curation.store import schema, storage
 
 Parse = Callable[[bytes | str, str], Annotation]

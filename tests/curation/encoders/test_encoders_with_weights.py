@@ -22,6 +22,7 @@ from transformers import (
 
 from granary.curation.encoders import load_encoder
 from granary.curation.errors import UserError
+from granary.pipelines.engine.encoders import LOADERS
 from granary.training.models.vit import VisionTransformer, ViTConfig
 
 TINY = {
@@ -176,7 +177,7 @@ def test_pickled_weights_are_refused(folders: dict[str, tuple[Path, Any]], tmp_p
 def test_a_wrong_spec_is_one_clear_sentence(spec: str, words: str, folders: dict[str, tuple[Path, Any]]) -> None:
     text = spec.format(**{name: folder for name, (folder, _) in folders.items()})
     with pytest.raises(UserError, match=words) as caught:
-        load_encoder(text, "cpu")
+        load_encoder(text, "cpu", LOADERS.get(text.partition(":")[0], ""))
     assert "\n" not in str(caught.value)
 
 
@@ -229,7 +230,7 @@ def test_a_trained_model_embeds_as_it_computes(pool: str, tmp_path: Path) -> Non
     torch.manual_seed(0)
     model = VisionTransformer(ViTConfig(side=32, patch=8, width=24, depth=2, heads=2, registers=3)).eval()
     model.save(str(tmp_path))
-    encoder = load_encoder(f"granary:{tmp_path}?pool={pool}&batch=2", "cpu")
+    encoder = load_encoder(f"granary:{tmp_path}?pool={pool}&batch=2", "cpu", LOADERS["granary"])
     rows = encoder.embed(images())
     mean, deviation = torch.tensor(model.config.mean), torch.tensor(model.config.deviation)
     for row, image in zip(rows, images(), strict=True):

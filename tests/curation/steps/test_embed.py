@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from granary.curation.encoders import load_encoder
+from granary.curation.encoders.planned import plan_encoder
+from granary.curation.images.decode import DecodeLimits
 from granary.curation.runs.run import Run, Stage, Unit, close_stage, run_unit
 from granary.curation.runs.vectors import Layout, load
 from granary.curation.sources import Source, resolve
@@ -19,10 +20,8 @@ def embedded(folder: pathlib.Path, out: pathlib.Path, batch: int) -> np.ndarray:
     """Embed a folder in one unit; returns the vectors."""
     run = Run(str(out), {"pool": [resolve(Source(name="pool", path=str(folder)))]})
     units, _ = listing.write_listing(run, "pool", 100)
-    encoder = load_encoder("builtin:copy")
-    options = {"encoder": encoder.name, "fingerprint": encoder.fingerprint, "device": "cpu", "batch": batch}
-    plain = {"decode": {}, "filters": {}, "mirror": False, "max_unreadable": 1.0}
-    stage = Stage("pool", embed.embed, [Unit(0, {**units[0], **options, **plain})])
+    options = embed.EmbedOptions(plan_encoder("builtin:copy", "cpu"), "cpu", batch, DecodeLimits())
+    stage = Stage("pool", embed.embed, [Unit(0, embed.EmbedUnit(units[0], options))])
     run_unit(run, stage, stage.units[0])
     close_stage(run, stage)
     return load(Layout.of(run, "pool"), (0, 1))[1]

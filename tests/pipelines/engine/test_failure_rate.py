@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from granary.curation.sources import folder
-from granary.curation.steps.embed import FEWEST_LOST, Row, TooManyUnreadable, check_lost
+from granary.curation.steps.embed import Row
+from granary.curation.steps.unreadable import FEWEST_LOST, TooManyUnreadable, check_lost
 
 FILES, UNIT = 80, 40
 

@@ -74,7 +74,10 @@ MISTAKES = {
     "out in the pool": (["--pool", "{pool}", "--out", "{pool}/run"], ["out", "inside pool", "beside it"]),
     "out is a file": (["--pool", "{pool}", "--out", "{tmp}/list.yaml"], ["out", "list.yaml"]),
     "out below a file": (["--pool", "{pool}", "--out", "{tmp}/list.yaml/run"], ["out", "cannot write", "list.yaml"]),
-    "out holds something else": (["--pool", "{pool}", "--out", "{tmp}"], ["out", "not empty and no run directory"]),
+    "out holds something else": (
+        ["--pool", "{pool}", "--out", "{tmp}"],
+        ["out", "not empty and is not a run directory"],
+    ),
 }
 
 

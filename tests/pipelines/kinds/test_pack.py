@@ -426,7 +426,7 @@ def test_the_report_is_written_again(packed: pools.Run) -> None:
         (["--negatives.engines", "[model]", "--writer.model", "nowhere"], "writer.model: "),
         (["--crops.grow", "x"], "crops.grow: 'x' is not right"),
         (["--splits", "nowhere"], "splits: there is nothing at 'nowhere'"),
-        (["--out", "{annotations}/run"], "lies inside the folder of annotations"),
+        (["--out", "{annotations}/run"], "lies inside annotations"),
         (["--captoins", "x"], "did you mean captions?"),
     ],
 )

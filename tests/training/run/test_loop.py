@@ -25,6 +25,7 @@ from tiny_shards import sample, shape, shapes, write_shards
 
 from granary.curation.encoders import load_encoder
 from granary.curation.errors import UserError
+from granary.pipelines.engine.encoders import LOADERS
 from granary.pipelines.engine.recipe import load_recipe
 from granary.training import methods
 from granary.training.models.checkpoint import usable
@@ -229,11 +230,11 @@ def test_the_directory_holds_what_it_should(run: str, tmp_path: Path) -> None:
 def test_a_trained_model_is_an_encoder_and_has_every_name(run: str, tmp_path: Path) -> None:
     facts = train(ijepa_of(run, tmp_path))
     model = load_model(str(tmp_path))
-    encoder = load_encoder(f"granary:{tmp_path}", "cpu")
+    encoder = load_encoder(f"granary:{tmp_path}", "cpu", LOADERS["granary"])
     assert encoder.dimension == 16
     pictures = [shape(i, 16)[0] for i in range(3)]
     vectors = encoder.embed(pictures)
-    again = load_encoder(f"granary:{facts['checkpoint']}", "cpu")
+    again = load_encoder(f"granary:{facts['checkpoint']}", "cpu", LOADERS["granary"])
     assert np.array_equal(again.embed(pictures), vectors)
     assert encoder.fingerprint == again.fingerprint
     state = weights(tmp_path)

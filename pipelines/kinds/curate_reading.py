@@ -1,0 +1,116 @@
+"""What both halves of a curation share: the recipe as it will run, and how the images of a role are read."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from granary.curation.encoders.planned import PlannedEncoder, encoder_of
+from granary.curation.encoders.spec import EncoderSpec
+from granary.curation.errors import UserError
+from granary.curation.images.filters import Filters
+from granary.curation.recipe import ROLES, CurateRecipe, Role
+from granary.curation.runs.run import Run
+from granary.curation.sources import check_apart, resolve
+from granary.curation.steps import embed, listing
+from granary.pipelines.engine.encoders import plan_encoder
+from granary.pipelines.engine.stages import Stages
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """A recipe made ready before any work, once for all that reads it.
+
+    Args:
+        recipe: with absolute sources and encoders and every threshold filled in.
+        copy: tells near duplicates and leaks.
+        retrieval: tells resemblance; None where nothing is retrieved, clustered or drawn.
+        dedup_threshold: cosine above which two pictures are linked.
+        leak_threshold: cosine above which an image leaks.
+    """
+
+    recipe: CurateRecipe
+    copy: PlannedEncoder
+    retrieval: PlannedEncoder | None
+    dedup_threshold: float
+    leak_threshold: float
+
+
+def prepare(recipe: CurateRecipe) -> Prepared:
+    """Resolve the sources and load the encoders of a recipe.
+
+    Raises:
+        UserError: a source is not there, an encoder cannot be loaded, or the run would lie among its own images.
+    """
+    recipe = recipe.model_copy(update={role: [resolve(source) for source in recipe.sources[role]] for role in ROLES})
+    check_apart(recipe.out, recipe.sources)
+    device = recipe.encoder.device
+    copy, retrieval = plan_encoder(recipe.encoder.copy_, device), _retrieval_encoder(recipe)
+    facts = encoder_of(copy, device)
+    dedup, leaks = recipe.dedup.threshold or facts.copy_threshold, recipe.leaks.threshold or facts.leak_threshold
+    spec = retrieval.spec if retrieval else EncoderSpec.parse(recipe.encoder.retrieval).anywhere
+    filled = {
+        "encoder": recipe.encoder.model_copy(update={"copy_": copy.spec, "retrieval": spec}),
+        "dedup": recipe.dedup.model_copy(update={"threshold": dedup}),
+        "leaks": recipe.leaks.model_copy(update={"threshold": leaks}),
+    }
+    return Prepared(recipe.model_copy(update=filled), copy, retrieval, dedup, leaks)
+
+
+def _retrieval_encoder(recipe: CurateRecipe) -> PlannedEncoder | None:
+    """Load the retrieval encoder where the recipe asks for it."""
+    if not (recipe.seeds or recipe.semdedup.epsilon is not None or recipe.balance.target is not None):
+        return None
+    planned = plan_encoder(recipe.encoder.retrieval, recipe.encoder.device)
+    dimension, options = encoder_of(planned, recipe.encoder.device).dimension, recipe.retrieval
+    if options.index == "ivfpq" and dimension % options.code_bytes:
+        raise UserError(
+            f"retrieval.code_bytes: {options.code_bytes} does not divide {dimension}, the dimension of "
+            f"{planned.spec}; give a divisor of it"
+        )
+    return planned
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """The stages of a curation, and how it reads images.
+
+    Args:
+        stages: run so far.
+        prepared: the recipe as it runs.
+    """
+
+    stages: Stages
+    prepared: Prepared
+
+    @property
+    def recipe(self) -> CurateRecipe:
+        """The recipe, with every default filled in."""
+        return self.prepared.recipe
+
+    @property
+    def run(self) -> Run:
+        """The run directory."""
+        return self.stages.run_directory
+
+    def options(self, encoder: PlannedEncoder) -> embed.EmbedOptions:
+        """Return how a unit decodes and embeds."""
+        options, recipe = self.recipe.encoder, self.recipe
+        return embed.EmbedOptions(encoder, options.device, options.batch, recipe.decode, recipe.max_unreadable)
+
+    def embed_role(self, role: Role, encoder: PlannedEncoder, filters: Filters = embed.NO_FILTERS) -> None:
+        """Read, hash, decode and embed everything the sources of a role hold."""
+        units, weights = listing.write_listing(self.run, role, self.recipe.unit_rows)
+        if role == "pool" and not units:
+            paths = self._paths(role)
+            raise UserError(f"pool: {paths} holds no files; give a folder, shards or a list with images in it")
+        options, mirror = self.options(encoder), role == "pool" and self.recipe.dedup.mirror
+        jobs = [embed.EmbedUnit(unit, options, filters, mirror) for unit in units]
+        self.stages.parallel(role, embed.embed, jobs, [], "images", weights)
+
+    def check_readable(self, role: Role, otherwise: str) -> None:
+        """Raise UserError when the sources of an embedded role hold no readable image; `otherwise`: what helps too."""
+        if not sum(marker.counters.get("ok", 0) for marker in self.stages.markers[role]):
+            raise UserError(f"{role}: {self._paths(role)} holds no readable image; give images, or {otherwise}")
+
+    def _paths(self, role: Role) -> str:
+        return ", ".join(source.path for source in self.recipe.sources[role])
