@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import TypedDict
 
-from markupsafe import Markup
+from granary.curation.runs.facts import Facts, Timing
 
 SIZES = (10**6, 10**8, 10**9)
 QUADRATIC = ("join",)  # stages that compare every picture with every other
@@ -19,7 +19,14 @@ ASSUMPTIONS = (
 )
 
 
-def projection(facts: Mapping[str, Any]) -> list[dict[str, Any]]:
+class Projected(TypedDict):
+    """Seconds that a stage would take for each of SIZES; None where the run is too small to tell."""
+
+    stage: str
+    seconds: list[float | None]
+
+
+def projection(facts: Facts) -> list[Projected]:
     """Return seconds for SIZES items, for each stage and in all; None where the run is too small to tell.
 
     Args:
@@ -29,24 +36,19 @@ def projection(facts: Mapping[str, Any]) -> list[dict[str, Any]]:
     items = facts["flow"][0]["in"] if facts.get("flow") else 0
     if not items:
         return []
-    rows = [{"stage": row["stage"], "seconds": _scaled(row, items)} for row in facts.get("stages", [])]
-    told = [row["seconds"] for row in rows]
-    whole = [None if None in column else sum(column) for column in zip(*told, strict=True)]
-    return [*rows, {"stage": "all", "seconds": whole}]
+    rows = [Projected(stage=row["stage"], seconds=_scaled(row, items)) for row in facts.get("stages", [])]
+    whole = [_total(column) for column in zip(*(row["seconds"] for row in rows), strict=True)]
+    return [*rows, Projected(stage="all", seconds=whole)]
 
 
-def _scaled(row: Mapping[str, Any], items: int) -> list[float | None]:
+def _total(column: Sequence[float | None]) -> float | None:
+    told = [seconds for seconds in column if seconds is not None]
+    return sum(told) if len(told) == len(column) else None
+
+
+def _scaled(row: Timing, items: int) -> list[float | None]:
     quadratic = row["stage"] in QUADRATIC
     if quadratic and items < TOO_SMALL:
         return [None] * len(SIZES)
     whole = row["seconds"] * row.get("of", row["units"]) / max(1, row["units"])
     return [whole * (size / items) ** (2 if quadratic else 1) for size in SIZES]
-
-
-def cost_section(facts: Mapping[str, Any]) -> Markup:
-    """Return the section of a report that tells seconds, rate and peak memory of every stage, as HTML."""
-    from granary.curation.report import environment
-
-    template = environment().get_template("cost.html.j2")
-    stages: Sequence[Any] = facts.get("stages", [])
-    return Markup(template.render(stages=stages, projected=projection(facts), sizes=SIZES, assumptions=ASSUMPTIONS))

@@ -15,8 +15,8 @@ from granary.curation.runs.facts import Facts
 class RunView:
     """A finished run, seen through plain data and three functions.
 
-    summary: run.json as a dictionary; `flow` (stage, in, kept, dropped, dead) is the only key that must be
-        there. `seed` (0 when absent) decides which samples are pictured.
+    summary: run.json; `flow` is the only key that must be there. `seed` (0 when absent) decides which samples are
+        pictured.
     recipe: the recipe as YAML text.
     ledger: called for a fresh iterator over the ledger's tables; it is read twice.
     read: uri of a pool, seed or reference file -> its original bytes; may raise OSError or KeyError.

@@ -18,8 +18,8 @@ from granary.curation.errors import UserError
 from granary.curation.hub.card import contact_sheet_of, earlier_card, own_template, write_card
 from granary.curation.images.decode import DecodeLimits
 from granary.curation.options import RunRecipe
-from granary.curation.report import duration
 from granary.curation.report.cost import ASSUMPTIONS, SIZES, projection
+from granary.curation.report.writing import duration
 from granary.curation.runs import summary
 from granary.curation.runs.facts import About, Counts, Facts, Sitting, Timing, read_facts, read_recipe
 from granary.curation.runs.run import Marker, Run, digest

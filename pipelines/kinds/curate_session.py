@@ -7,11 +7,12 @@ from rich.console import Console
 from granary.curation.hub.card import CURATED
 from granary.curation.recipe import CurateRecipe
 from granary.curation.report import RunView, build_report
+from granary.curation.report.page import write_page
 from granary.curation.runs import summary
 from granary.curation.runs.facts import Facts, SetCount, read_facts
 from granary.curation.runs.lookup import Files, ledger_tables, open_run
 from granary.curation.runs.run import Run
-from granary.curation.store import schema, storage
+from granary.curation.store import schema
 from granary.pipelines.engine.recipe import dump_recipe
 from granary.pipelines.engine.session import Session, writable
 from granary.pipelines.engine.stages import Stages
@@ -112,6 +113,4 @@ def write_report(url: str) -> str:
 def _write_report(run: Run, recipe: CurateRecipe, facts: Facts) -> str:
     files = Files(run, recipe.decode.max_bytes)
     view = RunView(facts, dump_recipe(recipe), lambda: ledger_tables(run), files.read, files.seed_uri, recipe.decode)
-    target = run.path("report", "index.html")
-    storage.write_bytes(target, build_report(view).encode())
-    return target
+    return write_page(run, build_report(view))

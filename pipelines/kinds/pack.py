@@ -25,6 +25,7 @@ from granary.curation.dense.schema import image_features, pair_features
 from granary.curation.dense.steps import outputs, pairs, records, shards, texts
 from granary.curation.encoders.inference import fingerprint
 from granary.curation.errors import UserError
+from granary.curation.report.page import write_page
 from granary.curation.runs.facts import Facts, read_facts, read_recipe
 from granary.curation.runs.run import Marker, NoJob, Run, digest
 from granary.curation.sources import Source, check_apart, files, listing
@@ -208,9 +209,7 @@ def write_report(url: str) -> str:
 
 
 def _write_report(run: Run, recipe: PackRecipe, facts: Facts) -> str:
-    target = run.path("report", "index.html")
-    storage.write_bytes(target, build_report(run, facts, dump_recipe(recipe), recipe.decode).encode())
-    return target
+    return write_page(run, build_report(run, facts, dump_recipe(recipe), recipe.decode))
 
 
 def prepared(recipe: PackRecipe) -> tuple[PackRecipe, dict[str, list[Source]], dict[str, str], str, int]:

@@ -6,18 +6,16 @@ import base64
 import io
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
-import jinja2
 import numpy as np
 import yaml
 from PIL import Image
 
-from granary.curation.report import environment
-from granary.curation.report.cost import cost_section
+from granary.curation.report.page import render_page, write_page
 from granary.curation.report.thumbnails import jpeg, shrink
+from granary.curation.runs.facts import Facts
 from granary.curation.runs.run import Run, read_table
-from granary.curation.store import storage
 from granary.synth.feedback.outputs import sample_rows
 from granary.synth.feedback.plan import Cell
 from granary.synth.feedback.recipe import SampleRecipe
@@ -135,25 +133,18 @@ def write_report(url: str, recipe: SampleRecipe, facts: Mapping[str, Any]) -> st
         facts: run.json.
     """
     run = Run(url.rstrip("/"), {"data": recipe.data, "holdout": recipe.holdout})
-    own = jinja2.ChoiceLoader([jinja2.PackageLoader("granary.synth.feedback", "."), environment().loader])  # type: ignore[list-item]
-    html = (
-        environment()
-        .overlay(loader=own)
-        .get_template("sample.html.j2")
-        .render(
-            run=facts,
-            recipe=yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)[:100_000],
-            classes=sorted(facts["classes"], key=lambda row: (-row["real"], row["label"], row["group"]))[:CLASSES],
-            most=max((row["real"] + row["kept"] for row in facts["classes"]), default=1) or 1,
-            cost=cost_section(facts),
-            drawing=drawing(facts["trace"]),
-            pairs=list(pairs(run)),
-            closest=list(closest(run, facts["closest"], recipe)),
-        )
+    html = render_page(
+        "granary.synth.feedback",
+        "sample.html.j2",
+        cast(Facts, facts),
+        yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
+        classes=sorted(facts["classes"], key=lambda row: (-row["real"], row["label"], row["group"]))[:CLASSES],
+        most=max((row["real"] + row["kept"] for row in facts["classes"]), default=1) or 1,
+        drawing=drawing(facts["trace"]),
+        pairs=list(pairs(run)),
+        closest=list(closest(run, facts["closest"], recipe)),
     )
-    target = run.path("report", "index.html")
-    storage.write_bytes(target, html.encode("utf-8", "replace"))
-    return target
+    return write_page(run, html)
 
 
 def pairs(run: Run) -> Iterator[dict[str, Any]]:

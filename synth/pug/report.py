@@ -7,13 +7,13 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import jinja2
 import pyarrow.parquet as pq
 
 from granary.curation.images.decode import DecodeLimits
-from granary.curation.report import environment
+from granary.curation.report.page import render_page, write_page
 from granary.curation.report.survey import rank
 from granary.curation.report.thumbnails import Thumbnail, Thumbnails
+from granary.curation.runs.facts import Facts
 from granary.curation.runs.run import Run
 from granary.curation.store import storage
 
@@ -23,7 +23,7 @@ SAMPLE = 500_000  # rows looked at for the contact sheets
 Cell = tuple[str, int, int]  # shard, row group, row in it
 
 
-def write_report(run: Run, facts: Mapping[str, Any], factors: Mapping[str, Sequence[str]]) -> str:
+def write_report(run: Run, facts: Facts, factors: Mapping[str, Sequence[str]]) -> str:
     """Write report/index.html of a run; returns its URL.
 
     Args:
@@ -35,24 +35,20 @@ def write_report(run: Run, facts: Mapping[str, Any], factors: Mapping[str, Seque
     pictures = dict(_pictures(run, {cell for sheet in sheets.values() for _, _, cell in sheet}))
     thumbnail = Thumbnails(lambda uri: pictures[uri], DecodeLimits())
     dead = _dead(run)
-    html = (
-        _environment()
-        .get_template("report.html.j2")
-        .render(
-            run=facts,
-            recipe=storage.read_bytes(run.path("recipe.yaml")).decode(),
-            sheets=sheets,
-            picture=lambda cell: thumbnail(_name(cell)),
-            flow=facts["flow"][0],
-            errors=Counter(row["error"] for row in dead),
-            examples=_examples(dead),
-            quarantined=lambda row_id: _quarantined(run, row_id),
-            shown=VALUES,
-        )
+    html = render_page(
+        "granary.synth.pug",
+        "report.html.j2",
+        facts,
+        storage.read_bytes(run.path("recipe.yaml")).decode(),
+        sheets=sheets,
+        picture=lambda cell: thumbnail(_name(cell)),
+        flow=facts["flow"][0],
+        errors=Counter(row["error"] for row in dead),
+        examples=_examples(dead),
+        quarantined=lambda row_id: _quarantined(run, row_id),
+        shown=VALUES,
     )
-    target = run.path("report", "index.html")
-    storage.write_bytes(target, html.encode("utf-8", "replace"))
-    return target
+    return write_page(run, html)
 
 
 def contact_sheets(run: Run, factors: Mapping[str, Sequence[str]], seed: int) -> dict[str, list[tuple[str, int, Cell]]]:
@@ -130,11 +126,3 @@ def _examples(dead: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, 
 def _quarantined(run: Run, row_id: str) -> Thumbnail:
     """Return what a refused frame looked like."""
     return Thumbnails(lambda uri: storage.read_bytes(uri), DecodeLimits())(run.path("quarantine", f"{row_id}.png"))
-
-
-def _environment() -> jinja2.Environment:
-    """Return the report environment of granary, with this package's templates."""
-    loader = jinja2.ChoiceLoader(
-        [jinja2.PackageLoader("granary.synth.pug", "."), jinja2.PackageLoader("granary.curation.report", ".")]
-    )
-    return environment().overlay(loader=loader)

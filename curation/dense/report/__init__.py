@@ -6,17 +6,17 @@ Texts come from strangers: they are escaped, and isolated so that right-to-left 
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import jinja2
 from PIL import Image
 
 from granary.curation.dense.report.overlay import colour, drawn, hexadecimal
 from granary.curation.dense.steps.shards import shard_paths
 from granary.curation.images.decode import DecodeError, DecodeLimits, decode
-from granary.curation.report import RECIPE_CHARACTERS, environment
+from granary.curation.report.page import render_page
 from granary.curation.report.thumbnails import jpeg, shrink
+from granary.curation.runs.facts import Facts
 from granary.curation.runs.run import Run, read_groups
 from granary.curation.store.sampling import priority
 
@@ -25,7 +25,7 @@ SIDE, CROP_SIDE = 640, 160
 UNSHOWN = ("label", "source", "sha256")
 
 
-def build_report(run: Run, facts: Mapping[str, Any], recipe: str, limits: DecodeLimits) -> str:
+def build_report(run: Run, facts: Facts, recipe: str, limits: DecodeLimits) -> str:
     """Return the report of a finished run as HTML; the same run gives the same text.
 
     Args:
@@ -34,20 +34,15 @@ def build_report(run: Run, facts: Mapping[str, Any], recipe: str, limits: Decode
         recipe: as YAML.
         limits: under which pictures are decoded.
     """
-    own = environment()
-    loaders = [
-        jinja2.PackageLoader("granary.curation.dense.report", "."),
-        jinja2.PackageLoader("granary.curation.report", "."),
-    ]
-    template = own.overlay(loader=jinja2.ChoiceLoader(loaders)).get_template("pack.html.j2")
-    html = template.render(
-        run=facts,
+    return render_page(
+        "granary.curation.dense.report",
+        "pack.html.j2",
+        facts,
+        recipe,
         images=[_shown(run, place, limits) for place in chosen(run, int(facts["seed"]))],
         letters=_letters(run),
-        recipe=recipe[:RECIPE_CHARACTERS],
         limits={"masks": MASKS, "entries": ENTRIES, "letters": LETTERS},
     )
-    return html.encode("utf-8", "replace").decode("utf-8")
 
 
 def chosen(run: Run, seed: int, most: int = IMAGES) -> list[tuple[int, int]]:

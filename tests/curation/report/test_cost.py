@@ -1,6 +1,7 @@
 import pytest
 
-from granary.curation.report.cost import ASSUMPTIONS, cost_section, projection
+from granary.curation.report.cost import ASSUMPTIONS, projection
+from granary.curation.report.page import cost_section
 
 
 def facts(items, *stages):
