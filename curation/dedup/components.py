@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.sparse import csr_array
-from scipy.sparse.csgraph import breadth_first_order, minimum_spanning_tree
 from scipy.sparse.csgraph import connected_components as label_components
+from scipy.sparse.csgraph import minimum_spanning_tree
 
 Indices = NDArray[np.int64]
 Floats = NDArray[np.float32]
@@ -177,28 +177,3 @@ def tightness(representative: ArrayLike, similarity: Similarity) -> tuple[Indice
     others = np.flatnonzero(representative != np.arange(len(representative)))
     np.minimum.at(lowest, component[others], similarity(others, representative[others]))
     return heads, lowest
-
-
-def reachable(forest: Forest, roots: ArrayLike) -> tuple[Indices, Indices, Indices]:
-    """Find all vertices connected to a root, the root nearest to each in edges, and the way to it.
-
-    roots: (r,) int64; one without an edge reaches nothing. Returns vertices (v,) int64, ascending, root (v,)
-    and parent (v,), the next vertex on the path to the root; a root is its own root and parent. Of two roots
-    equally near, the one found first by a breadth-first search from the roots in ascending order is taken.
-    """
-    vertices, graph = _graph(forest)
-    starts = np.flatnonzero(np.isin(vertices, np.asarray(roots, np.int64)))
-    if not len(starts):
-        return (np.empty(0, np.int64),) * 3
-    size = len(vertices)
-    tree = graph.tocoo()
-    i = np.concatenate([tree.row, np.full(len(starts), size)])  # one more vertex, joined to all roots
-    j = np.concatenate([tree.col, starts])
-    search = csr_array((np.ones(len(i)), (i, j)), shape=(size + 1,) * 2)
-    order, parent = breadth_first_order(search, size, directed=False)
-    found = np.sort(order[order < size])
-    parent[starts] = starts
-    root = parent.copy()
-    while not np.array_equal(root[found], root[root[found]]):
-        root[found] = root[root[found]]
-    return vertices[found], vertices[root[found]], vertices[parent[found]]

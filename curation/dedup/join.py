@@ -420,17 +420,6 @@ def merge_top_k(parts: Iterable[Edges], k: int) -> Edges:
     return Edges(i[order], j[order], similarity[order])
 
 
-def knn_edges(neighbours: Edges) -> Edges:
-    """Turn nearest neighbours into the k-limited graph: {i, j} iff j in kNN(i) or i in kNN(j).
-
-    The paper's graph with k = 64 (DINOv2, section 3 and appendix A). Only neighbours above the threshold make
-    edges, so `neighbours` need hold no others. Returns i < j in lexicographic order, without repetitions.
-    """
-    i, j = np.minimum(neighbours.i, neighbours.j), np.maximum(neighbours.i, neighbours.j)
-    pairs, first = np.unique(np.stack([i, j], axis=1), axis=0, return_index=True)
-    return Edges(pairs[:, 0], pairs[:, 1], neighbours.similarity[first])
-
-
 def concatenate(parts: Iterable[Edges]) -> Edges:
     """Put edges together, in the order of the parts."""
     empty = Edges(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32))

@@ -7,7 +7,6 @@ connected components: a chain may leave several survivors, and which ones depend
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Literal
 
 import numpy as np
@@ -117,26 +116,3 @@ def _raise_highest(
     rows, columns = np.nonzero((rough >= (best - slack[later])[:, None]) & np.isfinite(rough))
     rows, columns = rows + later.start, columns + earlier.start
     np.maximum.at(highest, rows, similarities_at(vectors, vectors, rows, columns))
-
-
-def choose_epsilon(samples: Iterable[NDArray[np.float32]], fraction: float) -> float:
-    """Find the epsilon that keeps a fraction of the pool, from a sample of its cells.
-
-    Linear interpolation between the similarities of the sample, which is the paper's between two trials of
-    epsilon, made for all values at once.
-
-    Args:
-        samples: `earlier_similarity` of the cells of a sample (the paper takes 10% of the cells).
-        fraction: share of the images to keep, in [0, 1].
-
-    Returns:
-        epsilon >= 0; 0 when even that keeps less than the fraction.
-
-    Raises:
-        ValueError: the fraction is out of range or there are no images.
-    """
-    values = np.concatenate([np.asarray(sample, np.float64) for sample in samples] or [np.empty(0)])
-    if not 0 <= fraction <= 1 or not len(values):
-        raise ValueError(f"need images and a fraction between 0 and 1, got {len(values)} and {fraction}")
-    # The first item of a cell, -inf, always stays: any value below -1 keeps it first in the order.
-    return float(max(0.0, 1.0 - np.quantile(np.maximum(values, -2.0), fraction)))

@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.cluster import kmeans_plusplus
 
 from granary.curation.selection.clusters import assign
-from granary.curation.store.sampling import StratifiedSample, bounded_sample, rank_in_group
+from granary.curation.store.sampling import bounded_sample, rank_in_group
 
 
 @dataclass(frozen=True)
@@ -158,9 +158,7 @@ def share(sizes: ArrayLike, target: int, names: ArrayLike, seed: int, purpose: s
     return shares
 
 
-def allocate(
-    levels: Sequence[Level], leaf_sizes: ArrayLike, target: int, seed: int, multiplicity: int = 1
-) -> NDArray[np.int64]:
+def allocate(levels: Sequence[Level], leaf_sizes: ArrayLike, target: int, seed: int) -> NDArray[np.int64]:
     """Share a budget of samples from the top of the tree down to the leaves.
 
     A cell counts with all the samples below it, not with its direct children, so nothing is lost on the way.
@@ -170,12 +168,11 @@ def allocate(
         leaf_sizes: (n,) int64, samples in each leaf.
         target: samples wanted.
         seed: seed of the run.
-        multiplicity: how often a sample may be taken.
 
     Returns:
-        (n,) int64 budgets, at most multiplicity * leaf_sizes, with sum min(target, multiplicity * samples).
+        (n,) int64 budgets, at most leaf_sizes, with sum min(target, samples).
     """
-    sizes = [np.asarray(leaf_sizes, np.int64) * multiplicity]
+    sizes = [np.asarray(leaf_sizes, np.int64)]
     for level in levels:
         totals = np.zeros(len(level.centroids), np.int64)
         np.add.at(totals, level.parents, sizes[-1])
@@ -200,31 +197,3 @@ def _share_among_children(
             budget = int(budgets[parents[children[0]]])
             shares[children] = share(sizes[children], budget, children, seed, purpose)
     return shares
-
-
-def draw_from_leaves(
-    leaves: ArrayLike,
-    ids: ArrayLike,
-    budgets: NDArray[np.int64],
-    seed: int,
-    distances: ArrayLike | None = None,
-) -> NDArray[np.int64]:
-    """Draw the budget of every leaf: at random ("r" in the paper), or nearest the centroid first ("c").
-
-    Args:
-        leaves: (n,) int64, leaf of each sample.
-        ids: (n,) str, distinct.
-        budgets: (k,) int64 from `allocate`; beyond the size of its leaf, all members repeat equally often.
-        seed: seed of the run.
-        distances: (n,) distance to the leaf's centroid, to take the nearest; at random when not given.
-
-    Returns:
-        (sum of budgets of leaves that have samples,) int64 positions, ascending.
-    """
-    leaves = np.asarray(leaves, np.int64)
-    sizes = np.maximum(np.bincount(leaves, minlength=len(budgets)), 1)
-    rounds, rest = np.divmod(budgets, sizes)
-    once_more = StratifiedSample(rest, seed, "leaf").add(leaves, ids, np.arange(len(leaves)), distances)
-    times = rounds[leaves]
-    times[once_more.indices] += 1
-    return np.repeat(np.arange(len(leaves)), times)

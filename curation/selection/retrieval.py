@@ -129,46 +129,12 @@ class ClusterDraw:
         self.drawn.add(pool_cells, pool_ids, pool_indices)
         return self
 
-    def merge(self, other: ClusterDraw) -> ClusterDraw:
-        """Take in the draw of another part of the pool, for the same seeds."""
-        self.drawn.merge(other.drawn)
-        return self
-
-    def finish(self, cap: int | None = 1_000_000) -> ClusterRetrieved:
+    def finish(self, cap: int = 1_000_000) -> ClusterRetrieved:
         """Apply the cap of the seed set and return what it draws."""
         drawn = self.drawn
         kept = np.arange(len(drawn.ids))
-        if cap is not None and len(kept) > cap:
+        if len(kept) > cap:
             kept = bounded_sample(drawn.ids, cap, drawn.seed, "cluster cap")
         kept = kept[np.argsort(drawn.indices[kept])]
         cells = drawn.cells[kept]
         return ClusterRetrieved(drawn.indices[kept], cells, self.seed_counts[cells], len(drawn.ids))
-
-
-def cluster_retrieval(
-    seed_cells: ArrayLike,
-    pool_cells: ArrayLike,
-    pool_ids: ArrayLike,
-    min_seeds: int = 3,
-    per_cell: int = 10_000,
-    cap: int | None = 1_000_000,
-    seed: int = 0,
-) -> ClusterRetrieved:
-    """Draw from the cells that hold more than `min_seeds` seeds, see `ClusterDraw`.
-
-    Args:
-        seed_cells: (s,) int, cell of each seed.
-        pool_cells: (n,) int, cell of each pool image.
-        pool_ids: (n,) str, distinct.
-        min_seeds: a cell needs strictly more seeds than this.
-        per_cell: most images drawn from one cell.
-        cap: most images drawn by the seed set; no limit when None.
-        seed: seed of the run.
-
-    Returns:
-        The images drawn, as positions in the pool.
-    """
-    seed_cells, pool_cells = np.asarray(seed_cells, np.int64), np.asarray(pool_cells, np.int64)
-    k = int(max(seed_cells.max(initial=-1), pool_cells.max(initial=-1))) + 1
-    draw = ClusterDraw(seed_cells, k, min_seeds, per_cell, seed)
-    return draw.add(pool_cells, pool_ids, np.arange(len(pool_cells))).finish(cap)

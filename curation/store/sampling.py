@@ -73,8 +73,8 @@ def rank_in_group(groups: NDArray[np.integer]) -> NDArray[np.int64]:
 class StratifiedSample:
     """A bounded sample of every cell at once, filled from blocks of the pool in any order.
 
-    Keeps for each cell its `limits[cell]` members that come first by (key, priority, id), so that parts
-    merge associatively and commutatively to the same bytes. Without keys the draw of a cell is uniform.
+    Keeps for each cell its `limits[cell]` members that come first by (key, priority, id), so that the order of the
+    blocks changes nothing. Without keys the draw of a cell is uniform.
 
     Attributes:
         limits: (k,) int64, how many to keep of each cell.
@@ -101,19 +101,21 @@ class StratifiedSample:
     ) -> StratifiedSample:
         """Add a block: (n,) cells (below 0: none), ids, places in the pool and, optionally, sort keys."""
         cells, ids, indices = np.asarray(cells, np.int64), np.asarray(ids), np.asarray(indices, np.int64)
-        wanted = np.flatnonzero((cells >= 0) & (self.limits[cells] > 0))
-        ids = ids[wanted]
+        drawable = np.flatnonzero((cells >= 0) & (self.limits[cells] > 0))
+        ids = ids[drawable]
         key_of = np.zeros(len(cells), np.float32) if keys is None else np.asarray(keys, np.float32)
         priorities = priority(self.seed, ids, self.purpose)
-        self._keep(cells[wanted], key_of[wanted], priorities, ids.astype(str), indices[wanted])
+        self._keep(cells[drawable], key_of[drawable], priorities, ids.astype(str), indices[drawable])
         return self
 
-    def merge(self, other: StratifiedSample) -> StratifiedSample:
-        """Take in what another part of the pool kept."""
-        self._keep(other.cells, other.keys, other.priorities, other.ids, other.indices)
-        return self
-
-    def _keep(self, cells: NDArray, keys: NDArray, priorities: NDArray, ids: NDArray, indices: NDArray) -> None:
+    def _keep(
+        self,
+        cells: NDArray[np.int64],
+        keys: NDArray[np.float32],
+        priorities: NDArray[np.uint64],
+        ids: NDArray[np.str_],
+        indices: NDArray[np.int64],
+    ) -> None:
         cells, keys = np.concatenate([self.cells, cells]), np.concatenate([self.keys, keys])
         priorities = np.concatenate([self.priorities, priorities])
         ids, indices = np.concatenate([self.ids, ids]), np.concatenate([self.indices, indices])

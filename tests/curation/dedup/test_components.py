@@ -16,7 +16,6 @@ from granary.curation.dedup.components import (
     connected_components,
     merge_forests,
     preference,
-    reachable,
     representatives,
     spanning_forest,
     split_by_similarity,
@@ -166,7 +165,6 @@ def test_nothing_at_all():
     assert len(forest) == 0
     assert same(forest, merge_forests([]))
     assert [len(column) for column in connected_components(forest)] == [0, 0]
-    assert [len(column) for column in reachable(forest, [3])] == [0, 0, 0]
     assert len(representatives([], [])) == 0
     assert len(split_by_similarity([], [], lambda i, j: np.empty(0, np.float32), 0.5)) == 0
     assert len(spanning_forest([5], [5], [1.0])) == 0
@@ -231,36 +229,3 @@ def test_tightness_is_the_lowest_similarity_to_the_representative():
     assert lowest[0] == min(similarity(range(1, 10), [0] * 9))
     assert lowest[1] == min(similarity([10, 11, *range(13, 20)], [12] * 9))
     assert lowest[2:].tolist() == [1.0] * 10
-
-
-def test_leak_reaches_through_pool_images():
-    """Trap 2: u1 is linked to the reference, u2 only to u1; both are reached, and the way back is told."""
-    reference, u1, u2, alone, other = 100, 1, 2, 3, 4
-    forest = spanning_forest([u1, u2, alone], [reference, u1, other], [0.5, 0.5, 0.8])
-    vertices, root, parent = reachable(forest, [reference, 555])
-    assert vertices.tolist() == [u1, u2, reference]
-    assert root.tolist() == [reference] * 3
-    assert parent.tolist() == [reference, u1, reference]
-
-
-def test_reached_is_what_the_components_of_the_roots_hold():
-    for seed in range(60):
-        forest = spanning_forest(*random_graph(seed))
-        rng = np.random.default_rng(seed)
-        vertices, labels = connected_components(forest)
-        roots = rng.choice(vertices, min(3, len(vertices)), replace=False) if len(vertices) else np.array([1])
-        reached, root, parent = reachable(forest, rng.permutation(roots))
-        tied = np.isin(labels, labels[np.isin(vertices, roots)])
-        np.testing.assert_array_equal(reached, vertices[tied])
-        graph = networkx.Graph(zip(forest.i.tolist(), forest.j.tolist(), strict=True))
-        up = dict(zip(reached.tolist(), parent.tolist(), strict=True))
-        for vertex, end in zip(reached.tolist(), root.tolist(), strict=True):
-            nearest = min(
-                networkx.shortest_path_length(graph, vertex, r)
-                for r in roots.tolist()
-                if networkx.has_path(graph, vertex, r)
-            )
-            for _ in range(nearest):
-                assert graph.has_edge(vertex, up[vertex])
-                vertex = up[vertex]
-            assert vertex == end == up[end]

@@ -3,8 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from granary.curation.dedup.semdedup import choose_epsilon, earlier_similarity, scan_order, semdedup, stays
-from granary.curation.selection.clusters import assign
+from granary.curation.dedup.semdedup import earlier_similarity, scan_order, semdedup, stays
 from granary.curation.store.sampling import priority
 
 
@@ -131,23 +130,3 @@ def test_empty_and_single_cells():
     assert len(mask) == len(highest) == 0
     mask, highest = semdedup(unit_rows(1, 4, 1), ["a"], centroid, 0.1)
     assert (mask.tolist(), highest.tolist()) == ([True], [-np.inf])
-
-
-def test_the_chosen_epsilon_keeps_the_wanted_share():
-    rows = np.repeat(unit_rows(40, 8, 0), 25, axis=0)
-    rows += 0.15 * np.random.default_rng(1).normal(size=rows.shape).astype(np.float32)
-    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
-    cells = assign(rows, unit_rows(12, 8, 2))[0]
-    scores = [earlier_similarity(rows[cells == cell]) for cell in np.unique(cells)]
-    everything = np.concatenate(scores)
-    for fraction in (0.1, 0.3, 0.5, 0.9):
-        kept = stays(everything, choose_epsilon(scores, fraction)).mean()
-        assert abs(kept - fraction) <= 1 / len(rows) + 1e-9
-    estimate = choose_epsilon(scores[::2], 0.4)
-    assert abs(stays(everything, estimate).mean() - 0.4) < 0.06
-    assert choose_epsilon(scores, 1.0) == pytest.approx(1 - everything.max(), abs=1e-6)
-    for bad in ([], [np.empty(0, np.float32)]):
-        with pytest.raises(ValueError, match="need images"):
-            choose_epsilon(bad, 0.5)
-    with pytest.raises(ValueError, match=r"1\.5"):
-        choose_epsilon(scores, 1.5)

@@ -5,7 +5,7 @@ import hashlib
 import numpy as np
 from scipy import stats
 
-from granary.curation.selection.retrieval import ClusterDraw, capped, cluster_retrieval, sample_retrieval
+from granary.curation.selection.retrieval import ClusterDraw, capped, sample_retrieval
 from granary.curation.selection.search import top_k
 
 # DINOv2, Table 15. As is: (set, images). Sampled: (set, images, k, final). Clustered: thousands retrieved.
@@ -23,6 +23,13 @@ CLUSTERED = [
 
 def ids_of(n: int) -> np.ndarray:
     return np.array([hashlib.sha256(str(i).encode()).hexdigest()[:32] for i in range(n)])
+
+
+def cluster_retrieval(seed_cells, pool_cells, ids, min_seeds=3, per_cell=10_000, cap=1_000_000, seed=0):
+    """Draw from a pool in one block."""
+    k = int(max(np.max(seed_cells, initial=-1), np.max(pool_cells, initial=-1))) + 1
+    draw = ClusterDraw(seed_cells, k, min_seeds, per_cell, seed)
+    return draw.add(pool_cells, ids, np.arange(len(pool_cells))).finish(cap)
 
 
 def unit_rows(n: int, d: int, seed: int) -> np.ndarray:
@@ -85,19 +92,16 @@ def test_a_cell_needs_strictly_more_than_min_seeds():
     assert np.array_equal(result.seeds_in_cell, np.where(result.cells == 1, 4, 9))
 
 
-def test_cluster_draw_does_not_depend_on_blocks_order_or_workers():
+def test_cluster_draw_does_not_depend_on_blocks_or_their_order():
     rng = np.random.default_rng(0)
     ids, pool_cells, seed_cells = ids_of(600), rng.integers(0, 12, 600), rng.integers(0, 12, 60)
     whole = cluster_retrieval(seed_cells, pool_cells, ids, 4, 30, 100, seed=5)
     assert len(whole.images) == 100 < whole.retrievals
     for blocks in (1, 8, 90):
-        draws = [
-            ClusterDraw(seed_cells, 12, 4, 30, 5).add(pool_cells[part], ids[part], part)
-            for part in np.array_split(rng.permutation(600), blocks)
-        ]
-        while len(draws) > 1:
-            draws.append(draws.pop().merge(draws.pop(0)))
-        result = draws[0].finish(100)
+        draw = ClusterDraw(seed_cells, 12, 4, 30, 5)
+        for part in np.array_split(rng.permutation(600), blocks):
+            draw.add(pool_cells[part], ids[part], part)
+        result = draw.finish(100)
         for name in ("images", "cells", "seeds_in_cell", "retrievals"):
             assert np.array_equal(getattr(result, name), getattr(whole, name)), name
 
@@ -112,7 +116,7 @@ def test_the_cap_favours_no_cell():
     assert stats.ttest_1samp(from_small, 5).pvalue > 1e-3
 
 
-def test_no_cap_no_seeds_no_pool():
-    assert len(cluster_retrieval(np.repeat(0, 5), np.zeros(30), ids_of(30), cap=None).images) == 30
-    assert len(cluster_retrieval(np.empty(0), np.zeros(30), ids_of(30)).images) == 0
-    assert len(cluster_retrieval(np.zeros(9), np.empty(0), np.empty(0, dtype=str)).images) == 0
+def test_a_cell_below_its_limit_gives_all_and_no_seeds_or_no_pool_nothing():
+    assert len(cluster_retrieval(np.repeat(0, 5), np.zeros(30, int), ids_of(30)).images) == 30
+    assert len(cluster_retrieval(np.empty(0, int), np.zeros(30, int), ids_of(30)).images) == 0
+    assert len(cluster_retrieval(np.zeros(9, int), np.empty(0, int), np.empty(0, dtype=str)).images) == 0

@@ -83,14 +83,11 @@ def test_stratified_sample_is_a_bounded_sample_of_every_cell_for_any_split_and_o
         for image in np.flatnonzero(cells == cell)[bounded_sample(ids[cells == cell], limit, 9, "x")]
     }
     for blocks in (1, 3, 40):
-        parts = [
-            StratifiedSample(limits, 9, "x").add(cells[part], ids[part], part)
-            for part in np.array_split(rng.permutation(400), blocks)
-        ]
-        while len(parts) > 1:
-            parts.append(parts.pop(0).merge(parts.pop(0)))
-        assert set(zip(parts[0].cells, parts[0].indices, strict=True)) == expected
-        assert np.array_equal(ids[parts[0].indices], parts[0].ids)
+        drawn = StratifiedSample(limits, 9, "x")
+        for part in np.array_split(rng.permutation(400), blocks):
+            drawn.add(cells[part], ids[part], part)
+        assert set(zip(drawn.cells, drawn.indices, strict=True)) == expected
+        assert np.array_equal(ids[drawn.indices], drawn.ids)
 
 
 def test_stratified_sample_by_key_keeps_the_smallest_keys():
