@@ -6,7 +6,6 @@ after the other; every text says which one made it, with which version of which 
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from typing import Protocol
 from granary.curation.dense.negatives import KINDS, negatives
 from granary.curation.dense.packing import Counter, windows
 from granary.curation.dense.texts import ALSO
+from granary.curation.store.sampling import hashed
 
 WINDOWS_VERSION = "sentence-windows/1"
 
@@ -80,8 +80,7 @@ class Engine(Protocol):
 
 def seed_of(seed: int, *names: str) -> int:
     """Return a seed in [0, 2^63) from the seed of the run and names, so that order and worker do not matter."""
-    digest = hashlib.blake2b("\0".join([str(seed), *names]).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") >> 1
+    return hashed("\0".join([str(seed), *names])) >> 1
 
 
 class Given:

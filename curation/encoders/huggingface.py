@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModel, ViTImageProcessorPil
 
-from granary.curation.encoders.inference import fingerprint, probed_dimension, torch_device, unit_rows, workable
+from granary.curation.encoders.inference import fingerprint, finite_unit_rows, probed_dimension, torch_device, workable
 from granary.curation.encoders.spec import EncoderSpec
 from granary.curation.errors import UserError
 
@@ -80,7 +80,7 @@ class HuggingFaceEncoder:
         inputs = self.processor([workable(image) for image in images], return_tensors="pt")
         inputs = inputs.to(self.device)
         inputs["pixel_values"] = inputs["pixel_values"].to(self.model.dtype)
-        return unit_rows(self._pooled(inputs))
+        return finite_unit_rows(self._pooled(inputs))
 
     def _pooled(self, inputs: Any) -> torch.Tensor:
         """Return (n, d) vectors."""

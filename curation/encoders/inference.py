@@ -46,7 +46,7 @@ def normalised(image: Image.Image, mean: Sequence[float], deviation: Sequence[fl
     return (pixels - np.array(mean, np.float32)) / np.array(deviation, np.float32)
 
 
-def unit_rows(rows: torch.Tensor) -> np.ndarray:
+def finite_unit_rows(rows: torch.Tensor) -> np.ndarray:
     """Return (n, d) float32 unit rows on the CPU; what is not finite counts as 0, a zero row becomes the first axis."""
     values = np.nan_to_num(rows.float().cpu().numpy(), nan=0.0, posinf=0.0, neginf=0.0)
     norms = np.linalg.norm(values, axis=1, keepdims=True)

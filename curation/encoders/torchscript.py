@@ -19,10 +19,10 @@ from PIL import Image
 
 from granary.curation.encoders.inference import (
     fingerprint,
+    finite_unit_rows,
     normalised,
     probed_dimension,
     torch_device,
-    unit_rows,
     workable,
 )
 from granary.curation.encoders.spec import EncoderSpec
@@ -84,7 +84,7 @@ class TorchScriptEncoder:
         """Embed pictures whose target sizes agree."""
         pixels = np.stack([self._pixels(workable(image)) for image in images])  # (n, h, w, 3)
         batch = torch.from_numpy(pixels).to(self.device).permute(0, 3, 1, 2).contiguous()
-        return unit_rows(self.module(batch))
+        return finite_unit_rows(self.module(batch))
 
     def _pixels(self, image: Image.Image) -> np.ndarray:
         """Resize and normalise: (h, w, 3) float32."""

@@ -11,11 +11,12 @@ import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
-from hashlib import blake2b
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+
+from granary.curation.store.sampling import hashed
 
 Row = dict[str, Any]
 Ledger = Callable[[], Iterator[pa.Table]]
@@ -39,7 +40,7 @@ COLUMNS = [
 
 def rank(seed: int, text: str) -> int:
     """Return a 64-bit hash of (seed, text): sorting by it draws a uniform sample that can be repeated."""
-    return int.from_bytes(blake2b(text.encode(), digest_size=8, key=str(seed).encode()).digest(), "big")
+    return hashed(f"report/{seed}/{text}")
 
 
 def generalise(reason: str) -> str:

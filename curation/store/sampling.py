@@ -9,6 +9,15 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 
+def hashed(text: str) -> int:
+    """Hash one text to a number uniform over 64 bits, the same on every machine; `priority` does so for many.
+
+    Args:
+        text: names the draw and what is drawn, and holds the seed of the run.
+    """
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
+
+
 def priority(seed: int, ids: ArrayLike, purpose: str = "") -> NDArray[np.uint64]:
     """Hash (seed, purpose, id) to a number uniform over 64 bits; the smallest are drawn first.
 

@@ -7,7 +7,6 @@ a larger fill level keeps all rows of a smaller one.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -16,6 +15,7 @@ from typing import Any, NamedTuple
 
 from granary.curation.errors import UserError
 from granary.curation.runs.run import digest
+from granary.curation.store import sampling
 from granary.synth.feedback.classifiers import match_classes
 
 
@@ -72,7 +72,7 @@ def choose(items: Sequence[Any], seed: int, row: str) -> Any:
 
 def hashed(*values: Any) -> int:
     """Return a number of 64 bits, the same everywhere for the same plain values."""
-    return int.from_bytes(hashlib.blake2b(json.dumps(values).encode(), digest_size=8).digest(), "big")
+    return sampling.hashed(json.dumps(values))
 
 
 def group_of(by: str, uri: str, source: str, metadata: str | None, pattern: str = "", key: str = "") -> str | None:

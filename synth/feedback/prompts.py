@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import string
 from collections.abc import Sequence
+
+from granary.curation.store.sampling import hashed
 
 FIELDS = ("class", "group")
 
@@ -31,6 +32,6 @@ def prompt_of(templates: Sequence[str], row_id: str, name: str, group: str = "")
         name: of the class; underscores become spaces.
         group: likewise.
     """
-    number = int.from_bytes(hashlib.blake2b(f"template/{row_id}".encode(), digest_size=8).digest(), "big")
+    number = hashed(f"template/{row_id}")
     words = {"class": name.replace("_", " "), "group": group.replace("_", " ")}
     return templates[number % len(templates)].format(**words)

@@ -13,7 +13,7 @@ import torch
 from PIL import Image, ImageOps
 from safetensors import SafetensorError
 
-from granary.curation.encoders.inference import fingerprint, normalised, torch_device, unit_rows, workable
+from granary.curation.encoders.inference import fingerprint, finite_unit_rows, normalised, torch_device, workable
 from granary.curation.encoders.spec import EncoderSpec
 from granary.curation.errors import UserError
 from granary.curation.store.storage import join
@@ -58,7 +58,7 @@ class TrainedEncoder:
         """Embed one batch."""
         pixels = torch.from_numpy(np.stack([self._pixels(image) for image in images])).to(self.device)
         tokens = self.model(pixels.permute(0, 3, 1, 2).contiguous())
-        return unit_rows(tokens.cls if self.pool == "cls" else tokens.patches.mean(dim=1))
+        return finite_unit_rows(tokens.cls if self.pool == "cls" else tokens.patches.mean(dim=1))
 
     def _pixels(self, image: Image.Image) -> np.ndarray:
         """Resize, crop and normalise: (side, side, 3) float32."""

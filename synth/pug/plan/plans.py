@@ -16,6 +16,7 @@ from pydantic import Field
 
 from granary.curation.errors import UserError
 from granary.curation.options import Options
+from granary.curation.store.sampling import hashed
 from granary.synth.pug.plan.covering import TooManyTuples, covering_array
 from granary.synth.pug.plan.factors import Axis, Level, Value
 
@@ -199,8 +200,7 @@ def row_id(row: Mapping[str, Value]) -> str:
 
 def uniform(seed: int, name: str, index: int) -> float:
     """Return a number of [0, 1) from a hash of its arguments."""
-    data = hashlib.blake2b(f"{seed}/{name}/{index}".encode(), digest_size=8).digest()
-    return (int.from_bytes(data, "big") >> 11) / 2**53
+    return (hashed(f"{seed}/{name}/{index}") >> 11) / 2**53
 
 
 def permuted(index: int, size: int, key: str) -> int:
