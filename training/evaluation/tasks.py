@@ -12,7 +12,7 @@ import torch
 from granary.curation.errors import UserError
 from granary.training.data import shards
 from granary.training.evaluation.features import Features, Measured, dead_letters, features_of
-from granary.training.evaluation.subjects import resolved
+from granary.training.models.registry import resolved
 
 
 @dataclass(frozen=True)

@@ -26,9 +26,10 @@ from granary.training.data.augment import normalised, to_unit
 from granary.training.evaluation.davis import boundary_accuracy, over_time, region_similarity
 from granary.training.evaluation.features import Measured, load
 from granary.training.evaluation.scores import Scores
-from granary.training.evaluation.subjects import Subject, resolved
+from granary.training.evaluation.subjects import Subject
 from granary.training.evaluation.videos import Labels, Video, Videos
 from granary.training.models.clip_transformers import DTYPES
+from granary.training.models.registry import resolved
 
 NOTES = (
     "J and F as DAVIS defines them, without the first frame, whose mask is given, and the last.",

@@ -24,7 +24,7 @@ from granary.training.evaluation.features import (
     pieces,
 )
 from granary.training.evaluation.scores import Scores
-from granary.training.evaluation.subjects import resolved
+from granary.training.models.registry import resolved
 
 NOTES = (
     "RankMe is not centred; it compares settings of one method, not methods (Garrido et al. 2023), and it is at most "
