@@ -1,1 +1,1 @@
-"""Evaluation protocols: one module each, listed in `granary.training.evaluation.evaluate`."""
+"""Evaluation: what protocols share, and the protocols, one module each in `granary.training.evaluation.protocols`."""

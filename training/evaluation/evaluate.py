@@ -1,43 +1,22 @@
-"""`granary evaluate`: measure a model by protocols, each a module of `granary.training.evaluation`.
-
-A protocol is a function `evaluate(model, data, *, option=default, ...) -> dict[str, float | None]`: model and data as
-given on the command line, metric -> value back; `METRIC.chance` is the level of a random scorer, other names with a
-dot and counts say what a value was measured on. The options it takes are its keyword arguments; those that
-`EvaluateRecipe` has as fields are passed to every protocol that names them, further ones come under `options`.
-A module's `NOTES` are printed below its scores, and so are those of a protocol that returns
-`granary.training.evaluation.scores.Scores`.
-"""
+"""`granary evaluate`: measure a model by one or more protocols of `granary.training.evaluation.protocols`."""
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
-import functools
-import importlib
-import inspect
 import json
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pydantic
 from pydantic import Field, field_validator
 
 from granary.curation.errors import UserError
 from granary.curation.options import Options
 from granary.curation.store import storage
+from granary.training.evaluation.protocols.registry import PROTOCOLS, load_protocol
 
-PROTOCOLS = {
-    "sdci": "granary.training.evaluation.protocols.sdci:evaluate",
-    "binary-choice": "granary.training.evaluation.protocols.binary_choice:evaluate",
-    "zero-shot": "granary.training.evaluation.protocols.zeroshot:evaluate",
-    "retrieval": "granary.training.evaluation.protocols.retrieval:evaluate",
-    "knn": "granary.training.evaluation.protocols.knn:evaluate",
-    "linear": "granary.training.evaluation.protocols.linear:evaluate",
-    "few-shot": "granary.training.evaluation.protocols.fewshot:evaluate",
-    "features": "granary.training.evaluation.protocols.statistics:evaluate",
-    "factors": "granary.training.evaluation.protocols.by_factor:evaluate",
-    "video-segmentation": "granary.training.evaluation.protocols.segmentation:evaluate",
-}
-SHARED = ("split", "test_data", "device", "dtype", "batch", "limit", "seed")  # fields given to whom they concern
+if TYPE_CHECKING:  # the recipe is read, and --help printed, without torch
+    from granary.training.evaluation.protocol import Measured, Protocol
 
 
 class EvaluateRecipe(Options, frozen=True):
@@ -78,6 +57,10 @@ class EvaluateRecipe(Options, frozen=True):
 def evaluate(recipe: EvaluateRecipe, say: Callable[[str], None] = print) -> dict[str, dict[str, Any]]:
     """Run the protocols of a recipe, print their scores and write them to `out`.
 
+    Args:
+        recipe: what is measured, and how.
+        say: prints the lines of a protocol.
+
     Returns:
         protocol -> metric -> value, and "settings": the recipe, and under "used" for each protocol every option it
         went by, defaults too, and what it decided.
@@ -85,22 +68,21 @@ def evaluate(recipe: EvaluateRecipe, say: Callable[[str], None] = print) -> dict
     Raises:
         UserError: for an option that no protocol takes, or what a protocol finds wrong.
     """
-    calls = {name: (resolve(name), arguments_of(name, recipe)) for name in recipe.protocols}
-    unknown = set(recipe.options) - {key for name in recipe.protocols for key in taken(resolve(name))}
-    if unknown:
-        known = sorted({key for name in recipe.protocols for key in taken(resolve(name))} - set(SHARED))
-        raise UserError(f"options.{min(unknown)}: no such option; the options are {', '.join(known) or 'none'}")
     from granary.training.evaluation.features import shared_features
 
+    protocols = {name: load_protocol(name) for name in recipe.protocols}
+    check(recipe, protocols)
+    options = {name: protocol.read(recipe.options) for name, protocol in protocols.items()}
     results: dict[str, dict[str, Any]] = {}
     used: dict[str, dict[str, Any]] = {}
     told: set[str] = set()
     with shared_features():
-        for name, (function, arguments) in calls.items():
-            results[name], options = call(function, recipe, arguments)
-            scores = results[name]
-            used[name] = {**options, **getattr(scores, "settings", {})}
-            notes = [*notes_of(name), *getattr(scores, "notes", ())]
+        for name, protocol in protocols.items():
+            measured = measured_by(recipe, protocol)
+            scores = protocol.evaluate(measured, options[name])
+            results[name] = scores
+            used[name] = {**settings_of(measured, protocol, options[name]), **scores.settings}
+            notes = [*protocol.notes, *scores.notes]
             say(table(name, scores, tuple(note for note in notes if note not in told)))
             told.update(notes)
     results["settings"] = {**recipe.model_dump(mode="json"), "used": used}
@@ -110,55 +92,30 @@ def evaluate(recipe: EvaluateRecipe, say: Callable[[str], None] = print) -> dict
     return results
 
 
-def resolve(name: str) -> Callable[..., dict[str, Any]]:
-    """Import the function of a protocol; only those asked for are imported."""
-    module, _, function = PROTOCOLS[name].partition(":")
-    return getattr(importlib.import_module(module), function)
+def check(recipe: EvaluateRecipe, protocols: Mapping[str, Protocol[Any]]) -> None:
+    """Raise UserError for a setting that a protocol would ignore, or an option that none of them has."""
+    for name, protocol in protocols.items():
+        for key in ("split", "test_data", "limit"):
+            if getattr(recipe, key) is not None and key not in protocol.takes:
+                raise UserError(f"{key}: {name} takes no such option; leave it out")
+    unknown = [key for key in recipe.options if not any(protocol.has(key) for protocol in protocols.values())]
+    if unknown:
+        known = sorted({key for protocol in protocols.values() for key in protocol.options.model_fields})
+        raise UserError(f"options.{min(unknown)}: no such option; the options are {', '.join(known) or 'none'}")
 
 
-def notes_of(name: str) -> tuple[str, ...]:
-    """Return what a reader of the scores must know."""
-    return getattr(importlib.import_module(PROTOCOLS[name].partition(":")[0]), "NOTES", ())
+def measured_by(recipe: EvaluateRecipe, protocol: Protocol[Any]) -> Measured:
+    """Return what a recipe says of what is measured, to be handed to a protocol."""
+    from granary.training.evaluation.protocol import Measured
+
+    shared = {field.name: getattr(recipe, field.name) for field in dataclasses.fields(Measured)}
+    return Measured(**{**shared, "batch": recipe.batch or protocol.batch})
 
 
-def taken(function: Callable[..., Any]) -> dict[str, Any]:
-    """Return the options of a protocol: its keyword-only arguments and their defaults."""
-    parameters = inspect.signature(function).parameters.values()
-    return {each.name: each.default for each in parameters if each.kind is inspect.Parameter.KEYWORD_ONLY}
-
-
-def arguments_of(name: str, recipe: EvaluateRecipe) -> dict[str, Any]:
-    """Return the options to call a protocol with; raises UserError for a setting it would ignore."""
-    options = taken(resolve(name))
-    given = {key: getattr(recipe, key) for key in SHARED if getattr(recipe, key) is not None}
-    for key in ("split", "test_data", "limit"):
-        if key in given and key not in options:
-            raise UserError(f"{key}: {name} takes no such option; leave it out")
-    return {key: value for key, value in {**given, **recipe.options}.items() if key in options}
-
-
-def call(
-    function: Callable[..., Any], recipe: EvaluateRecipe, arguments: Mapping[str, Any]
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Call a protocol; an option's text becomes what its annotation asks for, or a UserError.
-
-    Returns:
-        The scores, and the options as they were understood, defaults too.
-    """
-    options: dict[str, Any] = {}
-
-    @functools.wraps(function)
-    def noted(model: str, data: str, **understood: Any) -> dict[str, Any]:
-        options.update(understood)
-        return function(model, data, **understood)
-
-    try:
-        scores = pydantic.validate_call(noted)(recipe.model, recipe.data, **arguments)
-    except pydantic.ValidationError as error:
-        problem = error.errors()[0]
-        key = ".".join(str(word) for word in problem["loc"])
-        raise UserError(f"options.{key}: {problem['input']!r} is not right: {problem['msg'].lower()}") from None
-    return scores, options
+def settings_of(measured: Measured, protocol: Protocol[Any], options: Options) -> dict[str, Any]:
+    """Return everything a protocol goes by but model and data, by name."""
+    shared = {key: getattr(measured, key) for key in ("device", "dtype", *protocol.takes)}
+    return {**options.model_dump(), **shared}
 
 
 def table(name: str, scores: Mapping[str, Any], notes: tuple[str, ...] = ()) -> str:

@@ -25,6 +25,7 @@ from granary.training.data import shards
 from granary.training.data.augment import normalised, to_unit
 from granary.training.data.crops import Crop
 from granary.training.data.loader import Dead, Part, in_order
+from granary.training.evaluation.protocol import Measured
 from granary.training.evaluation.subjects import Subject, load_subject
 from granary.training.models.clip_transformers import DTYPES
 
@@ -61,22 +62,6 @@ class Features:
         return Features(self.cls[chosen], mean, self.labels[chosen], ids, self.dead)
 
 
-@dataclass(frozen=True)
-class Measured:
-    """How features are computed: the arguments that all protocols share.
-
-    model: of `load_subject`; device, dtype: where and in which numbers; batch: pictures at once; limit: pictures of
-    each dataset at most; seed: of random weights and random crops.
-    """
-
-    model: str
-    device: str = "auto"
-    dtype: str = "float32"
-    batch: int = BATCH
-    limit: int | None = None
-    seed: int = 0
-
-
 _kept: ContextVar[dict[Any, tuple[int, Features]] | None] = ContextVar("features", default=None)
 
 
@@ -91,47 +76,49 @@ def shared_features() -> Iterator[None]:
 
 
 def features_of(
-    how: Measured, dataset: shards.Dataset, split: str | None, classes: Sequence[str] = (), layers: int = 1
+    measured: Measured, dataset: shards.Dataset, split: str | None, classes: Sequence[str] = (), layers: int = 1
 ) -> Features:
     """Return the features of a dataset's pictures, in its order; from memory inside of `shared_features`.
 
     Args:
-        how: see `Measured`.
+        measured: see `Measured`.
         dataset, split: the opened dataset, and the split it was opened for.
         classes: names of the labels; none leaves all labels at -1.
         layers: the last so many blocks, fewer where the model has fewer.
     """
-    kept, key = _kept.get(), (how, dataset.path, split, dataset.count, tuple(classes))
+    kept, key = _kept.get(), (measured, dataset.path, split, dataset.count, tuple(classes))
     asked, found = (kept or {}).get(key, (0, None))
     if found is None or asked < layers:
-        subject = load(how)
-        roomy = 4 * min(dataset.count, how.limit or dataset.count) * subject.config.width * LAYERS <= ROOM
+        subject = load(measured)
+        roomy = 4 * min(dataset.count, measured.limit or dataset.count) * subject.config.width * LAYERS <= ROOM
         asked = max(layers, LAYERS) if kept is not None and roomy else layers
-        found = extract(subject, dataset, how, classes, asked)
+        found = extract(subject, dataset, measured, classes, asked)
         if kept is not None:
             kept[key] = asked, found
     return dataclasses.replace(found, cls=found.cls[:, -layers:])
 
 
-def load(how: Measured) -> Subject:
+def load(measured: Measured) -> Subject:
     """Return the model to measure on its device. Raises UserError."""
-    if how.dtype not in DTYPES:
-        raise UserError(f"dtype: {how.dtype!r} is not right; the types are {', '.join(sorted(DTYPES))}")
-    return load_subject(how.model, torch_device(how.device), how.seed)
+    if measured.dtype not in DTYPES:
+        raise UserError(f"dtype: {measured.dtype!r} is not right; the types are {', '.join(sorted(DTYPES))}")
+    return load_subject(measured.model, torch_device(measured.device), measured.seed)
 
 
 def extract(
-    subject: Subject, dataset: shards.Dataset, how: Measured, classes: Sequence[str] = (), layers: int = 1
+    subject: Subject, dataset: shards.Dataset, measured: Measured, classes: Sequence[str] = (), layers: int = 1
 ) -> Features:
     """Run a model over a dataset: short edge to the model's side, the middle cut out, no augmentation."""
     config, found, labels, ids, dead = subject.config, [], [], [], []
-    crop, device = Crop(1, config.side, centre=True), torch_device(how.device)
-    for part in pieces(dataset, crop, ("image", "label") if classes else ("image",), classes, how):
+    crop, device = Crop(1, config.side, centre=True), torch_device(measured.device)
+    for part in pieces(dataset, crop, ("image", "label") if classes else ("image",), classes, measured):
         dead += part["dead"]
         ids += part["id"]
         if part["id"]:
             labels.append(part.get("label", torch.full((len(part["id"]),), -1)))
-            found += [encode(subject, x, device, layers, how.dtype) for x in part["image"][:, 0].split(how.batch)]
+            found += [
+                encode(subject, x, device, layers, measured.dtype) for x in part["image"][:, 0].split(measured.batch)
+            ]
     if not found:
         raise UserError(f"data: none of the {len(dead):,} pictures of {dataset.path} can be decoded: {dead[0][2]}")
     mean = torch.cat([mean for _, mean in found]) if config.class_token else None
@@ -168,10 +155,10 @@ class _Pieces(TorchDataset[Part]):
     """The row groups of a dataset, decoded: a map-style dataset, for worker processes."""
 
     def __init__(
-        self, dataset: shards.Dataset, crop: Crop, columns: Sequence[str], classes: Sequence[str], how: Measured
+        self, dataset: shards.Dataset, crop: Crop, columns: Sequence[str], classes: Sequence[str], measured: Measured
     ) -> None:
-        self.dataset, self.arguments, self.seed = dataset, (crop, columns, classes), how.seed
-        left = dataset.count if how.limit is None else how.limit
+        self.dataset, self.arguments, self.seed = dataset, (crop, columns, classes), measured.seed
+        left = dataset.count if measured.limit is None else measured.limit
         self.parts: list[tuple[shards.Group, int]] = []
         for group in dataset.groups:
             if left > 0:
@@ -188,12 +175,12 @@ class _Pieces(TorchDataset[Part]):
 
 
 def pieces(
-    dataset: shards.Dataset, crop: Crop, columns: Sequence[str], classes: Sequence[str], how: Measured
+    dataset: shards.Dataset, crop: Crop, columns: Sequence[str], classes: Sequence[str], measured: Measured
 ) -> Iterator[Part]:
     """Yield the decoded row groups of a dataset in order; large datasets are decoded by worker processes."""
-    workers = min(8, os.cpu_count() or 1) if min(dataset.count, how.limit or dataset.count) >= MANY else 0
+    workers = min(8, os.cpu_count() or 1) if min(dataset.count, measured.limit or dataset.count) >= MANY else 0
     context = ("fork" if storage.is_local(dataset.path) else "forkserver") if workers else None
-    source = _Pieces(dataset, crop, columns, classes, how)
+    source = _Pieces(dataset, crop, columns, classes, measured)
     yield from DataLoader(source, batch_size=None, num_workers=workers, multiprocessing_context=context)
 
 

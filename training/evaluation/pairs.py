@@ -25,9 +25,11 @@ from granary.training.data.augment import normalised, to_unit
 from granary.training.data.crops import Crop, cut_views
 from granary.training.data.loader import Part, read_row
 from granary.training.data.tokenizer import filled
+from granary.training.models.checkpoint import checkpoint_folder
 from granary.training.models.clip_transformers import DTYPES, THREADS, ClipModel
-from granary.training.models.clip_weights import checkpoint_folder, load_clip
+from granary.training.models.clip_weights import load_clip
 from granary.training.models.dual_encoder import DualEncoder
+from granary.training.models.registry import read_name
 
 COLUMNS = ("id", "row_id", "source")
 Dead = dict[str, str]
@@ -144,7 +146,7 @@ def load_image_text_model(source: str, device: str = "auto", dtype: str = "float
     """Return the image-text model that PATH names. Raises UserError with what is wrong."""
     if dtype not in DTYPES:
         raise UserError(f"dtype: {dtype!r} is not right; the types are {', '.join(sorted(DTYPES))}")
-    folder = None if source.startswith("hf:") else checkpoint_folder(source)
+    folder = checkpoint_folder(source) if read_name(source).way == "path" else None
     if folder is None:
         return TransformersPair(ClipModel.load(source, device, dtype))
     return TrainedPair(load_clip(folder), torch_device(device), dtype)

@@ -11,8 +11,11 @@ import torch
 
 from granary.curation.errors import UserError
 from granary.training.data import shards
-from granary.training.evaluation.features import Features, Measured, dead_letters, features_of
-from granary.training.evaluation.subjects import resolved
+from granary.training.evaluation.features import Features, dead_letters, features_of
+from granary.training.evaluation.protocol import Measured, Shared
+from granary.training.models.registry import resolved
+
+PROBE: tuple[Shared, ...] = ("split", "test_data", "batch", "limit", "seed")  # what every probe goes by
 
 
 @dataclass(frozen=True)
@@ -37,22 +40,15 @@ class Task:
         return {f"{name}.{key}": value for key, value in found.items()}
 
 
-def train_and_test(
-    how: Measured,
-    data: str,
-    split: str | None = None,
-    test_data: str | None = None,
-    holdout: float = 0.1,
-    layers: int = 1,
-    why: str = "a probe",
-) -> Task:
+def train_and_test(measured: Measured, holdout: float = 0.1, layers: int = 1, why: str = "a probe") -> Task:
     """Return the features of training and test pictures.
 
+    The split "train" of the data teaches; their split "test", or the one that is measured on, is tested. Another run
+    may be given to test on; without columns `split` both are then used whole. Where there is no column `split` in the
+    only run, ids are drawn by hash.
+
     Args:
-        how: see `Measured`.
-        data: a run; its split "train" teaches. Without a column `split`, ids are drawn by hash.
-        split: of the test pictures, "test" by default.
-        test_data: another run to test on; without columns `split` both are used whole.
+        measured: see `Measured`.
         holdout: share of the ids that is test, where it is drawn.
         layers: last blocks.
         why: who needs labels, for messages.
@@ -60,12 +56,12 @@ def train_and_test(
     Raises:
         UserError: no label column, no labels, one class, an empty split, a model that cannot be read.
     """
-    opened = list(_opened(data, split, test_data, holdout, why))
+    opened = list(_opened(measured, holdout, why))
     classes = shards.class_names([dataset for dataset, _ in opened])
     if len(classes) < 2:
         said = f"have one class, {classes[0]!r}" if classes else "are all missing"
-        raise UserError(f"data: the labels of {data} {said}; {why} needs two classes or more")
-    found = [features_of(how, dataset, part, classes, layers) for dataset, part in opened]
+        raise UserError(f"data: the labels of {measured.data} {said}; {why} needs two classes or more")
+    found = [features_of(measured, dataset, part, classes, layers) for dataset, part in opened]
     train, test = (
         labelled(features, f"{dataset.path}, split {part}" if part else dataset.path)
         for features, (dataset, part) in zip(found, opened, strict=True)
@@ -73,7 +69,7 @@ def train_and_test(
     both = zip(("train", "test"), found, strict=True)
     left_out = {f"{name}_{what}": count for name, part in both for what, count in _lost(part)}
     settings: dict[str, Any] = {
-        "model": resolved(how.model),
+        "model": resolved(measured.model),
         "train": {"data": opened[0][0].path, "split": opened[0][1]},
         "test": {"data": opened[1][0].path, "split": opened[1][1]},
         "left_out": left_out,
@@ -86,20 +82,18 @@ def train_and_test(
     return Task(train, test, classes, not set(train.ids).isdisjoint(test.ids), notes, settings)
 
 
-def _opened(
-    data: str, split: str | None, test_data: str | None, holdout: float, why: str
-) -> Iterator[tuple[shards.Dataset, str | None]]:
+def _opened(measured: Measured, holdout: float, why: str) -> Iterator[tuple[shards.Dataset, str | None]]:
     """Yield training and test dataset and the split each was opened for."""
-    needs = ("image", "label")
-    whole = shards.open_dataset(data, needs, why=why)
-    train = "train" if test_data is None or "split" in whole.columns else None
-    yield shards.open_dataset(data, needs, train, holdout, why), train
-    if test_data is not None:
-        whole = shards.open_dataset(test_data, needs, why=why)
+    needs, other, split = ("image", "label"), measured.test_data, measured.split
+    whole = shards.open_dataset(measured.data, needs, why=why)
+    train = "train" if other is None or "split" in whole.columns else None
+    yield shards.open_dataset(measured.data, needs, train, holdout, why), train
+    if other is not None:
+        whole = shards.open_dataset(other, needs, why=why)
         split = split or ("test" if "split" in whole.columns else None)
     else:
         split = split or "test"
-    yield shards.open_dataset(test_data or data, needs, split, holdout, why), split
+    yield shards.open_dataset(other or measured.data, needs, split, holdout, why), split
 
 
 def labelled(features: Features, where: str) -> Features:

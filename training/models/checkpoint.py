@@ -42,6 +42,11 @@ def usable(out: str) -> Iterator[str]:
             yield storage.join(folder, name)
 
 
+def checkpoint_folder(path: str) -> str | None:
+    """Return the checkpoint that PATH is, or the last one of the training directory that it is; None for neither."""
+    return path.rstrip("/") if storage.exists(storage.join(path, STATE)) else next(usable(path), None)
+
+
 def write_checkpoint(
     folder: str,
     config: ViTConfig,

@@ -20,6 +20,7 @@ from torch import Tensor
 from granary.curation.encoders.inference import torch_device, workable
 from granary.curation.errors import UserError
 from granary.curation.images.decode import DecodeError
+from granary.training.models.registry import read_name
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 PADDED = ("siglip", "siglip2")  # trained on texts padded to the whole context, without an attention mask
@@ -181,7 +182,12 @@ def context_of(model: Any, tokenizer: Any) -> int:
 
 def model_folder(source: str) -> str:
     """Return the folder of the weights where `source` is one, or was written by a fine-tuning; else a Hub id."""
-    folder = os.path.expanduser(source.removeprefix("hf:"))
+    name = read_name(source)
+    if name.way not in ("path", "hub"):
+        raise UserError(
+            f"model: {source!r} scores no image against a text; give a folder saved by transformers or a Hub id"
+        )
+    folder = os.path.expanduser(name.target)
     inner = os.path.join(folder, "model")
     if os.path.isfile(os.path.join(inner, "config.json")):
         return inner

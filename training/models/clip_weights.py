@@ -13,7 +13,7 @@ from granary.curation.errors import UserError
 from granary.curation.store import storage
 from granary.training.data.tokenizer import END, PAD, START
 from granary.training.models import weights
-from granary.training.models.checkpoint import STATE, Damaged, read_checkpoint, usable
+from granary.training.models.checkpoint import STATE, Damaged, read_checkpoint
 from granary.training.models.dual_encoder import KINDS, DualEncoder, DualEncoderOptions, Kind
 from granary.training.models.vit import read_config
 
@@ -35,11 +35,6 @@ HEAD = {  # in SigLIP's attention pooling; the joined matrix is made in `_poolin
     "mlp.fc2.weight": "mlp.down.weight",
     "mlp.fc2.bias": "mlp.down.bias",
 }
-
-
-def checkpoint_folder(path: str) -> str | None:
-    """Return the checkpoint that PATH is, or the last one of the training directory that it is; None for neither."""
-    return path.rstrip("/") if storage.exists(storage.join(path, STATE)) else next(usable(path), None)
 
 
 def kind_of(folder: str) -> Kind | None:

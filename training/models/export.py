@@ -8,8 +8,11 @@ from typing import Any
 
 from granary.curation.errors import UserError
 from granary.curation.store import storage
-from granary.training.models.registry import load_model
+from granary.training.models import clip_weights
+from granary.training.models.checkpoint import checkpoint_folder
+from granary.training.models.registry import load_model, read_name
 from granary.training.models.vit import ViTConfig
+from granary.training.models.weights import to_transformers
 
 
 def export(model: str, out: str) -> str:
@@ -38,10 +41,7 @@ def export(model: str, out: str) -> str:
 
 def _converted(model: str, out: str) -> tuple[Any, ViTConfig]:
     """Return the model of transformers and the architecture of its image encoder; a tokenizer goes to `out`."""
-    from granary.training.models import clip_weights
-    from granary.training.models.weights import to_transformers
-
-    folder = None if model.startswith("hf:") else clip_weights.checkpoint_folder(model)
+    folder = checkpoint_folder(model) if read_name(model).way == "path" else None
     if folder is None or clip_weights.kind_of(folder) is None:
         source = load_model(model)
         return to_transformers(source), source.config

@@ -1,20 +1,55 @@
-"""Find a model by name: PATH is a training directory (its last checkpoint), a checkpoint folder, or hf:ID_OR_PATH."""
+"""Every way to name a model, read in one place.
+
+PATH          a training directory (its last checkpoint), a checkpoint, or a folder with config.json and
+              model.safetensors
+hf:ID         a model of `transformers` by its id on the Hub or its folder
+random:WHAT   the architecture and the initial weights of WHAT: a training recipe (.yaml), a training directory, a
+              checkpoint, hf:ID, or a size such as tiny?side=32&patch=4
+pixels        no model: the picture itself, the baseline of `granary.training.evaluation.subjects`
+"""
 
 from __future__ import annotations
 
+from typing import Literal, NamedTuple
+
 import torch
+import yaml
+from pydantic import ValidationError
 from safetensors import SafetensorError
 
+from granary.curation.encoders.spec import EncoderSpec
 from granary.curation.errors import UserError
 from granary.curation.store import storage
+from granary.training.methods import load_method
 from granary.training.models.checkpoint import usable
-from granary.training.models.vit import VisionTransformer
+from granary.training.models.vit import SIZES, VisionTransformer, ViTConfig, read_config
+from granary.training.models.weights import from_transformers
+from granary.training.recipe import TrainRecipe
+
+PIXELS = "pixels"
+
+
+class ModelName(NamedTuple):
+    """A name as it was read: which way it names a model, and what follows the prefix of that way."""
+
+    way: Literal["path", "hub", "random", "pixels"]
+    target: str
+
+
+def read_name(name: str) -> ModelName:
+    """Return how NAME names a model; see the module."""
+    if name.startswith("hf:"):
+        return ModelName("hub", name.removeprefix("hf:"))
+    if name.startswith("random:"):
+        return ModelName("random", name.removeprefix("random:"))
+    return ModelName("pixels", "") if name == PIXELS else ModelName("path", name)
 
 
 def model_folder(path: str) -> str:
     """Return the folder with config.json and model.safetensors that PATH names.
 
-    Raises UserError when there is none.
+    Raises:
+        UserError: there is none.
     """
     if storage.exists(storage.join(path, "config.json")):
         return path.rstrip("/")
@@ -27,11 +62,33 @@ def model_folder(path: str) -> str:
     return folder
 
 
-def load_model(path: str, device: str | torch.device = "cpu") -> VisionTransformer:
-    """Return the model that PATH names, in evaluation mode. Raises UserError with what is wrong."""
-    if path.startswith("hf:"):
-        return _from_hub(path.removeprefix("hf:")).to(device)
-    folder = model_folder(path)
+def resolved(name: str) -> str:
+    """Return NAME, for a training directory the checkpoint that it stands for now. Raises UserError for none."""
+    return model_folder(name) if read_name(name).way == "path" else name
+
+
+def load_model(path: str, device: str | torch.device = "cpu", seed: int = 0) -> VisionTransformer:
+    """Return the Vision Transformer that a name stands for, in evaluation mode.
+
+    Args:
+        path: PATH, hf:ID or random:WHAT; see the module.
+        device: where the weights are put.
+        seed: of random weights.
+
+    Raises:
+        UserError: there is no such model; the message says what is wrong.
+    """
+    way, target = read_name(path)
+    if way == "pixels":
+        raise UserError("model: pixels is a baseline without weights; give a training directory or hf:ID_OR_PATH")
+    if way == "random":
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return _untrained(target).to(device).eval()
+    return _from_hub(target).to(device) if way == "hub" else _from_folder(model_folder(path), device)
+
+
+def _from_folder(folder: str, device: str | torch.device) -> VisionTransformer:
     try:
         return VisionTransformer.load(folder, device).eval()
     except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
@@ -43,8 +100,6 @@ def _from_hub(name: str) -> VisionTransformer:
     """Load a vision model of transformers, with safetensors only and no code of its repository."""
     from transformers import AutoConfig, AutoModel, CLIPVisionModel
 
-    from granary.training.models.weights import from_transformers
-
     try:
         kind = AutoConfig.from_pretrained(name, trust_remote_code=False).model_type
         loader = CLIPVisionModel if kind.startswith("clip") else AutoModel
@@ -53,3 +108,43 @@ def _from_hub(name: str) -> VisionTransformer:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"model: hf:{name} cannot be loaded ({reason})") from error
     return from_transformers(model)
+
+
+def _untrained(target: str) -> VisionTransformer:
+    """Return a model of the architecture that random:TARGET names, its weights drawn with torch's generator."""
+    spec = EncoderSpec.parse(f"random:{target}")
+    if spec.target in SIZES:
+        return VisionTransformer(_of_size(spec))
+    if read_name(target).way == "hub":
+        return VisionTransformer(load_model(target).config)
+    recipe = target if target.endswith((".yaml", ".yml")) else storage.join(target, "recipe.yaml")
+    if recipe == target or storage.exists(recipe):
+        return _of_recipe(recipe)
+    folder = model_folder(target)
+    try:
+        return VisionTransformer(read_config(folder))
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"model: {folder} holds no config.json of a granary model ({error})") from error
+
+
+def _of_size(spec: EncoderSpec) -> ViTConfig:
+    """Return the architecture of a size with options, for example tiny?side=32&patch=4."""
+    spec.check_options("side", "patch")
+    try:
+        return ViTConfig.named(spec.target, side=spec.positive("side", 32), patch=spec.positive("patch", 4))
+    except ValueError as error:
+        raise UserError(f"model: {spec.text} is not right: {error}") from error
+
+
+def _of_recipe(path: str) -> VisionTransformer:
+    """Return the encoder of a recipe as its method starts it."""
+    try:
+        tree = yaml.safe_load(storage.read_bytes(path))
+        tree = {"data": "none", "out": "none", **tree}  # a recipe may leave them to the command line
+        if "steps" not in tree and "epochs" not in tree:
+            tree["steps"] = 1
+        recipe = TrainRecipe.model_validate(tree)
+    except (OSError, yaml.YAMLError, TypeError, UnicodeDecodeError, ValidationError) as error:
+        raise UserError(f"model: {path} is no training recipe ({' '.join(str(error).split())})") from error
+    method = load_method(recipe.method)
+    return method.untrained(recipe.config(), method.Options.model_validate(recipe.options))

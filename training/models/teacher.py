@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from granary.curation.errors import UserError
 from granary.training.models.checkpoint import Damaged, read_checkpoint
-from granary.training.models.registry import load_model, model_folder
+from granary.training.models.registry import load_model, model_folder, read_name
 from granary.training.models.vit import VisionTransformer, ViTConfig
 
 HEADS = "method/teacher_heads."
@@ -29,7 +29,7 @@ def load_teacher(
     Raises:
         UserError: no such model, one without heads, or one that does not fit.
     """
-    if path.startswith("hf:"):
+    if read_name(path).way != "path":
         raise UserError(f"options.teacher: {path} has no heads; give a training directory of method dinov2")
     folder = model_folder(path)
     backbone = load_model(folder)

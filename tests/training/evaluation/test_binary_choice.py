@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from measuring import measure
 from places import SHARED
 from tiny_clip import caption, png, row, scene, scene_rows, tiny_clip, write_pairs
 
@@ -67,7 +68,7 @@ def test_lines_of_questions_with_a_folder(clip: ClipModel, model: str, tmp_path:
     file.write_bytes(gzip.compress("\n".join(map(json.dumps, asked)).encode()))
     folder = pictures(tmp_path / "pictures", 11)
     (folder / f"{4:012d}.png").write_bytes(b"broken")
-    scores = binary_choice.evaluate(model, str(file), images=str(folder), device="cpu", batch=4)
+    scores = measure(binary_choice, model, str(file), images=str(folder), device="cpu", batch=4)
     right = expected(clip, [q for n, q in enumerate(asked)], 11)
     del right["swap_att"][2]  # of picture 4
     for kind, wins in right.items():
@@ -97,8 +98,8 @@ def test_the_published_form_with_a_tar(model: str, tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "pictures.tar", "w") as tar:
         for file in sorted(plain.iterdir()):
             tar.add(file, file.name)
-    from_tar = binary_choice.evaluate(model, str(folder), images=str(tmp_path / "pictures.tar"), device="cpu")
-    assert from_tar == binary_choice.evaluate(model, str(lines), images=str(plain), device="cpu")
+    from_tar = measure(binary_choice, model, str(folder), images=str(tmp_path / "pictures.tar"), device="cpu")
+    assert from_tar == measure(binary_choice, model, str(lines), images=str(plain), device="cpu")
     assert from_tar["questions.without_picture"] == 0
 
 
@@ -115,7 +116,7 @@ def test_a_run_compares_the_first_summary_with_every_negative(clip: ClipModel, t
     rows.append(row("no-negative", png(scene(0)[1]), ["a red block"]))
     clip.save(str(tmp_path / "model"))
     run = write_pairs(tmp_path, rows)
-    scores = binary_choice.evaluate(str(tmp_path), run, device="cpu")
+    scores = measure(binary_choice, str(tmp_path), run, device="cpu")
     assert (scores["questions"], scores["swaps.questions"], scores["basic.questions"]) == (18, 9, 9)
     wins = 0
     for entry in read_entries(run):
@@ -128,8 +129,8 @@ def test_a_run_compares_the_first_summary_with_every_negative(clip: ClipModel, t
 def test_equal_texts_are_wrong_answers(clip: ClipModel, model: str, tmp_path: Path) -> None:
     asked = [{**question, "negative_caption": question["caption"]} for question in questions(9)]
     (tmp_path / "asked.jsonl").write_text("\n".join(map(json.dumps, asked)))
-    scores = binary_choice.evaluate(
-        model, str(tmp_path / "asked.jsonl"), images=str(pictures(tmp_path / "p", 9)), device="cpu"
+    scores = measure(
+        binary_choice, model, str(tmp_path / "asked.jsonl"), images=str(pictures(tmp_path / "p", 9)), device="cpu"
     )
     assert scores["accuracy"] == 0
 
@@ -178,7 +179,7 @@ def test_files_that_cannot_be_read_and_missing_pictures(model: str, tmp_path: Pa
         binary_choice.read_questions(str(tmp_path / "q.jsonl.gz"))
     (tmp_path / "q.jsonl").write_text(json.dumps(questions(1)[0]))
     with pytest.raises(UserError, match="images: missing"):
-        binary_choice.evaluate(model, str(tmp_path / "q.jsonl"))
+        measure(binary_choice, model, str(tmp_path / "q.jsonl"))
 
 
 # -- real questions --------------------------------------------------------------------------------------------------
@@ -195,7 +196,7 @@ def test_sugarcrepe_with_the_pictures_that_are_there(model: str, tmp_path: Path)
         keys = {name.split(".")[0] for name in members.getnames() if name.endswith(".jpg")}
     there = sum(len(own) for key, own in asked.items() if key in keys)
     assert there > 0
-    scores = binary_choice.evaluate(model, str(file), images=str(tar), device="cpu")
+    scores = measure(binary_choice, model, str(file), images=str(tar), device="cpu")
     assert scores["questions"] == 5279
     assert scores["questions.without_picture"] == 5279 - there
     assert sum(value or 0 for name, value in scores.items() if name.endswith(".questions")) == there
@@ -244,11 +245,11 @@ def test_an_unknown_protocol_is_refused_with_the_one_meant() -> None:
         EvaluateRecipe(protocols=["sdic"], model="m", data="d")
 
 
-def test_every_protocol_can_be_imported_and_takes_options_by_name() -> None:
+def test_every_protocol_can_be_imported_and_describes_its_options() -> None:
     for name in command.PROTOCOLS:
-        function = command.resolve(name)
-        assert function.__doc__
-        assert "device" in command.taken(function), name
+        protocol = command.load_protocol(name)
+        assert protocol.evaluate.__doc__
+        assert all(field.description for field in protocol.options.model_fields.values()), name
 
 
 def test_a_table_shows_what_has_no_value() -> None:

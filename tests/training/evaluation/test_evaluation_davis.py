@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from measuring import measure
 from PIL import Image
 from places import SHARED
 
@@ -17,7 +18,7 @@ from granary.curation.errors import UserError
 from granary.curation.images.decode import DecodeError
 from granary.training.evaluation.davis import boundary, boundary_accuracy, over_time, region_similarity
 from granary.training.evaluation.protocols import segmentation
-from granary.training.evaluation.protocols.segmentation import Propagation, evaluate, first_labels, full_size, propagate
+from granary.training.evaluation.protocols.segmentation import SegmentationOptions, first_labels, full_size, propagate
 from granary.training.evaluation.videos import Videos
 
 FRAMES = SHARED / "video_frames_dev.zip"
@@ -105,7 +106,7 @@ def test_statistics_over_time() -> None:
 
 def test_propagation_equals_a_triple_loop() -> None:
     generator = torch.Generator().manual_seed(0)
-    rows, columns, options = 4, 5, Propagation(before=2, radius=1, k=3, temperature=0.1)
+    rows, columns, options = 4, 5, SegmentationOptions(before=2, radius=1, k=3, temperature=0.1)
     draw = lambda: torch.nn.functional.normalize(torch.randn(rows, columns, 6, generator=generator), dim=2)  # noqa: E731
     features, frames = draw(), [draw() for _ in range(3)]
     labels = [torch.rand(rows, columns, 2, generator=generator) for _ in frames]
@@ -129,9 +130,9 @@ def test_pieces_of_a_frame_change_nothing(monkeypatch: pytest.MonkeyPatch) -> No
     generator = torch.Generator().manual_seed(1)
     features = torch.nn.functional.normalize(torch.randn(6, 7, 5, generator=generator), dim=2)
     context = [(features.flip(0), torch.rand(6, 7, 3, generator=generator))]
-    whole = propagate(features, context, Propagation())
+    whole = propagate(features, context, SegmentationOptions())
     monkeypatch.setattr(segmentation, "TARGETS", 5)
-    torch.testing.assert_close(propagate(features, context, Propagation()), whole)
+    torch.testing.assert_close(propagate(features, context, SegmentationOptions()), whole)
 
 
 def test_a_still_video_keeps_its_mask() -> None:
@@ -140,7 +141,7 @@ def test_a_still_video_keeps_its_mask() -> None:
     labels = first_labels(mask, numbers, (8, 16))
     assert labels[..., 1].sum() == 16
     features = torch.nn.functional.normalize(torch.randn(8, 16, 64, generator=torch.Generator().manual_seed(2)), dim=2)
-    same = propagate(features, [(features, labels)], Propagation(k=1))
+    same = propagate(features, [(features, labels)], SegmentationOptions(k=1))
     torch.testing.assert_close(same, labels)
     back = numbers[full_size(same, mask.shape).argmax(dim=0).numpy()]
     assert region_similarity(back == 3, mask == 3) > 0.8
@@ -172,7 +173,7 @@ def moving(path: Path, frames: int = 6, broken: str = "") -> Path:
 
 
 def test_pixels_follow_a_red_square_better_than_standing_still(tmp_path: Path) -> None:
-    scores = evaluate("pixels", str(moving(tmp_path / "a.zip")), rows=16, device="cpu")
+    scores = measure(segmentation, "pixels", str(moving(tmp_path / "a.zip")), rows=16, device="cpu")
     assert scores["J"] is not None
     assert scores["J.first_mask"] is not None
     assert scores["J"] > 0.75 > scores["J.first_mask"]
@@ -190,18 +191,20 @@ def test_a_folder_in_the_layout_of_davis_is_the_same(tmp_path: Path) -> None:
             folder = tmp_path / "davis" / {"frames": "JPEGImages", "masks": "Annotations"}[kind] / "480p" / video
             folder.mkdir(parents=True, exist_ok=True)
             (folder / frame).write_bytes(file.read(name))
-    from_folder = evaluate("pixels", str(tmp_path / "davis"), rows=8, device="cpu")
-    assert from_folder == evaluate("pixels", str(archive), rows=8, device="cpu")
+    from_folder = measure(segmentation, "pixels", str(tmp_path / "davis"), rows=8, device="cpu")
+    assert from_folder == measure(segmentation, "pixels", str(archive), rows=8, device="cpu")
 
 
 def test_what_is_broken_is_lost_alone_and_named(tmp_path: Path) -> None:
     path = moving(tmp_path / "a.zip", broken="frames/ball/00002.png")
-    scores = evaluate("pixels", str(path), rows=8, device="cpu")
+    scores = measure(segmentation, "pixels", str(path), rows=8, device="cpu")
     assert scores["J&F.frames"] == 3
     assert [row["uri"] for row in scores.settings["dead"]] == [f"{path}#frames/ball/00002.png"]
     assert "1 frames or masks cannot be decoded" in scores.notes[0]
     with pytest.raises(UserError, match=r"no sequence of .* could be measured"):
-        evaluate("pixels", str(moving(tmp_path / "b.zip", broken="masks/ball/00000.png")), rows=8, device="cpu")
+        measure(
+            segmentation, "pixels", str(moving(tmp_path / "b.zip", broken="masks/ball/00000.png")), rows=8, device="cpu"
+        )
 
 
 def test_a_mask_of_another_size_is_lost_alone(tmp_path: Path) -> None:
@@ -211,7 +214,7 @@ def test_a_mask_of_another_size_is_lost_alone(tmp_path: Path) -> None:
         for name in old.namelist():
             other = name == "masks/ball/00003.png"
             new.writestr(name, png(np.zeros((8, 8), np.uint8)) if other else old.read(name))
-    scores = evaluate("pixels", str(path), rows=8, device="cpu", dtype="bfloat16")
+    scores = measure(segmentation, "pixels", str(path), rows=8, device="cpu", dtype="bfloat16")
     assert scores["J&F.frames"] == 3
     assert "a mask of (8, 8) pixels" in scores.settings["dead"][0]["message"]
 
@@ -227,7 +230,7 @@ def test_masks_of_several_objects(tmp_path: Path) -> None:
     mask = videos.mask("DAVIS/Annotations/480p/x/0.png")
     assert np.unique(mask).tolist() == [0, 1, 2]
     assert np.array_equal(mask == 2, labels == 2)
-    scores = evaluate("pixels", str(tmp_path / "a.zip"), rows=8, device="cpu")
+    scores = measure(segmentation, "pixels", str(tmp_path / "a.zip"), rows=8, device="cpu")
     assert scores["J&F.objects"] == 2
     assert scores["J.first_mask"] == 1.0
     with pytest.raises(DecodeError):
@@ -242,7 +245,7 @@ def test_what_is_no_video(tmp_path: Path) -> None:
         with pytest.raises(UserError, match="has no sequence with a mask of its first frame"):
             Videos(str(path))
     with pytest.raises(UserError, match="must be above 0"):
-        evaluate("pixels", str(moving(tmp_path / "b.zip")), k=0)
+        measure(segmentation, "pixels", str(moving(tmp_path / "b.zip")), k=0)
 
 
 @pytest.mark.skipif(not FRAMES.exists(), reason="the folder shared beside the checkout is absent")

@@ -12,6 +12,7 @@ import places
 import pytest
 import torch
 from datasets import Value
+from measuring import measure
 from PIL import Image
 from tiny_shards import encoded, sample, shapes, write_shards
 
@@ -23,7 +24,8 @@ from granary.training.data.shards import open_dataset
 from granary.training.evaluation import features
 from granary.training.evaluation.collapse import rank_me
 from granary.training.evaluation.evaluate import EvaluateRecipe, evaluate
-from granary.training.evaluation.features import Measured, encode, extract, features_of, shared_features
+from granary.training.evaluation.features import encode, extract, features_of, shared_features
+from granary.training.evaluation.protocol import Measured
 from granary.training.evaluation.protocols import by_factor, fewshot, knn, linear, statistics
 from granary.training.evaluation.protocols.fewshot import classify, drawn
 from granary.training.evaluation.protocols.statistics import alignment, uniformity
@@ -68,7 +70,9 @@ def model(tmp_path: Path) -> str:
 
 def test_features_are_those_of_the_model_in_order(run: str, model: str) -> None:
     dataset = open_dataset(run)
-    found = extract(load_subject(model), dataset, Measured(model, "cpu", batch=7), ("blue", "red"), layers=2)
+    found = extract(
+        load_subject(model), dataset, Measured(model, run, device="cpu", batch=7), ("blue", "red"), layers=2
+    )
     part = next(in_order(dataset, Crop(1, 16, centre=True), ("image", "label"), ("blue", "red"), batch=10))
     mean, deviation = (np.array(x, np.float32) for x in (TINY.mean, TINY.deviation))
     pixels = torch.from_numpy((part["image"][:, 0].numpy() / 255 - mean) / deviation).permute(0, 3, 1, 2).float()
@@ -87,19 +91,19 @@ def test_every_way_to_name_a_model_gives_the_same_scores(run: str, model: str, t
     to_transformers(subject).save_pretrained(tmp_path / "hf")
     for step, weights in ((1, VisionTransformer(TINY)), (2, subject)):
         write_checkpoint(step_folder(str(tmp_path / "train"), step), TINY, weights.state_dict(), {}, {"step": step})
-    expected = statistics.evaluate(model, run, device="cpu")
+    expected = measure(statistics, model, run, device="cpu")
     last = step_folder(str(tmp_path / "train"), 2)
     for name in (str(tmp_path / "train"), last, f"hf:{tmp_path / 'hf'}"):
-        scores = statistics.evaluate(name, run, device="cpu")
+        scores = measure(statistics, name, run, device="cpu")
         assert scores == {key: pytest.approx(value, rel=1e-4) for key, value in expected.items()}
-    assert statistics.evaluate(str(tmp_path / "train"), run, device="cpu").settings["model"] == last
+    assert measure(statistics, str(tmp_path / "train"), run, device="cpu").settings["model"] == last
 
 
 def test_worker_processes_change_nothing(run: str, model: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    dataset, how = open_dataset(run), Measured(model, "cpu", limit=33)
-    alone = extract(load_subject(model), dataset, how, ("blue", "red"))
+    dataset, measured = open_dataset(run), Measured(model, run, device="cpu", limit=33)
+    alone = extract(load_subject(model), dataset, measured, ("blue", "red"))
     monkeypatch.setattr(features, "MANY", 10)
-    several = extract(load_subject(model), dataset, how, ("blue", "red"))
+    several = extract(load_subject(model), dataset, measured, ("blue", "red"))
     assert torch.equal(alone.cls, several.cls)
     assert alone.ids == several.ids
     assert len(alone.ids) == 33
@@ -130,12 +134,15 @@ def test_features_are_computed_once_for_all_protocols(run: str, model: str, monk
     recipe = EvaluateRecipe(protocols=["knn", "linear", "few-shot"], model=model, data=run, device="cpu")
     evaluate(recipe, lambda _: None)
     assert len(calls) == 2  # train and test
-    features_of(Measured(model, "cpu"), open_dataset(run), None)
-    features_of(Measured(model, "cpu"), open_dataset(run), None)
+    features_of(Measured(model, run, device="cpu"), open_dataset(run), None)
+    features_of(Measured(model, run, device="cpu"), open_dataset(run), None)
     assert len(calls) == 4  # outside of a command nothing is kept
     monkeypatch.setattr(features, "ROOM", 0)
     with shared_features():
-        widths = [features_of(Measured(model, "cpu"), open_dataset(run), None, (), n).cls.shape[1] for n in (1, 3, 2)]
+        widths = [
+            features_of(Measured(model, run, device="cpu"), open_dataset(run), None, (), n).cls.shape[1]
+            for n in (1, 3, 2)
+        ]
     assert widths == [1, 3, 2]
     assert len(calls) == 6
 
@@ -164,14 +171,14 @@ def test_pixels_tell_colours_apart_and_settings_stand_beside_the_scores(run: str
 
 @pytest.mark.parametrize("solver", ["lbfgs", "sgd", "auto"])
 def test_every_solver_learns(run: str, solver: Any) -> None:
-    scores = linear.evaluate("pixels", run, solver=solver, iterations=60, device="cpu")
+    scores = measure(linear, "pixels", run, solver=solver, iterations=60, device="cpu")
     assert scores["accuracy"] == 1.0
     assert ("accuracy.learning_rate" in scores) == (solver == "sgd")
 
 
 def test_a_winner_at_the_edge_of_the_grid_is_pointed_out(run: str) -> None:
     grids = (1e3, 1e2, 1e1), (1e2, 1e1)
-    edge, short = (linear.evaluate("pixels", run, solver="ridge", penalties=grid, device="cpu") for grid in grids)
+    edge, short = (measure(linear, "pixels", run, solver="ridge", penalties=grid, device="cpu") for grid in grids)
     assert edge.settings["chosen"]["penalty"] == short.settings["chosen"]["penalty"] == 1e1
     assert edge.notes == ("the best point of the grid, 10, is at its edge: give more",)
     assert short.notes == ()  # two points are all edge
@@ -179,18 +186,18 @@ def test_a_winner_at_the_edge_of_the_grid_is_pointed_out(run: str) -> None:
 
 def test_a_split_is_drawn_by_hash_where_there_is_none_and_that_is_said(tmp_path: Path) -> None:
     data = str(write_shards(tmp_path, colours(100)))
-    task = train_and_test(Measured("pixels", "cpu"), data, holdout=0.3)
+    task = train_and_test(Measured("pixels", data, device="cpu"), 0.3)
     assert 15 < len(task.test.ids) < 45
     assert len(task.train.ids) + len(task.test.ids) == 100
     assert not task.shared
-    scores = knn.evaluate("pixels", data, holdout=0.3, device="cpu")
+    scores = measure(knn, "pixels", data, holdout=0.3, device="cpu")
     assert any("no column split: 30% of the ids, drawn by hash" in note for note in scores.notes)
     assert scores.settings["drawn_by_hash"] == 0.3
 
 
 def test_another_run_to_test_on(run: str, tmp_path: Path) -> None:
     other = str(write_shards(tmp_path / "other", colours(30, first=1000)))
-    scores = knn.evaluate("pixels", run, test_data=other, device="cpu")
+    scores = measure(knn, "pixels", run, test_data=other, device="cpu")
     assert (scores["accuracy.train"], scores["accuracy.test"]) == (40, 30)
     assert scores.settings["test"] == {"data": other, "split": None}
     assert scores["accuracy"] == 1.0
@@ -201,13 +208,13 @@ def test_training_and_test_on_the_same_pictures(run: str, tmp_path: Path) -> Non
     for number, row in enumerate(rows):
         row["label"] = str(number % 3)  # labels that pixels do not show: only cheating is right
     plain = str(write_shards(tmp_path / "plain", rows))
-    scores = knn.evaluate("pixels", plain, test_data=plain, k=(1,), device="cpu")
+    scores = measure(knn, "pixels", plain, test_data=plain, k=(1,), device="cpu")
     assert scores["accuracy"] is not None
     assert scores["accuracy"] < 0.7
     with pytest.raises(UserError, match="training and test pictures are the same; the linear probe needs others"):
-        linear.evaluate("pixels", plain, test_data=plain, device="cpu")
+        measure(linear, "pixels", plain, test_data=plain, device="cpu")
     part = str(write_shards(tmp_path / "part", rows[:6] + colours(10, first=500)))
-    found = fewshot.evaluate("pixels", plain, test_data=part, device="cpu", draws=2, shots=(1,))
+    found = measure(fewshot, "pixels", plain, test_data=part, device="cpu", draws=2, shots=(1,))
     assert any("6 training pictures are test pictures too" in note for note in found.notes)
     assert (found["accuracy_1.train"], found["accuracy_1.train_in_test"]) == (54, 6)
 
@@ -218,7 +225,7 @@ def test_unlabelled_and_broken_pictures_are_counted_and_named(tmp_path: Path) ->
         row["label"] = label
     rows[10]["image"] = {"bytes": b"no picture", "path": "x.png"}
     data = str(write_shards(tmp_path, rows, extra=SPLIT))
-    scores = knn.evaluate("pixels", data, device="cpu")
+    scores = measure(knn, "pixels", data, device="cpu")
     assert (scores["accuracy.test_unlabelled"], scores["accuracy.train_unlabelled"]) == (4, 2)
     lost = [scores.get(f"accuracy.{part}_unreadable", 0) for part in ("train", "test")]
     assert lost == [1, 0]
@@ -230,7 +237,7 @@ def test_unlabelled_and_broken_pictures_are_counted_and_named(tmp_path: Path) ->
 def test_classes_without_training_pictures_are_said(tmp_path: Path) -> None:
     rows = split(colours(40))
     rows[0]["label"] = "green"
-    scores = knn.evaluate("pixels", str(write_shards(tmp_path, rows, extra=SPLIT)), device="cpu")
+    scores = measure(knn, "pixels", str(write_shards(tmp_path, rows, extra=SPLIT)), device="cpu")
     assert "1 classes of the test pictures have no training picture, for example 'green'" in scores.notes
     assert scores["accuracy"] == pytest.approx(19 / 20)
 
@@ -247,7 +254,7 @@ def test_classes_without_training_pictures_are_said(tmp_path: Path) -> None:
 def test_data_that_cannot_be_measured(tmp_path: Path, change: dict[str, Any], message: str) -> None:
     rows = [row | change for row in split(colours(20))]
     with pytest.raises(UserError, match=message):
-        knn.evaluate("pixels", str(write_shards(tmp_path, rows, extra=SPLIT)), device="cpu")
+        measure(knn, "pixels", str(write_shards(tmp_path, rows, extra=SPLIT)), device="cpu")
 
 
 def test_models_and_options_that_are_not_right(run: str, model: str, tmp_path: Path) -> None:
@@ -263,17 +270,17 @@ def test_models_and_options_that_are_not_right(run: str, model: str, tmp_path: P
         ("random:" + str(tmp_path / "bad.yaml"), "is no training recipe"),
     ]:
         with pytest.raises(UserError, match=message):
-            knn.evaluate(name, run, device="cpu")
-    for call, given, message in [
-        (knn.evaluate, {"k": (0,)}, "must be above 0"),
-        (linear.evaluate, {"rates": ()}, "at least one of each"),
-        (fewshot.evaluate, {"draws": 0}, "give numbers above 0"),
-        (by_factor.evaluate, {}, "options.by: missing"),
-        (knn.evaluate, {"dtype": "int8"}, "dtype: 'int8' is not right"),
+            measure(knn, name, run, device="cpu")
+    for module, given, message in [
+        (knn, {"k": (0,)}, "must be above 0"),
+        (linear, {"rates": ()}, "at least one of each"),
+        (fewshot, {"draws": 0}, "give numbers above 0"),
+        (by_factor, {}, "options.by: missing"),
+        (knn, {"dtype": "int8"}, "dtype: 'int8' is not right"),
     ]:
         settings = {"solver": "sgd"} if "rates" in given else {}
         with pytest.raises(UserError, match=message):
-            call("pixels", run, **{"device": "cpu", **given, **settings})
+            measure(module, "pixels", run, **{"device": "cpu", **given, **settings})
     recipe = EvaluateRecipe(protocols=["knn"], model="pixels", data=run, options={"k": "many"})
     with pytest.raises(UserError, match=r"options\.k"):
         evaluate(recipe, lambda _: None)
@@ -337,22 +344,22 @@ def test_nearest_centroid_equals_a_loop() -> None:
 
 
 def test_few_shot_states_mean_and_deviation_over_draws(run: str) -> None:
-    scores = fewshot.evaluate(run and "random:tiny?side=16&patch=8", run, shots=(1, 30), draws=3, device="cpu")
+    scores = measure(fewshot, run and "random:tiny?side=16&patch=8", run, shots=(1, 30), draws=3, device="cpu")
     assert scores["accuracy_1.low"] <= scores["accuracy_1"] <= scores["accuracy_1.high"]  # type: ignore[operator]
     assert scores["accuracy_30.std"] == 0.0  # a class has 20: every draw is all of them
     assert any("smallest class has 20 training pictures, fewer than 30" in note for note in scores.notes)
-    assert fewshot.evaluate("pixels", run, shots=(1,), draws=1, device="cpu")["accuracy_1.std"] is None
+    assert measure(fewshot, "pixels", run, shots=(1,), draws=1, device="cpu")["accuracy_1.std"] is None
 
 
 def test_closed_forms_of_the_statistics() -> None:
-    found = statistics.measured(torch.eye(32))
+    found = statistics.statistics(torch.eye(32))
     assert found["rank_me"] == pytest.approx(32, rel=1e-4)
     assert found["effective_rank"] == pytest.approx(31, rel=1e-4)  # centring takes one direction
     assert found["rank_me.most"] == 32
     assert found["uniformity"] == pytest.approx(-4)  # all pairs at squared distance 2
     assert rank_me(torch.diag(torch.tensor([2.0, 1.0, 1.0]))) == pytest.approx(2 * math.sqrt(2), rel=1e-4)
-    assert statistics.measured(torch.ones(10, 4))["uniformity"] == pytest.approx(0, abs=1e-6)
-    assert statistics.measured(torch.ones(10, 4))["feature_std"] == 0
+    assert statistics.statistics(torch.ones(10, 4))["uniformity"] == pytest.approx(0, abs=1e-6)
+    assert statistics.statistics(torch.ones(10, 4))["feature_std"] == 0
     rows = torch.nn.functional.normalize(torch.randn(50, 6, generator=torch.Generator().manual_seed(0)), dim=1)
     pairs = [math.exp(-2 * float((rows[i] - rows[j]).square().sum())) for i in range(50) for j in range(i)]
     assert uniformity(rows) == pytest.approx(math.log(sum(pairs) / len(pairs)), rel=1e-5)
@@ -370,16 +377,16 @@ def test_uniformity_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_statistics_need_no_labels(tmp_path: Path, model: str) -> None:
     rows = [row | {"label": None} for row in shapes(30, 16)] + [*shapes(1, 16)] * 2  # with copies
     data = str(write_shards(tmp_path / "run", rows))
-    scores = statistics.evaluate(model, data, device="cpu", samples=25)
+    scores = measure(statistics, model, data, device="cpu", samples=25)
     assert scores["rank_me.pictures"] == 25
     assert 1 < scores["rank_me"] <= 16  # type: ignore[operator]
     assert scores["alignment.pictures"] == 32
     assert 0 < scores["alignment"] < 4  # type: ignore[operator]
-    assert scores == statistics.evaluate(model, data, device="cpu", samples=25)
-    assert "alignment" not in statistics.evaluate(model, data, device="cpu", views=0)
+    assert scores == measure(statistics, model, data, device="cpu", samples=25)
+    assert "alignment" not in measure(statistics, model, data, device="cpu", views=0)
     single = str(write_shards(tmp_path / "one", rows[:1], shards=1))
     with pytest.raises(UserError, match=r"1 picture in .* give two pictures or more"):
-        statistics.evaluate(model, single, device="cpu")
+        measure(statistics, model, single, device="cpu")
 
 
 def test_a_class_token_model_in_bfloat16_is_near_float32(model: str) -> None:
@@ -401,13 +408,13 @@ def test_accuracy_by_factor_of_a_render(tmp_path: Path) -> None:
     extra = {**SPLIT, "row_id": Value("string"), "world": Value("string"), "size": Value("float64")}
     data = str(write_shards(tmp_path, rows, extra=extra))
     for classifier in ("ridge", "knn"):
-        scores = by_factor.evaluate("pixels", data, by=("world", "size"), classifier=classifier, device="cpu")
+        scores = measure(by_factor, "pixels", data, by=("world", "size"), classifier=classifier, device="cpu")
         assert (scores["world=Sand"], scores["world=Snow"], scores["accuracy"]) == (1.0, 0.0, 0.5)
         assert scores["size=0.7"] == scores["size=1.0"] == 0.5
         assert (scores["world.spread"], scores["size.spread"]) == (1.0, 0.0)
         assert scores["world=Snow.pictures"] == 20
     with pytest.raises(UserError, match="has no column 'light'"):
-        by_factor.evaluate("pixels", data, by=("light",), device="cpu")
+        measure(by_factor, "pixels", data, by=("light",), device="cpu")
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

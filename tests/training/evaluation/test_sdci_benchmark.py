@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from measuring import measure
 from tiny_clip import caption, png, rectangles, row, scene_rows, tiny_clip, write_pairs
 
 from granary.curation.errors import UserError
@@ -233,8 +234,8 @@ def test_the_same_from_any_number_of_shards_and_from_a_saved_model(clip: ClipMod
     one, many = write_pairs(tmp_path / "one", rows, 1), write_pairs(tmp_path / "many", rows, 4)
     clip.save(str(tmp_path / "model"))
     direct = sdci.benchmark(clip, read_entries(one))
-    assert sdci.evaluate(str(tmp_path / "model"), one, device="cpu") == direct
-    assert sdci.evaluate(str(tmp_path), many, device="cpu", batch=4) == direct  # a folder that holds `model/`
+    assert measure(sdci, str(tmp_path / "model"), one, device="cpu") == direct
+    assert measure(sdci, str(tmp_path), many, device="cpu", batch=4) == direct  # a folder that holds `model/`
     assert direct["All-SCM.entries"] == 21
     assert direct["All-SCM.last_batch"] == 5
 
@@ -242,10 +243,10 @@ def test_the_same_from_any_number_of_shards_and_from_a_saved_model(clip: ClipMod
 def test_splits_and_limits(clip: ClipModel, tmp_path: Path) -> None:
     clip.save(str(tmp_path / "model"))
     run = write_pairs(tmp_path, [*scene_rows(10), *scene_rows(6, 1, "test")])
-    assert sdci.evaluate(str(tmp_path), run, split="test", device="cpu")["entries"] == 6
-    assert sdci.evaluate(str(tmp_path), run, limit=3, device="cpu")["entries"] == 3
+    assert measure(sdci, str(tmp_path), run, split="test", device="cpu")["entries"] == 6
+    assert measure(sdci, str(tmp_path), run, limit=3, device="cpu")["entries"] == 3
     with pytest.raises(UserError, match=r"split: 'valid' is not right; the splits of .* are 'test', 'train'"):
-        sdci.evaluate(str(tmp_path), run, split="valid", device="cpu")
+        measure(sdci, str(tmp_path), run, split="valid", device="cpu")
 
 
 def test_a_broken_picture_is_counted_and_the_rest_is_scored(clip: ClipModel, tmp_path: Path) -> None:
@@ -337,15 +338,15 @@ def test_mistakes_are_sentences(clip: ClipModel, tmp_path: Path) -> None:
     run = write_pairs(tmp_path, scene_rows(4), 1)
     shard = tmp_path / "dataset" / "pairs" / "train-00000-of-00001.parquet"
     with pytest.raises(UserError, match="there is no folder"):
-        sdci.evaluate(str(tmp_path / "missing"), run)
+        measure(sdci, str(tmp_path / "missing"), run)
     with pytest.raises(UserError, match="holds no CLIP-style model"):
-        sdci.evaluate(str(tmp_path), run)
+        measure(sdci, str(tmp_path), run)
     clip.save(str(tmp_path / "model"))
     with pytest.raises(UserError, match="dtype: 'int8' is not right"):
-        sdci.evaluate(str(tmp_path), run, dtype="int8")
+        measure(sdci, str(tmp_path), run, dtype="int8")
     shard.write_bytes(shard.read_bytes()[:-100])
     with pytest.raises(UserError, match="cannot be read"):
-        sdci.evaluate(str(tmp_path), run, device="cpu")
+        measure(sdci, str(tmp_path), run, device="cpu")
 
 
 def test_a_model_without_a_text_encoder_is_refused(tmp_path: Path) -> None:
@@ -403,6 +404,6 @@ def test_weights_that_are_no_numbers_are_a_sentence(clip: ClipModel, tmp_path: P
 def test_the_same_scores_on_cuda(clip: ClipModel, tmp_path: Path) -> None:
     run = write_pairs(tmp_path, scene_rows(21))
     clip.save(str(tmp_path / "model"))
-    cpu, cuda = (sdci.evaluate(str(tmp_path), run, device=device) for device in ("cpu", "cuda"))
+    cpu, cuda = (measure(sdci, str(tmp_path), run, device=device) for device in ("cpu", "cuda"))
     assert cpu["All-SCM.entries"] == cuda["All-SCM.entries"]
     assert abs((cpu["All-SCM"] or 0) - (cuda["All-SCM"] or 0)) < 0.1

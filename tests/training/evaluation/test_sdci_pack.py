@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from measuring import measure
 from PIL import Image
 from rich.console import Console
 from tiny_clip import tiny_clip
@@ -106,7 +107,7 @@ def test_every_column_is_scored_on_the_entries_it_is_meant_for(stored: tuple[str
     keys = [(entry.file, entry.key) for entry in entries]
     assert keys == [(f"{n:06d}-data.json", key) for n in range(IMAGES) for key in ("base", "m-0-sc", "m-3-sc")]
     assert entries[0].hardest_negative() == "basic 0 of base"
-    scores = sdci.evaluate(str(tmp_path), run, device="cpu")
+    scores = measure(sdci, str(tmp_path), run, device="cpu")
     assert scores["entries"] == scores["All-SCM.entries"] == scores["All-Neg.entries"] == 3 * IMAGES
     assert scores["All-SCM.last_batch"] == 7
     assert scores["Base-Neg.entries"] == IMAGES

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from measuring import measure
 from PIL import Image
 from places import CONFIGS, SHARED
 from tiny_clip import COLOURS, png, rectangles, tiny_clip, tokenizer
@@ -297,15 +298,15 @@ def test_a_model_that_knows_finds_all(tmp_path: Path, monkeypatch: pytest.Monkey
     knowing = Knowing(names, {row["image"]["bytes"]: row["label"] for row in rows})
     for protocol in (zeroshot, retrieval):
         monkeypatch.setattr(protocol, "load_image_text_model", lambda *_: knowing)
-    classes, found = zeroshot.evaluate("", run), retrieval.evaluate("", run)
+    classes, found = measure(zeroshot, "", run), measure(retrieval, "", run)
     assert classes["top1"] == classes["top5"] == classes["top1.mean_per_class"] == 1
     assert found["captions"] == 35  # the sixth is not taken
     assert found["text_to_image_R@1"] == found["image_to_text_R@1"] == 1
-    assert (retrieval.evaluate("", run, captions=6)["text_to_image_R@1"] or 0) < 1
+    assert (measure(retrieval, "", run, captions=6)["text_to_image_R@1"] or 0) < 1
     (tmp_path / "names.json").write_text(json.dumps({"ant": "bee", "bee": "ant"}))
-    assert zeroshot.evaluate("", run, names=str(tmp_path / "names.json"))["top1"] == pytest.approx(5 / 7)
+    assert measure(zeroshot, "", run, names=str(tmp_path / "names.json"))["top1"] == pytest.approx(5 / 7)
     (tmp_path / "templates.txt").write_text("a {}\n\n{} and dog\n")
-    turned = zeroshot.evaluate("", run, templates=str(tmp_path / "templates.txt"))
+    turned = measure(zeroshot, "", run, templates=str(tmp_path / "templates.txt"))
     assert turned.settings["templates"] == ["a {}", "{} and dog"]
 
 
@@ -327,9 +328,9 @@ def test_wrong_files_are_sentences(
 ) -> None:
     (tmp_path / "file").write_text(content)
     with pytest.raises(UserError, match=sentence):
-        zeroshot.evaluate(models["clip"], run, **{option: str(tmp_path / "file")})
+        measure(zeroshot, models["clip"], run, **{option: str(tmp_path / "file")})
     with pytest.raises(UserError, match=f"options.{option}: /nowhere cannot be read"):
-        zeroshot.evaluate(models["clip"], run, **{option: "/nowhere"})
+        measure(zeroshot, models["clip"], run, **{option: "/nowhere"})
 
 
 def test_models_and_data_that_do_not_fit_are_sentences(run: str, models: dict[str, str], tmp_path: Path) -> None:
@@ -337,19 +338,19 @@ def test_models_and_data_that_do_not_fit_are_sentences(run: str, models: dict[st
     masks = {"target_scale": [0.2, 0.3]}
     train(recipe_of(run, tmp_path / "ijepa", method="ijepa", options={**options, **masks}))
     with pytest.raises(UserError, match="has no text encoder; give a training of clip or siglip"):
-        retrieval.evaluate(str(tmp_path / "ijepa"), run)
+        measure(retrieval, str(tmp_path / "ijepa"), run)
     with pytest.raises(UserError, match="model"):
-        retrieval.evaluate(f"hf:{tmp_path}/nothing", run)
+        measure(retrieval, f"hf:{tmp_path}/nothing", run)
     with pytest.raises(UserError, match="dtype: 'int8' is not right"):
-        retrieval.evaluate(models["clip"], run, dtype="int8")
+        measure(retrieval, models["clip"], run, dtype="int8")
     bare = str(write_shards(tmp_path / "bare", [{**row, "captions": [" "], "label": "one"} for row in shapes(8)]))
     with pytest.raises(UserError, match="has nothing to measure on: no row has captions"):
-        retrieval.evaluate(models["clip"], bare)
+        measure(retrieval, models["clip"], bare)
     with pytest.raises(UserError, match="have 1 classes; zero-shot classification needs two"):
-        zeroshot.evaluate(models["clip"], bare)
+        measure(zeroshot, models["clip"], bare)
     broken = [sample(f"x{i}".encode(), (8, 8), captions=["a dog"]) for i in range(4)]
     with pytest.raises(UserError, match="its pictures cannot be decoded, for example tests/"):
-        retrieval.evaluate(models["clip"], str(write_shards(tmp_path / "broken", broken)))
+        measure(retrieval, models["clip"], str(write_shards(tmp_path / "broken", broken)))
 
 
 def test_vectors_that_are_not_finite_are_a_sentence(run: str, tmp_path: Path) -> None:
@@ -381,7 +382,7 @@ def test_colours_are_named_after_training(method: str, tmp_path: Path) -> None:
     small = {"model": {**MODEL, "width": 32}, "options": {**TEXT, "text_width": 32, "bias": -3.5}, "split": "train"}
     fast = {"optimiser": {"lr": 3e-3, "warmup": 10, "weight_decay": 0.1, "clip": 1.0}, "steps": 120, "batch": 32}
     train(recipe_of(run, tmp_path / "out", method=method, **small, **fast))
-    found = zeroshot.evaluate(str(tmp_path / "out"), run, split="test")
+    found = measure(zeroshot, str(tmp_path / "out"), run, split="test")
     assert found["top1.chance"] == 0.125
     assert (found["top1"] or 0) > 0.5
 
@@ -415,7 +416,7 @@ def test_the_tiny_recipes_find_captions_of_photographs(name: str, flickr: str, t
     config = CONFIGS / "train" / f"{name}.yaml"
     train(load_recipe(TrainRecipe, str(config), ["--data", flickr, "--out", str(tmp_path / "out")]))
     for split, factor in (("test", 1.4), ("train", 5)):
-        found = retrieval.evaluate(str(tmp_path / "out"), flickr, split=split)
+        found = measure(retrieval, str(tmp_path / "out"), flickr, split=split)
         names = ("text_to_image_R@10", "image_to_text_R@10")
         chance = sum(found[f"{metric}.chance"] or 0 for metric in names)
         assert sum(found[metric] or 0 for metric in names) > factor * chance

@@ -18,12 +18,16 @@ from typing import Any
 
 import torch
 from PIL import Image
+from pydantic import Field
 
 from granary.curation.errors import UserError
 from granary.curation.images.decode import decode
+from granary.curation.recipe import Options
 from granary.curation.sources import Reader, Source, list_pieces, read_piece, resolve
 from granary.curation.store import storage
 from granary.training.data.pairs import LIMITS, read_entries
+from granary.training.evaluation.protocol import Measured, Protocol
+from granary.training.evaluation.scores import Scores
 from granary.training.models.clip_transformers import ClipModel
 
 ENDINGS = (".json", ".jsonl", ".json.gz", ".jsonl.gz")
@@ -47,45 +51,42 @@ class Picture:
     questions: list[Question]
 
 
-def evaluate(
-    model: str,
-    data: str,
-    *,
-    split: str | None = None,
-    images: str | None = None,
-    device: str = "auto",
-    dtype: str = "float32",
-    batch: int = 32,
-    limit: int | None = None,
-) -> dict[str, float | None]:
+class BinaryChoiceOptions(Options, frozen=True):
+    """Options of binary choice."""
+
+    images: str | None = Field(
+        None, description="of question files: a folder, or tar files; pictures are found by file name"
+    )
+
+
+def evaluate(measured: Measured, options: BinaryChoiceOptions) -> Scores:
     """Ask all questions.
 
-    Args:
-        model: folder or Hub id of a CLIP-style model of `transformers`.
-        data: questions as .json (SugarCrepe's: number -> filename, caption, negative_caption) or .jsonl (an object a
-            line with caption, negative_caption, coco_key or filename, and kind), plain or .gz, or a folder of them,
-            the kind being the file's name unless given; or a run of `granary pack`, whose first summaries are
-            compared with every negative.
-        split: of a run.
-        images: of question files: a folder, or tar files; pictures are found by file name.
-        device, dtype: of the model.
-        batch: pictures encoded at once; changes speed only.
-        limit: the first so many pictures.
+    The data are questions as .json (SugarCrepe's: number -> filename, caption, negative_caption) or .jsonl (an object a
+    line with caption, negative_caption, coco_key or filename, and kind), plain or .gz, or a folder of them, the kind
+    being the file's name unless given; or a run of `granary pack`, whose first summaries are compared with every
+    negative. A limit counts pictures.
 
     Returns:
         Accuracy for each kind with `.questions`, their `mean`, `accuracy` over all questions, `chance`; counts of
         questions, of those without a picture or with one that cannot be decoded, and of texts cut to the context.
     """
+    data, limit = measured.data, measured.limit
     asked = read_questions(data)
     if asked is None:
-        pictures = pictures_of_run(data, split)
-    elif images is None:
+        pictures = pictures_of_run(data, measured.split)
+    elif options.images is None:
         raise UserError(f"images: missing; give the folder or tar with the pictures of {data!r}")
     else:
-        pictures = pictures_of_source(asked, images)
-    scores = choices(ClipModel.load(model, device, dtype), islice(pictures, limit), batch)
+        pictures = pictures_of_source(asked, options.images)
+    model = ClipModel.load(measured.model, measured.device, measured.dtype)
+    scores = choices(model, islice(pictures, limit), measured.batch)
     total = scores["questions"] if asked is None or limit else sum(map(len, asked.values()))
-    return scores | {"questions": total, "questions.without_picture": (total or 0) - (scores["questions"] or 0)}
+    missing = (total or 0) - (scores["questions"] or 0)
+    return Scores({**scores, "questions": total, "questions.without_picture": missing})
+
+
+PROTOCOL = Protocol(evaluate, BinaryChoiceOptions, batch=32)
 
 
 def choices(model: ClipModel, pictures: Iterable[Picture], batch: int = 32) -> dict[str, float | None]:

@@ -5,80 +5,99 @@ For renders (PUG, arXiv 2308.03977): does the representation hold when the world
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import pyarrow as pa
+import torch
+from pydantic import Field
+from torch import Tensor
 
 from granary.curation.encoders.inference import torch_device
 from granary.curation.errors import UserError
 from granary.training.data import shards
-from granary.training.evaluation.factors import ALL, accuracy_by_factor
-from granary.training.evaluation.features import BATCH, Measured
-from granary.training.evaluation.heads import ridge_heads
+from granary.training.evaluation.factors import ALL, Accuracy, accuracy_by_factor
+from granary.training.evaluation.features import BATCH
+from granary.training.evaluation.heads import Head, ridge_heads
+from granary.training.evaluation.protocol import Measured, Protocol, SplitOptions
 from granary.training.evaluation.protocols.knn import TEMPERATURE, predictions
 from granary.training.evaluation.protocols.linear import PENALTIES, probe
 from granary.training.evaluation.scores import Scores, Words
-from granary.training.evaluation.tasks import Task, train_and_test, without_test
+from granary.training.evaluation.tasks import PROBE, Task, train_and_test, without_test
 
 K = 20
 VARIED = "varied_factor"  # column of a render in which one factor at a time leaves its default
 NOTES = ("NAME.low and .high: 95 % interval (Wilson) of each value.",)
 
 
-def evaluate(
-    model: str,
-    data: str,
-    *,
-    by: Words = (),
-    classifier: Literal["knn", "ridge"] = "ridge",
-    split: str | None = None,
-    test_data: str | None = None,
-    holdout: float = 0.1,
-    device: str = "auto",
-    dtype: str = "float32",
-    batch: int = BATCH,
-    limit: int | None = None,
-    seed: int = 0,
-) -> Scores:
-    """Teach a probe the labels, then count how often it is right for each value of some columns.
+class FactorOptions(SplitOptions, frozen=True):
+    """Options of accuracy by factor."""
 
-    Args:
-        model: of `load_subject`.
-        data, split, test_data, holdout: of `train_and_test`.
-        by: columns of the test shards, written world,size. Where the shards have `varied_factor`, a picture counts
-            only for the factor that it varies.
-        classifier: knn with k = 20, or ridge regression with the penalty chosen on held-out training pictures.
-        device, dtype, batch, limit, seed: of `Measured`.
+    by: Words = Field(
+        (),
+        description="columns of the test shards, written world,size; where the shards have `varied_factor`, a picture "
+        "counts only for the factor that it varies",
+    )
+    classifier: Literal["knn", "ridge"] = Field(
+        "ridge",
+        description="knn with k = 20, or ridge regression with the penalty chosen on held-out training pictures",
+    )
+
+
+def evaluate(measured: Measured, options: FactorOptions) -> Scores:
+    """Teach a probe the labels, then count how often it is right for each value of some columns.
 
     Returns:
         accuracy; then `FACTOR=VALUE` with `.low`, `.high` and `.pictures`; for each factor `FACTOR.spread`, the
         difference between its best and its worst value.
     """
+    by = options.by
     if not by:
         raise UserError("options.by: missing; give the columns to split by, for example --options.by world,size")
-    how = Measured(model, device, dtype, batch, limit, seed)
-    task = train_and_test(how, data, split, test_data, holdout, why="accuracy by factor")
+    task = train_and_test(measured, options.holdout, why="accuracy by factor")
     columns = columns_of(task, [*by, VARIED])
     missing = [name for name in by if name not in columns]
     if missing:
         raise UserError(f"options.by: {task.settings['test']['data']} has no column {missing[0]!r}")
-    where = torch_device(device)
-    if classifier == "knn":
-        predicted = predictions(task, [K], TEMPERATURE, where)[K]
-    else:
-        task = without_test(task, "a ridge probe")
-        heads = lambda x, y, count, grid: ridge_heads(x.to(where), y.to(where), count, grid)  # noqa: E731
-        predicted = probe(task, [1], PENALTIES, heads)[1]
+    task, predicted = _probed(task, options.classifier, torch_device(measured.device))
     varied = columns.pop(VARIED, None)
     rows = accuracy_by_factor(columns, (predicted == task.test.labels).numpy(), varied)
-    found: dict[str, float | None] = {"accuracy": rows[0].accuracy, **task.counts()}
-    for row in rows[1:]:
+    scores = {"accuracy": rows[0].accuracy, **task.counts(), **by_value(rows[1:]), **spreads(rows, by)}
+    return Scores(scores, task.notes, {**task.settings, "by": list(by)})
+
+
+PROTOCOL = Protocol(evaluate, FactorOptions, PROBE, BATCH, NOTES)
+
+
+def _probed(task: Task, classifier: str, device: torch.device) -> tuple[Task, Tensor]:
+    """Return the task that was learned, and its classes (m,) for the test pictures."""
+    if classifier == "knn":
+        return task, predictions(task, [K], TEMPERATURE, device)[K]
+    task = without_test(task, "a ridge probe")
+
+    def heads(x: Tensor, y: Tensor, count: int, grid: Sequence[float]) -> list[Head]:
+        return ridge_heads(x.to(device), y.to(device), count, grid)
+
+    return task, probe(task, [1], PENALTIES, heads)[1]
+
+
+def by_value(rows: Sequence[Accuracy]) -> dict[str, float | None]:
+    """Return `FACTOR=VALUE` of every row, with its interval and the number of its pictures."""
+    scores: dict[str, float | None] = {}
+    for row in rows:
         name = f"{row.factor}={row.value}"
-        found |= {name: row.accuracy, f"{name}.low": row.low, f"{name}.high": row.high, f"{name}.pictures": row.samples}
-    for factor in by:
+        scores |= {name: row.accuracy, f"{name}.low": row.low, f"{name}.high": row.high}
+        scores[f"{name}.pictures"] = row.samples
+    return scores
+
+
+def spreads(rows: Sequence[Accuracy], factors: Sequence[str]) -> dict[str, float | None]:
+    """Return the difference between the best and the worst value of every factor; None for one without rows."""
+    scores: dict[str, float | None] = {}
+    for factor in factors:
         shares = [row.accuracy for row in rows if row.factor == factor != ALL]
-        found[f"{factor}.spread"] = max(shares) - min(shares) if shares else None
-    return Scores(found, task.notes, {**task.settings, "by": list(by)})
+        scores[f"{factor}.spread"] = max(shares) - min(shares) if shares else None
+    return scores
 
 
 def columns_of(task: Task, names: list[str]) -> dict[str, list[Any]]:

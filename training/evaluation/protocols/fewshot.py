@@ -8,62 +8,56 @@ from typing import Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor
 
 from granary.curation.encoders.inference import torch_device
 from granary.curation.errors import UserError
 from granary.curation.store.sampling import bounded_sample
-from granary.training.evaluation.features import BATCH, Features, Measured, distinct
+from granary.training.evaluation.features import BATCH, Features, distinct
 from granary.training.evaluation.heads import logistic_heads
+from granary.training.evaluation.protocol import Measured, Protocol, SplitOptions
 from granary.training.evaluation.scores import Scores, Whole
-from granary.training.evaluation.tasks import train_and_test, without_test
+from granary.training.evaluation.tasks import PROBE, train_and_test, without_test
 
 PENALTY = 0.1  # of the logistic regression: a handful of pictures bear a strong one
 
 Classifier = Literal["centroid", "logistic"]
 
 
-def evaluate(
-    model: str,
-    data: str,
-    *,
-    shots: Whole = (1, 5, 10),
-    draws: int = 10,
-    classifier: Classifier = "centroid",
-    split: str | None = None,
-    test_data: str | None = None,
-    holdout: float = 0.1,
-    device: str = "auto",
-    dtype: str = "float32",
-    batch: int = BATCH,
-    limit: int | None = None,
-    seed: int = 0,
-) -> Scores:
-    """Learn from a few training pictures of each class, test on all test pictures, again and again.
+class FewShotOptions(SplitOptions, frozen=True):
+    """Options of few-shot classification."""
 
-    Args:
-        model: of `load_subject`.
-        data, split, test_data, holdout: of `train_and_test`.
-        shots: pictures of a class; a class with fewer gives all it has.
-        draws: how often they are drawn, by hash of (seed, draw, id); the draw of fewer shots is part of that of more.
-        classifier: centroid: the nearest class mean (SimpleShot's CL2N, Wang et al. 2019, arXiv 1911.04623); logistic:
-            logistic regression with penalty 0.1.
-        device, dtype, batch, limit, seed: of `Measured`.
+    shots: Whole = Field((1, 5, 10), description="pictures of a class; a class with fewer gives all it has")
+    draws: int = Field(
+        10,
+        description="how often they are drawn, by hash of (seed, draw, id); the draw of fewer shots is part of that of "
+        "more",
+    )
+    classifier: Classifier = Field(
+        "centroid",
+        description="centroid: the nearest class mean (SimpleShot's CL2N, Wang et al. 2019, arXiv 1911.04623); "
+        "logistic: logistic regression with penalty 0.1",
+    )
+
+
+def evaluate(measured: Measured, options: FewShotOptions) -> Scores:
+    """Learn from a few training pictures of each class, test on all test pictures, again and again.
 
     Returns:
         accuracy_SHOTS, the mean over draws, with `.std` (of a sample: over draws - 1), `.low` and `.high`.
     """
+    shots, draws = options.shots, options.draws
     if not shots or min(shots) < 1 or draws < 1:
         raise UserError(f"shots, draws: {shots} and {draws} are not right; give numbers above 0")
-    how = Measured(model, device, dtype, batch, limit, seed)
-    task = without_test(train_and_test(how, data, split, test_data, holdout, why="few-shot"), "few-shot")
-    where, count = torch_device(device), len(task.classes)
+    task = without_test(train_and_test(measured, options.holdout, why="few-shot"), "few-shot")
+    where, count = torch_device(measured.device), len(task.classes)
     test, found = task.test.last.to(where), dict[str, float | None]()
     for number in shots:
         results = []
-        for chosen in drawn(task.train, number, draws, seed):
+        for chosen in drawn(task.train, number, draws, measured.seed):
             train, labels = task.train.last[chosen].to(where), task.train.labels[chosen].to(where)
-            predicted = classify(train, labels, test, count, classifier)
+            predicted = classify(train, labels, test, count, options.classifier)
             results.append(float((predicted == task.test.labels).double().mean()))
         name = f"accuracy_{number}"
         found |= {name: float(np.mean(results)), f"{name}.std": float(np.std(results, ddof=1)) if draws > 1 else None}
@@ -71,6 +65,9 @@ def evaluate(
     least = int(task.train.labels.bincount(minlength=count).min())
     notes = [f"the smallest class has {least} training pictures, fewer than {max(shots)}"] if least < max(shots) else []
     return Scores({**found, **task.counts(f"accuracy_{shots[0]}")}, [*task.notes, *notes], task.settings)
+
+
+PROTOCOL = Protocol(evaluate, FewShotOptions, PROBE, BATCH)
 
 
 def drawn(train: Features, shots: int, draws: int, seed: int) -> Iterator[Tensor]:

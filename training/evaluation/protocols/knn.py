@@ -10,53 +10,41 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor
 
 from granary.curation.encoders.inference import torch_device
 from granary.curation.errors import UserError
-from granary.training.evaluation.features import BATCH, Measured
+from granary.training.evaluation.features import BATCH
+from granary.training.evaluation.protocol import Measured, Protocol, SplitOptions
 from granary.training.evaluation.scores import Scores, Whole, accuracies
-from granary.training.evaluation.tasks import Task, number_of, train_and_test
+from granary.training.evaluation.tasks import PROBE, Task, number_of, train_and_test
 
 K = (20, 10, 100, 200)
 TEMPERATURE = 0.07
 CELLS = 1 << 27  # similarities held at once
 
 
-def evaluate(
-    model: str,
-    data: str,
-    *,
-    k: Whole = K,
-    temperature: float = TEMPERATURE,
-    split: str | None = None,
-    test_data: str | None = None,
-    holdout: float = 0.1,
-    device: str = "auto",
-    dtype: str = "float32",
-    batch: int = BATCH,
-    limit: int | None = None,
-    seed: int = 0,
-) -> Scores:
+class KNNOptions(SplitOptions, frozen=True):
+    """Options of weighted k nearest neighbours."""
+
+    k: Whole = Field(K, description="neighbours; the first is `accuracy`, the others `accuracy_kN`")
+    temperature: float = Field(TEMPERATURE, description="T of the weights exp(cosine / T)")
+
+
+def evaluate(measured: Measured, options: KNNOptions) -> Scores:
     """Classify test pictures by their neighbours among the training pictures, in the features of the last block.
 
     A picture that is in both sets is never its own neighbour.
 
-    Args:
-        model: of `load_subject`.
-        data, split, test_data, holdout: of `train_and_test`.
-        k: neighbours; the first is `accuracy`, the others `accuracy_kN`.
-        temperature: of the weights.
-        device, dtype, batch, limit, seed: of `Measured`.
-
     Returns:
         accuracy with `.mean_per_class`, `.chance` and counts; `accuracy_kN` for the other k.
     """
+    k, temperature = options.k, options.temperature
     if not k or min(k) < 1 or temperature <= 0:
         raise UserError(f"k, temperature: {k} and {temperature} are not right; both must be above 0")
-    how = Measured(model, device, dtype, batch, limit, seed)
-    task = train_and_test(how, data, split, test_data, holdout, why="kNN")
-    predicted = predictions(task, k, temperature, torch_device(device))
+    task = train_and_test(measured, options.holdout, why="kNN")
+    predicted = predictions(task, k, temperature, torch_device(measured.device))
     found: dict[str, float | None] = {}
     for number in dict.fromkeys(k):
         name = "accuracy" if number == k[0] else f"accuracy_k{number}"
@@ -64,6 +52,9 @@ def evaluate(
     few = [number for number in k if number > len(task.train.ids)]
     notes = [f"k = {min(few)}: there are only {len(task.train.ids)} training pictures; all vote"] if few else []
     return Scores({**found, **task.counts(), "accuracy.k": k[0]}, [*task.notes, *notes], task.settings)
+
+
+PROTOCOL = Protocol(evaluate, KNNOptions, PROBE, BATCH)
 
 
 def predictions(task: Task, k: Sequence[int], temperature: float, device: torch.device) -> dict[int, Tensor]:

@@ -14,15 +14,17 @@ from typing import Literal, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor
 
 from granary.curation.encoders.inference import torch_device
 from granary.curation.errors import UserError
 from granary.training.data.shards import held_out
-from granary.training.evaluation.features import BATCH, Features, Measured
+from granary.training.evaluation.features import BATCH, Features
 from granary.training.evaluation.heads import Head, logistic_heads, ridge_heads, sgd_heads
+from granary.training.evaluation.protocol import Measured, Protocol, SplitOptions
 from granary.training.evaluation.scores import Real, Scores, Whole, accuracies
-from granary.training.evaluation.tasks import Task, train_and_test, without_test
+from granary.training.evaluation.tasks import PROBE, Task, train_and_test, without_test
 
 RATES = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 1e-1)  # for a batch of 256
 PENALTIES = (1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5)  # per picture, on standardised features
@@ -44,59 +46,49 @@ class Input:
         return torch.cat([cls, features.mean], dim=1) if self.with_mean and features.mean is not None else cls
 
 
-def evaluate(
-    model: str,
-    data: str,
-    *,
-    solver: Solver = "auto",
-    layers: Whole = (1, 4),
-    rates: Real = RATES,
-    penalties: Real = PENALTIES,
-    iterations: int = 12_500,
-    validation: float = 0.1,
-    split: str | None = None,
-    test_data: str | None = None,
-    holdout: float = 0.1,
-    device: str = "auto",
-    dtype: str = "float32",
-    batch: int = BATCH,
-    limit: int | None = None,
-    seed: int = 0,
-) -> Scores:
-    """Train linear classifiers on the training pictures, choose one on the held-out part, test it.
+class LinearOptions(SplitOptions, frozen=True):
+    """Options of the linear probe."""
 
-    Args:
-        model: of `load_subject`.
-        data, split, test_data, holdout: of `train_and_test`.
-        solver: sgd: every point of the grid at once, as DINOv2; lbfgs: logistic regression; ridge: regression to
-            one-hot labels; auto: lbfgs up to a million pictures times classes, sgd beyond.
-        layers: numbers of last layers whose vectors are joined; each also with the mean patch, where there is a class
-            token.
-        rates: learning rates of sgd for a batch of 256; they are scaled to its batch of 128.
-        penalties: of lbfgs and ridge, on standardised features: half the penalty times the sum of squares, added to
-            the mean loss.
-        iterations: of sgd; at most 100 for each penalty of lbfgs.
-        validation: share of the training ids that decides the grid. The winner of lbfgs and ridge is trained again
-            on all training pictures; that of sgd stays as it is.
-        device, dtype, batch, limit, seed: of `Measured`; the seed is also that of the order of sgd.
+    solver: Solver = Field(
+        "auto",
+        description="sgd: every point of the grid at once, as DINOv2; lbfgs: logistic regression; ridge: regression to "
+        "one-hot labels; auto: lbfgs up to a million pictures times classes, sgd beyond",
+    )
+    layers: Whole = Field(
+        (1, 4),
+        description="numbers of last layers whose vectors are joined; each also with the mean patch, where there is a "
+        "class token",
+    )
+    rates: Real = Field(RATES, description="learning rates of sgd for a batch of 256; scaled to its batch of 128")
+    penalties: Real = Field(
+        PENALTIES,
+        description="of lbfgs and ridge, on standardised features: half the penalty times the sum of squares, added to "
+        "the mean loss",
+    )
+    iterations: int = Field(12_500, description="of sgd; at most 100 for each penalty of lbfgs")
+    validation: float = Field(
+        0.1,
+        description="share of the training ids that decides the grid; the winner of lbfgs and ridge is trained again "
+        "on all training pictures, that of sgd stays as it is",
+    )
+
+
+def evaluate(measured: Measured, options: LinearOptions) -> Scores:
+    """Train linear classifiers on the training pictures, choose one on the held-out part, test it.
 
     Returns:
         accuracy with `.mean_per_class`, `.chance`, `.validation` and the chosen `.layers`, `.with_mean`,
         `.learning_rate` or `.penalty`, and counts.
     """
-    if not (layers and rates and penalties) or min(*layers, *rates, *penalties, iterations) <= 0:
-        raise UserError("layers, rates, penalties, iterations: must be above 0, at least one of each")
-    if not 0 < validation < 1:
-        raise UserError(f"validation: {validation} is not right; give a share between 0 and 1")
-    how = Measured(model, device, dtype, batch, limit, seed)
-    task = train_and_test(how, data, split, test_data, holdout, max(layers), "the linear probe")
+    _check(options)
+    task = train_and_test(measured, options.holdout, max(options.layers), "the linear probe")
     task = without_test(task, "the linear probe")
+    solver = options.solver
     if solver == "auto":
         solver = "lbfgs" if len(task.train.ids) * len(task.classes) <= SMALL else "sgd"
-    where = torch_device(device)
-    grid = rates if solver == "sgd" else penalties
-    fit = _solver(solver, iterations, seed, where)
-    best, predicted = probe(task, layers, grid, fit, validation, refit=solver != "sgd")
+    grid = options.rates if solver == "sgd" else options.penalties
+    fit = _solver(solver, options.iterations, measured.seed, torch_device(measured.device))
+    best, predicted = probe(task, options.layers, grid, fit, options.validation, refit=solver != "sgd")
     chosen: dict[str, float] = {"layers": best.input.layers, "with_mean": int(best.input.with_mean)}
     chosen |= {"learning_rate" if solver == "sgd" else "penalty": best.point}
     found: dict[str, float | None] = {**accuracies(predicted, task.test.labels), "accuracy.validation": best.score}
@@ -104,6 +96,18 @@ def evaluate(
     edge = len(set(grid)) > 2 and best.point in (min(grid), max(grid))
     notes = [f"the best point of the grid, {best.point:g}, is at its edge: give more"] if edge else []
     return Scores(found, [*task.notes, *notes], {**task.settings, "solver": solver, "chosen": chosen})
+
+
+def _check(options: LinearOptions) -> None:
+    """Raise UserError for options that leave no grid to search."""
+    layers, rates, penalties = options.layers, options.rates, options.penalties
+    if not (layers and rates and penalties) or min(*layers, *rates, *penalties, options.iterations) <= 0:
+        raise UserError("layers, rates, penalties, iterations: must be above 0, at least one of each")
+    if not 0 < options.validation < 1:
+        raise UserError(f"validation: {options.validation} is not right; give a share between 0 and 1")
+
+
+PROTOCOL = Protocol(evaluate, LinearOptions, PROBE, BATCH)
 
 
 class Best(NamedTuple):

@@ -11,11 +11,13 @@ import math
 from collections.abc import Sequence
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from granary.training.data import shards
 from granary.training.data.tokenizer import check_captions
 from granary.training.evaluation.pairs import encode_rows, load_image_text_model
+from granary.training.evaluation.protocol import Measured, Protocol, SplitOptions
 from granary.training.evaluation.scores import Scores
 
 K = (1, 5, 10)
@@ -23,56 +25,49 @@ CAPTIONS = 5
 CELLS = 1 << 26  # scores held at once
 
 
-def evaluate(
-    model: str,
-    data: str,
-    *,
-    split: str | None = None,
-    captions: int = CAPTIONS,
-    holdout: float = 0.1,
-    device: str = "auto",
-    dtype: str = "float32",
-    batch: int = 64,
-    limit: int | None = None,
-) -> Scores:
-    """Measure R@1, R@5 and R@10 in both directions.
+class RetrievalOptions(SplitOptions, frozen=True):
+    """Options of image-text retrieval."""
 
-    Args:
-        model: of `load_image_text_model`.
-        data: a run with captions, or its dataset.
-        split: rows to take; None takes all.
-        captions: of a picture at most, the first ones: COCO's protocol takes 5 where there are more.
-        holdout: share of the ids that is test, for shards without a column split.
-        device, dtype, batch: where, in which numbers and how many pictures at once.
-        limit: the first so many rows.
+    captions: int = Field(
+        CAPTIONS,
+        description="of a picture at most, the first ones: COCO's protocol takes 5 where there are more",
+    )
+
+
+def evaluate(measured: Measured, options: RetrievalOptions) -> Scores:
+    """Measure R@1, R@5 and R@10 in both directions; without a split all rows are taken.
 
     Returns:
         text_to_image_R@K and image_to_text_R@K with `.chance`; the numbers of pictures and captions they are of, and of
         what was left out: pictures without captions and unreadable ones. Equal scores count as misses.
     """
-    dataset = shards.open_dataset(data, ("image", "captions"), split, holdout, "retrieval")
+    data, split, limit = measured.data, measured.split, measured.limit
+    dataset = shards.open_dataset(data, ("image", "captions"), split, options.holdout, "retrieval")
     check_captions(data, shards.read_group(dataset.groups[0], ["captions"])["captions"].type)
-    encoder = load_image_text_model(model, device, dtype)
-    found = encode_rows(encoder, dataset, "captions", batch=batch, limit=limit)
-    own = [row["captions"][:captions] for row in found.rows]
-    distinct = list(dict.fromkeys(text for texts in own for text in texts))  # equal captions score exactly alike
+    encoder = load_image_text_model(measured.model, measured.device, measured.dtype)
+    encoded = encode_rows(encoder, dataset, "captions", batch=measured.batch, limit=limit)
+    captions = [row["captions"][: options.captions] for row in encoded.rows]
+    distinct = list(dict.fromkeys(text for texts in captions for text in texts))  # equal captions score exactly alike
     places = {text: place for place, text in enumerate(distinct)}
     before = encoder.truncated
-    texts = encoder.texts(distinct)[[places[text] for each in own for text in each]]
-    owner = torch.tensor([number for number, each in enumerate(own) for _ in each])
+    texts = encoder.texts(distinct)[[places[text] for own in captions for text in own]]
+    owner = torch.tensor([number for number, own in enumerate(captions) for _ in own])
     read = min(dataset.count, dataset.count if limit is None else limit)
     counts = {
-        "pictures": len(own),
-        "pictures.without_captions": read - len(own) - len(found.dead),
-        "pictures.unreadable": len(found.dead),
+        "pictures": len(captions),
+        "pictures.without_captions": read - len(captions) - len(encoded.dead),
+        "pictures.unreadable": len(encoded.dead),
         "captions": len(owner),
         "captions.distinct": len(distinct),
         "captions.truncated": encoder.truncated - before,
     }
-    settings = {"split": split, "captions": captions, "dead": found.dead}
+    settings = {"split": split, "captions": options.captions, "dead": encoded.dead}
     equal = len(owner) - len(distinct)
     notes = [f"{equal:,} captions are equal to another one: they score alike, which counts as a miss"] if equal else []
-    return Scores({**recalls(found.vectors, texts, owner), **counts}, notes, settings)
+    return Scores({**recalls(encoded.vectors, texts, owner), **counts}, notes, settings)
+
+
+PROTOCOL = Protocol(evaluate, RetrievalOptions)
 
 
 def recalls(images: Tensor, texts: Tensor, owner: Tensor, k: Sequence[int] = K) -> dict[str, float | None]:

@@ -16,7 +16,10 @@ from itertools import islice
 import torch
 from torch import Tensor
 
+from granary.curation.recipe import Options
 from granary.training.data.pairs import Entry, read_entries
+from granary.training.evaluation.protocol import Measured, Protocol
+from granary.training.evaluation.scores import Scores
 from granary.training.models.clip_transformers import ClipModel
 
 BATCH = 8
@@ -145,31 +148,19 @@ class Tally:
         }
 
 
-def evaluate(
-    model: str,
-    data: str,
-    *,
-    split: str | None = None,
-    device: str = "auto",
-    dtype: str = "float32",
-    batch: int = 32,
-    limit: int | None = None,
-) -> dict[str, float | None]:
-    """Run the benchmark.
-
-    Args:
-        model: folder or Hub id of a CLIP-style model of `transformers`.
-        data: a run of `granary pack`, or its dataset.
-        split: entries to take; None takes all.
-        device, dtype: of the model.
-        batch: entries encoded at once; changes speed only.
-        limit: the first so many entries.
+def evaluate(measured: Measured, options: Options) -> Scores:
+    """Run the benchmark on a run of `granary pack`, or its dataset; without a split all entries are taken.
 
     Returns:
         For every column its accuracy, `.chance`, `.entries` (and `.last_batch`); None where no entry takes part. Then
         counts: entries read, without any summary, with a picture that cannot be decoded, and texts cut to the context.
     """
-    return benchmark(ClipModel.load(model, device, dtype), islice(read_entries(data, split), limit), batch)
+    model = ClipModel.load(measured.model, measured.device, measured.dtype)
+    entries = islice(read_entries(measured.data, measured.split), measured.limit)
+    return Scores(benchmark(model, entries, measured.batch))
+
+
+PROTOCOL = Protocol(evaluate, Options, batch=32, notes=NOTES)
 
 
 def benchmark(model: ClipModel, entries: Iterable[Entry], batch: int = 32) -> dict[str, float | None]:

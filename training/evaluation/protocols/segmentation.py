@@ -17,18 +17,22 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
+from pydantic import Field
 from torch import Tensor
 
 from granary.curation.encoders.inference import torch_device
 from granary.curation.errors import UserError
 from granary.curation.images.decode import DecodeError
+from granary.curation.recipe import Options
 from granary.training.data.augment import normalised, to_unit
 from granary.training.evaluation.davis import boundary_accuracy, over_time, region_similarity
-from granary.training.evaluation.features import Measured, load
+from granary.training.evaluation.features import load
+from granary.training.evaluation.protocol import Measured, Protocol
 from granary.training.evaluation.scores import Scores
-from granary.training.evaluation.subjects import Subject, resolved
+from granary.training.evaluation.subjects import Subject
 from granary.training.evaluation.videos import Labels, Video, Videos
 from granary.training.models.clip_transformers import DTYPES
+from granary.training.models.registry import resolved
 
 NOTES = (
     "J and F as DAVIS defines them, without the first frame, whose mask is given, and the last.",
@@ -38,64 +42,43 @@ T = TypeVar("T")
 TARGETS = 1024  # patches whose neighbours are sought at once
 
 
-@dataclass(frozen=True)
-class Propagation:
-    """How labels are handed on; the defaults are DINO's.
+class SegmentationOptions(Options, frozen=True):
+    """How labels are handed on; the defaults are DINO's."""
 
-    before: frames before this one that are asked, beside the first; radius: patches that a neighbour may be away, in
-    rows and in columns; k: neighbours that vote; temperature: of their weights exp(cosine / T).
-    """
-
-    before: int = 7
-    radius: int = 12
-    k: int = 5
-    temperature: float = 0.1
+    rows: int = Field(30, description="rows of patches that a frame is scaled to; 30 of 16 pixels are DAVIS's 480")
+    before: int = Field(7, description="frames before this one that are asked, beside the first")
+    radius: int = Field(12, description="patches that a neighbour may be away, in rows and in columns")
+    k: int = Field(5, description="neighbours that vote")
+    temperature: float = Field(0.1, description="T of their weights exp(cosine / T)")
 
 
-def evaluate(
-    model: str,
-    data: str,
-    *,
-    rows: int = 30,
-    before: int = 7,
-    radius: int = 12,
-    k: int = 5,
-    temperature: float = 0.1,
-    device: str = "auto",
-    dtype: str = "float32",
-    limit: int | None = None,
-    seed: int = 0,
-) -> Scores:
+def evaluate(measured: Measured, options: SegmentationOptions) -> Scores:
     """Propagate the first mask of every sequence and compare with the others.
 
-    Args:
-        model: of `load_subject`; its patches are used, at any size of the picture.
-        data: folder or zip of frames and masks.
-        rows: rows of patches that a frame is scaled to; 30 of 16 pixels are DAVIS's 480.
-        before, radius, k, temperature: of `Propagation`.
-        device, dtype: of the model.
-        limit: the first so many sequences.
-        seed: of random weights.
+    The data are a folder or zip of frames and masks. Of the model the patches are used, at any size of the picture. A
+    limit counts sequences.
 
     Returns:
         J&F, J and F: the mean over objects, with `.recall`, `.decay`, `.first_mask` of J and F; then for each sequence
         its J, with `.F` and `.objects`.
     """
-    options = Propagation(before, radius, k, temperature)
-    if min(rows, k) < 1 or min(before, radius) < 0 or temperature <= 0:
+    if min(options.rows, options.k) < 1 or min(options.before, options.radius) < 0 or options.temperature <= 0:
         raise UserError("rows, k, temperature: must be above 0; before and radius at least 0")
-    videos, how = Videos(data), Measured(model, device, dtype, seed=seed)
-    propagator = Propagator(load(how), rows, options, torch_device(device), dtype)
+    videos = Videos(measured.data)
+    propagator = Propagator(load(measured), options, torch_device(measured.device), measured.dtype)
     results: dict[str, list[dict[str, Any]]] = {}
     dead: list[dict[str, str]] = []
     with torch.inference_mode():
-        for video in videos.sequences[:limit]:
+        for video in videos.sequences[: measured.limit]:
             results[video.name] = judged(videos, video, propagator, dead)
     if not any(results.values()):
         why = dead[0]["message"] if dead else "their masks show no object"
-        raise UserError(f"data: no sequence of {data} could be measured: {why}")
+        raise UserError(f"data: no sequence of {measured.data} could be measured: {why}")
     notes = [f"{len(dead)} frames or masks cannot be decoded, for example {dead[0]['uri']}"] if dead else []
-    return Scores(summary(results), notes, {"model": resolved(model), "dead": dead})
+    return Scores(summary(results), notes, {"model": resolved(measured.model), "dead": dead})
+
+
+PROTOCOL = Protocol(evaluate, SegmentationOptions, ("limit", "seed"), notes=NOTES)
 
 
 def summary(results: Mapping[str, list[dict[str, Any]]]) -> dict[str, float | None]:
@@ -185,21 +168,21 @@ class Propagator:
     """Hands labels from frame to frame of one sequence after another."""
 
     def __init__(
-        self, subject: Subject, rows: int, options: Propagation, device: torch.device, dtype: str = "float32"
+        self, subject: Subject, options: SegmentationOptions, device: torch.device, dtype: str = "float32"
     ) -> None:
-        self.subject, self.rows, self.options, self.device, self.dtype = subject, rows, options, device, dtype
+        self.subject, self.options, self.device, self.dtype = subject, options, device, dtype
 
     def begin(self, image: Image.Image, mask: Labels) -> None:
         """Start a sequence with its first frame and the object numbers (h, w) in it."""
         self.size, self.numbers = mask.shape, np.unique(np.append(mask, 0)).astype(np.uint8)  # the background first
-        features = frame_features(image, self.subject, self.rows, self.device, self.dtype)
+        features = frame_features(image, self.subject, self.options.rows, self.device, self.dtype)
         labels = first_labels(mask, self.numbers, features.shape[:2]).to(self.device)
         self.first = features, labels
         self.last: deque[tuple[Tensor, Tensor]] = deque(maxlen=self.options.before)
 
     def follow(self, image: Image.Image) -> Labels:
         """Return the object numbers (h, w) of the next frame."""
-        features = frame_features(image, self.subject, self.rows, self.device, self.dtype)
+        features = frame_features(image, self.subject, self.options.rows, self.device, self.dtype)
         labels = propagate(features, [self.first, *self.last], self.options)
         self.last.append((features, labels))
         return self.numbers[full_size(labels, self.size).argmax(dim=0).cpu().numpy()]
@@ -225,13 +208,13 @@ def frame_features(
     return F.normalize(patches.float(), dim=1).unflatten(0, (rows, columns))
 
 
-def propagate(features: Tensor, context: list[tuple[Tensor, Tensor]], options: Propagation) -> Tensor:
+def propagate(features: Tensor, context: list[tuple[Tensor, Tensor]], options: SegmentationOptions) -> Tensor:
     """Return the labels of the patches of a frame: the mean of those of the k nearest, weighted by exp(cosine / T).
 
     Args:
         features: (r, c, D), unit.
         context: features (r, c, D) and labels (r, c, O) of other frames.
-        options: see `Propagation`.
+        options: see `SegmentationOptions`.
 
     Returns:
         (r, c, O), shares.

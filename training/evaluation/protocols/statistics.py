@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor
 
 from granary.curation.encoders.inference import torch_device
@@ -15,7 +18,6 @@ from granary.training.data.crops import Crop
 from granary.training.evaluation.collapse import effective_rank, feature_deviation, rank_me
 from granary.training.evaluation.features import (
     BATCH,
-    Measured,
     dead_letters,
     distinct,
     encode,
@@ -23,8 +25,9 @@ from granary.training.evaluation.features import (
     load,
     pieces,
 )
+from granary.training.evaluation.protocol import Measured, Protocol, SplitOptions
 from granary.training.evaluation.scores import Scores
-from granary.training.evaluation.subjects import resolved
+from granary.training.models.registry import resolved
 
 NOTES = (
     "RankMe is not centred; it compares settings of one method, not methods (Garrido et al. 2023), and it is at most "
@@ -34,55 +37,46 @@ SAMPLES = 25_600  # RankMe's
 ROWS = 1024
 
 
-def evaluate(
-    model: str,
-    data: str,
-    *,
-    samples: int = SAMPLES,
-    views: int = 2000,
-    scale: tuple[float, float] = (0.3, 1.0),
-    split: str | None = None,
-    holdout: float = 0.1,
-    device: str = "auto",
-    dtype: str = "float32",
-    batch: int = BATCH,
-    limit: int | None = None,
-    seed: int = 0,
-) -> Scores:
-    """Measure the vectors of the last block, class tokens or mean patches.
+class FeatureOptions(SplitOptions, frozen=True):
+    """Options of the statistics of features."""
 
-    Args:
-        model: of `load_subject`.
-        data: a run; labels are not read.
-        samples: pictures at most, drawn by hash of their ids.
-        views: pictures of which two random crops are compared, the first ones; 0 leaves alignment out.
-        scale: share of the picture's area in these crops.
-        split, holdout: of the pictures; all by default.
-        device, dtype, batch, limit, seed: of `Measured`.
+    samples: int = Field(SAMPLES, description="pictures at most, drawn by hash of their ids")
+    views: int = Field(
+        2000, description="pictures of which two random crops are compared, the first ones; 0 leaves alignment out"
+    )
+    scale: tuple[float, float] = Field((0.3, 1.0), description="share of the picture's area in these crops")
+
+
+def evaluate(measured: Measured, options: FeatureOptions) -> Scores:
+    """Measure the vectors of the last block, class tokens or mean patches; labels are not read.
 
     Returns:
         rank_me; effective_rank, RankMe of centred features; feature_std, the mean deviation of a feature, with
         `.relative` to the root mean square of all values and `.unit`, of unit rows (1 / sqrt(D) when spread evenly);
         uniformity and alignment of unit rows (Wang and Isola 2020, arXiv 2005.10242; lower is better).
     """
-    how = Measured(model, device, dtype, batch, limit, seed)
-    dataset = shards.open_dataset(data, ("image",), split, holdout, "features")
-    features = features_of(how, dataset, split)
-    chosen = torch.from_numpy(np.sort(bounded_sample(distinct(features.ids), samples, seed, "features")))
-    x = features.last[chosen]
+    split = measured.split
+    dataset = shards.open_dataset(measured.data, ("image",), split, options.holdout, "features")
+    features = features_of(measured, dataset, split)
+    drawn = bounded_sample(distinct(features.ids), options.samples, measured.seed, "features")
+    x = features.last[torch.from_numpy(np.sort(drawn))]
     if len(x) < 2 or not torch.isfinite(x).all():
         what = f"{len(x)} picture" if len(x) < 2 else "features that are not finite"
         raise UserError(f"data: {what} in {dataset.path}: no statistics; give two pictures or more, and a sound model")
-    found: dict[str, float | None] = {**measured(x.to(torch_device(device)))}
-    found |= {"rank_me.pictures": len(x), "rank_me.unreadable": len(features.dead)}
-    if views:
-        pairs = two_views(how, dataset, min(views, limit or views), scale)
-        found |= {"alignment": alignment(*pairs), "alignment.pictures": len(pairs[0])}
-    settings = {"model": resolved(model), "data": dataset.path, "split": split, "dead": dead_letters(features)}
-    return Scores(found, settings=settings)
+    scores: dict[str, float | None] = {**statistics(x.to(torch_device(measured.device)))}
+    scores |= {"rank_me.pictures": len(x), "rank_me.unreadable": len(features.dead)}
+    if options.views:
+        views = min(options.views, measured.limit or options.views)
+        pairs = two_views(replace(measured, limit=views), dataset, options.scale)
+        scores |= {"alignment": alignment(*pairs), "alignment.pictures": len(pairs[0])}
+    settings = {"model": resolved(measured.model), "data": dataset.path, "split": split, "dead": dead_letters(features)}
+    return Scores(scores, settings=settings)
 
 
-def measured(x: Tensor) -> dict[str, float]:
+PROTOCOL = Protocol(evaluate, FeatureOptions, ("split", "batch", "limit", "seed"), BATCH, NOTES)
+
+
+def statistics(x: Tensor) -> dict[str, float]:
     """Return the statistics of features (n, D)."""
     unit = F.normalize(x.float(), dim=1)
     return {
@@ -110,16 +104,15 @@ def alignment(first: Tensor, second: Tensor) -> float:
     return float((F.normalize(first, dim=1) - F.normalize(second, dim=1)).square().sum(dim=1).mean())
 
 
-def two_views(how: Measured, dataset: shards.Dataset, views: int, scale: tuple[float, float]) -> tuple[Tensor, Tensor]:
-    """Return the features (n, D) of two random crops, without other changes, of the first so many pictures."""
-    subject, device = load(how), torch_device(how.device)
+def two_views(measured: Measured, dataset: shards.Dataset, scale: tuple[float, float]) -> tuple[Tensor, Tensor]:
+    """Return the features (n, D) of two random crops, without other changes, of the first pictures of a dataset."""
+    subject, device = load(measured), torch_device(measured.device)
     crop = Crop(2, subject.config.side, scale)
-    few = Measured(how.model, how.device, how.dtype, how.batch, views, how.seed)
-    found = [
-        encode(subject, pixels.flatten(0, 1), device, 1, how.dtype)[0][:, -1].unflatten(0, (-1, 2))
-        for part in pieces(dataset, crop, ("image",), (), few)
-        for pixels in part["image"].split(max(1, how.batch // 2))
+    features = [
+        encode(subject, pixels.flatten(0, 1), device, 1, measured.dtype)[0][:, -1].unflatten(0, (-1, 2))
+        for part in pieces(dataset, crop, ("image",), (), measured)
+        for pixels in part["image"].split(max(1, measured.batch // 2))
         if len(pixels)
     ]
-    both = torch.cat(found)  # (n, 2, D)
+    both = torch.cat(features)  # (n, 2, D)
     return both[:, 0], both[:, 1]

@@ -12,12 +12,14 @@ from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor
 
 from granary.curation.errors import UserError
 from granary.curation.store import storage
 from granary.training.data import shards
 from granary.training.evaluation.pairs import encode_rows, load_image_text_model
+from granary.training.evaluation.protocol import Measured, Protocol, SplitOptions
 from granary.training.evaluation.scores import Scores
 
 TEMPLATES = (
@@ -32,54 +34,48 @@ TEMPLATES = (
 TOP = (1, 5)
 
 
-def evaluate(
-    model: str,
-    data: str,
-    *,
-    split: str | None = None,
-    templates: str | None = None,
-    names: str | None = None,
-    holdout: float = 0.1,
-    device: str = "auto",
-    dtype: str = "float32",
-    batch: int = 64,
-    limit: int | None = None,
-) -> Scores:
-    """Classify the labelled pictures of a dataset by the names of its labels.
+class ZeroShotOptions(SplitOptions, frozen=True):
+    """Options of zero-shot classification."""
 
-    Args:
-        model: of `load_image_text_model`.
-        data: a run with labels, or its dataset.
-        split: rows to take; None takes all.
-        templates: a text file, one sentence a line with {} for the name; default: seven of granary's own.
-        names: a JSON file, label -> name to put into the sentences; labels it lacks keep their own.
-        holdout: share of the ids that is test, for shards without a column split.
-        device, dtype, batch: where, in which numbers and how many pictures at once.
-        limit: the first so many rows.
+    templates: str | None = Field(
+        None, description="a text file, one sentence a line with {} for the name; default: seven of granary's own"
+    )
+    names: str | None = Field(
+        None,
+        description="a JSON file, label -> name to put into the sentences; labels it lacks keep their own",
+    )
+
+
+def evaluate(measured: Measured, options: ZeroShotOptions) -> Scores:
+    """Classify the labelled pictures of a dataset by the names of its labels; without a split all rows are taken.
 
     Returns:
         top1 and top5 with `.chance`; top1 with its mean over the classes that occur and the numbers of classes, of
         pictures, and of those left out: without a label, unreadable. Equal scores count as wrong.
     """
-    dataset = shards.open_dataset(data, ("image", "label"), split, holdout, "zero-shot classification")
+    data, limit, columns = measured.data, measured.limit, ("image", "label")
+    dataset = shards.open_dataset(data, columns, measured.split, options.holdout, "zero-shot classification")
     classes = shards.class_names([dataset])
     if len(classes) < 2:
         raise UserError(f"data: the labels of {data} have {len(classes)} classes; zero-shot classification needs two")
-    words, sentences = read_names(names, classes), read_templates(templates)
-    encoder = load_image_text_model(model, device, dtype)
-    found = encode_rows(encoder, dataset, "label", classes, batch, limit)
-    labels = torch.tensor([row["label"] for row in found.rows])
+    words, sentences = read_names(options.names, classes), read_templates(options.templates)
+    encoder = load_image_text_model(measured.model, measured.device, measured.dtype)
+    encoded = encode_rows(encoder, dataset, "label", classes, measured.batch, limit)
+    labels = torch.tensor([row["label"] for row in encoded.rows])
     vectors = class_vectors(encoder.texts, words, sentences)
-    rank = wrong_above(found.vectors @ vectors.T, labels)
+    rank = wrong_above(encoded.vectors @ vectors.T, labels)
     read = dataset.count if limit is None else min(limit, dataset.count)
     counts: dict[str, float | None] = {
         "top1.classes": len(classes),
         "top1.pictures": len(labels),
-        "top1.unlabelled": read - len(labels) - len(found.dead),
-        "top1.unreadable": len(found.dead),
+        "top1.unlabelled": read - len(labels) - len(encoded.dead),
+        "top1.unreadable": len(encoded.dead),
     }
-    settings = {"split": split, "templates": sentences, "names": words, "dead": found.dead}
+    settings = {"split": measured.split, "templates": sentences, "names": words, "dead": encoded.dead}
     return Scores({**accuracies(rank, labels, len(classes)), **counts}, (), settings)
+
+
+PROTOCOL = Protocol(evaluate, ZeroShotOptions)
 
 
 def class_vectors(encode: Callable[[Sequence[str]], Tensor], names: Sequence[str], templates: Sequence[str]) -> Tensor:

@@ -1,0 +1,90 @@
+"""What an evaluation protocol is: `Protocol`, and `Measured`, the arguments that all protocols share.
+
+To add one: write training/evaluation/protocols/NAME.py with its options, its `evaluate` and its `PROTOCOL`, and add its
+line to `PROTOCOLS` in training/evaluation/protocols/registry.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Generic, Literal, TypeVar
+
+from pydantic import Field, ValidationError
+
+from granary.curation.errors import UserError
+from granary.curation.recipe import Options
+from granary.training.evaluation.scores import Scores
+
+OwnOptions = TypeVar("OwnOptions", bound=Options)
+Shared = Literal["split", "test_data", "batch", "limit", "seed"]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What is measured, and how: the arguments that all protocols share.
+
+    Args:
+        model: any name of `granary.training.models.registry`; for protocols of texts an image-text model.
+        data: a run, its dataset, or what the protocol reads; a path or URL.
+        split: split to measure on; None leaves it to the protocol.
+        test_data: another run to measure on, for protocols that also train.
+        device: auto, cpu, cuda or cuda:N.
+        dtype: float32, bfloat16 or float16.
+        batch: samples encoded at once; changes speed only.
+        limit: samples of each dataset at most, the first ones; None takes all.
+        seed: decides every random choice.
+    """
+
+    model: str
+    data: str
+    split: str | None = None
+    test_data: str | None = None
+    device: str = "auto"
+    dtype: str = "float32"
+    batch: int = 64
+    limit: int | None = None
+    seed: int = 0
+
+
+class SplitOptions(Options, frozen=True):
+    """The option of protocols that read a split of shards."""
+
+    holdout: float = Field(0.1, description="share of the ids that is test, for shards without a column split")
+
+
+@dataclass(frozen=True)
+class Protocol(Generic[OwnOptions]):
+    """A way to measure a model.
+
+    Args:
+        evaluate: measures: metric -> value. `METRIC.chance` is the level of a random scorer; other names with a dot and
+            counts say what a value was measured on.
+        options: its own options; every field with a description.
+        takes: which fields of `Measured` it goes by, beside model, data, device and dtype.
+        batch: samples encoded at once where nobody says otherwise.
+        notes: what a reader of its scores must know, in sentences.
+    """
+
+    evaluate: Callable[[Measured, OwnOptions], Scores]
+    options: type[OwnOptions]
+    takes: tuple[Shared, ...] = ("split", "batch", "limit")
+    batch: int = 64
+    notes: tuple[str, ...] = ()
+
+    def read(self, options: Mapping[str, object]) -> OwnOptions:
+        """Return its own options among those that several protocols were given together.
+
+        Raises:
+            UserError: a value is not right.
+        """
+        try:
+            return self.options.model_validate({key: value for key, value in options.items() if self.has(key)})
+        except ValidationError as error:
+            problem = error.errors()[0]
+            key = ".".join(str(word) for word in problem["loc"])
+            raise UserError(f"options.{key}: {problem['input']!r} is not right: {problem['msg'].lower()}") from None
+
+    def has(self, option: str) -> bool:
+        """Say whether an option is one of its own."""
+        return option in self.options.model_fields

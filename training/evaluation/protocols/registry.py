@@ -1,0 +1,28 @@
+"""The evaluation protocols by name; only those asked for are imported."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # the recipe is read, and --help printed, without torch
+    from granary.training.evaluation.protocol import Protocol
+
+PROTOCOLS = {  # name on the command line -> module, which has a PROTOCOL
+    "sdci": "granary.training.evaluation.protocols.sdci",
+    "binary-choice": "granary.training.evaluation.protocols.binary_choice",
+    "zero-shot": "granary.training.evaluation.protocols.zeroshot",
+    "retrieval": "granary.training.evaluation.protocols.retrieval",
+    "knn": "granary.training.evaluation.protocols.knn",
+    "linear": "granary.training.evaluation.protocols.linear",
+    "few-shot": "granary.training.evaluation.protocols.fewshot",
+    "features": "granary.training.evaluation.protocols.statistics",
+    "factors": "granary.training.evaluation.protocols.by_factor",
+    "video-segmentation": "granary.training.evaluation.protocols.segmentation",
+}
+
+
+def load_protocol(name: str) -> Protocol[Any]:
+    """Return a protocol by its name; its options are of its own type. Raises KeyError."""
+    protocol: Protocol[Any] = importlib.import_module(PROTOCOLS[name]).PROTOCOL
+    return protocol
