@@ -23,6 +23,7 @@ from granary.curation.dense import prompts
 from granary.curation.dense.engines import Entry, Text, seed_of
 from granary.curation.dense.negatives import KINDS
 from granary.curation.dense.packing import Counter, windows
+from granary.curation.dense.recipe import Negatives, Summaries, Writer
 from granary.curation.dense.texts import cleaned
 from granary.curation.encoders.inference import torch_device
 from granary.curation.errors import UserError
@@ -123,19 +124,18 @@ class ModelWriter:
     max_input: int = 2000
 
     @classmethod
-    def of(cls, arguments: Mapping[str, Any], counter: Counter) -> ModelWriter:
-        """Return the writer of a unit's arguments; the model is loaded once in a process."""
-        writer, negatives = arguments["writer"], arguments["negatives"]
+    def of(cls, writer: Writer, summaries: Summaries, negatives: Negatives, counter: Counter, seed: int) -> ModelWriter:
+        """Return the writer of a recipe's options; the model is loaded once in a process."""
         return cls(
             Generator(writer, counter.budget * NEW_TOKENS),
             counter,
-            os.path.basename(writer["model"].rstrip("/")),
-            arguments["seed"],
-            writer["attempts"],
-            arguments["summaries"]["alternates"],
-            negatives["per_image"],
-            negatives["per_mask"],
-            writer["max_input"],
+            os.path.basename(writer.model.rstrip("/")),
+            seed,
+            writer.attempts,
+            summaries.alternates,
+            negatives.per_image,
+            negatives.per_mask,
+            writer.max_input,
         )
 
     def scaled(self, tokens: int) -> int:
@@ -278,7 +278,7 @@ class Generator:
         most: new tokens of an answer.
     """
 
-    def __init__(self, writer: Mapping[str, Any], most: int) -> None:
+    def __init__(self, writer: Writer, most: int) -> None:
         self.writer, self.most = writer, most
 
     def __call__(self, asks: Sequence[Ask], numbers: Mapping[str, int]) -> list[str]:
@@ -286,12 +286,12 @@ class Generator:
         if not asks:
             return []
         with BUSY:
-            tokenizer, model = load(self.writer["model"], self.writer["device"], self.writer["dtype"])
+            tokenizer, model = load(self.writer.model, self.writer.device, self.writer.dtype)
             written = [self._prompt(tokenizer, model, ask, numbers) for ask in asks]
             order = sorted(range(len(asks)), key=lambda place: (-len(written[place]), place))
             answers = [""] * len(asks)
-            for start in range(0, len(order), self.writer["batch"]):
-                batch = order[start : start + self.writer["batch"]]
+            for start in range(0, len(order), self.writer.batch):
+                batch = order[start : start + self.writer.batch]
                 found = self._answers(tokenizer, model, [written[p] for p in batch], [asks[p].seed for p in batch])
                 for place, text in zip(batch, found, strict=True):
                     answers[place] = text
@@ -322,6 +322,6 @@ class Generator:
             pad_token_id=tokenizer.pad_token_id,
             eos_token_id=model.generation_config.eos_token_id,
         )
-        drawn = LogitsProcessorList([Drawn(seeds, self.writer["temperature"])])
+        drawn = LogitsProcessorList([Drawn(seeds, self.writer.temperature)])
         found = model.generate(**inputs, generation_config=settings, logits_processor=drawn)
         return list(tokenizer.batch_decode(found[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True))

@@ -10,6 +10,7 @@ from granary.curation.images.decode import DecodeLimits
 from granary.curation.options import Options, RunRecipe
 
 Format = Literal["dci", "coco", "narratives", "jsonl"]
+MaskForm = Literal["rle", "png"]
 
 
 class Budget(Options, frozen=True):
@@ -74,7 +75,7 @@ class Negatives(Options, frozen=True):
 class Shards(Options, frozen=True):
     """The Parquet files of the dataset."""
 
-    masks: Literal["rle", "png"] = Field("rle", description="masks as COCO run lengths, or as 1-bit PNG")
+    masks: MaskForm = Field("rle", description="masks as COCO run lengths, or as 1-bit PNG")
     row_group: int = Field(100, ge=1, le=1000, description="most samples in a row group")
 
 

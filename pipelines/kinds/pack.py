@@ -10,8 +10,7 @@ shuffled: a unit reads the annotations and images it is named, and writes one sh
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 from rich.console import Console
 
@@ -23,15 +22,26 @@ from granary.curation.dense.recipe import PackRecipe
 from granary.curation.dense.report import build_report
 from granary.curation.dense.schema import image_features, pair_features
 from granary.curation.dense.steps import outputs, pairs, records, shards, texts
+from granary.curation.dense.steps.pairs import CutPairs
+from granary.curation.dense.steps.records import Group, ListRecords
+from granary.curation.dense.steps.shards import PackImages
+from granary.curation.dense.steps.texts import WriteTexts
 from granary.curation.encoders.inference import fingerprint
 from granary.curation.errors import UserError
-from granary.curation.runs.run import Marker, Run, digest
+from granary.curation.runs.run import Marker, NoJob, Run, digest
 from granary.curation.sources import Source, files, listing
 from granary.curation.store import storage
 from granary.pipelines.engine.recipe import dump_recipe
 from granary.pipelines.engine.session import Session, read_facts, read_recipe, writable
 from granary.pipelines.engine.stages import Stages
 from granary.pipelines.engine.units import Engine
+
+
+class Fingerprints(NamedTuple):
+    """Digests of the tokenizer and of the language model; "" where there is none."""
+
+    tokenizer: str
+    model: str
 
 
 @dataclasses.dataclass
@@ -41,40 +51,37 @@ class Pack(Stages):
     Args:
         runner: runs one stage.
         recipe: with absolute paths.
-        fingerprints: of the tokenizer and of the language model; "" where there is none.
+        fingerprints: of what decides the texts.
     """
 
     recipe: PackRecipe
-    fingerprints: Mapping[str, str]
+    fingerprints: Fingerprints
 
     def run(self) -> None:
         """Run every stage that is not finished."""
-        listed = self.list_records()
-        weights = [rows for _, rows in listed]
-        units = [self.reading(unit, records) for unit, (records, _) in enumerate(listed)]
-        self.parallel("shards", shards.write_shard, units, [], "images", weights, target="dataset/data", processes=True)
+        groups = self.list_records()
+        weights = [group.rows for group in groups]
+        packing = [self.packing(unit, group.digest) for unit, group in enumerate(groups)]
+        self.parallel(
+            "shards", shards.write_shard, packing, [], "images", weights, target="dataset/data", processes=True
+        )
         self.check_packed()
         packed = self.markers["shards"]
-        units = [self.writing(unit, records, packed[unit]) for unit, (records, _) in enumerate(listed)]
-        self.parallel("texts", texts.write_texts, units, [], "images", weights, cores=self.cores, processes=True)
-        units = [
-            {**self.cutting(unit), "shard": packed[unit].sha256, "texts": written.sha256}
-            for unit, written in enumerate(self.markers["texts"])
-        ]
-        self.parallel("pairs", pairs.write_pairs, units, [], "images", weights, target="dataset/pairs", processes=True)
-        units = [
-            {"unit": unit, "shard": marker.sha256, "records": listed[unit][0]} for unit, marker in enumerate(packed)
-        ]
-        self.parallel("ledger", outputs.write_ledger, units, [], "images", weights)
-        self.serial("dead-letter", outputs.write_dead_letters, ["shards", "texts"])
+        writing = [self.writing(unit, group.digest, packed[unit]) for unit, group in enumerate(groups)]
+        self.parallel("texts", texts.write_texts, writing, [], "images", weights, cores=self.cores, processes=True)
+        written = self.markers["texts"]
+        cutting = [self.cutting(unit, packed[unit].sha256, written[unit].sha256) for unit in range(len(groups))]
+        self.parallel(
+            "pairs", pairs.write_pairs, cutting, [], "images", weights, target="dataset/pairs", processes=True
+        )
+        deciding = [outputs.WriteLedger(unit, group.digest, packed[unit].sha256) for unit, group in enumerate(groups)]
+        self.parallel("ledger", outputs.write_ledger, deciding, [], "images", weights)
+        self.serial("dead-letter", outputs.write_dead_letters, ["shards", "texts"], NoJob())
 
-    def list_records(self) -> list[tuple[str, int]]:
-        """List the annotations; returns digest and number of records of each unit."""
+    def list_records(self) -> list[Group]:
+        """List the annotations; returns the row group of each unit."""
         recipe = self.recipe
-        listed = self.serial(
-            "records",
-            records.list_records,
-            [],
+        job = ListRecords(
             format=recipe.format,
             unit_rows=recipe.unit_rows,
             max_bytes=recipe.decode.max_bytes,
@@ -82,12 +89,13 @@ class Pack(Stages):
             splits=recipe.splits,
             state=state_of(self.run_directory.sources["annotations"][0], recipe),
         )
+        listed = self.serial("records", records.list_records, [], job)
         if not listed.notes:
             raise UserError(
                 f"annotations: {recipe.annotations} holds no annotation of the format {recipe.format}; "
                 "give another folder or --format"
             )
-        return [(str(note), int(rows)) for note, rows in listed.notes]
+        return [Group(*note) for note in listed.notes]
 
     def check_packed(self) -> None:
         """Raise UserError when no image came through: a wrong folder more likely than thousands of bad files."""
@@ -103,57 +111,55 @@ class Pack(Stages):
             )
 
     @property
-    def cores(self) -> str:
+    def engines(self) -> set[str]:
+        """The names of the text engines, of summaries and of negatives."""
+        return {*self.recipe.summaries.engines, *self.recipe.negatives.engines}
+
+    @property
+    def cores(self) -> Literal["one", "all"]:
         """Native threads of a unit that writes texts: more than one only for a language model."""
-        uses = {*self.recipe.summaries.engines, *self.recipe.negatives.engines}
-        return "all" if "model" in uses else "one"
+        return "all" if "model" in self.engines else "one"
 
-    def counting(self, unit: int) -> dict[str, Any]:
-        """Return the arguments of every unit."""
-        budget = self.recipe.budget
-        return {
-            "unit": unit,
-            "format": self.recipe.format,
-            "tokenizer": budget.tokenizer,
-            "tokenizer_fingerprint": self.fingerprints["tokenizer"],
-            "budget": budget.tokens,
-            "decode": self.recipe.decode.model_dump(),
-            "row_group": self.recipe.shards.row_group,
-        }
-
-    def reading(self, unit: int, listed: str) -> dict[str, Any]:
-        """Return the arguments of a unit that packs images."""
+    def packing(self, unit: int, listed: str) -> PackImages:
+        """Return the job of a unit that packs images. listed: digest of its records."""
         recipe = self.recipe
-        return {
-            **self.counting(unit),
-            "records": listed,
-            "grow": recipe.crops.grow,
-            "masks": recipe.shards.masks,
-            "max_unreadable": recipe.max_unreadable,
-        }
+        return PackImages(
+            unit=unit,
+            records=listed,
+            format=recipe.format,
+            budget=recipe.budget,
+            tokenizer=self.fingerprints.tokenizer,
+            decode=recipe.decode,
+            grow=recipe.crops.grow,
+            masks=recipe.shards.masks,
+            row_group=recipe.shards.row_group,
+            max_unreadable=recipe.max_unreadable,
+        )
 
-    def writing(self, unit: int, listed: str, packed: Marker) -> dict[str, Any]:
-        """Return the arguments of a unit that writes summaries and negatives."""
+    def writing(self, unit: int, listed: str, packed: Marker) -> WriteTexts:
+        """Return the job of a unit that writes summaries and negatives. listed: digest of its records."""
+        recipe, uses_model = self.recipe, "model" in self.engines
+        return WriteTexts(
+            unit=unit,
+            records=listed,
+            shard=packed.sha256,
+            format=recipe.format,
+            max_bytes=recipe.decode.max_bytes,
+            given="given" in self.engines and packed.counters.get("given", 0) > 0,
+            budget=recipe.budget,
+            tokenizer=self.fingerprints.tokenizer,
+            seed=recipe.seed,
+            crops=recipe.crops,
+            summaries=recipe.summaries,
+            negatives=recipe.negatives,
+            writer=recipe.writer if uses_model else None,
+            model=self.fingerprints.model if uses_model else "",
+        )
+
+    def cutting(self, unit: int, shard: str, written: str) -> CutPairs:
+        """Return the job of a unit that cuts crops. shard, written: digests of the shard and of its texts."""
         recipe = self.recipe
-        return {
-            **self.counting(unit),
-            "records": listed,
-            "shard": packed.sha256,
-            "given": packed.counters.get("given", 0) > 0,
-            "seed": recipe.seed,
-            "crops": recipe.crops.model_dump(),
-            "summaries": recipe.summaries.model_dump(mode="json"),
-            "negatives": recipe.negatives.model_dump(mode="json"),
-            **(
-                {"writer": recipe.writer.model_dump(), "model": self.fingerprints["model"]}
-                if self.cores == "all"
-                else {}
-            ),
-        }
-
-    def cutting(self, unit: int) -> dict[str, Any]:
-        """Return the arguments of a unit that cuts crops."""
-        return {**self.counting(unit), "crops": self.recipe.crops.model_dump()}
+        return CutPairs(unit, shard, written, recipe.crops, recipe.decode, recipe.shards.row_group)
 
 
 def pack(recipe: PackRecipe, engine: Engine, console: Console | None = None) -> dict[str, Any]:
@@ -214,7 +220,7 @@ def _write_report(run: Run, recipe: PackRecipe, facts: dict[str, Any]) -> str:
     return target
 
 
-def prepared(recipe: PackRecipe) -> tuple[PackRecipe, dict[str, list[Source]], dict[str, str], str, int]:
+def prepared(recipe: PackRecipe) -> tuple[PackRecipe, dict[str, list[Source]], Fingerprints, str, int]:
     """Check a recipe before any work.
 
     Returns:
@@ -258,7 +264,7 @@ def prepared(recipe: PackRecipe) -> tuple[PackRecipe, dict[str, list[Source]], d
         role: [Source(name=role, path=path, kind="folder")]
         for role, path in (("annotations", annotations), ("images", images))
     }
-    fingerprints = {"tokenizer": counter.fingerprint, "model": fingerprint(model_files(model)) if model else ""}
+    fingerprints = Fingerprints(counter.fingerprint, fingerprint(model_files(model)) if model else "")
     return settled, sources, fingerprints, counter.unit, counter.budget
 
 

@@ -13,7 +13,7 @@ import jinja2
 from PIL import Image
 
 from granary.curation.dense.report.overlay import colour, drawn, hexadecimal
-from granary.curation.dense.steps.shards import shard_paths
+from granary.curation.dense.steps.shards import image_shards
 from granary.curation.images.decode import DecodeError, DecodeLimits, decode
 from granary.curation.report import RECIPE_CHARACTERS, environment
 from granary.curation.report.thumbnails import jpeg, shrink
@@ -53,7 +53,7 @@ def build_report(run: Run, facts: Mapping[str, Any], recipe: str, limits: Decode
 def chosen(run: Run, seed: int, most: int = IMAGES) -> list[tuple[int, int]]:
     """Return (shard, row) of a fair sample of the images, drawn by hash; memory does not grow with the run."""
     best: list[tuple[int, int, int]] = []
-    for shard, path in enumerate(shard_paths(run, "shards", "data")):
+    for shard, path in enumerate(image_shards(run)):
         row = 0
         for table in read_groups(path, ["file"]):
             names = table["file"].to_pylist()
@@ -66,7 +66,7 @@ def chosen(run: Run, seed: int, most: int = IMAGES) -> list[tuple[int, int]]:
 def _shown(run: Run, place: tuple[int, int], limits: DecodeLimits) -> dict[str, Any]:
     """Return what the report shows of one image."""
     shard, number = place
-    row = _row(shard_paths(run, "shards", "data")[shard], number)
+    row = _row(image_shards(run)[shard], number)
     try:
         image = decode(row["image"]["bytes"], limits).image
     except DecodeError as error:

@@ -13,6 +13,7 @@ from granary.curation.dense import prompts
 from granary.curation.dense.engines import Entry, Given, Rules, Text, Windows, first_negatives, first_summaries, seed_of
 from granary.curation.dense.llm import Ask, Drawn, ModelWriter, model_files
 from granary.curation.dense.packing import Counter
+from granary.curation.dense.recipe import Negatives, Summaries, Writer
 from granary.curation.errors import UserError
 
 BARN = Entry(
@@ -195,22 +196,10 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
     return folder
 
 
-def arguments(model: str, batch: int = 4, seed: int = 0) -> dict[str, Any]:
-    options = {
-        "model": model,
-        "device": "cpu",
-        "dtype": "float32",
-        "batch": batch,
-        "temperature": 0.72,
-        "attempts": 2,
-        "max_input": 60,
-    }
-    return {
-        "writer": options,
-        "seed": seed,
-        "summaries": {"alternates": False},
-        "negatives": {"per_image": 2, "per_mask": 1},
-    }
+def model_writer(model: str, batch: int = 4, seed: int = 0, max_input: int = 60) -> ModelWriter:
+    writer = Writer(model=model, device="cpu", dtype="float32", batch=batch, attempts=2, max_input=max_input)
+    negatives = Negatives(per_image=2, per_mask=1)
+    return ModelWriter.of(writer, Summaries(alternates=False), negatives, Counter(budget=20), seed)
 
 
 def entries(count: int) -> list[Entry]:
@@ -219,7 +208,7 @@ def entries(count: int) -> list[Entry]:
 
 def test_a_model_writes_texts_that_depend_on_seed_and_entry_alone(tiny: str) -> None:
     def summaries(asked: list[Entry], **options: int) -> list[list[Text]]:
-        return ModelWriter.of(arguments(tiny, **options), Counter(budget=20)).summaries(asked)
+        return model_writer(tiny, **options).summaries(asked)
 
     whole = summaries(entries(6))
     assert sum(map(len, whole)) >= 4
@@ -233,7 +222,7 @@ def test_a_model_writes_texts_that_depend_on_seed_and_entry_alone(tiny: str) -> 
 
 def test_a_model_writes_negatives_with_their_record(tiny: str) -> None:
     positive = "w1 w2 w3 w4 w5 w6 w7 w8"
-    (found,) = ModelWriter.of(arguments(tiny), Counter(budget=20)).negatives(entries(1), [positive])
+    (found,) = model_writer(tiny).negatives(entries(1), [positive])
     for text in found:
         assert text.engine.startswith("model:")
         assert text.prompt == f"{text.kind}/1"
@@ -242,10 +231,8 @@ def test_a_model_writes_negatives_with_their_record(tiny: str) -> None:
 
 
 def test_a_text_that_the_model_has_no_room_for_is_shortened(tiny: str) -> None:
-    found = ModelWriter.of(
-        arguments(tiny) | {"writer": arguments(tiny)["writer"] | {"max_input": 5000}}, Counter(budget=20)
-    )
-    assert len(found.summaries([Entry("e", "base", "w1 w2 w3. " * 400)])) == 1
+    entry = Entry("e", "base", "w1 w2 w3. " * 400)
+    assert len(model_writer(tiny, max_input=5000).summaries([entry])) == 1
 
 
 def test_draws_follow_the_softmax() -> None:
@@ -263,4 +250,4 @@ def test_what_is_no_model_is_a_mistake_of_the_user(tmp_path: Path) -> None:
             model_files(str(path))
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(UserError, match=r"writer\.model"):
-        ModelWriter.of(arguments(str(tmp_path)), Counter()).summaries(entries(1))
+        model_writer(str(tmp_path)).summaries(entries(1))
