@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from granary.curation.dense.recipe import PackRecipe
-from granary.curation.dense.steps.shards import shard_paths
+from granary.curation.dense.steps.shards import image_shards
 from granary.curation.runs.facts import About
 from granary.curation.runs.run import Marker, Run, read_groups
 
@@ -40,7 +40,7 @@ def flow(shards: Mapping[str, int], texts: Mapping[str, int]) -> list[dict[str, 
 def statistics(run: Run) -> dict[str, dict[str, float]]:
     """Return mean, median, least and most of the words, tokens, masks and depth of the images."""
     values: dict[str, list[np.ndarray]] = {name: [] for name in FIGURES}
-    for path in shard_paths(run, "shards", "data"):
+    for path in image_shards(run):
         for table in read_groups(path, ["words", "tokens", "depth", "masks.list.element.depth"]):
             masks = table["masks"].combine_chunks()
             values["masks"].append(np.asarray(masks.value_lengths()))

@@ -124,8 +124,8 @@ class ModelWriter:
     max_input: int = 2000
 
     @classmethod
-    def of(cls, writer: Writer, summaries: Summaries, negatives: Negatives, seed: int, counter: Counter) -> ModelWriter:
-        """Return the writer that the options describe; the model is loaded once in a process."""
+    def of(cls, writer: Writer, summaries: Summaries, negatives: Negatives, counter: Counter, seed: int) -> ModelWriter:
+        """Return the writer of a recipe's options; the model is loaded once in a process."""
         return cls(
             Generator(writer, counter.budget * NEW_TOKENS),
             counter,

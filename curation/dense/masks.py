@@ -7,6 +7,7 @@ import dataclasses
 import io
 import struct
 import zlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from granary.curation.dense import rle
 from granary.curation.dense.polygons import rasterised
 from granary.curation.dense.recipe import MaskForm
 from granary.curation.dense.rle import Lengths
-from granary.curation.dense.rows import StoredMask
+from granary.curation.dense.schema import MaskRow, StoredPixels
 from granary.curation.dense.tree import Box, Mask, Problem
 
 BLOCKS = 8  # of 16 MiB at most: Pillow reuses them for the next picture, which halves what decoding one costs
@@ -127,7 +128,7 @@ def _header(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n\0\0\0\r" + header + struct.pack(">I", zlib.crc32(header))
 
 
-def _set(image: Image.Image) -> NDArray[np.bool_]:
+def _set(image: Image.Image) -> Any:
     """Return (h, w) bool, where a picture is not black; alpha does not count."""
     mode = {"LA": "L", "RGBA": "RGB"}.get(image.mode, image.mode)
     values = np.asarray(image.convert("RGB") if mode == "P" else image.convert(mode) if mode != image.mode else image)
@@ -138,8 +139,8 @@ def _message(error: Exception) -> str:
     return "cannot identify image file" if isinstance(error, Image.UnidentifiedImageError) else str(error)[:150]
 
 
-def stored(mask: Mask, width: int, height: int, form: MaskForm) -> StoredMask:
-    """Return size, counts and png of a mask as a shard has them: run lengths ("rle") or a 1-bit PNG ("png")."""
+def stored(mask: Mask, width: int, height: int, form: MaskForm) -> StoredPixels:
+    """Return the pixels of a mask as a shard has them: run lengths ("rle") or a 1-bit PNG ("png")."""
     size = [height, width]
     if mask.lengths is None:
         return {"size": size, "counts": None, "png": None}
@@ -150,7 +151,7 @@ def stored(mask: Mask, width: int, height: int, form: MaskForm) -> StoredMask:
     return {"size": size, "counts": None, "png": file.getvalue()}
 
 
-def pixels_of(size: list[int], counts: str | None, png: bytes | None) -> np.ndarray | None:
+def pixels_of(size: Sequence[int], counts: str | None, png: bytes | None) -> NDArray[np.bool_] | None:
     """Return the (height, width) bool mask of what a shard holds; None for a box."""
     if counts is not None:
         return rle.mask_of(rle.decompress(counts), size[0], size[1])
@@ -158,3 +159,13 @@ def pixels_of(size: list[int], counts: str | None, png: bytes | None) -> np.ndar
         with Image.open(io.BytesIO(png), formats=["PNG"]) as image:
             return np.asarray(image) != 0
     return None
+
+
+def region_of(mask: MaskRow) -> NDArray[np.bool_]:
+    """Return the (height, width) bool pixels of a mask of a shard, those of its box where it has none of its own."""
+    pixels = pixels_of(mask["size"], mask["counts"], mask["png"])
+    if pixels is None:
+        x0, y0, x1, y1 = mask["box"]
+        pixels = np.zeros(mask["size"], bool)
+        pixels[y0:y1, x0:x1] = True
+    return pixels

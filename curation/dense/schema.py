@@ -3,12 +3,135 @@ and negatives (config `pairs`)."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, TypedDict
 
 from granary.curation.store.schema import sample_features
 
+if TYPE_CHECKING:
+    from datasets import Features
 
-def image_features() -> Any:
+
+class ImageFile(TypedDict):
+    """A picture: the bytes of its file, and the file's name."""
+
+    bytes: bytes
+    path: str
+
+
+class Origin(TypedDict):
+    """Where an image comes from: the name of its source, and its uri in it."""
+
+    name: str
+    uri: str
+
+
+class StoredPixels(TypedDict):
+    """Pixels of a mask: its height and width, and run lengths or a PNG; neither where the mask is a mere box."""
+
+    size: list[int]
+    counts: str | None
+    png: bytes | None
+
+
+class MaskRow(StoredPixels):
+    """A mask of an image."""
+
+    key: str
+    parent: str
+    children: list[str]
+    depth: int
+    label: str
+    caption: str
+    quality: int
+    box: list[int]
+    area: int
+
+
+class WindowRow(TypedDict):
+    """A window of the description of an image."""
+
+    part: str
+    window: int
+    text: str
+    tokens: int
+    box: list[int]
+
+
+class DescribedImage(TypedDict):
+    """A row of config `default` but for its picture, see `image_features`."""
+
+    id: str
+    width: int
+    height: int
+    captions: list[str]
+    file: str
+    split: str
+    short_caption: str
+    extra_caption: str
+    description: str
+    words: int
+    tokens: int
+    unit: str
+    depth: int
+    masks: list[MaskRow]
+    texts: list[WindowRow]
+
+
+class ImageRow(DescribedImage):
+    """A row of config `default`."""
+
+    image: ImageFile
+    source: Origin
+
+
+class Provenance(TypedDict):
+    """How a text was made."""
+
+    engine: str
+    prompt: str
+    seed: int | None
+
+
+class NegativeRow(Provenance):
+    """A text that does not describe its entry."""
+
+    kind: str
+    text: str
+    tokens: int
+    score: float | None
+
+
+class EntryRow(TypedDict):
+    """An entry without its texts; row: place of its image in the shard."""
+
+    row: int
+    id: str
+    width: int
+    height: int
+    image_id: str
+    parent_id: str
+    file: str
+    split: str
+    key: str
+    base: bool
+    mask: str
+    box: list[int]
+    darkened: bool
+    source: Origin
+
+
+class PairRow(EntryRow):
+    """A row of config `pairs` but for its picture, see `pair_features`."""
+
+    captions: list[str]
+    tokens: list[int]
+    unit: str
+    provenance: list[Provenance]
+    negatives: list[NegativeRow]
+    positive_score: float | None
+
+
+def image_features() -> Features:
     """Return the `datasets.Features` of a whole image, beside those of every sample.
 
     Returns:
@@ -57,7 +180,7 @@ def image_features() -> Any:
     )
 
 
-def pair_features() -> Any:
+def pair_features() -> Features:
     """Return the `datasets.Features` of an entry of the benchmark and of contrastive training.
 
     Rows are in order of annotation file, then the whole image, then its masks in file order.

@@ -10,8 +10,7 @@ shuffled: a unit reads the annotations and images it is named, and writes one sh
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from rich.console import Console
 
@@ -23,6 +22,10 @@ from granary.curation.dense.recipe import PackRecipe
 from granary.curation.dense.report import build_report
 from granary.curation.dense.schema import image_features, pair_features
 from granary.curation.dense.steps import outputs, pairs, records, shards, texts
+from granary.curation.dense.steps.pairs import CutPairs
+from granary.curation.dense.steps.records import Group, ListRecords
+from granary.curation.dense.steps.shards import PackImages
+from granary.curation.dense.steps.texts import WriteTexts
 from granary.curation.encoders.inference import fingerprint
 from granary.curation.errors import UserError
 from granary.curation.report.page import write_page
@@ -36,6 +39,13 @@ from granary.pipelines.engine.stages import Stages
 from granary.pipelines.engine.units import Engine
 
 
+class Fingerprints(NamedTuple):
+    """Digests of the tokenizer and of the language model; "" where there is none."""
+
+    tokenizer: str
+    model: str
+
+
 @dataclasses.dataclass
 class Pack(Stages):
     """One pack run.
@@ -43,57 +53,51 @@ class Pack(Stages):
     Args:
         runner: runs one stage.
         recipe: with absolute paths.
-        fingerprints: of the tokenizer and of the language model; "" where there is none.
+        fingerprints: of what decides the texts.
     """
 
     recipe: PackRecipe
-    fingerprints: Mapping[str, str]
+    fingerprints: Fingerprints
 
     def run(self) -> None:
         """Run every stage that is not finished."""
-        listed = self.list_records()
-        weights = [rows for _, rows in listed]
-        reading = [self.reading(unit, records) for unit, (records, _) in enumerate(listed)]
+        groups = self.list_records()
+        weights = [group.rows for group in groups]
+        packing = [self.packing(unit, group.digest) for unit, group in enumerate(groups)]
         self.parallel(
-            "shards", shards.write_shard, reading, [], "images", weights, target="dataset/data", processes=True
+            "shards", shards.write_shard, packing, [], "images", weights, target="dataset/data", processes=True
         )
         self.check_packed()
         packed = self.markers["shards"]
-        writing = [self.writing(unit, records, packed[unit]) for unit, (records, _) in enumerate(listed)]
+        writing = [self.writing(unit, group.digest, packed[unit]) for unit, group in enumerate(groups)]
         self.parallel("texts", texts.write_texts, writing, [], "images", weights, cores=self.cores, processes=True)
-        cutting = [self.cutting(unit, packed[unit], written) for unit, written in enumerate(self.markers["texts"])]
+        written = self.markers["texts"]
+        cutting = [self.cutting(unit, packed[unit].sha256, written[unit].sha256) for unit in range(len(groups))]
         self.parallel(
             "pairs", pairs.write_pairs, cutting, [], "images", weights, target="dataset/pairs", processes=True
         )
-        units = [
-            outputs.LedgerUnit(unit, marker.sha256, records)
-            for unit, (marker, (records, _)) in enumerate(zip(packed, listed, strict=True))
-        ]
-        self.parallel("ledger", outputs.write_ledger, units, [], "images", weights)
+        deciding = [outputs.WriteLedger(unit, group.digest, packed[unit].sha256) for unit, group in enumerate(groups)]
+        self.parallel("ledger", outputs.write_ledger, deciding, [], "images", weights)
         self.serial("dead-letter", outputs.write_dead_letters, ["shards", "texts"], NoJob())
 
-    def list_records(self) -> list[tuple[str, int]]:
-        """List the annotations; returns digest and number of records of each unit."""
+    def list_records(self) -> list[Group]:
+        """List the annotations; returns the row group of each unit."""
         recipe = self.recipe
-        listed = self.serial(
-            "records",
-            records.list_records,
-            [],
-            records.ListRecords(
-                recipe.format,
-                recipe.unit_rows,
-                recipe.decode.max_bytes,
-                recipe.captions,
-                recipe.splits,
-                state_of(self.run_directory.sources["annotations"][0], recipe),
-            ),
+        job = ListRecords(
+            format=recipe.format,
+            unit_rows=recipe.unit_rows,
+            max_bytes=recipe.decode.max_bytes,
+            captions=recipe.captions,
+            splits=recipe.splits,
+            state=state_of(self.run_directory.sources["annotations"][0], recipe),
         )
+        listed = self.serial("records", records.list_records, [], job)
         if not listed.notes:
             raise UserError(
                 f"annotations: {recipe.annotations} holds no annotation of the format {recipe.format}; "
                 "give another folder or --format"
             )
-        return [(str(note), int(rows)) for note, rows in listed.notes]
+        return [Group(*note) for note in listed.notes]
 
     def check_packed(self) -> None:
         """Raise UserError when no image came through: a wrong folder more likely than thousands of bad files."""
@@ -109,20 +113,24 @@ class Pack(Stages):
             )
 
     @property
+    def engines(self) -> set[str]:
+        """The names of the text engines, of summaries and of negatives."""
+        return {*self.recipe.summaries.engines, *self.recipe.negatives.engines}
+
+    @property
     def cores(self) -> Literal["one", "all"]:
         """Native threads of a unit that writes texts: more than one only for a language model."""
-        uses = {*self.recipe.summaries.engines, *self.recipe.negatives.engines}
-        return "all" if "model" in uses else "one"
+        return "all" if "model" in self.engines else "one"
 
-    def reading(self, unit: int, listed: str) -> shards.PackShard:
-        """Return the job of a unit that packs images."""
+    def packing(self, unit: int, listed: str) -> PackImages:
+        """Return the job of a unit that packs images. listed: digest of its records."""
         recipe = self.recipe
-        return shards.PackShard(
+        return PackImages(
             unit=unit,
             records=listed,
             format=recipe.format,
             budget=recipe.budget,
-            tokenizer=self.fingerprints["tokenizer"],
+            tokenizer=self.fingerprints.tokenizer,
             decode=recipe.decode,
             grow=recipe.crops.grow,
             masks=recipe.shards.masks,
@@ -130,30 +138,30 @@ class Pack(Stages):
             max_unreadable=recipe.max_unreadable,
         )
 
-    def writing(self, unit: int, listed: str, packed: Marker) -> texts.WriteTexts:
-        """Return the job of a unit that writes summaries and negatives."""
-        recipe, asks = self.recipe, self.cores == "all"
-        return texts.WriteTexts(
+    def writing(self, unit: int, listed: str, packed: Marker) -> WriteTexts:
+        """Return the job of a unit that writes summaries and negatives. listed: digest of its records."""
+        recipe, uses_model = self.recipe, "model" in self.engines
+        return WriteTexts(
             unit=unit,
             records=listed,
             shard=packed.sha256,
-            given=packed.counters.get("given", 0) > 0,
             format=recipe.format,
+            max_bytes=recipe.decode.max_bytes,
+            given="given" in self.engines and packed.counters.get("given", 0) > 0,
             budget=recipe.budget,
-            tokenizer=self.fingerprints["tokenizer"],
-            decode=recipe.decode,
+            tokenizer=self.fingerprints.tokenizer,
             seed=recipe.seed,
             crops=recipe.crops,
             summaries=recipe.summaries,
             negatives=recipe.negatives,
-            writer=recipe.writer if asks else None,
-            model=self.fingerprints["model"] if asks else "",
+            writer=recipe.writer if uses_model else None,
+            model=self.fingerprints.model if uses_model else "",
         )
 
-    def cutting(self, unit: int, packed: Marker, written: Marker) -> pairs.CutPairs:
-        """Return the job of a unit that cuts crops."""
+    def cutting(self, unit: int, shard: str, written: str) -> CutPairs:
+        """Return the job of a unit that cuts crops. shard, written: digests of the shard and of its texts."""
         recipe = self.recipe
-        return pairs.CutPairs(unit, packed.sha256, written.sha256, recipe.crops, recipe.decode, recipe.shards.row_group)
+        return CutPairs(unit, shard, written, recipe.crops, recipe.decode, recipe.shards.row_group)
 
 
 def pack(recipe: PackRecipe, engine: Engine, console: Console | None = None) -> Facts:
@@ -212,7 +220,7 @@ def _write_report(run: Run, recipe: PackRecipe, facts: Facts) -> str:
     return write_page(run, build_report(run, facts, dump_recipe(recipe), recipe.decode))
 
 
-def prepared(recipe: PackRecipe) -> tuple[PackRecipe, dict[str, list[Source]], dict[str, str], str, int]:
+def prepared(recipe: PackRecipe) -> tuple[PackRecipe, dict[str, list[Source]], Fingerprints, str, int]:
     """Check a recipe before any work.
 
     Returns:
@@ -253,7 +261,7 @@ def prepared(recipe: PackRecipe) -> tuple[PackRecipe, dict[str, list[Source]], d
             "writer": recipe.writer.model_copy(update={"model": model}),
         }
     )
-    fingerprints = {"tokenizer": counter.fingerprint, "model": fingerprint(model_files(model)) if model else ""}
+    fingerprints = Fingerprints(counter.fingerprint, fingerprint(model_files(model)) if model else "")
     return settled, sources, fingerprints, counter.unit, counter.budget
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from PIL import Image
 
 from granary.curation.dense.report.overlay import colour, drawn, hexadecimal
-from granary.curation.dense.steps.shards import shard_paths
+from granary.curation.dense.steps.shards import image_shards
 from granary.curation.images.decode import DecodeError, DecodeLimits, decode
 from granary.curation.report.page import render_page
 from granary.curation.report.thumbnails import jpeg, shrink
@@ -48,7 +48,7 @@ def build_report(run: Run, facts: Facts, recipe: str, limits: DecodeLimits) -> s
 def chosen(run: Run, seed: int, most: int = IMAGES) -> list[tuple[int, int]]:
     """Return (shard, row) of a fair sample of the images, drawn by hash; memory does not grow with the run."""
     best: list[tuple[int, int, int]] = []
-    for shard, path in enumerate(shard_paths(run, "shards", "data")):
+    for shard, path in enumerate(image_shards(run)):
         row = 0
         for table in read_groups(path, ["file"]):
             names = table["file"].to_pylist()
@@ -61,7 +61,7 @@ def chosen(run: Run, seed: int, most: int = IMAGES) -> list[tuple[int, int]]:
 def _shown(run: Run, place: tuple[int, int], limits: DecodeLimits) -> dict[str, Any]:
     """Return what the report shows of one image."""
     shard, number = place
-    row = _row(shard_paths(run, "shards", "data")[shard], number)
+    row = _row(image_shards(run)[shard], number)
     try:
         image = decode(row["image"]["bytes"], limits).image
     except DecodeError as error:

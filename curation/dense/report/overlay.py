@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw
 
-from granary.curation.dense.masks import pixels_of
-from granary.curation.dense.rows import MaskRow
+from granary.curation.dense.masks import region_of
+from granary.curation.dense.schema import MaskRow
 from granary.curation.report.thumbnails import shrink
 
 Colour = tuple[int, int, int]
@@ -38,8 +38,9 @@ def drawn(image: Image.Image, masks: Sequence[MaskRow], side: int) -> Image.Imag
         side: the longer side of the copy, at most.
     """
     small = shrink(image, side)
-    for place in sorted(range(len(masks)), key=lambda place: -(masks[place]["area"] or 0)):
-        inside = _inside(masks[place], image.size, small.size)
+    for place in sorted(range(len(masks)), key=lambda place: -masks[place]["area"]):
+        region = Image.fromarray(region_of(masks[place]).astype(np.uint8) * 255)
+        inside = region.resize(small.size, Image.Resampling.NEAREST)
         line = ImageChops.lighter(*(ImageChops.difference(inside, ImageChops.offset(inside, *step)) for step in STEPS))
         small.paste(colour(place), mask=inside.point(lambda value: value * TINT // 255))
         small.paste(colour(place), mask=line)
@@ -49,13 +50,3 @@ def drawn(image: Image.Image, masks: Sequence[MaskRow], side: int) -> Image.Imag
         key = mask["key"][:12].encode("ascii", "replace").decode()
         pen.text(corner, key, font_size=16, fill=colour(place), stroke_width=2, stroke_fill="black")
     return small
-
-
-def _inside(mask: MaskRow, whole: tuple[int, int], small: tuple[int, int]) -> Image.Image:
-    """Return the pixels of a mask as an L picture of the small size; those of its box where it has no pixels."""
-    pixels = pixels_of(mask["size"], mask["counts"], mask["png"])
-    if pixels is None:
-        pixels = np.zeros((whole[1], whole[0]), bool)
-        x0, y0, x1, y1 = mask["box"]
-        pixels[y0:y1, x0:x1] = True
-    return Image.fromarray(pixels.astype(np.uint8) * 255).resize(small, Image.Resampling.NEAREST)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from typing import TypedDict
+from typing import NamedTuple, TypedDict
 
 import pyarrow as pa
 
-from granary.curation.dense.readers import READERS
+from granary.curation.dense.readers import READERS, coco
 from granary.curation.dense.readers.record import Record
 from granary.curation.dense.recipe import Format
+from granary.curation.dense.tree import Annotation, InvalidAnnotation
 from granary.curation.errors import UserError
 from granary.curation.runs.run import Output, Run, digest, read_table
 from granary.curation.sources import Reader, Source, files
@@ -24,45 +25,8 @@ GROUP_CHARACTERS = 64 << 20
 SPLITS_BYTES = 256 << 20
 
 
-@dataclasses.dataclass(frozen=True)
-class ListRecords:
-    """Which annotations are listed, and how they are cut into units.
-
-    Args:
-        format: of the annotations.
-        unit_rows: most annotations in a unit.
-        max_bytes: an annotation may have.
-        captions: of coco, the path of the caption file; "" for none.
-        splits: path of splits.json; "" for none.
-        state: digest of the files that are listed.
-    """
-
-    format: Format
-    unit_rows: int
-    max_bytes: int
-    captions: str
-    splits: str
-    state: str
-
-
-def list_records(run: Run, job: ListRecords, output: Output) -> None:
-    """Write one row per annotation; the notes are digest and length of the row groups, by which units know their work.
-
-    Annotations that splits.json names and the folder has not become dead records.
-    """
-    source = run.sources["annotations"][0]
-    options = {"captions": job.captions} if job.format == "coco" else {}
-    records = READERS[job.format].records(source, job.max_bytes, **options)
-    splits = load_splits(job.splits) if job.splits else {}
-    for group in _groups(_with_missing(records, splits), job.unit_rows):
-        rows = [_row(record, splits) for record in group]
-        output.write(pa.Table.from_pylist(rows, SCHEMA))
-        output.notes.append([digest(rows), len(rows)])
-    output.begin(SCHEMA)
-
-
 class RecordRow(TypedDict):
-    """A row of the listing: a record, the split it belongs to, and why it cannot be read where it cannot."""
+    """A record as this stage writes it, with its split; error, message: None where it can be read."""
 
     name: str
     path: str
@@ -74,18 +38,65 @@ class RecordRow(TypedDict):
     size: int
 
 
+class Group(NamedTuple):
+    """What the marker of this stage notes of a row group, by which a later unit knows its work."""
+
+    digest: str
+    rows: int
+
+
+@dataclasses.dataclass(frozen=True)
+class ListRecords:
+    """The job of `list_records`.
+
+    Args:
+        format: of the annotations.
+        unit_rows: most records in a row group.
+        max_bytes: longer lines are not read.
+        captions: path of the caption file that goes with COCO's instance file; "" for none.
+        splits: path of splits.json; "" for none.
+        state: digest of the names, sizes and times of the files.
+    """
+
+    format: Format
+    unit_rows: int
+    max_bytes: int
+    captions: str
+    splits: str
+    state: str
+
+
+def list_records(run: Run, job: ListRecords, output: Output) -> None:
+    """Write one row per annotation, and note each row group, see `Group`.
+
+    Annotations that splits.json names and that are not in the folder become dead records.
+    """
+    splits = load_splits(job.splits) if job.splits else {}
+    records = _with_missing(_records(run.sources["annotations"][0], job), splits)
+    for group in _groups(records, job.unit_rows):
+        rows = [_row(record, splits) for record in group]
+        output.write(pa.Table.from_pylist(rows, SCHEMA))
+        output.notes.append(Group(digest(rows), len(rows)))
+    output.begin(SCHEMA)
+
+
+def _records(source: Source, job: ListRecords) -> Iterator[Record]:
+    if job.format == "coco":
+        return coco.records(source, job.max_bytes, job.captions)
+    return READERS[job.format].records(source, job.max_bytes)
+
+
 def _row(record: Record, splits: Mapping[str, str]) -> RecordRow:
     error, message = record.error or (None, None)
-    split = splits.get(record.name.rsplit("/", 1)[-1], "")
     return {
         "name": record.name,
         "path": record.path,
         "text": record.text,
         "stamp": record.stamp,
-        "split": split,
+        "size": record.size,
+        "split": splits.get(record.name.rsplit("/", 1)[-1], ""),
         "error": error,
         "message": message,
-        "size": record.size,
     }
 
 
@@ -118,8 +129,8 @@ def load_splits(path: str) -> dict[str, str]:
         UserError: it cannot be read, or is something else.
     """
     try:
-        found = json.loads(files.read_file(path, SPLITS_BYTES))
-        return {str(name).rsplit("/", 1)[-1]: str(split) for split, names in found.items() for name in list(names)}
+        splits = json.loads(files.read_file(path, SPLITS_BYTES))
+        return {str(name).rsplit("/", 1)[-1]: str(split) for split, names in splits.items() for name in list(names)}
     except (OSError, ValueError, AttributeError, TypeError) as error:
         raise UserError(
             f"splits: {path} cannot be read ({error}); give an object of split names with lists of file names"
@@ -128,25 +139,36 @@ def load_splits(path: str) -> dict[str, str]:
 
 def read_records(run: Run, unit: int) -> list[RecordRow]:
     """Return the records of a unit."""
-    return read_table(run.parts("records")[0], group=unit).to_pylist()
+    rows: list[RecordRow] = read_table(run.parts("records")[0], group=unit).to_pylist()
+    return rows
 
 
-class RecordReader:
-    """Reads the JSON of records; use as a context manager.
+class AnnotationReader:
+    """Reads the annotations of records; use as a context manager.
 
     Args:
         source: of the annotations, resolved.
-        max_bytes: an annotation may have.
+        format: of them.
+        max_bytes: most bytes of one of them.
     """
 
-    def __init__(self, source: Source, max_bytes: int) -> None:
-        self.reader = Reader(source, max_bytes)
+    def __init__(self, source: Source, format: Format, max_bytes: int) -> None:
+        self.reader, self.parse = Reader(source, max_bytes), READERS[format].parse
 
-    def read(self, record: RecordRow) -> bytes | str:
-        """Return the text of a record; raises OSError."""
-        return self.reader.read(record["path"], 0, record["size"]) if record["path"] else record["text"]
+    def read(self, record: RecordRow) -> Annotation:
+        """Return the annotation of a record.
 
-    def __enter__(self) -> RecordReader:
+        Raises:
+            InvalidAnnotation: nothing of it can be used.
+            OSError: its file cannot be read.
+        """
+        if record["error"]:
+            raise InvalidAnnotation(record["error"], record["message"] or "")
+        text = self.reader.read(record["path"], 0, record["size"]) if record["path"] else record["text"]
+        annotation = self.parse(text, record["name"])
+        return dataclasses.replace(annotation, split=record["split"]) if record["split"] else annotation
+
+    def __enter__(self) -> AnnotationReader:
         return self
 
     def __exit__(self, *error: object) -> None:

@@ -196,10 +196,10 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
     return folder
 
 
-def model_writer(model: str, budget: int = 20, batch: int = 4, seed: int = 0, max_input: int = 60) -> ModelWriter:
-    options = Writer(model=model, device="cpu", dtype="float32", batch=batch, attempts=2, max_input=max_input)
-    summaries, negatives = Summaries(alternates=False), Negatives(per_image=2, per_mask=1)
-    return ModelWriter.of(options, summaries, negatives, seed, Counter(budget=budget))
+def model_writer(model: str, batch: int = 4, seed: int = 0, max_input: int = 60) -> ModelWriter:
+    writer = Writer(model=model, device="cpu", dtype="float32", batch=batch, attempts=2, max_input=max_input)
+    negatives = Negatives(per_image=2, per_mask=1)
+    return ModelWriter.of(writer, Summaries(alternates=False), negatives, Counter(budget=20), seed)
 
 
 def entries(count: int) -> list[Entry]:
@@ -231,8 +231,8 @@ def test_a_model_writes_negatives_with_their_record(tiny: str) -> None:
 
 
 def test_a_text_that_the_model_has_no_room_for_is_shortened(tiny: str) -> None:
-    writer = model_writer(tiny, max_input=5000)
-    assert len(writer.summaries([Entry("e", "base", "w1 w2 w3. " * 400)])) == 1
+    entry = Entry("e", "base", "w1 w2 w3. " * 400)
+    assert len(model_writer(tiny, max_input=5000).summaries([entry])) == 1
 
 
 def test_draws_follow_the_softmax() -> None:

@@ -15,10 +15,11 @@ import pools
 import pytest
 from PIL import Image
 
+from granary.curation.dense import crops
 from granary.curation.dense.masks import pixels_of
 from granary.curation.dense.steps import shards
-from granary.curation.dense.steps.pairs import crop_at_load
 from granary.curation.dense.steps.shards import read_picture
+from granary.curation.images.decode import DecodeLimits, decode
 from granary.curation.sources import Source
 from granary.pipelines import command
 from granary.pipelines.engine import units
@@ -199,7 +200,7 @@ def test_crops_left_to_load_time_are_the_same_pixels(barn: tuple[Path, Path], tm
     for left, row in zip(boxes.table("dataset/pairs"), cut.table("dataset/pairs"), strict=True):
         assert left["image"] is None
         assert {key: left[key] for key in left if key != "image"} == {key: row[key] for key in row if key != "image"}
-        now = np.asarray(crop_at_load(images[left["image_id"]], tuple(left["box"])))
+        now = np.asarray(crops.cut(decode(images[left["image_id"]], DecodeLimits()).image, tuple(left["box"])))
         assert np.array_equal(now, np.asarray(Image.open(io.BytesIO(row["image"]["bytes"]))))
 
 
