@@ -13,9 +13,10 @@ from granary.synth.pug.world.content.sky import HEIGHT, WIDTH, Panorama, Sky, ir
 from granary.synth.pug.world.content.worlds import WORLDS
 from granary.synth.pug.world.picture.render import Renderer
 from granary.synth.pug.world.scene import Scene, Thing
+from granary.synth.pug.world.shapes.colours import linear
 from granary.synth.pug.world.shapes.geometry import Camera
 from granary.synth.pug.world.shapes.noise import cells, noise, tiled_noise
-from granary.synth.pug.world.shapes.sdf import Body, linear
+from granary.synth.pug.world.shapes.sdf import Body
 from granary.synth.pug.world.shapes.textures import DETAILS, OBJECT_TEXTURES, SIZE, texture
 
 
