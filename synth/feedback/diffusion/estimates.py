@@ -11,6 +11,8 @@ With z = sample / scale, a denoiser that predicts
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,6 +96,11 @@ def clipped(scheduler: Any, clean: Tensor) -> Tensor:
     if scheduler.config.thresholding:
         return scheduler._threshold_sample(clean)
     return clean.clamp(-scheduler.config.clip_sample_range, scheduler.config.clip_sample_range)
+
+
+def takes_generator(step: Callable[..., Any]) -> bool:
+    """Return whether a scheduler's step draws noise."""
+    return "generator" in inspect.signature(step).parameters
 
 
 def check_scheduler(scheduler: Any) -> None:

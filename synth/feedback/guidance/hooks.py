@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -23,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from granary.synth.feedback.diffusion.estimates import clipped_drift, clips, level
+from granary.synth.feedback.diffusion.estimates import clipped_drift, clips, level, takes_generator
 from granary.synth.feedback.guidance.options import GuidanceOptions
 
 __all__ = ["Feedback", "GuidanceOptions"]
@@ -203,11 +202,6 @@ def pictures(x: Tensor, rescale: str) -> Tensor:
         return x.clamp(0, 1)
     low, high = x.detach().flatten(1).aminmax(dim=1)
     return (x - low.view(-1, 1, 1, 1)) / (high - low).clamp(min=1e-8).view(-1, 1, 1, 1)
-
-
-def takes_generator(step: Callable[..., Any]) -> bool:
-    """Return whether a scheduler's step draws noise."""
-    return "generator" in inspect.signature(step).parameters
 
 
 def _finished(result: Any, drift: Tensor, double: bool) -> Any:

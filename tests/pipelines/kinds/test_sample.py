@@ -27,7 +27,7 @@ from granary.synth.feedback import drawing
 from granary.synth.feedback.guidance.options import GuidanceOptions
 from granary.synth.feedback.plan import Cell, needs, plan_rows, row_seed
 from granary.synth.feedback.recipe import SampleRecipe
-from granary.synth.feedback.sampler import Drawn, Request
+from granary.synth.feedback.requests import Drawn, Request
 
 COUNTS = {"ant": 9, "bee": 4, "cow": 1}
 SMALL = ("--unit_rows", "4", "--pairs", "3", "--shards.rows", "8", "--shards.row_group", "3", "--sampling.batch", "3")
