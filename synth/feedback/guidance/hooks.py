@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from granary.synth.feedback.diffusion.estimates import clipped_drift, clips, level, takes_generator
+from granary.synth.feedback.diffusion.estimates import clipped_drift, clips, noise_level, takes_generator
 from granary.synth.feedback.guidance.options import GuidanceOptions
 
 __all__ = ["Feedback", "GuidanceOptions"]
@@ -141,7 +141,7 @@ class Feedback:
             drift = clipped_drift(self.scheduler, timestep, mean, sample.float(), omega * gradient)
             return output, sample, drift.to(sample.dtype)
         prediction = self.scheduler.config.prediction_type
-        mean = level(self.scheduler, timestep).steered(prediction, mean, omega * gradient).to(output.dtype)
+        mean = noise_level(self.scheduler, timestep).steered(prediction, mean, omega * gradient).to(output.dtype)
         return torch.cat([mean, output[:, c:]], dim=1), sample, still
 
     def _count(self, values: Tensor, good: Tensor) -> None:
@@ -151,7 +151,7 @@ class Feedback:
 
     def value(self, timestep: Any, sample: Tensor) -> Tensor:
         """Return C of what the denoiser makes out of samples (n, c, h, w) now: (n,)."""
-        noise = level(self.scheduler, timestep)
+        noise = noise_level(self.scheduler, timestep)
         output = self._predict(timestep, sample)[:, : sample.shape[1]].float()
         clean = noise.clean(self.scheduler.config.prediction_type, output, sample)
         return self._saving(self.criterion, noise.mixed(clean, sample) if self.options.mixes else clean)

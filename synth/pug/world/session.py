@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from granary.synth.pug.world.picture.render import Renderer
+from granary.synth.pug.world.picture.render import WorldRenderer
 from granary.synth.pug.world.scene import Scene, Thing
 from granary.synth.pug.world.shapes.geometry import Camera
 from granary.synth.pug.world.shapes.mesh import Mesh
@@ -30,7 +30,7 @@ class Session:
     """
 
     def __init__(self, tracer: str = "auto", save_to: str | None = None) -> None:
-        self.renderer = Renderer(tracer)
+        self.renderer = WorldRenderer(tracer)
         self.scene = Scene.load(FIRST_WORLD)
         self.cameras = [Camera()]
         self.meshes: dict[str, Mesh] = {}
