@@ -32,7 +32,7 @@ from granary.pipelines.engine.stages import Combine, Stages
 from granary.pipelines.engine.units import Engine
 from granary.pipelines.kinds.sample_gaussians import MergeGaussians
 from granary.synth.feedback import drawing, outputs, steps
-from granary.synth.feedback.plan import match_labels, needs
+from granary.synth.feedback.plan import match_labels, shortfalls
 from granary.synth.feedback.recipe import SampleRecipe
 from granary.synth.feedback.report import report_facts
 from granary.synth.feedback.report import write_report as render_report
@@ -132,7 +132,7 @@ class Sampled(Stages):
                 f"data: {paths} holds no readable image with a label; give a folder with a sub-folder for each class, "
                 "or shards with a label column"
             )
-        if not sum(needs(cells, recipe.plan.fill, recipe.plan.empty_cells).values()):
+        if not sum(shortfalls(cells, recipe.plan.fill, recipe.plan.empty_cells).values()):
             level = recipe.plan.fill or max(cells.values())
             raise UserError(f"plan.fill: every class has {level} images or more; give a larger number")
         labels, renamed = sorted({cell.label for cell in cells}), recipe.plan.names

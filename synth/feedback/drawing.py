@@ -24,7 +24,8 @@ from granary.curation.selection.search import top_k
 from granary.curation.steps.unreadable import why_dead
 from granary.synth.feedback.guidance.options import GuidanceOptions
 from granary.synth.feedback.plan import row_seed
-from granary.synth.feedback.sampler import Drawn, Request, Sampler
+from granary.synth.feedback.requests import Drawn, Request
+from granary.synth.feedback.sampler import Sampler
 from granary.synth.feedback.steps import LOADING, read_gaussians, read_pictures
 
 BLOCK = 65_536  # real pictures compared at a time

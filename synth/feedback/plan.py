@@ -26,7 +26,7 @@ class Cell(NamedTuple):
     group: str = ""
 
 
-class Row(NamedTuple):
+class PlannedSample(NamedTuple):
     """One planned sample. ordinal: its number in the cell, from 0."""
 
     row_id: str
@@ -34,7 +34,7 @@ class Row(NamedTuple):
     ordinal: int
 
 
-def needs(counts: Mapping[Cell, int], level: int | None = None, empty: bool = False) -> dict[Cell, int]:
+def shortfalls(counts: Mapping[Cell, int], level: int | None = None, empty: bool = False) -> dict[Cell, int]:
     """Return how many samples fill each cell up to a level: max(M - n, 0).
 
     Args:
@@ -49,9 +49,9 @@ def needs(counts: Mapping[Cell, int], level: int | None = None, empty: bool = Fa
     return {cell: max(most - counts.get(cell, 0), 0) for cell in sorted(cells)}
 
 
-def plan_rows(needed: Mapping[Cell, int], seed: int) -> list[Row]:
+def plan_rows(needed: Mapping[Cell, int], seed: int) -> list[PlannedSample]:
     """Return all rows, sorted by id: the cells come mixed, in an order that is a hash."""
-    rows = [Row(row_id(seed, cell, i), cell, i) for cell, count in needed.items() for i in range(count)]
+    rows = [PlannedSample(row_id(seed, cell, i), cell, i) for cell, count in needed.items() for i in range(count)]
     return sorted(rows)
 
 

@@ -38,7 +38,7 @@ class Groups(Options, frozen=True):
         return self
 
 
-class Plan(Options, frozen=True):
+class FillOptions(Options, frozen=True):
     """How many samples of what."""
 
     fill: int | None = Field(
@@ -62,7 +62,7 @@ class Plan(Options, frozen=True):
         return tuple(map(check_template, templates))
 
     @model_validator(mode="after")
-    def _groups_are_named(self) -> Plan:
+    def _groups_are_named(self) -> FillOptions:
         if self.groups.by == "none" and any("{group}" in template for template in self.templates):
             raise ValueError("templates name {group}, but groups.by is none: say where the group is told")
         return self
@@ -131,7 +131,7 @@ class SampleRecipe(RunRecipe, frozen=True):
     )
     pairs: int = Field(24, ge=0, description="samples that are also drawn without feedback, for the report")
     decode: DecodeLimits = Field(DecodeLimits(), description="limits on what is decoded")
-    plan: Plan = Field(Plan(), description="how many samples of what")
+    plan: FillOptions = Field(FillOptions(), description="how many samples of what")
     guidance: GuidanceOptions = Field(GuidanceOptions(), description="the classifier's feedback")
     sampling: Sampling = Field(Sampling(), description="the diffusion model")
     hardness: Hardness = Field(Hardness(), description="the class Gaussians of the hardness criterion")

@@ -9,12 +9,10 @@ from __future__ import annotations
 import gc
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from granary.curation.encoders.inference import fingerprint, torch_device
@@ -26,46 +24,10 @@ from granary.synth.feedback.diffusion.loading import load_pipeline
 from granary.synth.feedback.guidance import criteria
 from granary.synth.feedback.guidance.hooks import Feedback, pictures
 from granary.synth.feedback.guidance.options import GuidanceOptions
+from granary.synth.feedback.requests import Drawn, Request
 
 if TYPE_CHECKING:
     from granary.synth.feedback.gaussians import ClassGaussians
-
-
-@dataclass(frozen=True)
-class Request:
-    """One sample to draw.
-
-    row_id: identity of the planned row; seed: of its noise; label: index in the MODEL's classes, None for a model that
-    takes none; target: index in the CLASSIFIER's classes; prompt: for text-to-image models; condition: a real picture
-    of the class for image-conditioned models.
-    """
-
-    row_id: str
-    seed: int
-    label: int | None
-    target: int
-    prompt: str = ""
-    condition: Image.Image | None = None
-
-
-@dataclass(frozen=True)
-class Drawn:
-    """One sample drawn.
-
-    image: (h, w, 3) uint8; value: the criterion of this image, NaN when there is none (black: not finite, or withheld
-    by the model's safety checker); trace: the criterion at each feedback step, NaN where the step was skipped;
-    predicted, probability: the classifier's first choice for the image; skipped: steps not taken because they were not
-    finite; unguided: no step was taken.
-    """
-
-    row_id: str
-    image: np.ndarray
-    value: float
-    trace: tuple[float, ...]
-    predicted: int
-    probability: float
-    skipped: int
-    unguided: bool
 
 
 class Sampler:

@@ -21,7 +21,7 @@ from granary.curation.runs.run import Output, Run, read_table
 from granary.curation.runs.vectors import Layout
 from granary.curation.sources import Reader
 from granary.curation.steps.unreadable import check_unchanged
-from granary.synth.feedback.plan import Cell, choose, class_of, group_of, needs, plan_rows, row_seed
+from granary.synth.feedback.plan import Cell, choose, class_of, group_of, plan_rows, row_seed, shortfalls
 from granary.synth.feedback.prompts import prompt_of
 
 LOADING = threading.Lock()  # diffusers and transformers build models on a device they set for the whole process
@@ -96,7 +96,7 @@ def write_plan(run: Run, arguments: Mapping[str, Any], output: Output) -> None:
     """
     seed, classes = arguments["seed"], arguments["classes"]
     pictures = _by_cell(run, arguments["groups"]) if "condition" in arguments["needs"] else {}
-    rows = plan_rows(needs(read_cells(run), arguments["fill"], arguments["empty"]), seed)
+    rows = plan_rows(shortfalls(read_cells(run), arguments["fill"], arguments["empty"]), seed)
     for start in range(0, len(rows), arguments["unit_rows"]):
         unit = []
         for row_id, cell, _ in rows[start : start + arguments["unit_rows"]]:

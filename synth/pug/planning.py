@@ -15,7 +15,7 @@ from granary.curation.store import storage
 from granary.curation.store.schema import sample_features
 from granary.synth.pug.plan.factors import Axis, Level, Value, axes_of, inlined
 from granary.synth.pug.plan.plans import VARIED, Listed, Plan, Row, plan_of, row_id
-from granary.synth.pug.plan.scenes import NAME, Scene, named, problem, scene_of
+from granary.synth.pug.plan.scenes import NAME, SceneSpec, named, problem, scene_of
 from granary.synth.pug.plan.spar import check_template, row_captions
 from granary.synth.pug.plan.splits import Rule, rules_of, split_of
 from granary.synth.pug.recipe import RenderRecipe
@@ -63,7 +63,7 @@ class Planned:
         values = self.plan[index]
         return PlannedRow(index, values, row_id(values), split_of(self.rules, index, values))
 
-    def scene(self, row: PlannedRow) -> Scene:
+    def scene(self, row: PlannedRow) -> SceneSpec:
         """Return what a row asks of the renderer."""
         image = self.recipe.image
         return scene_of(row.values, self.recipe.scene, (image.width, image.height), self.recipe.assets)

@@ -20,7 +20,7 @@ from granary.curation.store import storage
 VALUES = 16  # values of a factor that are pictured
 EXAMPLES = 12  # rows of a kind of failure that are listed
 SAMPLE = 500_000  # rows looked at for the contact sheets
-Cell = tuple[str, int, int]  # shard, row group, row in it
+Place = tuple[str, int, int]  # shard, row group, row in it
 
 
 def write_report(run: Run, facts: Facts, factors: Mapping[str, Sequence[str]]) -> str:
@@ -51,7 +51,9 @@ def write_report(run: Run, facts: Facts, factors: Mapping[str, Sequence[str]]) -
     return write_page(run, html)
 
 
-def contact_sheets(run: Run, factors: Mapping[str, Sequence[str]], seed: int) -> dict[str, list[tuple[str, int, Cell]]]:
+def contact_sheets(
+    run: Run, factors: Mapping[str, Sequence[str]], seed: int
+) -> dict[str, list[tuple[str, int, Place]]]:
     """Choose pictures that show one factor at a time.
 
     Returns:
@@ -66,7 +68,7 @@ def contact_sheets(run: Run, factors: Mapping[str, Sequence[str]], seed: int) ->
     sheets = {}
     for factor, own in factors.items():
         counts: Counter[tuple[Any, ...]] = Counter()
-        best: dict[tuple[Any, ...], tuple[tuple[int, int], Cell]] = {}
+        best: dict[tuple[Any, ...], tuple[tuple[int, int], Place]] = {}
         others = [column for column in columns if column not in own]
         for cell, row in rows:
             value = tuple(row[column] for column in own)
@@ -80,7 +82,7 @@ def contact_sheets(run: Run, factors: Mapping[str, Sequence[str]], seed: int) ->
     return sheets
 
 
-def _rows(run: Run, columns: Sequence[str]) -> Iterator[tuple[Cell, dict[str, Any]]]:
+def _rows(run: Run, columns: Sequence[str]) -> Iterator[tuple[Place, dict[str, Any]]]:
     for name in storage.names(run.path("dataset", "data")):
         if name.endswith(".parquet"):
             with storage.open_read(run.path("dataset", "data", name)) as file:
@@ -90,7 +92,7 @@ def _rows(run: Run, columns: Sequence[str]) -> Iterator[tuple[Cell, dict[str, An
                     yield from (((name, group, i), row) for i, row in enumerate(table.to_pylist()))
 
 
-def _pictures(run: Run, cells: set[Cell]) -> Iterator[tuple[str, bytes]]:
+def _pictures(run: Run, cells: set[Place]) -> Iterator[tuple[str, bytes]]:
     """Yield (name, bytes) of pictures, each row group read once."""
     for (name, group), some in itertools.groupby(sorted(cells), key=lambda cell: cell[:2]):
         with storage.open_read(run.path("dataset", "data", name)) as file:
@@ -99,7 +101,7 @@ def _pictures(run: Run, cells: set[Cell]) -> Iterator[tuple[str, bytes]]:
                 yield _name(cell), images[cell[2]].as_py()["bytes"]
 
 
-def _name(cell: Cell) -> str:
+def _name(cell: Place) -> str:
     return f"{cell[0]}:{cell[1]}:{cell[2]}"
 
 

@@ -28,7 +28,8 @@ from granary.synth.feedback.diffusion.generator import small_unet
 from granary.synth.feedback.diffusion.pixel_pipeline import ClassConditionalPipeline
 from granary.synth.feedback.guidance.hooks import pictures
 from granary.synth.feedback.guidance.options import GuidanceOptions
-from granary.synth.feedback.sampler import Request, Sampler
+from granary.synth.feedback.requests import Request
+from granary.synth.feedback.sampler import Sampler
 from granary.training.models.classifier import Classifier, ClassifierConfig
 from tests.benchmarks.join import measure, peak_megabytes
 

@@ -11,6 +11,8 @@ With z = sample / scale, a denoiser that predicts
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +26,7 @@ PREDICTIONS = ("epsilon", "sample", "v_prediction")
 
 
 @dataclass(frozen=True)
-class Level:
+class NoiseLevel:
     """A noise level: sample = scale (alpha x0 + sigma eps)."""
 
     alpha: float
@@ -56,16 +58,16 @@ class Level:
         return output + (shift / self.alpha if prediction == "v_prediction" else shift)
 
 
-def level(scheduler: Any, timestep: Tensor | int | float) -> Level:
+def noise_level(scheduler: Any, timestep: Tensor | int | float) -> NoiseLevel:
     """Return the noise level at one of `scheduler.timesteps`, before the scheduler's step."""
     name = type(scheduler).__name__
     if name in ("DDPMScheduler", "DDIMScheduler"):
         abar = float(scheduler.alphas_cumprod[int(timestep)])
-        return Level(abar**0.5, (1 - abar) ** 0.5)
+        return NoiseLevel(abar**0.5, (1 - abar) ** 0.5)
     index = scheduler.step_index
     ratio = float(scheduler.sigmas[scheduler.index_for_timestep(timestep) if index is None else index])  # sigma / alpha
     alpha = (ratio**2 + 1) ** -0.5
-    return Level(alpha, ratio * alpha, 1 / alpha if name == "EulerDiscreteScheduler" else 1.0)
+    return NoiseLevel(alpha, ratio * alpha, 1 / alpha if name == "EulerDiscreteScheduler" else 1.0)
 
 
 def clips(scheduler: Any) -> bool:
@@ -81,7 +83,7 @@ def clipped_drift(scheduler: Any, timestep: Any, output: Tensor, sample: Tensor,
     go against the gradient; so the gain moves x0 = clip(x0 + sigma^2 gradient / alpha), epsilon follows x0, and the
     next sample moves by (alpha' - sigma' alpha / sigma) times the change of x0. Without a clip both are the same.
     """
-    here, prediction = level(scheduler, timestep), scheduler.config.prediction_type
+    here, prediction = noise_level(scheduler, timestep), scheduler.config.prediction_type
     before = int(timestep) - scheduler.config.num_train_timesteps // scheduler.num_inference_steps
     abar = float(scheduler.alphas_cumprod[before] if before >= 0 else scheduler.final_alpha_cumprod)
     clean = here.clean(prediction, output, sample)
@@ -94,6 +96,11 @@ def clipped(scheduler: Any, clean: Tensor) -> Tensor:
     if scheduler.config.thresholding:
         return scheduler._threshold_sample(clean)
     return clean.clamp(-scheduler.config.clip_sample_range, scheduler.config.clip_sample_range)
+
+
+def takes_generator(step: Callable[..., Any]) -> bool:
+    """Return whether a scheduler's step draws noise."""
+    return "generator" in inspect.signature(step).parameters
 
 
 def check_scheduler(scheduler: Any) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,9 +13,7 @@ from torch import Tensor
 from granary.curation.encoders.inference import workable
 from granary.curation.errors import UserError
 from granary.synth.feedback.diffusion.estimates import SCHEDULERS
-
-if TYPE_CHECKING:
-    from granary.synth.feedback.sampler import Request
+from granary.synth.feedback.requests import Request
 
 Arguments = Callable[[Any, "Sequence[Request]", float], dict[str, Any]]
 

@@ -11,7 +11,7 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineO
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from granary.synth.feedback.guidance.hooks import takes_generator
+from granary.synth.feedback.diffusion.estimates import takes_generator
 
 
 class ClassConditionalPipeline(DiffusionPipeline):

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -23,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from granary.synth.feedback.diffusion.estimates import clipped_drift, clips, level
+from granary.synth.feedback.diffusion.estimates import clipped_drift, clips, noise_level, takes_generator
 from granary.synth.feedback.guidance.options import GuidanceOptions
 
 __all__ = ["Feedback", "GuidanceOptions"]
@@ -142,7 +141,7 @@ class Feedback:
             drift = clipped_drift(self.scheduler, timestep, mean, sample.float(), omega * gradient)
             return output, sample, drift.to(sample.dtype)
         prediction = self.scheduler.config.prediction_type
-        mean = level(self.scheduler, timestep).steered(prediction, mean, omega * gradient).to(output.dtype)
+        mean = noise_level(self.scheduler, timestep).steered(prediction, mean, omega * gradient).to(output.dtype)
         return torch.cat([mean, output[:, c:]], dim=1), sample, still
 
     def _count(self, values: Tensor, good: Tensor) -> None:
@@ -152,7 +151,7 @@ class Feedback:
 
     def value(self, timestep: Any, sample: Tensor) -> Tensor:
         """Return C of what the denoiser makes out of samples (n, c, h, w) now: (n,)."""
-        noise = level(self.scheduler, timestep)
+        noise = noise_level(self.scheduler, timestep)
         output = self._predict(timestep, sample)[:, : sample.shape[1]].float()
         clean = noise.clean(self.scheduler.config.prediction_type, output, sample)
         return self._saving(self.criterion, noise.mixed(clean, sample) if self.options.mixes else clean)
@@ -203,11 +202,6 @@ def pictures(x: Tensor, rescale: str) -> Tensor:
         return x.clamp(0, 1)
     low, high = x.detach().flatten(1).aminmax(dim=1)
     return (x - low.view(-1, 1, 1, 1)) / (high - low).clamp(min=1e-8).view(-1, 1, 1, 1)
-
-
-def takes_generator(step: Callable[..., Any]) -> bool:
-    """Return whether a scheduler's step draws noise."""
-    return "generator" in inspect.signature(step).parameters
 
 
 def _finished(result: Any, drift: Tensor, double: bool) -> Any:

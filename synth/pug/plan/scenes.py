@@ -41,7 +41,7 @@ NAMES = ("world_name", *(f"{slot}_{what}" for slot in SLOTS for what in ("name",
 LIGHTS = ("scene_light", "light_yaw", "light_pitch", "light_intensity", "light_color", "sky_intensity")
 
 
-class Light(Options, frozen=True):
+class LightOptions(Options, frozen=True):
     """The sun and the sky."""
 
     yaw: float = Field(225.0, ge=-360, le=360, description="degrees: where the sun shines to, seen from above")
@@ -65,15 +65,15 @@ class SceneOptions(Options, frozen=True):
         {"left": (-80.0, 0.0), "right": (80.0, 0.0), "bottom": (0.0, 0.0), "top": (0.0, 130.0), "centre": (0.0, 0.0)},
         description="cm sideways and upwards, as the camera sees it, of the values of character1_pos, character2_pos",
     )
-    lights: dict[str, Light] = Field(
+    lights: dict[str, LightOptions] = Field(
         {
-            "Default": Light(),
-            "Dim": Light(intensity=1.2, sky=0.6),
-            "Bright": Light(intensity=4.5, sky=1.3),
-            "Morning": Light(yaw=120, pitch=-30, intensity=2.8, color="#ffe0b4"),
-            "Evening": Light(yaw=-60, pitch=-20, intensity=2.8, color="#ffb070", sky=0.8),
-            "Overcast": Light(pitch=-70, intensity=0.7, color="#eef4ff"),
-            "Moonlight": Light(intensity=0.6, color="#8cacff", sky=0.3),
+            "Default": LightOptions(),
+            "Dim": LightOptions(intensity=1.2, sky=0.6),
+            "Bright": LightOptions(intensity=4.5, sky=1.3),
+            "Morning": LightOptions(yaw=120, pitch=-30, intensity=2.8, color="#ffe0b4"),
+            "Evening": LightOptions(yaw=-60, pitch=-20, intensity=2.8, color="#ffb070", sky=0.8),
+            "Overcast": LightOptions(pitch=-70, intensity=0.7, color="#eef4ff"),
+            "Moonlight": LightOptions(intensity=0.6, color="#8cacff", sky=0.3),
         },
         description="the values of scene_light",
     )
@@ -106,7 +106,7 @@ class Actor:
 
 
 @dataclasses.dataclass(frozen=True)
-class Scene:
+class SceneSpec:
     """All that decides a picture.
 
     Args:
@@ -123,7 +123,7 @@ class Scene:
     location: Vector
     rotation: Vector
     fov: float
-    light: Light | None
+    light: LightOptions | None
     width: int
     height: int
 
@@ -157,7 +157,7 @@ def _number(value: Value) -> float:
 
 def scene_of(
     row: Mapping[str, Value], options: SceneOptions, size: tuple[int, int], assets: Mapping[str, str] | None = None
-) -> Scene:
+) -> SceneSpec:
     """Return the scene of a row.
 
     Args:
@@ -173,7 +173,7 @@ def scene_of(
     distance = number("camera_distance", options.distance)
     actors = [_actor(slot, row, options, shown, yaw) for slot in range(len(SLOTS))]
     world = str(row.get("world_name", options.world))
-    return Scene(
+    return SceneSpec(
         world=shown.get(world, world),
         actors=tuple(actor for actor in actors if actor is not None),
         location=(distance * away[0], distance * away[1], options.height + distance * away[2]),
@@ -215,10 +215,10 @@ def _actor(
     )
 
 
-def _light(row: Mapping[str, Value], options: SceneOptions, number: object) -> Light:
+def _light(row: Mapping[str, Value], options: SceneOptions, number: object) -> LightOptions:
     assert callable(number)
-    preset = options.lights.get(str(row.get("scene_light", DEFAULT)), Light())
-    return Light(
+    preset = options.lights.get(str(row.get("scene_light", DEFAULT)), LightOptions())
+    return LightOptions(
         yaw=number("light_yaw", preset.yaw),
         pitch=number("light_pitch", preset.pitch),
         intensity=number("light_intensity", preset.intensity),

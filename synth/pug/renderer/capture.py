@@ -19,7 +19,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from granary.synth.pug.plan.scenes import Actor, Scene, rotation_matrix
+from granary.synth.pug.plan.scenes import Actor, SceneSpec, rotation_matrix
 from granary.synth.pug.recipe import RendererOptions
 from granary.synth.pug.renderer.connection import Connection, ConnectionLost, ErrorReply, TimedOut, WrongReply
 from granary.synth.pug.renderer.frames import (
@@ -49,7 +49,7 @@ Probe = tuple[str, Callable[[str], str]]  # a command and what is wrong with its
 class Renderer(Protocol):
     """Turns scenes into frames."""
 
-    def render(self, scene: Scene, salt: str) -> Frame:
+    def render(self, scene: SceneSpec, salt: str) -> Frame:
         """Return the frame of a scene; raises RenderError. `salt` is new for every attempt."""
 
     def describe(self) -> dict[str, Any]:
@@ -59,7 +59,7 @@ class Renderer(Protocol):
         """End it."""
 
 
-class Server(Protocol):
+class ServerHandle(Protocol):
     """A place where an UnrealCV server is, or can be started. `about`: what is known of it that it does not say."""
 
     about: str
@@ -82,7 +82,7 @@ class UnrealCVRenderer:
     """
 
     def __init__(
-        self, server: Server, options: RendererOptions, modes: Sequence[str], meshes: Mapping[str, str]
+        self, server: ServerHandle, options: RendererOptions, modes: Sequence[str], meshes: Mapping[str, str]
     ) -> None:
         self.server, self.options, self.modes, self.meshes = server, options, tuple(modes), dict(meshes)
         enabled = options.settle.enabled
@@ -90,7 +90,7 @@ class UnrealCVRenderer:
         # The embedded world is on this machine: there packing a picture costs more than sending it as it is.
         self.captures = {mode: _plain(text) if options.kind == "embedded" else text for mode, text in COMMANDS.items()}
         self.connection: Connection | None = None
-        self.previous: tuple[Scene, bytes] | None = None
+        self.previous: tuple[SceneSpec, bytes] | None = None
         self.batches = False
         self._forget()
 
@@ -98,9 +98,9 @@ class UnrealCVRenderer:
         self.world: str | None = None
         self.objects: list[str] = []
         self.others: set[Colour] = set()
-        self.applied: Scene | None = None
+        self.applied: SceneSpec | None = None
 
-    def render(self, scene: Scene, salt: str) -> Frame:
+    def render(self, scene: SceneSpec, salt: str) -> Frame:
         """Apply a scene and return its frame.
 
         Args:
@@ -203,7 +203,7 @@ class UnrealCVRenderer:
 
     # -- the world ---------------------------------------------------------------------------------------------------
 
-    def _enter(self, scene: Scene) -> None:
+    def _enter(self, scene: SceneSpec) -> None:
         """Load the world and put exactly the scene's characters into it."""
         if scene.world != self.world:
             self._load(scene.world)
@@ -238,7 +238,7 @@ class UnrealCVRenderer:
         if found != sorted(wanted):
             raise ErrorReply(f"the characters {', '.join(wanted) or 'none'} were asked for, there are {found}")
 
-    def _changes(self, scene: Scene, colours: Mapping[int, Colour]) -> list[str]:
+    def _changes(self, scene: SceneSpec, colours: Mapping[int, Colour]) -> list[str]:
         """Return the commands that set everything, whatever was there before."""
         commands = []
         for actor in scene.actors:
@@ -267,7 +267,7 @@ class UnrealCVRenderer:
             ]
         return commands
 
-    def _probes(self, scene: Scene, colours: Mapping[int, Colour]) -> list[Probe]:
+    def _probes(self, scene: SceneSpec, colours: Mapping[int, Colour]) -> list[Probe]:
         """Return what is read back with every capture, and how each reply is judged."""
         names = sorted(actor.name for actor in scene.actors)
         shown = lambda text: sorted(word for word in text.split() if word.startswith(OURS))  # noqa: E731
@@ -293,7 +293,7 @@ class UnrealCVRenderer:
     # -- capture -----------------------------------------------------------------------------------------------------
 
     def _capture(
-        self, scene: Scene, changes: Sequence[str], probes: Sequence[Probe], colours: Mapping[int, Colour]
+        self, scene: SceneSpec, changes: Sequence[str], probes: Sequence[Probe], colours: Mapping[int, Colour]
     ) -> Frame:
         """Send the changes, capture, and read everything back, in one bundle."""
         captures = [self.captures[mode] for mode in self.modes]
@@ -318,7 +318,7 @@ class UnrealCVRenderer:
         )
 
     def _settled(
-        self, scene: Scene, changes: Sequence[str], probes: Sequence[Probe], colours: Mapping[int, Colour]
+        self, scene: SceneSpec, changes: Sequence[str], probes: Sequence[Probe], colours: Mapping[int, Colour]
     ) -> Frame:
         """Capture until two frames in succession agree and are not the picture of the scene before."""
         options, last = self.options.settle, None
@@ -342,7 +342,7 @@ class UnrealCVRenderer:
             last = frame
         raise trouble
 
-    def _stale_pictures(self, scene: Scene, before: bytes) -> set[bytes]:
+    def _stale_pictures(self, scene: SceneSpec, before: bytes) -> set[bytes]:
         """Return what the picture must not be: what was there before the changes, unless it showed this very scene."""
         stale = {self.previous[1]} if self.previous is not None and self.previous[0] != scene else set()
         if self.applied != scene and (scene.actors or self.applied is not None):

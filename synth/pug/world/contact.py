@@ -10,7 +10,7 @@ from PIL import Image
 
 from granary.synth.pug.world.content.assets import ASSETS, load_asset
 from granary.synth.pug.world.content.worlds import WORLDS
-from granary.synth.pug.world.picture.render import Renderer
+from granary.synth.pug.world.picture.render import WorldRenderer
 from granary.synth.pug.world.scene import Scene, Thing
 from granary.synth.pug.world.shapes.geometry import Camera
 
@@ -44,7 +44,7 @@ VIEWS = ((0.0, -35.0), (90.0, 40.0), (20.0, -50.0), (-30.0, 30.0))  # yaw of the
 
 def contact_sheet() -> Image.Image:
     """Draw every asset in a world, the worlds in turn, and a few assets in other textures."""
-    renderer, worlds, views = Renderer(), itertools.cycle(WORLDS), itertools.cycle(VIEWS)
+    renderer, worlds, views = WorldRenderer(), itertools.cycle(WORLDS), itertools.cycle(VIEWS)
     shots = [(name, AT_HOME.get(name) or next(worlds), "Default") for name in ASSETS]
     shots += [("Elephant", "Meadow", WORN[0]), ("Teapot", "Museum", WORN[1]), ("Rabbit", "Snow", WORN[2])]
     pictures = [picture(renderer, *shot, *next(views)) for shot in shots]
@@ -56,7 +56,7 @@ def contact_sheet() -> Image.Image:
     return sheet
 
 
-def picture(renderer: Renderer, name: str, world: str, texture: str, yaw: float, turn: float) -> np.ndarray:
+def picture(renderer: WorldRenderer, name: str, world: str, texture: str, yaw: float, turn: float) -> np.ndarray:
     """Draw one asset that fills the frame: (side, side, 3) uint8."""
     mesh = load_asset(name)
     scene = Scene.load(world)

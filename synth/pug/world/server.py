@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 
 class Handler(Protocol):
-    """Answers commands; `Session` of `granary.synth.pug.world.commands.server` is the one in use."""
+    """Answers commands; `Interpreter` of `granary.synth.pug.world.commands.server` is the one in use."""
 
     def answer(self, command: str) -> bytes:
         """Return the body of the reply."""
@@ -140,15 +140,16 @@ def serve(
         ready: called with {"host", "port", "unix", "tracer"} when clients may connect.
         alive: asked twice a second; the server stops when it is false.
     """
-    from granary.synth.pug.world.commands.server import Session
+    from granary.synth.pug.world.commands.server import Interpreter
+    from granary.synth.pug.world.session import Session
 
     session = Session(tracer=tracer, save_to=save_to)
-    server = Server(session, port, unix)
+    server = Server(Interpreter(session), port, unix)
     session.port = server.port
     with _stopping_on_signals(server.stop):
         if ready is not None:
             path = None if server.path is None else str(server.path)
-            ready({"host": HOST, "port": server.port, "unix": path, "tracer": session.tracer})
+            ready({"host": HOST, "port": server.port, "unix": path, "tracer": session.renderer.tracer})
         server.run(alive)
 
 

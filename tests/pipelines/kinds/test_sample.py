@@ -25,9 +25,9 @@ from granary.pipelines.engine.units import Engine, Runner
 from granary.pipelines.kinds.sample import sample, write_report
 from granary.synth.feedback import drawing
 from granary.synth.feedback.guidance.options import GuidanceOptions
-from granary.synth.feedback.plan import Cell, needs, plan_rows, row_seed
+from granary.synth.feedback.plan import Cell, plan_rows, row_seed, shortfalls
 from granary.synth.feedback.recipe import SampleRecipe
-from granary.synth.feedback.sampler import Drawn, Request
+from granary.synth.feedback.requests import Drawn, Request
 
 COUNTS = {"ant": 9, "bee": 4, "cow": 1}
 SMALL = ("--unit_rows", "4", "--pairs", "3", "--shards.rows", "8", "--shards.row_group", "3", "--sampling.batch", "3")
@@ -120,7 +120,7 @@ def made(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, di
 def test_every_class_is_filled_up_to_the_largest(made: tuple[Path, dict[str, Any]]) -> None:
     found = rows(made[0])
     assert Counter(row["class"] for row in found) == {"bee": 5, "cow": 8}
-    planned = plan_rows(needs({Cell(label): count for label, count in COUNTS.items()}), 0)
+    planned = plan_rows(shortfalls({Cell(label): count for label, count in COUNTS.items()}), 0)
     assert [row["row_id"] for row in found] == [row.row_id for row in planned]
     assert [row["seed"] for row in found] == [row_seed(0, row.row_id) for row in planned]
 

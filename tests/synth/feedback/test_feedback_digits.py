@@ -15,7 +15,8 @@ from granary.synth.feedback.classifiers import load_classifier
 from granary.synth.feedback.diffusion.generator import train_generator
 from granary.synth.feedback.gaussians import ClassGaussians, ClassSums
 from granary.synth.feedback.guidance.options import GuidanceOptions
-from granary.synth.feedback.sampler import Drawn, Request, Sampler
+from granary.synth.feedback.requests import Drawn, Request
+from granary.synth.feedback.sampler import Sampler
 from granary.training.models.classifier import Fit, fit_classifier
 
 pytestmark = pytest.mark.slow

@@ -9,7 +9,7 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler, PNDMScheduler
 
 from granary.curation.errors import UserError
-from granary.synth.feedback.diffusion.estimates import PREDICTIONS, Level, check_scheduler, level
+from granary.synth.feedback.diffusion.estimates import PREDICTIONS, NoiseLevel, check_scheduler, noise_level
 
 KINDS = [DDPMScheduler, DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler]
 SETTINGS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
@@ -34,7 +34,7 @@ def test_the_estimate_is_the_schedulers_own_at_every_step(kind: Any, prediction:
     for number, t in enumerate(scheduler.timesteps):
         output = noise(2 + number)
         scheduler.scale_model_input(sample, t)
-        found = level(scheduler, t).clean(prediction, output, sample)
+        found = noise_level(scheduler, t).clean(prediction, output, sample)
         if kind is DPMSolverMultistepScheduler:
             if scheduler.step_index is None:
                 scheduler._init_step_index(t)
@@ -53,7 +53,7 @@ def test_the_level_is_the_one_the_scheduler_adds_noise_at(kind: Any) -> None:
     clean, eps = noise(1).clamp(-1, 1), noise(2)
     for t in scheduler.timesteps:
         noisy = scheduler.add_noise(clean, eps, t[None].expand(2))
-        found = level(scheduler, t)
+        found = noise_level(scheduler, t)
         torch.testing.assert_close(found.clean("epsilon", eps, noisy), clean, atol=1e-3, rtol=1e-3)
         expected = found.scale * (found.alpha * clean + found.sigma * eps)
         torch.testing.assert_close(noisy, expected, atol=1e-3, rtol=1e-3)
@@ -61,7 +61,7 @@ def test_the_level_is_the_one_the_scheduler_adds_noise_at(kind: Any) -> None:
 
 def test_symbolic_values_at_a_quarter() -> None:
     """abar = 1/4: x0 = 2 z - sqrt(3) eps and s = sqrt(3/4)."""
-    quarter, z, eps = Level(0.5, 0.75**0.5), noise(1), noise(2)
+    quarter, z, eps = NoiseLevel(0.5, 0.75**0.5), noise(1), noise(2)
     clean = quarter.clean("epsilon", eps, z)
     torch.testing.assert_close(clean, 2 * z - 3**0.5 * eps)
     s = 0.75**0.5
@@ -71,7 +71,7 @@ def test_symbolic_values_at_a_quarter() -> None:
 @pytest.mark.parametrize("scale", [1.0, 2.0])
 def test_steering_is_one_change_of_epsilon_whatever_is_predicted(scale: float) -> None:
     """The same picture and noise, told as epsilon, sample or v, move to the same x0."""
-    where = Level(0.5, 0.75**0.5, scale)
+    where = NoiseLevel(0.5, 0.75**0.5, scale)
     clean, eps, gradient = noise(1), noise(2), noise(3)
     sample = scale * (where.alpha * clean + where.sigma * eps)
     outputs = {"epsilon": eps, "sample": clean, "v_prediction": where.alpha * eps - where.sigma * clean}

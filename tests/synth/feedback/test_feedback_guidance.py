@@ -20,7 +20,7 @@ from granary.synth.feedback.diffusion.families import decoder, family_of, image_
 from granary.synth.feedback.diffusion.loading import _set_scheduler
 from granary.synth.feedback.guidance.hooks import Feedback, Moved, norms, pictures
 from granary.synth.feedback.guidance.options import GuidanceOptions
-from granary.synth.feedback.sampler import Request
+from granary.synth.feedback.requests import Request
 
 SCALE = {"text": 3.0, "unclip": 3.0, "dit": 3.0, "classes": 3.0}  # classifier-free guidance on, where there is any
 CASES = [

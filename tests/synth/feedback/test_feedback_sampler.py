@@ -19,7 +19,8 @@ from granary.synth.feedback import sampler as module
 from granary.synth.feedback.diffusion import loading
 from granary.synth.feedback.gaussians import ClassSums
 from granary.synth.feedback.guidance.options import GuidanceOptions
-from granary.synth.feedback.sampler import Drawn, Request, Sampler, out_of_memory, stored
+from granary.synth.feedback.requests import Drawn, Request
+from granary.synth.feedback.sampler import Sampler, out_of_memory, stored
 
 
 @pytest.fixture(scope="module")

@@ -14,13 +14,13 @@ from granary.synth.feedback.plan import (
     class_of,
     group_of,
     match_labels,
-    needs,
     plan_rows,
     row_id,
     row_seed,
+    shortfalls,
 )
 from granary.synth.feedback.prompts import check_template, prompt_of
-from granary.synth.feedback.recipe import Plan, SampleRecipe
+from granary.synth.feedback.recipe import FillOptions, SampleRecipe
 
 COUNTS = {Cell("cat"): 1400, Cell("dog"): 1300, Cell("eel"): 20, Cell("fox"): 1}
 
@@ -29,25 +29,25 @@ COUNTS = {Cell("cat"): 1400, Cell("dog"): 1300, Cell("eel"): 20, Cell("fox"): 1}
 
 
 def test_a_hand_made_histogram_is_filled_up() -> None:
-    found = needs(COUNTS, 1300)
+    found = shortfalls(COUNTS, 1300)
     assert found == {Cell("cat"): 0, Cell("dog"): 0, Cell("eel"): 1280, Cell("fox"): 1299}
-    assert sum(needs(COUNTS, None).values()) == 100 + 1380 + 1399  # up to the largest
+    assert sum(shortfalls(COUNTS, None).values()) == 100 + 1380 + 1399  # up to the largest
 
 
 def test_the_plan_of_imagenet_lt_has_the_published_size() -> None:
     counts = {Cell(f"n{i:04d}"): 115 + (i < 846) for i in range(1000)}  # 115,846 images, every class below 1300
-    assert sum(needs(counts, 1300).values()) == 1_184_154
+    assert sum(shortfalls(counts, 1300).values()) == 1_184_154
 
 
 def test_groups_fill_up_cell_by_cell() -> None:
     counts = {Cell("dog", "grass"): 9, Cell("dog", "snow"): 2, Cell("cat", "grass"): 4}
-    assert needs(counts) == {Cell("dog", "grass"): 0, Cell("dog", "snow"): 7, Cell("cat", "grass"): 5}
-    assert needs(counts, 10, empty=True)[Cell("cat", "snow")] == 10
+    assert shortfalls(counts) == {Cell("dog", "grass"): 0, Cell("dog", "snow"): 7, Cell("cat", "grass"): 5}
+    assert shortfalls(counts, 10, empty=True)[Cell("cat", "snow")] == 10
 
 
 @given(st.dictionaries(st.text("abc", min_size=1).map(Cell), st.integers(0, 50)), st.integers(1, 60))
 def test_every_cell_ends_at_the_level_or_above(counts: dict[Cell, int], level: int) -> None:
-    found = needs(counts, level)
+    found = shortfalls(counts, level)
     assert all(counts[cell] + found[cell] == max(level, counts[cell]) for cell in counts)
 
 
@@ -55,8 +55,8 @@ def test_every_cell_ends_at_the_level_or_above(counts: dict[Cell, int], level: i
 
 
 def test_a_larger_plan_keeps_the_rows_of_a_smaller_one() -> None:
-    small = {(r.row_id, r.cell) for r in plan_rows(needs(COUNTS, 30), 7)}
-    large = {(r.row_id, r.cell) for r in plan_rows(needs(COUNTS, 40), 7)}
+    small = {(r.row_id, r.cell) for r in plan_rows(shortfalls(COUNTS, 30), 7)}
+    large = {(r.row_id, r.cell) for r in plan_rows(shortfalls(COUNTS, 40), 7)}
     assert small < large
     assert len(large) == 20 + 39
 
@@ -147,7 +147,7 @@ def test_templates_are_checked(template: str) -> None:
 )
 def test_plans_that_cannot_be_carried_out_are_refused(tree: dict) -> None:
     with pytest.raises(ValidationError):
-        Plan.model_validate(tree)
+        FillOptions.model_validate(tree)
 
 
 @pytest.mark.parametrize("omega", ["nan", "inf"])

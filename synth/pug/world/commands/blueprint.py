@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
 
-from granary.synth.pug.world.commands.registry import INVALID, CommandError
+from granary.synth.pug.world.commands.registry import INVALID
 from granary.synth.pug.world.content.assets import ASSETS, load_asset
 from granary.synth.pug.world.content.imports import MeshError, import_mesh
 from granary.synth.pug.world.content.worlds import LIGHTS, WORLDS, Sun
+from granary.synth.pug.world.session import CommandError, Session
 from granary.synth.pug.world.shapes.mesh import Mesh
 from granary.synth.pug.world.shapes.textures import OBJECT_TEXTURES
 
-if TYPE_CHECKING:
-    from granary.synth.pug.world.commands.server import Session
-
 DEFAULT = "Default"  # the texture that is an asset's own
+Answer = dict[str, object]  # becomes JSON
 
 
-def call(session: Session, function: str, arguments: list[str]) -> dict[str, Any]:
+def call(session: Session, function: str, arguments: list[str]) -> Answer:
     """Call a function of the director; returns what it answers; raises CommandError."""
     if function not in FUNCTIONS:
         raise CommandError(f"The director has no function {function}; it has {', '.join(FUNCTIONS)}")
@@ -34,7 +32,7 @@ def find_mesh(session: Session, kind: str) -> Mesh:
     return load_asset(kind)
 
 
-def _assets(session: Session, arguments: list[str]) -> dict[str, Any]:
+def _assets(session: Session, arguments: list[str]) -> Answer:
     """Assets: the names of worlds, objects, textures and lights."""
     lights = {
         name: {"yaw": sun.yaw, "pitch": sun.pitch, "intensity": sun.intensity, "color": list(sun.colour)}
@@ -48,7 +46,7 @@ def _assets(session: Session, arguments: list[str]) -> dict[str, Any]:
     }
 
 
-def _set_texture(session: Session, arguments: list[str]) -> dict[str, Any]:
+def _set_texture(session: Session, arguments: list[str]) -> Answer:
     """SetTexture OBJECT TEXTURE."""
     name, texture = _exactly(2, arguments, "SetTexture OBJECT TEXTURE")
     thing = session.thing(name)
@@ -60,7 +58,7 @@ def _set_texture(session: Session, arguments: list[str]) -> dict[str, Any]:
     return {"object": name, "texture": texture}
 
 
-def _set_sun(session: Session, arguments: list[str]) -> dict[str, Any]:
+def _set_sun(session: Session, arguments: list[str]) -> Answer:
     """SetSun YAW PITCH INTENSITY R G B: where light goes (pitch -90 is straight down), colour 0 to 1."""
     yaw, pitch, intensity, *colour = _numbers(6, arguments, "SetSun YAW PITCH INTENSITY R G B")
     if not (0 <= intensity <= 1000 and all(0 <= value <= 1 for value in colour)):
@@ -71,7 +69,7 @@ def _set_sun(session: Session, arguments: list[str]) -> dict[str, Any]:
     return {"yaw": yaw, "pitch": pitch, "intensity": intensity, "color": colour}
 
 
-def _set_sky(session: Session, arguments: list[str]) -> dict[str, Any]:
+def _set_sky(session: Session, arguments: list[str]) -> Answer:
     """SetSky INTENSITY: factor on the light of the sky."""
     (intensity,) = _numbers(1, arguments, "SetSky INTENSITY")
     if not 0 <= intensity <= 1000:
@@ -81,7 +79,7 @@ def _set_sky(session: Session, arguments: list[str]) -> dict[str, Any]:
     return {"intensity": intensity}
 
 
-def _add_mesh(session: Session, arguments: list[str]) -> dict[str, Any]:
+def _add_mesh(session: Session, arguments: list[str]) -> Answer:
     """AddMesh NAME PATH: offer the mesh in a file (glb, obj, ply) as a class that can be spawned."""
     if len(arguments) < 2:
         raise CommandError(f"{INVALID}: AddMesh NAME PATH")
@@ -96,7 +94,7 @@ def _add_mesh(session: Session, arguments: list[str]) -> dict[str, Any]:
     return {"name": name, "vertices": len(mesh.vertices), "triangles": len(mesh.triangles)}
 
 
-FUNCTIONS: dict[str, Callable[[Session, list[str]], dict[str, Any]]] = {
+FUNCTIONS: dict[str, Callable[[Session, list[str]], Answer]] = {
     "Assets": _assets,
     "SetTexture": _set_texture,
     "SetSun": _set_sun,

@@ -3,106 +3,90 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from granary.synth.pug.world.commands.registry import INVALID, CommandError, command, numbers, triple
+from granary.synth.pug.world.commands.registry import INVALID, commands, numbers, triple
 from granary.synth.pug.world.picture.images import encode, encode_npy, opaque
-
-if TYPE_CHECKING:
-    from granary.synth.pug.world.commands.server import Session
+from granary.synth.pug.world.scene import Scene
+from granary.synth.pug.world.session import CommandError, Session
+from granary.synth.pug.world.shapes.geometry import Camera
 
 LARGEST_SIDE = 2048  # pixels; such a picture takes some 2 GB while it is drawn
+Draw = Callable[[Scene, Camera], np.ndarray]  # (h, w, 3) uint8
 
 
-@command("vget /cameras")
 def _cameras(session: Session) -> str:
     """List the cameras"""
     return "".join(f"Camera_{number} " for number in range(len(session.cameras)))
 
 
-@command("vget /camera/[uint]/location")
 def _camera_location(session: Session, number: str) -> str:
     """Get the location of a camera, cm"""
     return triple(session.camera(number).location)
 
 
-@command("vget /camera/[uint]/rotation")
 def _camera_rotation(session: Session, number: str) -> str:
     """Get pitch, yaw and roll of a camera, degrees"""
     return triple(session.camera(number).rotation)
 
 
-@command("vset /camera/[uint]/location [float] [float] [float]", "vset /camera/[uint]/moveto [float] [float] [float]")
 def _set_camera_location(session: Session, number: str, *values: str) -> None:
     """Move a camera, cm"""
-    _aim(session, number, location=numbers(values, 1e6))
+    _aim(session, number, dataclasses.replace(session.camera(number), location=numbers(values, 1e6)))
 
 
-@command("vset /camera/[uint]/rotation [float] [float] [float]")
 def _set_camera_rotation(session: Session, number: str, *values: str) -> None:
     """Turn a camera: pitch, yaw, roll in degrees"""
-    _aim(session, number, rotation=numbers(values, 1e6))
+    _aim(session, number, dataclasses.replace(session.camera(number), rotation=numbers(values, 1e6)))
 
 
-@command("vget /camera/[uint]/fov")
 def _fov(session: Session, number: str) -> str:
     """Get the horizontal field of view, degrees"""
     return f"{session.camera(number).fov:f}"
 
 
-@command("vset /camera/[uint]/fov [float]")
 def _set_fov(session: Session, number: str, value: str) -> None:
     """Set the horizontal field of view, degrees"""
     if not 1 <= float(value) <= 170:
         raise CommandError(INVALID)
-    _aim(session, number, fov=float(value))
+    _aim(session, number, dataclasses.replace(session.camera(number), fov=float(value)))
 
 
-@command("vget /camera/[uint]/size")
 def _size(session: Session, number: str) -> str:
     """Get width and height of the picture, pixels"""
     camera = session.camera(number)
     return f"{camera.width} {camera.height}"
 
 
-@command("vset /camera/[uint]/size [uint] [uint]")
 def _set_size(session: Session, number: str, width: str, height: str) -> None:
     """Set width and height of the picture, pixels"""
     if not all(1 <= int(side) <= LARGEST_SIDE for side in (width, height)):
         raise CommandError(INVALID)
-    _aim(session, number, width=int(width), height=int(height))
+    _aim(session, number, dataclasses.replace(session.camera(number), width=int(width), height=int(height)))
 
 
-def _aim(session: Session, number: str, **changes: Any) -> None:
-    session.cameras[int(number)] = dataclasses.replace(session.camera(number), **changes)
+def _aim(session: Session, number: str, camera: Camera) -> None:
+    session.cameras[int(number)] = camera
 
 
-def _draw(session: Session, number: str, what: str) -> np.ndarray:
-    return opaque(getattr(session.renderer, what)(session.scene, session.camera(number)))
-
-
-@command("vget /camera/[uint]/lit [str]")
 def _lit(session: Session, number: str, kind: str) -> str | bytes:
     """Get the picture: png, bmp or the name of a file to write"""
-    return _picture(session, number, "lit", kind)
+    return _picture(session, number, session.renderer.lit, kind)
 
 
-@command("vget /camera/[uint]/object_mask [str]", "vget /camera/[uint]/seg [str]")
 def _mask(session: Session, number: str, kind: str) -> str | bytes:
     """Get the picture in the objects' colours: png, bmp or the name of a file to write"""
-    return _picture(session, number, "mask", kind)
+    return _picture(session, number, session.renderer.mask, kind)
 
 
-@command("vget /camera/[uint]/normal [str]")
 def _normal(session: Session, number: str, kind: str) -> str | bytes:
     """Get the surfaces' normals as colours: png, bmp or the name of a file to write"""
-    return _picture(session, number, "normal", kind)
+    return _picture(session, number, session.renderer.normal, kind)
 
 
-@command("vget /camera/[uint]/depth [str]")
 def _depth(session: Session, number: str, kind: str) -> str | bytes:
     """Get planar depth in cm: npy or the name of a file to write"""
     suffix = _suffix(kind, ("npy",))
@@ -110,9 +94,10 @@ def _depth(session: Session, number: str, kind: str) -> str | bytes:
     return _deliver(session, kind, suffix, encode_npy(session.renderer.depth(session.scene, camera)))
 
 
-def _picture(session: Session, number: str, what: str, kind: str) -> str | bytes:
+def _picture(session: Session, number: str, draw: Draw, kind: str) -> str | bytes:
     suffix = _suffix(kind, ("png", "bmp"))
-    return _deliver(session, kind, suffix, encode(_draw(session, number, what), suffix))
+    picture = draw(session.scene, session.camera(number))
+    return _deliver(session, kind, suffix, encode(opaque(picture), suffix))
 
 
 def _suffix(kind: str, right: tuple[str, ...]) -> str:
@@ -135,3 +120,24 @@ def _deliver(session: Session, kind: str, suffix: str, data: bytes) -> str | byt
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(data)
     return str(path)
+
+
+COMMANDS = commands(
+    {
+        "vget /cameras": _cameras,
+        "vget /camera/[uint]/location": _camera_location,
+        "vget /camera/[uint]/rotation": _camera_rotation,
+        "vset /camera/[uint]/location [float] [float] [float]": _set_camera_location,
+        "vset /camera/[uint]/moveto [float] [float] [float]": _set_camera_location,
+        "vset /camera/[uint]/rotation [float] [float] [float]": _set_camera_rotation,
+        "vget /camera/[uint]/fov": _fov,
+        "vset /camera/[uint]/fov [float]": _set_fov,
+        "vget /camera/[uint]/size": _size,
+        "vset /camera/[uint]/size [uint] [uint]": _set_size,
+        "vget /camera/[uint]/lit [str]": _lit,
+        "vget /camera/[uint]/object_mask [str]": _mask,
+        "vget /camera/[uint]/seg [str]": _mask,
+        "vget /camera/[uint]/normal [str]": _normal,
+        "vget /camera/[uint]/depth [str]": _depth,
+    }
+)

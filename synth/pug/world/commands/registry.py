@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Concatenate
+
+from granary.synth.pug.world.session import CommandError, Session
 
 PATTERNS = {"[uint]": r"(\d+)", "[float]": r"([-+]?\d*[.]?\d+)", "[str]": r"([^ ]+)"}
 INVALID = "Argument Invalid"
-
-
-class CommandError(Exception):
-    """A command cannot be done; the client gets `error ` and the message."""
+Handler = Callable[Concatenate[Session, ...], str | bytes | None]  # called with the texts of the placeholders
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,30 +22,26 @@ class Command:
         template: as `vget /unrealcv/commands` shows it.
         help: one line.
         pattern: what matches it.
-        handler: called with the session and the placeholders' texts.
+        handler: what does it; None means `ok`.
     """
 
     template: str
     help: str
     pattern: re.Pattern[str]
-    handler: Callable[..., str | bytes | None]
+    handler: Handler
+
+    @staticmethod
+    def of(template: str, handler: Handler) -> Command:
+        """Return the command of a template; the first line of the handler's docstring is its help."""
+        pieces = re.split(r"(\[\w+\])", template)
+        pattern = "".join(PATTERNS[piece] if piece in PATTERNS else re.escape(piece) for piece in pieces)
+        text = (handler.__doc__ or "").strip().splitlines()[0]
+        return Command(template, text, re.compile(pattern + " *"), handler)
 
 
-COMMANDS: list[Command] = []
-
-
-def command(*templates: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Register a handler for templates; its docstring is the help."""
-
-    def register(handler: Callable[..., Any]) -> Callable[..., Any]:
-        for template in templates:
-            pieces = re.split(r"(\[\w+\])", template)
-            pattern = "".join(PATTERNS[piece] if piece in PATTERNS else re.escape(piece) for piece in pieces)
-            text = (handler.__doc__ or "").strip().splitlines()[0]
-            COMMANDS.append(Command(template, text, re.compile(pattern + " *"), handler))
-        return handler
-
-    return register
+def commands(handlers: Mapping[str, Handler]) -> tuple[Command, ...]:
+    """Return the commands of templates and their handlers, in order."""
+    return tuple(Command.of(template, handler) for template, handler in handlers.items())
 
 
 def triple(values: Iterable[float]) -> str:

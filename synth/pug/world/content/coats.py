@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from granary.synth.pug.world.shapes.colours import linear
 from granary.synth.pug.world.shapes.noise import cells, fractal, smoothstep
-from granary.synth.pug.world.shapes.sdf import linear
 
 
 def paint(colours: np.ndarray, share: np.ndarray, colour: str) -> np.ndarray:

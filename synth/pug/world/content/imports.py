@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from granary.synth.pug.world.shapes.colours import srgb_to_linear
 from granary.synth.pug.world.shapes.mesh import Mesh, Skin, make_mesh
 from granary.synth.pug.world.shapes.textures import SIZE, Texture, make_texture
 
@@ -102,5 +103,4 @@ def _area(points: np.ndarray, triangles: np.ndarray) -> float:
 
 
 def _linear(values: np.ndarray) -> np.ndarray:
-    s = values.astype(np.float32) / 255
-    return np.where(s <= 0.04045, s / 12.92, ((s + 0.055) / 1.055) ** 2.4).astype(np.float32)
+    return srgb_to_linear(values.astype(np.float32) / 255)

@@ -9,10 +9,11 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from granary.synth.pug.world.content.coats import bands, paint, tinted
+from granary.synth.pug.world.shapes.colours import linear
 from granary.synth.pug.world.shapes.geometry import rotation_matrix
 from granary.synth.pug.world.shapes.mesh import Mesh, Skin, join, make_mesh, placed
 from granary.synth.pug.world.shapes.noise import fractal
-from granary.synth.pug.world.shapes.sdf import Body, linear
+from granary.synth.pug.world.shapes.sdf import Body
 
 LEAVES = Skin("leaves", 130, 0.5, 0.15, 0.35)
 BARK = Skin("bark", 160, 0.4)

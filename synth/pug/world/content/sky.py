@@ -6,8 +6,8 @@ import dataclasses
 
 import numpy as np
 
+from granary.synth.pug.world.shapes.colours import linear
 from granary.synth.pug.world.shapes.noise import smoothstep, tiled_fractal
-from granary.synth.pug.world.shapes.sdf import linear
 
 HEIGHT, WIDTH = 384, 1536
 LOWEST, HIGHEST = -6.0, 90.0  # degrees of elevation of the panorama's last and first row

@@ -10,10 +10,10 @@ import numpy as np
 
 from granary.synth.pug.world.content import props
 from granary.synth.pug.world.content.sky import Ridge, Sky
+from granary.synth.pug.world.shapes.colours import linear
 from granary.synth.pug.world.shapes.geometry import Triple, rotation_matrix
 from granary.synth.pug.world.shapes.mesh import Mesh, Skin, face_normals, join, make_mesh, placed
 from granary.synth.pug.world.shapes.noise import fractal, smoothstep
-from granary.synth.pug.world.shapes.sdf import linear
 
 SECTORS = 128  # of the ground's disc
 

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
 
 import numpy as np
 
-from granary.synth.pug.world.picture.tracing import Tracer
+from granary.synth.pug.world.picture.rays import Tracer, TracerClass
 from granary.synth.pug.world.scene import Scene, Thing
 from granary.synth.pug.world.shapes.geometry import dot, rows_of
 from granary.synth.pug.world.shapes.mesh import Mesh
@@ -99,7 +98,7 @@ class Instances:
         fixed: 1 with fixed parts, 0 without: the index of the first movable object.
     """
 
-    def __init__(self, scene: Scene, tracer: Callable[..., Tracer], movable: bool = True) -> None:
+    def __init__(self, scene: Scene, tracer: TracerClass, movable: bool = True) -> None:
         shown = {name: thing for name, thing in scene.things.items() if thing.visible}
         fixed = [name for name, thing in shown.items() if thing.fixed]
         self.names = list(scene.things)
@@ -149,20 +148,20 @@ class Instances:
 
 
 @functools.lru_cache(maxsize=64)
-def _tracer(parts: tuple[Mesh, ...], tracer: Callable[..., Tracer]) -> Tracer:
+def _tracer(parts: tuple[Mesh, ...], tracer: TracerClass) -> Tracer:
     offsets = np.cumsum([0, *(len(mesh.vertices) for mesh in parts)])
     triangles = [mesh.triangles + np.int32(offset) for mesh, offset in zip(parts, offsets[:-1], strict=True)]
     return tracer(np.concatenate([mesh.vertices for mesh in parts]), np.concatenate(triangles).astype(np.int32))
 
 
-def _world_instance(names: list[str], meshes: list[Mesh], tracer: Callable[..., Tracer]) -> Instance:
+def _world_instance(names: list[str], meshes: list[Mesh], tracer: TracerClass) -> Instance:
     parts = tuple(meshes)
     starts = np.cumsum([0, *(len(mesh.triangles) for mesh in parts)]).astype(np.int32)
     nowhere = np.zeros(3, np.float32)
     return Instance(tuple(names), parts, starts, _tracer(parts, tracer), None, None, nowhere, nowhere, np.inf)
 
 
-def _thing_instance(name: str, thing: Thing, tracer: Callable[..., Tracer]) -> Instance:
+def _thing_instance(name: str, thing: Thing, tracer: TracerClass) -> Instance:
     mesh, matrix, location = thing.mesh, thing.matrix, np.array(thing.location)
     centre, radius = mesh.ball
     radius = radius * max(map(abs, thing.scale)) * 1.001 + 0.01

@@ -22,7 +22,7 @@ DARK = np.float32(1 / 255)  # display value below which one cannot tell how much
 
 
 @dataclasses.dataclass(frozen=True)
-class Stage:
+class Shot:
     """What both layers are drawn with.
 
     Args:
@@ -61,37 +61,37 @@ class Backdrop:
     fine: np.ndarray
 
 
-def backdrop(stage: Stage, instances: Instances, film: Film) -> Backdrop:
+def backdrop(shot: Shot, instances: Instances, film: Film) -> Backdrop:
     """Draw the fixed parts of a world; `instances` has nothing else."""
-    shade = _whole_shade(stage, instances, film)
-    seen = smoothed(film, _raw(shade), stage.camera, _all(stage)).reshape(-1, 2)
-    shown = film.display(np.arange(len(seen)), stage.light, stage.world, seen)
-    chosen = edges(film, shown, stage.camera, _all(stage))
-    return Backdrop(film, shade, seen, shown, chosen, _refined(stage, film, seen, instances, chosen))
+    shade = _whole_shade(shot, instances, film)
+    seen = smoothed(film, _raw(shade), shot.camera, _all(shot)).reshape(-1, 2)
+    shown = film.display(np.arange(len(seen)), shot.light, shot.world, seen)
+    chosen = edges(film, shown, shot.camera, _all(shot))
+    return Backdrop(film, shade, seen, shown, chosen, _refined(shot, film, seen, instances, chosen))
 
 
-def picture(stage: Stage, behind: Backdrop, instances: Instances, film: Film) -> np.ndarray:
+def picture(shot: Shot, behind: Backdrop, instances: Instances, film: Film) -> np.ndarray:
     """Draw what stands before a backdrop: returns (h, w, 3) uint8.
 
     Args:
-        stage: of the scene; behind: its backdrop.
+        shot: of the scene; behind: its backdrop.
         instances: the whole scene; film: of it, through the same pixels.
     """
     front = film.hits.instance >= instances.fixed
-    shade = _front_shade(stage, behind, instances, film, front)
+    shade = _front_shade(shot, behind, instances, film, front)
     changed = front | (shade.sun != behind.shade.sun) | (shade.sky != behind.shade.sky)
     seen = behind.seen.copy()
-    if (window := _bounds(changed.reshape(stage.grid), 2)) is not None:
-        seen.reshape(*stage.grid, 2)[window] = smoothed(film, _raw(shade), stage.camera, window)
+    if (window := _bounds(changed.reshape(shot.grid), 2)) is not None:
+        seen.reshape(*shot.grid, 2)[window] = smoothed(film, _raw(shade), shot.camera, window)
     changed = front | (seen != behind.seen).any(axis=1)
     shown, rows = behind.shown.copy(), np.flatnonzero(changed)
-    shown[rows] = film.display(rows, stage.light, stage.world, rows_of(seen, rows))
-    shown = _antialiased(stage, behind, instances, film, seen, shown, _spread(front.reshape(stage.grid)))
-    return np.rint(shown * 255).astype(np.uint8).reshape(*stage.grid, 3)
+    shown[rows] = film.display(rows, shot.light, shot.world, rows_of(seen, rows))
+    shown = _antialiased(shot, behind, instances, film, seen, shown, _spread(front.reshape(shot.grid)))
+    return np.rint(shown * 255).astype(np.uint8).reshape(*shot.grid, 3)
 
 
 def _antialiased(
-    stage: Stage,
+    shot: Shot,
     behind: Backdrop,
     instances: Instances,
     film: Film,
@@ -102,50 +102,50 @@ def _antialiased(
     """Refine the edges of objects; those of the backdrop have been refined, and get as much darker as their pixels."""
     chosen = np.zeros(0, np.int64)
     if (window := _bounds(touched, 1)) is not None:
-        chosen = edges(film, shown, stage.camera, window, touched)
+        chosen = edges(film, shown, shot.camera, window, touched)
     kept = np.flatnonzero(~touched.ravel().take(behind.chosen))
     rows = behind.chosen.take(kept)
     now, before = (np.maximum(values.take(rows, axis=0), DARK) for values in (shown, behind.shown))
-    fine = _refined(stage, film, seen, instances, chosen)
+    fine = _refined(shot, film, seen, instances, chosen)
     shown[rows] = behind.fine.take(kept, axis=0) * np.minimum(now / before, 1)
     shown[chosen] = fine
     return shown
 
 
-def _refined(stage: Stage, film: Film, seen: np.ndarray, instances: Instances, chosen: np.ndarray) -> np.ndarray:
-    parts = (dict(stage.painted), stage.light, stage.world, stage.camera)
+def _refined(shot: Shot, film: Film, seen: np.ndarray, instances: Instances, chosen: np.ndarray) -> np.ndarray:
+    parts = (dict(shot.painted), shot.light, shot.world, shot.camera)
     return refined(film, seen, instances, *parts, chosen) if len(chosen) else np.zeros((0, 3), np.float32)
 
 
-def _whole_shade(stage: Stage, instances: Instances, film: Film) -> Shade:
-    pattern = pattern_of(*pixel_centres(stage.camera.width, stage.camera.height))
+def _whole_shade(shot: Shot, instances: Instances, film: Film) -> Shade:
+    pattern = pattern_of(*pixel_centres(shot.camera.width, shot.camera.height))
     rows = np.flatnonzero(film.hits.owner >= 0)
-    own = _shade_at(stage, instances, film, pattern, rows)
+    own = _shade_at(shot, instances, film, pattern, rows)
     starts, sun, sky = np.zeros_like(film.points), np.zeros(len(pattern), bool), np.zeros(len(pattern), bool)
     starts[rows], sun[rows], sky[rows] = own.starts, own.sun, own.sky
     return Shade(starts, pattern, sun, sky)
 
 
-def _front_shade(stage: Stage, behind: Backdrop, instances: Instances, film: Film, front: np.ndarray) -> Shade:
+def _front_shade(shot: Shot, behind: Backdrop, instances: Instances, film: Film, front: np.ndarray) -> Shade:
     surface, distance = behind.film.surface, behind.film.hits.distance
-    shade = deepened(stage.light, instances, surface.normal, distance, behind.shade, front)
+    shade = deepened(shot.light, instances, surface.normal, distance, behind.shade, front)
     rows = np.flatnonzero(front)
-    own = _shade_at(stage, instances, film, shade.pattern, rows)
+    own = _shade_at(shot, instances, film, shade.pattern, rows)
     shade.sun[rows], shade.sky[rows] = own.sun, own.sky
     return shade
 
 
-def _shade_at(stage: Stage, instances: Instances, film: Film, pattern: np.ndarray, rows: np.ndarray) -> Shade:
+def _shade_at(shot: Shot, instances: Instances, film: Film, pattern: np.ndarray, rows: np.ndarray) -> Shade:
     places = (rows_of(film.points, rows), film.hits.distance.take(rows), pattern.take(rows))
-    return shade_of(stage.light, instances, film.surface.take(rows), *places)
+    return shade_of(shot.light, instances, film.surface.take(rows), *places)
 
 
 def _raw(shade: Shade) -> np.ndarray:
     return np.stack([shade.sun, shade.sky], axis=1).astype(np.float32)
 
 
-def _all(stage: Stage) -> Window:
-    return slice(0, stage.camera.height), slice(0, stage.camera.width)
+def _all(shot: Shot) -> Window:
+    return slice(0, shot.camera.height), slice(0, shot.camera.width)
 
 
 def _bounds(chosen: np.ndarray, margin: int) -> Window | None:

@@ -11,7 +11,7 @@ import numpy as np
 
 from granary.synth.pug.world.picture.film import Film, origins_of, pixel_centres
 from granary.synth.pug.world.picture.instances import Instances, SceneHits
-from granary.synth.pug.world.picture.layers import Backdrop, Stage, backdrop, picture
+from granary.synth.pug.world.picture.layers import Backdrop, Shot, backdrop, picture
 from granary.synth.pug.world.picture.lighting import Light
 from granary.synth.pug.world.picture.tracing import choose_tracer
 from granary.synth.pug.world.scene import Scene
@@ -54,7 +54,7 @@ class Recent(Generic[Made]):
         return self.kept[key][1]
 
 
-class Renderer:
+class WorldRenderer:
     """Draws a scene; keeps the last view and the last pictures as long as nothing changes, and recent backdrops.
 
     Args:
@@ -85,9 +85,9 @@ class Renderer:
         """Return the picture: (h, w, 3) uint8 sRGB."""
         key = (scene.number, scene.version, camera)
         if key not in self._lit:
-            stage = Stage(scene.world, Light.of(scene), camera, _painted(scene))
+            shot = Shot(scene.world, Light.of(scene), camera, _painted(scene))
             film, view = self._film(scene, camera), self.view(scene, camera)
-            self._lit = {key: picture(stage, self._backdrop(scene, camera, stage), view.instances, film)}
+            self._lit = {key: picture(shot, self._backdrop(scene, camera, shot), view.instances, film)}
         return self._lit[key]
 
     def mask(self, scene: Scene, camera: Camera) -> np.ndarray:
@@ -131,10 +131,10 @@ class Renderer:
             lambda: Film.exposed(view.instances, painted, camera, view.directions, view.hits),
         )
 
-    def _backdrop(self, scene: Scene, camera: Camera, stage: Stage) -> Backdrop:
+    def _backdrop(self, scene: Scene, camera: Camera, shot: Shot) -> Backdrop:
         view, film = self._fixed_view(scene, camera), self._fixed_film(scene, camera)
         key = (_fixed_parts(scene), tuple(_painted(scene, fixed=True).items()), camera, scene.sun, scene.sky)
-        return self._backdrops.get(key, camera.width * camera.height, lambda: backdrop(stage, view.instances, film))
+        return self._backdrops.get(key, camera.width * camera.height, lambda: backdrop(shot, view.instances, film))
 
     def _film(self, scene: Scene, camera: Camera) -> Film:
         """Return the film of the whole scene: that of the fixed parts, with what movable objects cover replaced."""

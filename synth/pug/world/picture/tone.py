@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
-if TYPE_CHECKING:
-    from granary.synth.pug.world.content.worlds import World
+from granary.synth.pug.world.content.worlds import World
 
 LUMA = np.array([0.2126, 0.7152, 0.0722], np.float32)
 STEPS = 4096

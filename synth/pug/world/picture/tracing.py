@@ -2,44 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import importlib.metadata
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from granary.curation.errors import UserError
-
-
-@dataclasses.dataclass(frozen=True)
-class Hits:
-    """Where n rays first meet a surface.
-
-    Args:
-        distance: (n,) float32 in lengths of the ray's direction; infinite where the ray meets nothing.
-        triangle: (n,) int32, -1 where the ray meets nothing.
-        u, v: (n,) float32; the point is (1 - u - v) a + u b + v c of the triangle's corners.
-    """
-
-    distance: np.ndarray
-    triangle: np.ndarray
-    u: np.ndarray
-    v: np.ndarray
-
-    def take(self, rows: np.ndarray) -> Hits:
-        """Return some of the hits."""
-        return Hits(self.distance.take(rows), self.triangle.take(rows), self.u.take(rows), self.v.take(rows))
-
-
-class Tracer(Protocol):
-    """Casts rays at one mesh, in its own coordinates."""
-
-    def closest(self, origins: np.ndarray, directions: np.ndarray) -> Hits:
-        """Return the first hits of rays, (n, 3) float32 each."""
-
-    def occluded(self, origins: np.ndarray, directions: np.ndarray, reach: float) -> np.ndarray:
-        """Return (n,) bool: whether rays meet the mesh within `reach` lengths of their directions."""
+from granary.synth.pug.world.picture.rays import Hits, TracerClass
+from granary.synth.pug.world.picture.wavefront import WavefrontTracer
 
 
 class EmbreeTracer:
@@ -76,7 +47,7 @@ def _device() -> Any:
     return rtcore.EmbreeDevice()
 
 
-def choose_tracer(name: str) -> tuple[type[EmbreeTracer] | type[Any], str]:
+def choose_tracer(name: str) -> tuple[TracerClass, str]:
     """Return the class of a tracer ("embree", "numpy", "auto") and its name with version; raises UserError."""
     if name not in ("auto", "embree", "numpy"):
         raise UserError(f"tracer: {name!r} is not right; right are auto, embree, numpy")
@@ -88,6 +59,4 @@ def choose_tracer(name: str) -> tuple[type[EmbreeTracer] | type[Any], str]:
         except ImportError:
             if name == "embree":
                 raise UserError("tracer: embree needs the package embreex; tracer numpy needs nothing") from None
-    from granary.synth.pug.world.picture.wavefront import WavefrontTracer
-
     return WavefrontTracer, f"numpy {np.__version__}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from granary.synth.pug.world.picture.tracing import Hits
+from granary.synth.pug.world.picture.rays import Hits
 
 LEAF = 4  # triangles
 TINY = np.float32(1e-12)

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from granary.synth.pug.world.shapes.geometry import unit
-
-if TYPE_CHECKING:
-    from granary.synth.pug.world.shapes.textures import Texture
+from granary.synth.pug.world.shapes.textures import Texture
 
 LEVELS = (0, 3, 14)  # rounds of smoothing; level k averages over about sqrt(rounds) edges
 

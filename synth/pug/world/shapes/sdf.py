@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from granary.synth.pug.world.shapes.colours import linear
 from granary.synth.pug.world.shapes.geometry import Triple, dot, rotation_matrix, unit
 from granary.synth.pug.world.shapes.mesh import Mesh, Skin, join, make_mesh
 
@@ -207,12 +208,6 @@ class Body:
         corners = np.array([[1, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]])
         values = np.stack([self.distance(points + h * corner) for corner in corners], axis=1)
         return values.mean(axis=1), values @ corners / (4 * h)
-
-
-def linear(colour: str) -> np.ndarray:
-    """Turn a hex colour (sRGB) into (3,) linear values."""
-    values = np.array([int(colour[k : k + 2], 16) for k in (1, 3, 5)]) / 255
-    return np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
 
 
 def surface_nets(

@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 import numpy as np
 
+from granary.synth.pug.world.shapes.colours import linear
 from granary.synth.pug.world.shapes.noise import smoothstep, tiled_fractal, tiled_noise
-from granary.synth.pug.world.shapes.sdf import linear
 
 SIZE = 512  # texels along an edge of the finest level
 BLUR = 0.1  # levels; more is softer and shimmers less

@@ -11,11 +11,12 @@ from granary.synth.pug.world.content.assets import ANIMALS, ASSETS, load_asset
 from granary.synth.pug.world.content.imports import MeshError, import_mesh
 from granary.synth.pug.world.content.sky import HEIGHT, WIDTH, Panorama, Sky, irradiance, toward_sun
 from granary.synth.pug.world.content.worlds import WORLDS
-from granary.synth.pug.world.picture.render import Renderer
+from granary.synth.pug.world.picture.render import WorldRenderer
 from granary.synth.pug.world.scene import Scene, Thing
+from granary.synth.pug.world.shapes.colours import linear
 from granary.synth.pug.world.shapes.geometry import Camera
 from granary.synth.pug.world.shapes.noise import cells, noise, tiled_noise
-from granary.synth.pug.world.shapes.sdf import Body, linear
+from granary.synth.pug.world.shapes.sdf import Body
 from granary.synth.pug.world.shapes.textures import DETAILS, OBJECT_TEXTURES, SIZE, texture
 
 
@@ -151,7 +152,7 @@ def test_a_textured_mesh_shows_its_picture(tmp_path):
     scene = Scene.load("Museum")
     scene.things["Own"] = Thing("Own", mesh, scene.free_colour())
     camera = Camera((200, 0, 60), (0, 180, 0), 60, 32, 32)
-    renderer = Renderer()
+    renderer = WorldRenderer()
     own = renderer.owners(scene, camera) == list(scene.things).index("Own")
     colours = renderer.lit(scene, camera)[own].astype(float).mean(axis=0)
     assert own.sum() > 100
@@ -182,7 +183,7 @@ def test_mask_colours_are_distinct_and_depend_only_on_what_is_there():
 @pytest.mark.parametrize("name", list(WORLDS))
 def test_every_world_is_lit_and_leaves_room_for_the_object(name):
     scene = Scene.load(name)
-    renderer = Renderer()
+    renderer = WorldRenderer()
     for yaw in (0, 90, 180, 270):
         a = np.radians(yaw)
         camera = Camera((300 * np.cos(a), 300 * np.sin(a), 105), (-12, yaw + 180, 0), 45, 48, 48)

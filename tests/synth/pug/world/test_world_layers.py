@@ -12,7 +12,7 @@ from granary.synth.pug.renderer.frames import NotDecodable, picture_of
 from granary.synth.pug.world.content.assets import load_asset
 from granary.synth.pug.world.content.worlds import Sun
 from granary.synth.pug.world.picture.images import encode, opaque
-from granary.synth.pug.world.picture.render import Recent, Renderer
+from granary.synth.pug.world.picture.render import Recent, WorldRenderer
 from granary.synth.pug.world.scene import Scene, Thing
 from granary.synth.pug.world.shapes.geometry import Camera
 
@@ -39,23 +39,23 @@ def scenes() -> list[Scene]:
     return [*shown, dark, turned, tiled, hidden, scene_of("Beach", "Cat")]
 
 
-def everything(renderer: Renderer, scene: Scene, camera: Camera) -> bytes:
+def everything(renderer: WorldRenderer, scene: Scene, camera: Camera) -> bytes:
     drawn = (renderer.lit, renderer.mask, renderer.depth, renderer.normal)
     return b"".join(draw(scene, camera).tobytes() for draw in drawn)
 
 
 def test_a_picture_is_the_same_bytes_whatever_was_drawn_before():
     asked = [(scene, camera) for scene in scenes() for camera in CAMERAS]
-    alone = [everything(Renderer(), *one) for one in asked]
+    alone = [everything(WorldRenderer(), *one) for one in asked]
     assert len(set(alone)) == len(alone)
-    seasoned = Renderer()
+    seasoned = WorldRenderer()
     for order in (range(len(asked)), reversed(range(len(asked)))):
         for index in order:
             assert everything(seasoned, *asked[index]) == alone[index]
 
 
 def test_a_small_memory_changes_no_picture():
-    one, two = Renderer(), Renderer()
+    one, two = WorldRenderer(), WorldRenderer()
     for memory in (two._backdrops, two._films, two._fixed_views):
         memory.pixels = 1  # the last one alone
     for scene in scenes() * 2:
@@ -68,7 +68,7 @@ def test_two_layers_show_what_one_does(world):
     apart, whole = scene_of(world, "Duck"), scene_of(world, "Duck")
     whole.things["Duck"].fixed = True
     camera = dataclasses.replace(CAMERAS[0], width=128, height=128)
-    one, two = Renderer(), Renderer()
+    one, two = WorldRenderer(), WorldRenderer()
     assert np.array_equal(one.owners(apart, camera), two.owners(whole, camera))
     assert np.allclose(one.depth(apart, camera), two.depth(whole, camera), rtol=1e-4)
     off = np.abs(one.lit(apart, camera).astype(int) - two.lit(whole, camera)).max(axis=2)
@@ -78,7 +78,7 @@ def test_two_layers_show_what_one_does(world):
 
 def test_an_object_darkens_the_ground_beside_it_and_nothing_far_away():
     bare, shown = scene_of("Museum"), scene_of("Museum", "Duck")
-    renderer, camera = Renderer(), dataclasses.replace(CAMERAS[0], width=96, height=96)
+    renderer, camera = WorldRenderer(), dataclasses.replace(CAMERAS[0], width=96, height=96)
     before, after = (renderer.lit(scene, camera).astype(int).sum(axis=2) for scene in (bare, shown))
     ground = (renderer.owners(shown, camera) >= 0) & (renderer.owners(shown, camera) == renderer.owners(bare, camera))
     assert (before - after)[ground].max() > 60  # its shadow

@@ -12,7 +12,7 @@ from granary.curation.errors import UserError
 from granary.synth.pug.world.content.assets import load_asset
 from granary.synth.pug.world.content.props import slab
 from granary.synth.pug.world.picture.instances import Instances
-from granary.synth.pug.world.picture.render import Renderer
+from granary.synth.pug.world.picture.render import WorldRenderer
 from granary.synth.pug.world.picture.tracing import EmbreeTracer, choose_tracer
 from granary.synth.pug.world.picture.wavefront import WavefrontTracer
 from granary.synth.pug.world.scene import Scene, Thing
@@ -89,7 +89,7 @@ CAMERA = Camera((260, 30, 110), (-14, 186, 3), 45, SIDE, SIDE)
 
 
 def test_back_ends_agree_on_the_pictures_of_a_world(scene):
-    one, two = Renderer("embree"), Renderer("numpy")
+    one, two = WorldRenderer("embree"), WorldRenderer("numpy")
     a, b = one.owners(scene, CAMERA), two.owners(scene, CAMERA)
     for owner in np.unique(a):
         assert ((a == owner) & (b == owner)).sum() / ((a == owner) | (b == owner)).sum() > 0.99
@@ -102,7 +102,7 @@ def test_back_ends_agree_on_the_pictures_of_a_world(scene):
 
 
 def test_a_picture_is_made_once_and_again_after_a_change(scene):
-    renderer = Renderer("embree")
+    renderer = WorldRenderer("embree")
     first = renderer.lit(scene, CAMERA)
     view = renderer.view(scene, CAMERA)
     assert renderer.lit(scene, CAMERA) is first
@@ -116,7 +116,7 @@ def test_a_picture_is_made_once_and_again_after_a_change(scene):
 
 def test_pictures_of_scenes_are_never_mixed_up():
     """A scene that took the memory of a dropped one, with the same counters, is another scene."""
-    renderer, shown = Renderer("embree"), []
+    renderer, shown = WorldRenderer("embree"), []
     for place in ((0.0, 0.0, 0.0), (0.0, 60.0, 0.0)) * 3:
         shown.append(renderer.depth(bare(slab((-9, -9, 0), (9, 9, 90), "#808080"), location=place), CAMERA).tobytes())
     assert shown[0] != shown[1]
@@ -138,7 +138,7 @@ def test_a_ball_is_where_pinhole_geometry_says():
     radius, distance = 50.0, 400.0
     camera = Camera((-distance, 0, 0), (0, 0, 0), 40, 201, 151)
     scene = bare(ball(radius))
-    renderer = Renderer("embree")
+    renderer = WorldRenderer("embree")
     inside = renderer.owners(scene, camera) == 0
     reach = np.tan(np.arcsin(radius / distance)) / np.tan(np.radians(20)) * 201 / 2  # px; silhouette of a ball
     y, x = np.argwhere(inside).T
@@ -153,7 +153,7 @@ def test_a_ball_is_where_pinhole_geometry_says():
 def test_unreal_axes():
     # X forward, Y right, Z up: what is at +Y shows on the right, what is at +Z above the middle.
     camera = Camera((0, 0, 0), (0, 0, 0), 90, 99, 99)
-    renderer = Renderer("embree")
+    renderer = WorldRenderer("embree")
     for place, where in (((200, 80, 0), (49, 69)), ((200, 0, 80), (29, 49)), ((200, -80, 0), (49, 29))):
         centre = np.argwhere(renderer.owners(bare(ball(9), location=place), camera) == 0).mean(axis=0)
         assert np.allclose(centre, where, atol=1.5)
@@ -193,9 +193,9 @@ def test_light_that_shines_down_puts_the_shadow_under_a_slab():
     scene.things["Roof"] = Thing("Own", slab((-50, -50, 100), (50, 50, 110), "#808080"), (0, 255, 0))
     scene.sun = dataclasses.replace(scene.sun, pitch=-90.0, yaw=0.0, softness=0.2, intensity=3.0)
     camera = Camera((-300, 0, 60), (-11, 0, 0), 60, 96, 96)
-    picture = Renderer("embree").lit(scene, camera).astype(float).mean(axis=2)
-    ground = Renderer("embree").owners(scene, camera) == 0
-    depth = Renderer("embree").depth(scene, camera)
+    picture = WorldRenderer("embree").lit(scene, camera).astype(float).mean(axis=2)
+    ground = WorldRenderer("embree").owners(scene, camera) == 0
+    depth = WorldRenderer("embree").depth(scene, camera)
     x, y = np.meshgrid(np.arange(96) + 0.5, np.arange(96) + 0.5)
     points = camera.rays(x.ravel(), y.ravel()).reshape(96, 96, 3)
     points = points * (depth / (points @ camera.forward))[..., None] + camera.location
