@@ -6,7 +6,6 @@ Modha, Machine Learning 42, 2001.
 
 from __future__ import annotations
 
-import faiss
 import numpy as np
 from numpy.typing import NDArray
 
@@ -46,6 +45,8 @@ def train_kmeans(
     rows, counts = _distinct_rows(sample)
     if len(rows) <= k:
         return rows
+    import faiss
+
     kmeans = faiss.Kmeans(
         sample.shape[1],
         k,

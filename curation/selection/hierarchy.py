@@ -16,7 +16,6 @@ from itertools import pairwise
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn.cluster import kmeans_plusplus
 
 from granary.curation.selection.clusters import assign
 from granary.curation.store.sampling import bounded_sample, rank_in_group
@@ -99,6 +98,8 @@ def squared_distance(left: NDArray[np.float32], right: NDArray[np.float32]) -> N
 
 
 def _kmeans(points: NDArray[np.float32], k: int, iterations: int, seed: int) -> NDArray[np.float32]:
+    from sklearn.cluster import kmeans_plusplus
+
     k = min(k, len(points))
     trials = 2 + int(np.log(k))
     first, _ = kmeans_plusplus(points.astype(np.float64), k, random_state=seed % 2**32, n_local_trials=trials)

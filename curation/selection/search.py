@@ -5,14 +5,16 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import faiss
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from granary.curation.errors import UserError
 from granary.curation.store.sampling import bounded_sample
+
+if TYPE_CHECKING:
+    import faiss
 
 TopK = tuple[NDArray[np.float32], NDArray[np.int64]]
 CHUNK = 1 << 20  # float64 products held at a time
@@ -127,6 +129,8 @@ def _search_whole_block(
 def _candidates(
     queries: NDArray[np.float32], block: NDArray[np.float32], k: int, gpu: bool
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    import faiss
+
     if not gpu:
         return faiss.knn(queries, block, k, metric=faiss.METRIC_INNER_PRODUCT)
     with _one_search:
@@ -135,11 +139,15 @@ def _candidates(
 
 def has_gpu() -> bool:
     """Say whether this Faiss can search on a GPU of this machine."""
+    import faiss
+
     return hasattr(faiss, "StandardGpuResources") and faiss.get_num_gpus() > 0
 
 
 @functools.cache  # they hold scratch memory of the GPU, which is slow to get
 def _gpu_resources() -> faiss.StandardGpuResources:
+    import faiss
+
     if not hasattr(faiss, "StandardGpuResources"):
         raise UserError(
             "the search is set to run on a GPU, which needs a GPU build of Faiss; run: pip install 'granary-data[gpu]'"
@@ -202,6 +210,8 @@ def train_index(sample: NDArray[np.float32], cells: int, code_bytes: int, seed: 
     Raises:
         ValueError: code_bytes does not divide d, or the sample is smaller than cells or than 256.
     """
+    import faiss
+
     s, d = sample.shape
     if d % code_bytes or s < max(cells, 256):
         raise ValueError(f"{s} x {d} vectors cannot train {cells} cells with codes of {code_bytes} bytes")
@@ -241,6 +251,8 @@ def approximate_top_k(
         similarities (q, k) float32, indices (q, k) int64 as from `top_k`, and the recall: the share of the
         exact answers to the audited queries that was found (nan when there is none).
     """
+    import faiss
+
     block, indices = _finite_rows(block, indices)
     queries = np.ascontiguousarray(queries, np.float32)
     filled: Any = faiss.clone_index(index)  # Faiss types it as any index

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from granary.curation.dedup import components, join
-from granary.curation.encoders.inference import torch_device
+from granary.curation.dedup import components
 from granary.curation.runs.run import NoJob, Output, Run
 from granary.curation.runs.vectors import Block, Layout, from_column, load
 from granary.curation.store.sampling import priority
 from granary.curation.store.threads import limit_blas
+
+if TYPE_CHECKING:  # a step that has nothing left to do needs no torch
+    from granary.curation.dedup import join
 
 EDGES = pa.schema([("i", pa.int64()), ("j", pa.int64()), ("similarity", pa.float32())])
 BASIS_ROWS = 16_384
@@ -87,6 +89,8 @@ def basis(run: Run, job: FitBasis, output: Output) -> None:
 
     How many of them prune best depends on the threshold: duplicates and leaks have each their own.
     """
+    from granary.curation.dedup import join
+
     layout, seed = Layout.of(run, "pool"), job.seed
     parts = np.argsort(priority(seed, [f"part-{part}" for part in range(len(layout.parts))]))[:BASIS_PARTS]
     rows = []
@@ -111,6 +115,9 @@ def read_basis(run: Run, stage: str) -> NDArray[np.float32]:
 
 def prepare(vectors: NDArray[np.float32], directions: NDArray[np.float32], device: str) -> join.Block:
     """Prepare vectors to be joined, on a device; the edges do not depend on it."""
+    from granary.curation.dedup import join
+    from granary.curation.encoders.inference import torch_device
+
     return join.prepare(vectors, directions, directions.shape[1], device=str(torch_device(device)))
 
 
@@ -133,6 +140,8 @@ class JoinPair:
 
 def join_pair(run: Run, job: JoinPair, output: Output) -> None:
     """Join two blocks of the pool and contract the edges above the threshold to their spanning forest."""
+    from granary.curation.dedup import join
+
     layout, directions, alive = Layout.of(run, "pool"), read_basis(run, "basis"), originals(run)
     first, second = job.blocks
     left_index, left = load(layout, first, alive, job.view)
@@ -171,6 +180,8 @@ class JoinNearest:
 
 def join_nearest(run: Run, job: JoinNearest, output: Output) -> None:
     """Link the images of one block with their k nearest in the whole pool, where above the threshold."""
+    from granary.curation.dedup import join
+
     layout, directions, alive = Layout.of(run, "pool"), read_basis(run, "basis"), originals(run)
     index, vectors = load(layout, job.block, alive, job.view)
     queries = prepare(vectors, directions, job.device)
@@ -265,6 +276,8 @@ class _Similarity:
 
     def __call__(self, i: NDArray[np.int64], j: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return (m,) float32 for index arrays (m,)."""
+        from granary.curation.dedup import join
+
         plain = join.pair_similarities(self.vectors, self.vectors, i, j)
         if self.mirrored is None:
             return plain

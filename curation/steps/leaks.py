@@ -13,7 +13,6 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from granary.curation.dedup import join
 from granary.curation.runs.run import NoJob, Output, Run
 from granary.curation.runs.vectors import Block, Layout, from_column, load
 from granary.curation.selection import search
@@ -60,6 +59,8 @@ class LinkBlock:
 
 def link(run: Run, job: LinkBlock, output: Output) -> None:
     """Find the images of one pool block that are above the threshold with one block of the frontier."""
+    from granary.curation.dedup.join import join_blocks
+
     layout, directions = Layout.of(run, "pool"), read_basis(run, "leak-basis")
     alive = np.setdiff1d(distinct(run), leaked_before(run, job.round), assume_unique=True)
     names, roots, vectors = _frontier(run, job.round, job.frontier)
@@ -68,7 +69,7 @@ def link(run: Run, job: LinkBlock, output: Output) -> None:
     for view in job.views:
         index, pool = load(layout, job.block, alive, view)
         block = prepare(pool, directions, job.device)
-        for i, j, similarity in join.join_blocks(frontier, block, job.threshold):
+        for i, j, similarity in join_blocks(frontier, block, job.threshold):
             tile = pa.table({"index": index[j], "parent": names[i], "root": roots[i], "similarity": similarity}, LINKS)
             best = best_links(pa.concat_tables([best, tile]))
     output.write(best)

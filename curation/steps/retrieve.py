@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
-import faiss
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
@@ -122,6 +121,8 @@ class TrainIndex:
 
 def train_search_index(run: Run, job: TrainIndex, output: Output) -> None:
     """Train the inverted file and the product quantiser of the approximate search on a bounded sample."""
+    import faiss
+
     sample = training_sample(run, candidates(run), job.sample, job.seed)
     index = search.train_index(sample, job.cells, job.code_bytes, job.seed)
     output.write(pa.table({"index": [faiss.serialize_index(index).tobytes()]}))
@@ -164,6 +165,8 @@ def nearest(run: Run, job: SearchBlock, output: Output) -> None:
     if job.approximate is None:
         similarity, images = search.top_k(queries, vectors, index, job.k, gpu=search.has_gpu())
     else:
+        import faiss
+
         trained = faiss.deserialize_index(np.frombuffer(run.read("search-index", 0)["index"][0].as_py(), np.uint8))
         similarity, images, recall = search.approximate_top_k(
             queries, vectors, index, job.k, trained, job.approximate.probes, seed=job.approximate.seed

@@ -13,3 +13,13 @@ def limit_blas(threads: int) -> threadpoolctl.threadpool_limits:
     """
     threadpoolctl.OpenBLASController.clear_controlling_thread(force=True)
     return threadpoolctl.threadpool_limits(threads)
+
+
+def limit_threads(threads: int) -> None:
+    """Let BLAS, OpenMP, torch and Faiss use `threads` threads from this one, so that workers do not oversubscribe."""
+    import torch  # before Faiss: of two OpenMP libraries the one that came first serves
+    import faiss  # isort: skip
+
+    limit_blas(threads)  # each time: what was loaded or set since would keep its own number
+    torch.set_num_threads(threads)
+    faiss.omp_set_num_threads(threads)

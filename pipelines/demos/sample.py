@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
+from granary.curation.store.threads import limit_threads
 from granary.pipelines.demos.pictures import own_folder
 from granary.pipelines.demos.union import ARMS, Experiment, Pictures, compare, gains, table_of
 from granary.pipelines.engine.recipe import shipped
-from granary.pipelines.engine.units import Engine, limit_threads
+from granary.pipelines.engine.units import Engine
 from granary.training.models.classifier import Fit
 
 POOL = 1000  # digits that the model is trained on and the tails are drawn from; the other 797 test

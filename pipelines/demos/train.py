@@ -29,9 +29,10 @@ from rich.table import Table
 
 from granary.curation.recipe import CurateRecipe
 from granary.curation.runs.lookup import ledger_tables, open_run
+from granary.curation.store.threads import limit_threads
 from granary.pipelines.demos.pictures import MARK, own_folder, photo_tiles, save_picture
 from granary.pipelines.engine.recipe import load_recipe, shipped
-from granary.pipelines.engine.units import Engine, limit_threads
+from granary.pipelines.engine.units import Engine
 from granary.pipelines.kinds.curate_session import curate
 
 SIDE = 16  # pixels of a picture

@@ -14,14 +14,14 @@ import signal
 import threading
 from concurrent.futures.process import BrokenProcessPool
 
-from granary.curation.runs.run import Run, Stage, Unit, run_unit
+from granary.curation.runs.run import J, Run, Stage, Unit, run_unit
 from granary.curation.store.threads import limit_blas
 
 _lock = threading.Lock()
 _pools: dict[int, concurrent.futures.ProcessPoolExecutor] = {}
 
 
-def run_in_child(workers: int, run: Run, stage: Stage, unit: Unit) -> None:
+def run_in_child(workers: int, run: Run, stage: Stage[J], unit: Unit[J]) -> None:
     """Run a unit in one of `workers` processes, or here when one of them was killed; raises what the unit raised."""
     with _lock:
         if workers not in _pools:

@@ -1,10 +1,8 @@
-"""Beam combines over part files: only the file names travel, the contents are read where they are merged."""
+"""Combines over part files: only the file names travel, the contents are read where they are merged."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-
-import apache_beam as beam
 
 from granary.curation.dedup import components
 from granary.curation.runs.run import read_table
@@ -13,7 +11,7 @@ from granary.curation.steps import clusters as steps
 from granary.curation.steps import dedup
 
 
-class MergeForests(beam.CombineFn):
+class MergeForests:
     """Merge the spanning forests of join units: components need no iteration."""
 
     def create_accumulator(self) -> components.Forest:
@@ -33,7 +31,7 @@ class MergeForests(beam.CombineFn):
         return forest
 
 
-class MergeLloyd(beam.CombineFn):
+class MergeLloyd:
     """Merge the sums of one Lloyd iteration."""
 
     def create_accumulator(self) -> clusters.LloydSums | None:

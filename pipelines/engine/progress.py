@@ -17,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, T
 from rich.progress import Progress as Bar
 from rich.text import Text
 
-from granary.curation.runs.run import Run, Stage, Unit
+from granary.curation.runs.run import J, Run, Stage, Unit
 from granary.curation.store import storage
 
 
@@ -39,7 +39,7 @@ class Watch:
         missing: the units that have yet to be done.
     """
 
-    def __init__(self, run: Run, stage: Stage, missing: Sequence[Unit]) -> None:
+    def __init__(self, run: Run, stage: Stage[J], missing: Sequence[Unit[J]]) -> None:
         self.stage, self.folder, self.local = stage, run.path(stage.name), storage.is_local(run.url)
         self.weights = {stage.stem(unit) + ".done": unit.weight for unit in missing}
         self.total, self.began = sum(self.weights.values()), time.time() - 1
@@ -74,7 +74,7 @@ class Progress:
         self.console = console or Console(stderr=True, highlight=False, markup=False)
 
     @contextlib.contextmanager
-    def stage(self, run: Run, stage: Stage, missing: Sequence[Unit]) -> Iterator[None]:
+    def stage(self, run: Run, stage: Stage[J], missing: Sequence[Unit[J]]) -> Iterator[None]:
         """Show a stage while the block runs."""
         show, stop = self._bar if self.console.is_terminal else self._lines, threading.Event()
         watcher = threading.Thread(target=show, args=(Watch(run, stage, missing), stop), daemon=True)

@@ -6,18 +6,16 @@ import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Concatenate, Generic, Literal, TypedDict, TypeVar, Unpack
 
-import apache_beam as beam
-
-from granary.curation.runs.run import Marker, NoJob, Output, Run, Stage, Unit
+from granary.curation.runs.run import J, Marker, NoJob, Output, Run, Stage, Unit
+from granary.pipelines.engine.merge import A, Merge
 from granary.pipelines.engine.units import Runner
 
 C = TypeVar("C")  # what a combine computes
-J = TypeVar("J")
 Step = Callable[Concatenate[Run, J, Output, ...], None]
 
 
 @dataclasses.dataclass(frozen=True)
-class Combine(Generic[J, C]):
+class Combine(Generic[J, A, C]):
     """How the outputs of a stage are merged into one, and the stage of one unit that writes the result.
 
     Args:
@@ -27,7 +25,7 @@ class Combine(Generic[J, C]):
         job: what `write` is told beside.
     """
 
-    function: beam.CombineFn
+    function: Merge[A, C]
     stage: str
     write: Callable[[Run, J, Output, C], None]
     job: J
@@ -66,7 +64,7 @@ class Stages:
         inputs: Iterable[str],
         noun: str = "units",
         weights: Sequence[int] | None = None,
-        combine: Combine[Any, Any] | None = None,
+        combine: Combine[Any, Any, Any] | None = None,
         **options: Unpack[StageOptions],
     ) -> None:
         """Run a stage of many units.

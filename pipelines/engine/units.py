@@ -1,8 +1,8 @@
-"""Run the work units of a stage through Beam: `Create(missing) | Reshuffle | ParDo(run_unit) | combine`.
+"""Run the work units of a stage that are not finished, through Beam.
 
 The same pipeline runs on every Beam runner; each stage is one job, because what the next one has to do is read from
 what this one wrote. Locally it is always FnApiRunner with worker threads: decoding, matrix products and search are
-native code that releases the interpreter lock.
+native code that releases the interpreter lock. A stage without work needs no Beam, and does not import it.
 """
 
 from __future__ import annotations
@@ -13,27 +13,23 @@ import logging
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, TypeVar
 
-import apache_beam as beam
-from apache_beam.options.pipeline_options import (
-    DirectOptions,
-    GoogleCloudOptions,
-    PipelineOptions,
-    StandardOptions,
-)
-from apache_beam.runners.runner import PipelineState
-from apache_beam.runners.worker import sdk_worker
 from joblib import cpu_count
 
 from granary.curation.errors import UserError
-from granary.curation.runs.run import Marker, Run, Stage, Unit, close_stage, digest, finished, run_unit
+from granary.curation.runs.run import J, Marker, Run, Stage, Unit, close_stage, digest, finished
 from granary.curation.sources.files import absolute
 from granary.curation.store import storage
-from granary.curation.store.threads import limit_blas
-from granary.pipelines.engine.children import run_in_child
 from granary.pipelines.engine.memory import PeakMemory
+from granary.pipelines.engine.merge import A, Merge
 from granary.pipelines.engine.progress import Progress
+
+if TYPE_CHECKING:
+    from apache_beam.options.pipeline_options import PipelineOptions
+
+C = TypeVar("C")  # what a combine computes
+K = TypeVar("K")  # the job of the stage that writes it
 
 PROCESSES_FROM = 500  # items: each process has first to import what the steps need, once for all stages
 
@@ -68,7 +64,7 @@ class Engine:
         """Return how many of a stage's units run at the same time; None where a remote engine decides."""
         return max(1, min(units, self._local_workers(units > 1))) if self.local else None
 
-    def processes(self, run: Run, stage: Stage[Any], units: Sequence[Unit]) -> int:
+    def processes(self, run: Run, stage: Stage[J], units: Sequence[Unit[J]]) -> int:
         """Return how many processes run the units of a stage; 0 where worker threads, or another runner, do."""
         wanted = stage.processes and stage.cores == "one" and sum(unit.weight for unit in units) >= PROCESSES_FROM
         paths = [run.url, *(source.path for sources in run.sources.values() for source in sources)]
@@ -83,6 +79,8 @@ class Engine:
         return max(1, min(self._local_workers(True), int(cpu_count())) // max(1, units)) if self.local else 1
 
     def _local_workers(self, parallel: bool) -> int:
+        from apache_beam.options.pipeline_options import DirectOptions
+
         direct = self.beam_options(parallel).view_as(DirectOptions)
         return 1 if direct.direct_running_mode == "in_memory" else direct.direct_num_workers or int(cpu_count())
 
@@ -93,6 +91,8 @@ class Engine:
             parallel: whether it has more than one unit.
             job: what follows the user's --job_name, or "granary", in the name of a remote job.
         """
+        from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOptions
+
         if not self.local:
             options = PipelineOptions(list(self.options))
             named = options.view_as(GoogleCloudOptions)
@@ -109,6 +109,10 @@ class Engine:
 
     def check_reach(self, run: Run) -> None:
         """Raise UserError when workers that are never on this machine could not reach the run or its sources."""
+        if self.local:
+            return
+        from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
+
         runner = PipelineOptions(list(self.options)).view_as(StandardOptions).runner
         if runner != "DataflowRunner":
             return
@@ -118,73 +122,13 @@ class Engine:
                 raise UserError(f"{key}: {path} is on this machine and no worker of {runner} is; give a gs:// address")
 
 
-def job_name(run: Run, stage: Stage[Any]) -> str:
+def job_name(run: Run, stage: Stage[J]) -> str:
     """Return what a remote job is called: no other stage of any run has that name while this one runs.
 
     The same stage of the same run has the same name again, so that Dataflow refuses to run it twice at a time.
     """
     words = re.sub(r"[^a-z0-9]+", "-", stage.name.lower()).strip("-")[:40].rstrip("-")
     return f"{words}-{digest(run.url, stage.digest)[:8]}"
-
-
-class RunUnits(beam.PTransform):
-    """Run each unit of the input; yields the URL of its output.
-
-    Args:
-        run: the run directory and sources.
-        stage: whose step is called; its units are not shipped.
-        threads: native threads one unit may use (BLAS, OpenMP, torch); 0 for every core of its machine.
-        processes: of this machine that run the units; 0: the worker itself does.
-    """
-
-    def __init__(self, run: Run, stage: Stage[Any], threads: int, processes: int = 0) -> None:
-        super().__init__(f"Run {stage.name}")
-        self.run_directory, self.stage, self.threads, self.processes = run, stage, threads, processes
-
-    def expand(self, units: beam.PCollection) -> beam.PCollection:
-        """Apply to a PCollection of Unit."""
-        return (
-            units
-            | beam.Reshuffle()
-            | beam.ParDo(_RunUnit(self.run_directory, self.stage, self.threads, self.processes))
-        )
-
-
-class _RunUnit(beam.DoFn):
-    def __init__(self, run: Run, stage: Stage[Any], threads: int, processes: int) -> None:
-        self.run, self.stage, self.threads, self.processes = run, stage, threads, processes
-
-    def process(self, unit: Unit) -> Iterator[str]:
-        """Run one unit."""
-        if self.processes:
-            run_in_child(self.processes, self.run, self.stage, unit)
-        else:
-            limit_threads(self.threads or int(cpu_count()))
-            run_unit(self.run, self.stage, unit)
-        yield self.stage.output(self.run, unit)
-
-
-def limit_threads(threads: int) -> None:
-    """Let BLAS, OpenMP and torch use `threads` threads from this thread, so that workers do not oversubscribe."""
-    import faiss
-    import torch
-
-    limit_blas(threads)  # each time: what was loaded or set since would keep its own number
-    torch.set_num_threads(threads)
-    faiss.omp_set_num_threads(threads)
-
-
-class WriteCombined(beam.DoFn):
-    """Write what a combine returned as the one unit of its own stage."""
-
-    def __init__(self, run: Run, stage: Stage[Any]) -> None:
-        self.run, self.stage = run, stage
-
-    def process(self, combined: Any) -> Iterator[str]:
-        """Write one combined value; `stage.step` knows its table."""
-        limit_threads(1)
-        run_unit(self.run, self.stage, self.stage.units[0], combined)
-        yield self.stage.output(self.run, self.stage.units[0])
 
 
 @dataclasses.dataclass
@@ -201,17 +145,17 @@ class Runner:
     run: Run
     engine: Engine
     progress: Progress
-    timings: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    timings: list[dict[str, object]] = dataclasses.field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.engine.check_reach(self.run)
 
-    def stage(self, stage: Stage[Any], combine: tuple[beam.CombineFn, Stage[Any]] | None = None) -> list[Marker]:
+    def stage(self, stage: Stage[J], combine: tuple[Merge[A, C], Stage[K]] | None = None) -> list[Marker]:
         """Run the units that are not finished; returns all markers in order.
 
         Args:
             stage: the units.
-            combine: a CombineFn over the URLs of the outputs, and the one-unit stage that writes its result.
+            combine: a merge of the outputs, and the one-unit stage that writes its result.
 
         Raises:
             UserError: a unit failed; the finished ones stay finished.
@@ -229,8 +173,9 @@ class Runner:
         for name in filter(chosen, storage.names(self.run.url)):
             storage.remove(self.run.path(name))
 
-    def _run(self, stage: Stage[Any], missing: list[Unit], combine: tuple[beam.CombineFn, Stage[Any]] | None) -> None:
-        plan = dataclasses.replace(stage, units=(), count=stage.total)
+    def _run(self, stage: Stage[J], missing: Sequence[Unit[J]], combine: tuple[Merge[A, C], Stage[K]] | None) -> None:
+        from granary.pipelines.engine.transforms import RunUnits, run_units
+
         threads = {"one": 1, "all": 0, "idle": self.engine.native_threads(len(missing))}[stage.cores]
         run = dataclasses.replace(self.run, url=absolute(self.run.url))  # workers may stand in another folder
         started = time.monotonic()
@@ -238,41 +183,24 @@ class Runner:
         watched = memory or contextlib.nullcontext()
         with watched, self.progress.stage(self.run, stage, missing), one_sentence(self.engine):
             options = self.engine.beam_options(len(missing) > 1, job_name(run, stage))
-            pipeline = beam.Pipeline(options=options)
-            units = pipeline | beam.Create(missing if combine is None else list(stage.units))
-            outputs = units | RunUnits(run, plan, threads, self.engine.processes(run, stage, missing))
-            if combine is not None:
-                merged = outputs | beam.CombineGlobally(combine[0])
-                merged | beam.ParDo(WriteCombined(run, combine[1]))
-            wait(pipeline.run())
-        seconds, rows = time.monotonic() - started, sum(unit.weight for unit in missing)
-        self.timings.append(
-            {
-                "stage": stage.name,
-                "units": len(missing),
-                "rows": rows,
-                "noun": stage.noun,
-                "seconds": round(seconds, 3),
-                "workers": self.engine.at_once(len(missing)),
-                "of": stage.total,
-                "peak_mb": round(memory.bytes / 1e6, 1) if memory else None,
-            }
-        )
+            transform = RunUnits(run, stage, threads, self.engine.processes(run, stage, missing))
+            run_units(options, transform, missing if combine is None else stage.units, combine)
+        self.timings.append(self._timing(stage, missing, time.monotonic() - started, memory))
 
-
-def wait(result: Any) -> None:
-    """Wait for a pipeline; interrupted, or ended otherwise than well, its job does not run on and cost money.
-
-    Raises:
-        RuntimeError: it was cancelled, or ended in another state that no exception told of.
-    """
-    try:
-        state = result.wait_until_finish()
-    except KeyboardInterrupt:
-        result.cancel()
-        raise
-    if state not in (None, PipelineState.DONE):  # None: a runner that only returns when all is done
-        raise RuntimeError(f"the job ended in state {state}")
+    def _timing(
+        self, stage: Stage[J], missing: Sequence[Unit[J]], seconds: float, memory: PeakMemory | None
+    ) -> dict[str, object]:
+        """Return what run.json says of a stage that had work to do."""
+        return {
+            "stage": stage.name,
+            "units": len(missing),
+            "rows": sum(unit.weight for unit in missing),
+            "noun": stage.noun,
+            "seconds": round(seconds, 3),
+            "workers": self.engine.at_once(len(missing)),
+            "of": stage.total,
+            "peak_mb": round(memory.bytes / 1e6, 1) if memory else None,
+        }
 
 
 @contextlib.contextmanager
@@ -282,6 +210,8 @@ def one_sentence(engine: Engine) -> Iterator[None]:
     level = beam_log.level
     if engine.local and not logging.getLogger().isEnabledFor(logging.DEBUG):
         beam_log.setLevel(logging.CRITICAL)
+        from apache_beam.runners.worker import sdk_worker
+
         # Its worker also prints tracebacks, some of them after the pipeline has failed; nothing else is printed there.
         setattr(sdk_worker, "print", lambda *_, **__: None)  # noqa: B010
     try:

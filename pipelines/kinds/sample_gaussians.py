@@ -1,4 +1,4 @@
-"""The Beam combine of class Gaussians: only the names of part files travel."""
+"""The combine of class Gaussians: only the names of part files travel."""
 
 from __future__ import annotations
 
@@ -6,15 +6,14 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-import apache_beam as beam
 import numpy as np
 
 from granary.curation.runs.run import read_table
-from granary.pipelines.engine.units import limit_threads
+from granary.curation.store.threads import limit_threads
 from granary.synth.feedback.gaussians import ClassSums
 
 
-class MergeGaussians(beam.CombineFn):
+class MergeGaussians:
     """Merge the class sums of feature parts, the same way whatever the bundles: to the same bits.
 
     Floating-point sums depend on their order. So parts merge as the leaves of a binary tree: node (l, i) is the sum of
@@ -25,7 +24,6 @@ class MergeGaussians(beam.CombineFn):
     """
 
     def __init__(self, tied: bool) -> None:
-        super().__init__()
         self.tied = tied
 
     def create_accumulator(self) -> dict[tuple[int, int], ClassSums]:

@@ -23,7 +23,7 @@ from sklearn.datasets import load_sample_images
 
 from granary.curation.encoders import load_encoder
 from granary.curation.images.decode import DecodeLimits, decode
-from granary.pipelines.engine.units import limit_threads
+from granary.curation.store.threads import limit_threads
 
 CHILD = """
 import json, resource, sys

@@ -23,8 +23,9 @@ from scipy.sparse.csgraph import connected_components
 
 from granary.curation.encoders import Encoder, load_encoder
 from granary.curation.runs.run import Stage, Unit, run_unit
+from granary.curation.store.threads import limit_threads
 from granary.pipelines import command
-from granary.pipelines.engine.units import Runner, limit_threads, one_sentence
+from granary.pipelines.engine.units import Runner, one_sentence
 
 SIDE = 72
 DEDUP, LEAKS = 0.92, 0.7  # thresholds of the planted pools, in the copy space

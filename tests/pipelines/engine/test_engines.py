@@ -13,7 +13,7 @@ from places import CONFIGS
 
 from granary.curation.runs.run import Stage
 from granary.pipelines import command
-from granary.pipelines.engine.units import RunUnits
+from granary.pipelines.engine.transforms import RunUnits
 
 PROFILE = str(CONFIGS / "runners" / "portable.yaml")
 OUTPUTS = ("dataset", "ledger", "dead-letter")

@@ -14,7 +14,6 @@ import threading
 import time
 from collections import Counter
 
-import apache_beam as beam
 import joblib
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -28,8 +27,10 @@ from granary.curation.errors import UserError
 from granary.curation.runs.run import Output, Run, Stage, Unit, UnitError, close_stage, finished, read_table, run_unit
 from granary.curation.sources import Source
 from granary.curation.store import storage
+from granary.curation.store.threads import limit_threads
 from granary.pipelines.engine.progress import Progress, Watch
-from granary.pipelines.engine.units import Engine, Runner, job_name, limit_threads, wait
+from granary.pipelines.engine.transforms import wait
+from granary.pipelines.engine.units import Engine, Runner, job_name
 
 
 def square(run, arguments, output):
@@ -45,7 +46,7 @@ def total(run, job, output, combined):
     output.write(pa.table({"total": [combined]}))
 
 
-class SumSquares(beam.CombineFn):
+class SumSquares:
     def create_accumulator(self):
         return 0
 

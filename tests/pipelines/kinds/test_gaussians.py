@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from granary.pipelines.engine.units import limit_threads
+from granary.curation.store.threads import limit_threads
 from granary.pipelines.kinds.sample_gaussians import MergeGaussians, part_number
 from granary.synth.feedback.gaussians import ClassSums
 

@@ -1,0 +1,139 @@
+"""The Beam side of a stage: `Create(missing) | Reshuffle | ParDo(run_unit) | combine`.
+
+Beam takes a second to import, so this module is imported by the first stage that has work to do.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Generic, TypeVar
+
+import apache_beam as beam
+from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.runners.runner import PipelineResult, PipelineState
+from joblib import cpu_count
+
+from granary.curation.runs.run import J, Run, Stage, Unit, run_unit
+from granary.curation.store.threads import limit_threads
+from granary.pipelines.engine.children import run_in_child
+from granary.pipelines.engine.merge import A, Merge
+
+C = TypeVar("C")  # what a combine computes
+K = TypeVar("K")  # the job of the stage that writes it
+
+
+def run_units(
+    options: PipelineOptions,
+    transform: RunUnits,
+    units: Sequence[Unit[J]],
+    combine: tuple[Merge[A, C], Stage[K]] | None = None,
+) -> None:
+    """Run units as one Beam pipeline, and the combine of their outputs; returns when all is done.
+
+    Args:
+        options: of the pipeline.
+        transform: the stage of the units.
+        units: the work; finished ones pass through.
+        combine: over the URLs of the outputs, and the one-unit stage that writes its result.
+
+    Raises:
+        Exception: what a unit raised, as the runner tells it.
+        RuntimeError: the pipeline ended otherwise than well.
+    """
+    pipeline = beam.Pipeline(options=options)
+    outputs = pipeline | beam.Create(list(units)) | transform
+    if combine is not None:
+        merge, target = combine
+        merged = outputs | beam.CombineGlobally(MergeOutputs(merge))
+        merged | beam.ParDo(WriteCombined(transform.run_directory, target))
+    wait(pipeline.run())
+
+
+class RunUnits(beam.PTransform):  # type: ignore[type-arg]  # Beam reads the parameters as hints, and knows no Unit[J]
+    """Run each unit of the input; yields the URL of its output.
+
+    Args:
+        run: the run directory and sources.
+        stage: whose step is called; its units are not shipped.
+        threads: native threads one unit may use (BLAS, OpenMP, torch); 0 for every core of its machine.
+        processes: of this machine that run the units; 0: the worker itself does.
+    """
+
+    def __init__(self, run: Run, stage: Stage[J], threads: int, processes: int = 0) -> None:
+        super().__init__(f"Run {stage.name}")
+        self.run_directory, self.threads, self.processes = run, threads, processes
+        self.stage = dataclasses.replace(stage, units=(), count=stage.total)
+
+    def expand(self, units: beam.PCollection[Unit[Any]]) -> beam.PCollection[str]:
+        """Apply to a PCollection of Unit."""
+        return (
+            units
+            | beam.Reshuffle()
+            | beam.ParDo(_RunUnit(self.run_directory, self.stage, self.threads, self.processes))
+        )
+
+
+class _RunUnit(beam.DoFn, Generic[J]):
+    def __init__(self, run: Run, stage: Stage[J], threads: int, processes: int) -> None:
+        self.run, self.stage, self.threads, self.processes = run, stage, threads, processes
+
+    def process(self, unit: Unit[J]) -> Iterator[str]:
+        """Run one unit."""
+        if self.processes:
+            run_in_child(self.processes, self.run, self.stage, unit)
+        else:
+            limit_threads(self.threads or int(cpu_count()))
+            run_unit(self.run, self.stage, unit)
+        yield self.stage.output(self.run, unit)
+
+
+class MergeOutputs(beam.CombineFn, Generic[A, C]):
+    """A `Merge` as Beam wants it."""
+
+    def __init__(self, merge: Merge[A, C]) -> None:
+        self.merge = merge
+
+    def create_accumulator(self) -> A:
+        """Return what nothing merges to."""
+        return self.merge.create_accumulator()
+
+    def add_input(self, accumulator: A, url: str) -> A:
+        """Merge a part file."""
+        return self.merge.add_input(accumulator, url)
+
+    def merge_accumulators(self, accumulators: Iterable[A]) -> A:
+        """Merge what several workers have merged."""
+        return self.merge.merge_accumulators(accumulators)
+
+    def extract_output(self, accumulator: A) -> C:
+        """Return what the stage after the combine writes."""
+        return self.merge.extract_output(accumulator)
+
+
+class WriteCombined(beam.DoFn, Generic[J]):
+    """Write what a combine returned as the one unit of its own stage."""
+
+    def __init__(self, run: Run, stage: Stage[J]) -> None:
+        self.run, self.stage = run, stage
+
+    def process(self, combined: object) -> Iterator[str]:
+        """Write one combined value; `stage.step` knows its table."""
+        limit_threads(1)
+        run_unit(self.run, self.stage, self.stage.units[0], combined)
+        yield self.stage.output(self.run, self.stage.units[0])
+
+
+def wait(result: PipelineResult) -> None:
+    """Wait for a pipeline; interrupted, or ended otherwise than well, its job does not run on and cost money.
+
+    Raises:
+        RuntimeError: it was cancelled, or ended in another state that no exception told of.
+    """
+    try:
+        state = result.wait_until_finish()
+    except KeyboardInterrupt:
+        result.cancel()
+        raise
+    if state not in (None, PipelineState.DONE):  # None: a runner that only returns when all is done
+        raise RuntimeError(f"the job ended in state {state}")
