@@ -107,7 +107,16 @@ class ForestBuilder:
 def connected_components(forest: Forest) -> tuple[Indices, Indices]:
     """Label the vertices that have an edge by the smallest vertex of their component.
 
-    Returns vertices (v,) int64, ascending, and labels (v,) int64.
+        >>> import numpy as np
+        >>> forest = spanning_forest(np.array([1, 1, 7]), np.array([4, 9, 8]), np.array([0.9, 0.8, 0.95], np.float32))
+        >>> [column.tolist() for column in connected_components(forest)]
+        [[1, 4, 7, 8, 9], [1, 1, 7, 7, 1]]
+
+    Args:
+        forest: the edges.
+
+    Returns:
+        vertices (v,) int64, ascending, and labels (v,) int64.
     """
     vertices, graph = _graph(forest)
     component = label_components(graph, directed=False)[1]

@@ -368,11 +368,24 @@ def threshold_join(
 ) -> tuple[Indices, Floats]:
     """Find all pairs of rows with a cosine above a threshold.
 
-    vectors: (n, d), any real type and length of rows: they are scaled to length one first, and a row of
-    zeros has cosine 0 with all others. threshold: in [-1, 1], strict. prefix, tile: speed alone, never the
-    result; by default the prefix is chosen from the data. Returns pairs (m, 2) int64, i < j, in lexicographic
-    order, and their similarities (m,) float32. Raises ValueError for rows that are not finite and a threshold
-    out of range.
+        >>> import numpy as np
+        >>> pairs, similarities = threshold_join(np.array([[1, 0], [0, 2], [3, 0.1]]), 0.9)
+        >>> pairs.tolist(), round(float(similarities[0]), 4)
+        ([[0, 2]], 0.9994)
+
+    Args:
+        vectors: (n, d), any real type and length of rows: they are scaled to length one first, and a row of zeros has
+            cosine 0 with all others.
+        threshold: in [-1, 1], strict.
+        prefix: leading dimensions that pairs are pruned by; for speed alone, by default chosen from the data.
+        tile: rows compared at a time; for speed alone.
+        device: where the products are made: "cpu", "cuda", "cuda:N".
+
+    Returns:
+        pairs (m, 2) int64, i < j, in lexicographic order, and their similarities (m,) float32.
+
+    Raises:
+        ValueError: rows are not finite, or the threshold is out of range.
     """
     if not -1 <= threshold <= 1:
         raise ValueError(f"threshold must be in [-1, 1], not {threshold}")

@@ -104,6 +104,13 @@ def windows(text: str, counter: Counter) -> Iterator[Window]:
 
     Neighbouring sentences share a window as long as they fit, in order (next fit).
 
+        >>> [window.text for window in windows("One cat. Two dogs run. A bird.", Counter(budget=5))]
+        ['One cat. Two dogs run.', 'A bird.']
+
+    Args:
+        text: any.
+        counter: what lengths are counted in, and the budget.
+
     Yields:
         The windows in order, each when it is asked for; none for a text of white space alone.
     """

@@ -55,7 +55,15 @@ def mask_of(lengths: Lengths, height: int, width: int) -> NDArray[np.bool_]:
 
 
 def compress(lengths: Lengths) -> str:
-    """Write run lengths as COCO's text."""
+    """Write run lengths as COCO's text.
+
+        >>> mask = np.array([[False, True], [True, True]])
+        >>> compress(run_lengths(mask)), decompress("13").tolist()
+        ('13', [1, 3])
+
+    Args:
+        lengths: (m,) int64, pixels of runs in columns, the first one of zeros.
+    """
     left = lengths.copy()
     left[3:] -= lengths[1:-2]
     bits = int(np.abs(left).max()).bit_length() + 1

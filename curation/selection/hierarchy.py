@@ -125,6 +125,9 @@ def _cell_means(
 def water_level(sizes: ArrayLike, target: int) -> int:
     """Return the largest integer L with sum_j min(L, n_j) <= target, or the largest size if that is less.
 
+        >>> water_level([2, 5, 100], 20)  # 2 + 5 + 13
+        13
+
     Args:
         sizes: (m,) int64, n_j >= 0.
         target: budget to share, >= 0.

@@ -21,6 +21,11 @@ def hashed(text: str) -> int:
 def priority(seed: int, ids: ArrayLike, purpose: str = "") -> NDArray[np.uint64]:
     """Hash (seed, purpose, id) to a number uniform over 64 bits; the smallest are drawn first.
 
+        >>> import numpy as np
+        >>> names = np.array(["a", "b", "c", "d"])
+        >>> names[np.argsort(priority(0, names))][:2].tolist()  # a sample of two, whatever the order of the names
+        ['c', 'a']
+
     Args:
         seed: seed of the run.
         ids: (n,) str or int; an integer hashes as its decimal digits.

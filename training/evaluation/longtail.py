@@ -42,7 +42,14 @@ def longtail_accuracy(
 def group_accuracy(predicted: np.ndarray, labels: np.ndarray, groups: Sequence[Hashable]) -> dict[str, float]:
     """Return the accuracy in percent averaged over pictures, averaged over groups, and of the worst group.
 
-    groups: (n,) the group of each test picture, for example (class, context).
+        >>> import numpy as np
+        >>> group_accuracy(np.array([0, 1, 1, 0]), np.array([0, 1, 1, 1]), ["day", "day", "day", "night"])
+        {'all': 75.0, 'groups': 50.0, 'worst': 0.0}
+
+    Args:
+        predicted: (n,) the class answered for each test picture.
+        labels: (n,) its class.
+        groups: (n,) its group, for example (class, context).
     """
     names = sorted(set(groups), key=str)
     right = predicted == labels

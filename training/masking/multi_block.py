@@ -58,6 +58,11 @@ def block_size(u: float, grid: int, scale: tuple[float, float], aspect: tuple[fl
 def draw_masks(blocks: MultiBlock, batch: int, sizes: np.random.Generator, places: np.random.Generator) -> Masks:
     """Draw the masks of a batch.
 
+        >>> rng = np.random.default_rng(0)
+        >>> masks = draw_masks(MultiBlock(grid=14), 2, rng, rng)
+        >>> masks.context.shape[0], masks.targets.shape[:2]  # two pictures; four targets of each
+        (2, (4, 2))
+
     Args:
         blocks: how.
         batch: B.
