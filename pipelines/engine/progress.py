@@ -17,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, T
 from rich.progress import Progress as Bar
 from rich.text import Text
 
+from granary.curation.runs.notebook import CellBar
 from granary.curation.runs.run import J, Run, Stage, Unit
 from granary.curation.store import storage
 
@@ -67,7 +68,8 @@ class Progress:
     """Shows stages as they run.
 
     Args:
-        console: where to write; a terminal gets a bar, anything else a line at the end of each stage and every 30 s.
+        console: where to write; a terminal and a notebook get a bar, anything else a line at the end of each stage and
+            every 30 s.
     """
 
     def __init__(self, console: Console | None = None) -> None:
@@ -76,7 +78,9 @@ class Progress:
     @contextlib.contextmanager
     def stage(self, run: Run, stage: Stage[J], missing: Sequence[Unit[J]]) -> Iterator[None]:
         """Show a stage while the block runs."""
-        show, stop = self._bar if self.console.is_terminal else self._lines, threading.Event()
+        console, stop = self.console, threading.Event()
+        notebook = console.is_jupyter and not console.quiet
+        show = self._cell if notebook else self._bar if console.is_terminal else self._lines
         watcher = threading.Thread(target=show, args=(Watch(run, stage, missing), stop), daemon=True)
         watcher.start()
         try:
@@ -99,6 +103,14 @@ class Progress:
             while not ended:
                 ended = stop.wait(0.3 if watch.local else 10)
                 bar.update(task, completed=watch.completed())
+
+    def _cell(self, watch: Watch, stop: threading.Event) -> None:
+        started, ended, noun = time.monotonic(), False, watch.stage.noun
+        bar = CellBar(watch.stage.name + watch.resumed, watch.total)
+        while not ended:
+            ended = stop.wait(0.5 if watch.local else 10)
+            completed = watch.completed()
+            bar.show(completed, f"{noun}, {completed / max(1e-9, time.monotonic() - started):,.0f} {noun}/s")
 
     def _lines(self, watch: Watch, stop: threading.Event) -> None:
         started, ended, noun = time.monotonic(), False, watch.stage.noun

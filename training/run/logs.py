@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from granary.curation.errors import UserError
+from granary.curation.runs.notebook import CellBar
 from granary.curation.store import storage
 from granary.training.recipe import TrainRecipe
 
@@ -115,12 +116,13 @@ def _wandb(recipe: TrainRecipe) -> Any:
 
 
 class Bar:
-    """Progress: a bar with rate and time left on a terminal, a line every half minute elsewhere. A context manager."""
+    """Progress: a bar on a terminal or in a notebook, a line every half minute elsewhere. A context manager."""
 
     def __init__(self, console: Console | None, start: int, steps: int, batch: int) -> None:
         self.console, self.start, self.steps, self.batch = console, start, steps, batch
         self.began = self.last = time.monotonic()
         self.bar: Progress | None = None
+        self.cell = CellBar("train", steps) if console is not None and console.is_jupyter else None
         if console is not None and console.is_terminal:
             columns = (TextColumn("train"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[said]}"))
             self.bar = Progress(*columns, TimeRemainingColumn(compact=True), console=console)
@@ -135,6 +137,8 @@ class Bar:
         said = f"loss {loss:.4f}, {self.rate(step):,.0f} pictures/s"
         if self.bar is not None:
             self.bar.update(self.task, completed=step, said=said)
+        elif self.cell is not None:
+            self.cell.show(step, said)
         elif self.console is not None and time.monotonic() - self.last > PAUSE:
             self.last = time.monotonic()
             left = (self.steps - step) * (self.last - self.began) / max(1, step - self.start)
