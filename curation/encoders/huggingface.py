@@ -8,13 +8,20 @@ Pillow version, so no torchvision is needed.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Protocol, cast
 
 import numpy as np
 import torch
 from PIL import Image
-from transformers import AutoImageProcessor, AutoModel, ViTImageProcessorPil
+from transformers import (
+    AutoImageProcessor,
+    AutoModel,
+    BatchFeature,
+    PreTrainedConfig,
+    PreTrainedModel,
+    ViTImageProcessorPil,
+)
 
 from granary.curation.encoders.inference import fingerprint, finite_unit_rows, probed_dimension, torch_device, workable
 from granary.curation.encoders.spec import EncoderSpec
@@ -25,6 +32,20 @@ CLASS_TOKEN = {"vit", "deit", "beit", "dinov2", "dinov2_with_registers", "dinov3
 NO_CLASS_TOKEN = {"ijepa", "siglip_vision_model", "siglip2_vision_model"}
 # DINOv3's processor exists for torchvision only; it resizes, rescales and normalises, as ViT's for Pillow does.
 VIT_ALIKE = {"DINOv3ViTImageProcessor", "DINOv3ViTImageProcessorFast"}
+
+
+class ImageProcessor(Protocol):
+    """What all image processors of `transformers` have."""
+
+    size: Mapping[str, int]
+
+    def __call__(self, images: Sequence[Image.Image], *, return_tensors: str) -> BatchFeature:
+        """Return pixel_values (n, 3, h, w)."""
+        ...
+
+    def to_json_string(self) -> str:
+        """Return every setting."""
+        ...
 
 
 class HuggingFaceEncoder:
@@ -45,14 +66,19 @@ class HuggingFaceEncoder:
         self.batch = spec.positive("batch", 64)
         dtype = spec.choice("dtype", "float32", *DTYPES)
         self.device = torch_device(device)
-        where: dict[str, Any] = {"revision": spec.options.get("revision", "main"), "trust_remote_code": False}
+        revision = spec.options.get("revision", "main")
         folder = os.path.expanduser(spec.target)
         _check_folder(spec, folder)
         source = folder if os.path.isdir(folder) else spec.target
         try:
-            self.processor = _image_processor(source, where)
+            self.processor = _image_processor(source, revision)
             model, report = AutoModel.from_pretrained(
-                source, dtype=DTYPES[dtype], use_safetensors=True, output_loading_info=True, **where
+                source,
+                dtype=DTYPES[dtype],
+                use_safetensors=True,
+                output_loading_info=True,
+                revision=revision,
+                trust_remote_code=False,
             )
         except (OSError, ValueError, ImportError) as error:
             reason = str(error).strip().splitlines()[0]
@@ -82,7 +108,7 @@ class HuggingFaceEncoder:
         inputs["pixel_values"] = inputs["pixel_values"].to(self.model.dtype)
         return finite_unit_rows(self._pooled(inputs))
 
-    def _pooled(self, inputs: Any) -> torch.Tensor:
+    def _pooled(self, inputs: BatchFeature) -> torch.Tensor:
         """Return (n, d) vectors."""
         if self.pool == "features":
             features = self.model.get_image_features(**inputs)
@@ -116,15 +142,16 @@ def _check_folder(spec: EncoderSpec, folder: str) -> None:
         raise UserError(f"encoder '{spec.text}': there is no folder '{folder}'; give a model folder or a Hub id")
 
 
-def _image_processor(source: str, where: dict[str, Any]) -> Any:
+def _image_processor(source: str, revision: str) -> ImageProcessor:
     """Load the image processor in its Pillow version."""
-    settings, _ = ViTImageProcessorPil.get_image_processor_dict(source, revision=where["revision"])
+    settings, _ = ViTImageProcessorPil.get_image_processor_dict(source, revision=revision)
     if settings.get("image_processor_type") in VIT_ALIKE:
-        return ViTImageProcessorPil.from_dict(settings)
-    return AutoImageProcessor.from_pretrained(source, backend="pil", **where)
+        return cast(ImageProcessor, ViTImageProcessorPil.from_dict(settings))
+    processor = AutoImageProcessor.from_pretrained(source, backend="pil", revision=revision, trust_remote_code=False)
+    return cast(ImageProcessor, processor)
 
 
-def _default_pool(model: Any) -> str:
+def _default_pool(model: PreTrainedModel) -> str:
     """Choose the pooling that the model's authors evaluate with."""
     if hasattr(model, "get_image_features"):
         return "features"
@@ -133,13 +160,13 @@ def _default_pool(model: Any) -> str:
     return "mean" if model.config.model_type == "ijepa" else "pooler"
 
 
-def _prefix_tokens(config: Any) -> int:
+def _prefix_tokens(config: PreTrainedConfig) -> int:
     """Return how many class and register tokens stand before the patch tokens."""
     has_class = config.model_type not in NO_CLASS_TOKEN
     return int(has_class) + int(getattr(config, "num_register_tokens", 0) or 0)
 
 
-def _short_side(size: Any) -> int | None:
+def _short_side(size: Mapping[str, int]) -> int | None:
     """Return the short side in pixels that the processor resizes to."""
     sides = [size[key] for key in ("shortest_edge", "height", "width") if size.get(key)]
     return min(sides) if sides else None

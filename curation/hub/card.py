@@ -9,18 +9,24 @@ from __future__ import annotations
 import importlib.resources
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import jinja2
 import yaml
 from jinja2.sandbox import SandboxedEnvironment
+from PIL import Image
 
 from granary.curation.errors import UserError
 from granary.curation.images.decode import DecodeError, DecodeLimits, decode
-from granary.curation.runs.facts import About
+from granary.curation.runs.facts import About, Facts
 from granary.curation.runs.run import Run
 from granary.curation.store import storage
 
+if TYPE_CHECKING:
+    from datasets import Features
+    from datasets.features.features import FeatureType
+
+Tree = dict[str, Any]  # YAML as it is read: a recipe, or the header of a card
 GENERATED = ("pretty_name", "configs", "dataset_info", "size_categories")  # header keys that always follow the run
 TEMPLATE = "card.md.j2"
 MERGED = ("ledger", "embeddings")  # configs that are merged when they are published; the others are shards of the run
@@ -55,9 +61,9 @@ SIZES = [(1000**power, prefix) for power, prefix in ((4, "TB"), (3, "GB"), (2, "
 
 
 def write_card(
-    facts: Mapping[str, Any],
-    recipe: Mapping[str, Any],
-    features: Mapping[str, Any],
+    facts: Facts,
+    recipe: Tree,
+    features: Mapping[str, Features],
     earlier: str = "",
     repository: str = "",
     sheet: bool = True,
@@ -148,7 +154,7 @@ def earlier_card(run: Run) -> str:
     return text
 
 
-def parse_card(text: str) -> tuple[dict[str, Any], dict[str, str]]:
+def parse_card(text: str) -> tuple[Tree, dict[str, str]]:
     """Return the header of a card and its user's sections by name; empty where there is none.
 
     Raises:
@@ -164,10 +170,10 @@ def parse_card(text: str) -> tuple[dict[str, Any], dict[str, str]]:
     return header, dict(SLOT.findall(text))
 
 
-def _header(facts: Mapping[str, Any], about: Mapping[str, Any], features: Mapping[str, Any]) -> dict[str, Any]:
+def _header(facts: Facts, about: About, features: Mapping[str, Features]) -> Tree:
     infos, counted = [], {"default": facts, **(facts.get("configs") or {})}
     for config, kinds in features.items():
-        info: dict[str, Any] = {"config_name": config, "features": kinds._to_yaml_list()}
+        info: Tree = {"config_name": config, "features": kinds._to_yaml_list()}
         if config in counted:
             size = counted[config]["bytes"]
             split = {"name": "train", "num_bytes": size, "num_examples": counted[config]["samples"]}
@@ -201,13 +207,13 @@ def prefix_of(config: str) -> str:
     return "part" if config in MERGED else "train"
 
 
-def _licence(recipe: Mapping[str, Any]) -> str | None:
+def _licence(recipe: Tree) -> str | None:
     """Return the recipe's licence; "unknown" is no statement, so that one written into the card stays."""
     licence = recipe.get("licence")
     return None if licence in (None, "", "unknown") else str(licence)
 
 
-def shareable(recipe: Mapping[str, Any], local: Sequence[str] = ()) -> dict[str, Any]:
+def shareable(recipe: Tree, local: Sequence[str] = ()) -> Tree:
     """Return a recipe without what belongs to one machine: paths, devices, the run directory.
 
     Args:
@@ -251,7 +257,7 @@ def contact_sheet_of(urls: Sequence[str], limits: DecodeLimits) -> bytes | None:
     return contact_sheet(chosen, SHEET_COLUMNS, SHEET_SIDE) if chosen else None
 
 
-def _pictures(urls: Sequence[str], limits: DecodeLimits) -> Iterator[Any]:
+def _pictures(urls: Sequence[str], limits: DecodeLimits) -> Iterator[Image.Image]:
     """Yield about SHEET_IMAGES pictures, of a few row groups: each is read whole."""
     import pyarrow.parquet as pq
 
@@ -281,7 +287,7 @@ def written_size(size: int) -> str:
     return next((f"{size / unit:,.1f} {name}" for unit, name in SIZES if size >= unit), f"{size} bytes")
 
 
-def _type(feature: Any) -> str:
+def _type(feature: FeatureType) -> str:
     if isinstance(feature, dict):
         return "struct"
     if type(feature).__name__ == "Image":

@@ -16,9 +16,10 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from huggingface_hub import (
+    CommitOperationAdd,
     CommitOperationDelete,
     DatasetCard,
     HfApi,
@@ -27,12 +28,14 @@ from huggingface_hub import (
     hf_hub_url,
 )
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.hf_api import DatasetInfo, RepoFile
 from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_backoff
 
 from granary.curation.errors import UserError
 from granary.curation.hub.upload import Upload, batches
 
 T = TypeVar("T")
+Operation = CommitOperationAdd | CommitOperationDelete
 MANIFEST = "granary.json"
 HARMLESS = (".gitattributes", "README.md")  # what a repository holds that was only just created
 OURS = re.compile(r"(data/train|ledger/part|embeddings/part)-\d+-of-\d+\.parquet|contact-sheet\.jpg")
@@ -125,10 +128,10 @@ class Repository:
             reason = redacted(" ".join(str(error).split()))
             raise UserError(f"card: the Hub refuses the header of README.md: {reason}; mend it there") from None
 
-    def info(self) -> Any:
+    def info(self) -> DatasetInfo | None:
         """Return what the Hub says of the repository; None when it has none of that name."""
 
-        def look() -> Any:
+        def look() -> DatasetInfo | None:
             try:
                 return self.api.dataset_info(self.name)
             except RepositoryNotFoundError:
@@ -163,21 +166,21 @@ class Repository:
                 ) from None
             raise
 
-    def files(self) -> dict[str, Any]:
+    def files(self) -> dict[str, RepoFile]:
         """Return the `RepoFile` of every path on the branch; none when there is no such branch yet."""
 
-        def listed() -> dict[str, Any]:
+        def listed() -> dict[str, RepoFile]:
             try:
                 tree = self.api.list_repo_tree(
                     self.name, repo_type="dataset", revision=self.branch, recursive=True, expand=False
                 )
-                return {entry.path: entry for entry in tree if hasattr(entry, "size")}
+                return {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}
             except RevisionNotFoundError:
                 return {}
 
         return self.ask(listed)
 
-    def check_free(self, files: Mapping[str, Any], name: str) -> None:
+    def check_free(self, files: Mapping[str, RepoFile], name: str) -> None:
         """Raise UserError when the repository holds anything but this dataset, whole or half sent."""
         others = [path for path in files if path not in HARMLESS]
         if not others:
@@ -191,7 +194,7 @@ class Repository:
         if held != name:
             raise UserError(f"repo: {self.name} holds the dataset {held!r}, not {name!r}; give another --repo")
 
-    def manifest(self) -> dict[str, Any]:
+    def manifest(self) -> dict[str, object]:
         """Return what granary.json of the branch says; {} when it says nothing."""
 
         url = hf_hub_url(self.name, MANIFEST, repo_type="dataset", revision=self.branch)
@@ -212,7 +215,7 @@ class Repository:
 
         def send() -> None:
             with contextlib.ExitStack() as stack:
-                operations: list[Any] = [stack.enter_context(upload.addition()) for upload in uploads]
+                operations: list[Operation] = [stack.enter_context(upload.addition()) for upload in uploads]
                 operations += [CommitOperationDelete(path, is_folder=False) for path in removed]
                 call = functools.partial(
                     self.api.create_commit,

@@ -7,10 +7,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING
 
 from granary.curation.hub.card import MEANINGS, folder_of, prefix_of
 
+if TYPE_CHECKING:
+    from datasets import Features
+    from datasets.features.features import FeatureType
+
+Node = dict[str, object]  # of JSON-LD
 CONTEXT = {
     "@language": "en",
     "@vocab": "https://schema.org/",
@@ -51,7 +56,7 @@ CONTEXT = {
 }
 
 
-def croissant(name: str, licence: Any, address: str, features: Mapping[str, Any]) -> str:
+def croissant(name: str, licence: object, address: str, features: Mapping[str, Features]) -> str:
     """Return croissant.json.
 
     Args:
@@ -74,7 +79,7 @@ def croissant(name: str, licence: Any, address: str, features: Mapping[str, Any]
     return json.dumps(tree, indent=2, ensure_ascii=False) + "\n"
 
 
-def _repository(address: str) -> dict[str, Any]:
+def _repository(address: str) -> Node:
     return {
         "@type": "cr:FileObject",
         "@id": "repository",
@@ -86,7 +91,7 @@ def _repository(address: str) -> dict[str, Any]:
     }
 
 
-def _file_set(config: str) -> dict[str, Any]:
+def _file_set(config: str) -> Node:
     return {
         "@type": "cr:FileSet",
         "@id": f"{config}-files",
@@ -96,16 +101,16 @@ def _file_set(config: str) -> dict[str, Any]:
     }
 
 
-def _record_set(config: str, features: Mapping[str, Any]) -> dict[str, Any]:
+def _record_set(config: str, features: Features) -> Node:
     fields = [
         _field(f"{config}/{name}", kind, config, name, "", MEANINGS.get(name, "")) for name, kind in features.items()
     ]
     return {"@type": "cr:RecordSet", "@id": config, "name": config, "field": fields}
 
 
-def _field(identity: str, kind: Any, config: str, column: str, path: str, meaning: str = "") -> dict[str, Any]:
+def _field(identity: str, kind: FeatureType, config: str, column: str, path: str, meaning: str = "") -> Node:
     """Return one field; `path` leads from the column to a part of a struct."""
-    field: dict[str, Any] = {"@type": "cr:Field", "@id": identity, "name": identity}
+    field: Node = {"@type": "cr:Field", "@id": identity, "name": identity}
     if meaning:
         field["description"] = meaning
     if isinstance(kind, dict):
@@ -118,13 +123,13 @@ def _field(identity: str, kind: Any, config: str, column: str, path: str, meanin
     repeated = getattr(kind, "feature", None)
     data_type = _data_type(kind if repeated is None else repeated)
     path = "bytes" if data_type == "sc:ImageObject" else path
-    source: dict[str, Any] = {"fileSet": {"@id": f"{config}-files"}, "extract": {"column": column}}
+    source: Node = {"fileSet": {"@id": f"{config}-files"}, "extract": {"column": column}}
     if path:
         source["transform"] = {"jsonPath": path}
     return field | {"dataType": data_type, "source": source} | ({"repeated": True} if repeated is not None else {})
 
 
-def _data_type(kind: Any) -> str:
+def _data_type(kind: FeatureType) -> str:
     name = type(kind).__name__ if type(kind).__name__ == "Image" else str(kind.dtype)
     names = {"Image": "sc:ImageObject", "string": "sc:Text", "bool": "sc:Boolean"}
     return names.get(name) or ("sc:Integer" if "int" in name else "sc:Float")

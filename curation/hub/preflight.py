@@ -9,15 +9,19 @@ from __future__ import annotations
 import collections
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from granary.curation.hub.card import parse_card
+from granary.curation.hub.card import Tree, parse_card
 from granary.curation.hub.upload import Upload
 from granary.curation.store import storage
 
+if TYPE_CHECKING:
+    from datasets import Features
+
+T = TypeVar("T")
 FOLDER_FILES, REPOSITORY_FILES = 10_000, 100_000
 FILE_BYTES, GROUP_BYTES = 50_000_000_000, 300_000_000
 SECRETS = {
@@ -72,7 +76,7 @@ def _counts(uploads: Sequence[Upload]) -> Iterator[str]:
             )
 
 
-def _licence(header: Mapping[str, Any]) -> Iterator[str]:
+def _licence(header: Tree) -> Iterator[str]:
     licence = header.get("license")
     if licence in (None, "", "unknown", []):
         yield (
@@ -86,7 +90,7 @@ def _licence(header: Mapping[str, Any]) -> Iterator[str]:
         )
 
 
-def _listed(value: Any) -> list[Any]:
+def _listed(value: T | list[T]) -> list[T]:
     return value if isinstance(value, list) else [value]
 
 
@@ -98,7 +102,7 @@ def _secrets(path: str, text: str, token: str | None) -> Iterator[str]:
         yield f"{path} holds what looks like {what}; take it out of dataset/README.md or the recipe"
 
 
-def _stated_features(header: Mapping[str, Any], config: str) -> Any:
+def _stated_features(header: Tree, config: str) -> Features | None:
     """Return the features a card's header states for a config; None where it states none."""
     from datasets import Features
 
@@ -107,7 +111,7 @@ def _stated_features(header: Mapping[str, Any], config: str) -> Any:
     return Features._from_yaml_list(stated[0]["features"]) if stated else None
 
 
-def _parquet(config: str, files: Sequence[Upload], stated: Any) -> Iterator[str]:
+def _parquet(config: str, files: Sequence[Upload], stated: Features | None) -> Iterator[str]:
     from datasets import Features
 
     again = "run the pipeline again, which writes it anew"

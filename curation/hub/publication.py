@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import os
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -14,12 +14,24 @@ import pyarrow.parquet as pq
 import yaml
 
 from granary.curation.errors import UserError
-from granary.curation.hub.card import contact_sheet_of, earlier_card, folder_of, own_template, parse_card, write_card
+from granary.curation.hub.card import (
+    Tree,
+    contact_sheet_of,
+    earlier_card,
+    folder_of,
+    own_template,
+    parse_card,
+    write_card,
+)
 from granary.curation.hub.croissant import croissant
 from granary.curation.hub.upload import Upload
 from granary.curation.images.decode import DecodeLimits
+from granary.curation.runs.facts import Counts, Facts
 from granary.curation.runs.run import Run, read_table
 from granary.curation.store import storage
+
+if TYPE_CHECKING:
+    from datasets import Features
 
 FILE_ROWS, GROUP_ROWS = 100_000, 10_000  # of the files that ledger and embeddings are merged into
 Tables = Iterator[pa.Table]
@@ -57,7 +69,7 @@ def gather(
         UserError: there is no finished run, or its files are not those it counted.
     """
     run = Run(url.rstrip("/"))
-    facts, recipe = _read(run, "run.json"), _read(run, "recipe.yaml")
+    facts, recipe = cast(Facts, _read(run, "run.json")), _read(run, "recipe.yaml")
     parquet = {config: _shards(run, config, counts) for config, counts in _configs(facts).items()}
     if ledger:
         parquet["ledger"] = _merge(_ledger(run), os.path.join(scratch, "ledger"), "ledger")
@@ -78,7 +90,7 @@ def gather(
     )
 
 
-def _read(run: Run, name: str) -> dict[str, Any]:
+def _read(run: Run, name: str) -> Tree:
     try:
         found = yaml.safe_load(storage.read_bytes(run.path(name)))  # JSON is YAML
     except FileNotFoundError:
@@ -90,12 +102,13 @@ def _read(run: Run, name: str) -> dict[str, Any]:
     return dict(found)
 
 
-def _configs(facts: dict[str, Any]) -> dict[str, dict[str, Any]]:
+def _configs(facts: Facts) -> dict[str, Counts]:
     """Return the counts of every config of the run's dataset, "default" first."""
-    return facts.get("configs") or {"default": facts}
+    whole = Counts(samples=facts["samples"], shards=facts["shards"], bytes=facts["bytes"])
+    return facts.get("configs") or {"default": whole}
 
 
-def _shards(run: Run, config: str, counts: dict[str, Any]) -> list[Upload]:
+def _shards(run: Run, config: str, counts: Counts) -> list[Upload]:
     """Return the shards of a config; a folder that lost or gained one since the run counted them is an error."""
     folder = run.path("dataset", folder_of(config))
     urls = {name: storage.join(folder, name) for name in storage.names(folder) if name.endswith(".parquet")}
@@ -109,14 +122,14 @@ def _shards(run: Run, config: str, counts: dict[str, Any]) -> list[Upload]:
     return shards
 
 
-def _features(url: str) -> Any:
+def _features(url: str) -> Features:
     from datasets import Features
 
     with storage.open_read(url) as file:
         return Features.from_arrow_schema(pq.ParquetFile(file).schema_arrow)
 
 
-def _stated(card: str, configs: list[str]) -> dict[str, Any]:
+def _stated(card: str, configs: list[str]) -> dict[str, Features]:
     """Return the features that the run's own card states, so that the preflight compares them with the shards'."""
     from datasets import Features
 

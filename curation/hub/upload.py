@@ -8,9 +8,10 @@ import functools
 import hashlib
 import io
 from collections.abc import Iterable, Iterator
-from typing import Any, BinaryIO, cast
+from typing import BinaryIO, cast
 
 from huggingface_hub import CommitOperationAdd
+from huggingface_hub.hf_api import RepoFile
 
 from granary.curation.store import storage
 
@@ -47,14 +48,14 @@ class Upload:
         """SHA-1 that git names the bytes by, hex."""
         return self._hash(hashlib.sha1(b"blob %d\0" % self.size, usedforsecurity=False))
 
-    def _hash(self, found: Any) -> str:
+    def _hash(self, state: hashlib._Hash) -> str:
         with self.open() as file:
             while piece := file.read(1 << 20):
-                found.update(piece)
-        return cast(str, found.hexdigest())
+                state.update(piece)
+        return state.hexdigest()
 
-    def is_at(self, remote: Any) -> bool:
-        """Say whether the Hub's entry for the path, a `RepoFile` or None, holds these bytes."""
+    def is_at(self, remote: RepoFile | None) -> bool:
+        """Say whether the Hub's entry for the path, if any, holds these bytes."""
         if remote is None or remote.size != self.size:
             return False
         return remote.lfs.sha256 == self.sha256 if remote.lfs else remote.blob_id == self.blob
@@ -64,12 +65,12 @@ class Upload:
         """Yield the operation that adds the file; the bytes are streamed when it is committed."""
         digest = bytes.fromhex(self.sha256)
         with contextlib.ExitStack() as stack:
-            source: Any = self.data
+            source: str | bytes | BinaryIO = self.data
             if self.url and storage.is_local(self.url):
                 source = storage.filesystem(self.url)[1]
             elif self.url:
                 file = stack.enter_context(self.open())
-                source = file if isinstance(file, io.BufferedIOBase) else io.BufferedReader(cast(Any, file))
+                source = file if isinstance(file, io.BufferedIOBase) else io.BufferedReader(cast(io.RawIOBase, file))
             operation = CommitOperationAdd(self.path, source)
             operation.upload_info.sha256 = digest  # not read for it again
             yield operation

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+
+from granary.curation.runs.facts import FlowRow
 
 STAGES = {
     "decode": ("Readable images", "unreadable"),
@@ -39,18 +40,18 @@ class Band:
     dead_path: str
 
 
-def start(flow: Sequence[Mapping[str, Any]]) -> str:
+def start(flow: Sequence[FlowRow]) -> str:
     """Outline the band of the whole pool, above the first stage; empty for an empty pool."""
     return f"M0 0H{FULL}V{HEIGHT}H0Z" if flow and flow[0]["in"] else ""
 
 
-def bands(flow: Sequence[Mapping[str, Any]]) -> list[Band]:
+def bands(flow: Sequence[FlowRow]) -> list[Band]:
     """Turn the counters of run.json (`stage`, `in`, `kept`, `dropped`, `dead`) into bands to draw."""
     pool = max((row["in"] for row in flow), default=0)
     return [_band(row, FULL / pool if pool else 0.0) for row in flow]
 
 
-def _band(row: Mapping[str, Any], scale: float) -> Band:
+def _band(row: FlowRow, scale: float) -> Band:
     kept, dropped, dead = row["kept"], row["dropped"], row["dead"]
     label, lost_label = STAGES.get(row["stage"], (f"After {row['stage']}", "dropped"))
     return Band(
@@ -73,7 +74,7 @@ def _bend(left: float, width: float) -> str:
     )
 
 
-def discrepancies(flow: Sequence[Mapping[str, Any]], statuses: Mapping[str, int]) -> list[str]:
+def discrepancies(flow: Sequence[FlowRow], statuses: Mapping[str, int]) -> list[str]:
     """Return a sentence for each way in which the counters and the ledger do not add up; none when all do.
 
     statuses: rows of pool files in the ledger by status (kept, dropped, dead).
@@ -91,7 +92,7 @@ def discrepancies(flow: Sequence[Mapping[str, Any]], statuses: Mapping[str, int]
     return found
 
 
-def totals(flow: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+def totals(flow: Sequence[FlowRow]) -> dict[str, int]:
     """Return how many files of the pool ended kept, dropped and dead."""
     kept = flow[-1]["kept"] if flow else 0
     return {"kept": kept, **{status: sum(row[status] for row in flow) for status in ("dropped", "dead")}}

@@ -11,7 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -19,6 +19,8 @@ import pyarrow.compute as pc
 from granary.curation.store.sampling import hashed
 
 Row = dict[str, Any]
+Similar = tuple[float, str]  # a similarity, and a uri for ties
+Drawn = tuple[int, str]  # a hash, and a uri for ties
 Ledger = Callable[[], Iterator[pa.Table]]
 
 KEPT = 64
@@ -48,15 +50,24 @@ def generalise(reason: str) -> str:
     return VARIABLE.sub("…", reason)
 
 
-class Smallest:
+class Ordered(Protocol):
+    """What can be sorted."""
+
+    def __lt__(self, other: Any, /) -> bool: ...
+
+
+K = TypeVar("K", bound=Ordered)
+
+
+class Smallest(Generic[K]):
     """The `limit` rows of smallest key of a stream; `count` is how many went past."""
 
     def __init__(self, limit: int) -> None:
         self.limit, self.count = limit, 0
-        self._bound: Any = None
-        self._entries: list[tuple[Any, Row]] = []
+        self._bound: K | None = None
+        self._entries: list[tuple[K, Row]] = []
 
-    def add(self, key: Any, row: Row) -> None:
+    def add(self, key: K, row: Row) -> None:
         """Offer a row; keys must differ, or which of two equal ones stays depends on the order."""
         self.count += 1
         if self._bound is None or key < self._bound:
@@ -75,19 +86,19 @@ class Smallest:
             self._bound = self._entries[-1][0]
 
 
-class Groups:
+class Groups(Generic[K]):
     """A count and a few rows for each label, a tuple; past `LABELS` labels the last part becomes (other)."""
 
     def __init__(self) -> None:
-        self.groups: dict[tuple[str, ...], Smallest] = {}
+        self.groups: dict[tuple[str, ...], Smallest[K]] = {}
 
-    def add(self, label: tuple[str, ...], key: Any, row: Row) -> None:
+    def add(self, label: tuple[str, ...], key: K, row: Row) -> None:
         """Offer a row to the group of `label`."""
         if label not in self.groups and len(self.groups) >= LABELS:
             label = (*label[:-1], OTHER)
         self.groups.setdefault(label, Smallest(PER_ROW)).add(key, row)
 
-    def largest_first(self) -> list[tuple[tuple[str, ...], Smallest]]:
+    def largest_first(self) -> list[tuple[tuple[str, ...], Smallest[K]]]:
         """Return (label, rows) pairs, the most frequent label first."""
         return sorted(self.groups.items(), key=lambda item: (-item[1].count, item[0]))
 
@@ -97,7 +108,7 @@ class Strips:
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
-        self.chosen: dict[tuple[int, str], Smallest] = {}
+        self.chosen: dict[tuple[int, str], Smallest[Similar]] = {}
 
     def add(self, seed_id: str, similarity: float | None, uri: str) -> None:
         """Offer an image that `seed_id` retrieved."""
@@ -112,7 +123,7 @@ class Strips:
         order = math.inf if similarity is None else -similarity
         self.chosen[key].add((order, uri), {"uri": uri, "similarity": similarity})
 
-    def items(self) -> list[tuple[str, Smallest]]:
+    def items(self) -> list[tuple[str, Smallest[Similar]]]:
         """Return (seed id, images) pairs in the order of the hash."""
         return [(seed_id, images) for (_, seed_id), images in sorted(self.chosen.items())]
 
@@ -125,7 +136,7 @@ class Component:
     tightness: float | None
     representative: str
     size: int = 1
-    members: Smallest = field(default_factory=lambda: Smallest(PER_ROW))
+    members: Smallest[Similar] = field(default_factory=lambda: Smallest(PER_ROW))
 
 
 class Survey:
@@ -137,9 +148,9 @@ class Survey:
     def __init__(self, ledger: Ledger, seed: int) -> None:
         self.seed = seed
         self.counts: Counter[tuple[str, str]] = Counter()  # (role, status)
-        self.kept = Smallest(KEPT)
-        self.dropped, self.dead = Groups(), Groups()
-        self.leaks = {"direct": Smallest(LEAKS), "through another image": Smallest(LEAKS)}
+        self.kept = Smallest[Drawn](KEPT)
+        self.dropped, self.dead = Groups[Drawn](), Groups[str]()
+        self.leaks = {path: Smallest[Similar](LEAKS) for path in ("direct", "through another image")}
         self.strips = Strips(seed)
         self.cluster_pool: Counter[int] = Counter()
         self.cluster_kept: Counter[int] = Counter()
@@ -148,7 +159,7 @@ class Survey:
             for row in batch.to_pylist():
                 self._add(row)
 
-    def key(self, row: Row) -> tuple[int, str]:
+    def key(self, row: Row) -> Drawn:
         """Return the sort key of hash-chosen rows."""
         return rank(self.seed, row["id"] or row["uri"]), row["uri"]
 
@@ -213,7 +224,7 @@ class Located:
 
     components: list[Component]
     uris: dict[str, str]
-    clusters: dict[int, Smallest]
+    clusters: dict[int, Smallest[Drawn]]
 
 
 def locate(ledger: Ledger, survey: Survey) -> Located:
@@ -221,7 +232,7 @@ def locate(ledger: Ledger, survey: Survey) -> Located:
     components = {component.id: component for component in survey.components()}
     representatives = {component.representative for component in components.values()}
     largest = sorted(survey.cluster_kept.items(), key=lambda item: (-item[1], item[0]))[:CLUSTERS]
-    clusters = {cluster: Smallest(PER_ROW) for cluster, _ in largest}
+    clusters = {cluster: Smallest[Drawn](PER_ROW) for cluster, _ in largest}
     uris: dict[str, str] = {}
     for batch in batches(ledger):
         pool = batch.filter(pc.equal(batch["role"], "pool"))
@@ -238,7 +249,7 @@ def locate(ledger: Ledger, survey: Survey) -> Located:
     return Located(worst[:COMPONENTS], uris, clusters)
 
 
-def select(batch: pa.RecordBatch, column: str, values: Collection[Any]) -> list[Row]:
+def select(batch: pa.RecordBatch, column: str, values: Collection[str] | Collection[int]) -> list[Row]:
     """Return the rows of a batch whose `column` is one of `values`."""
     wanted = pa.array(values, batch[column].type)
     return batch.filter(pc.is_in(batch[column], value_set=wanted)).to_pylist()

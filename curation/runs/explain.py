@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from granary.curation.errors import UserError
 from granary.curation.runs.lookup import Files, find_rows, ledger_tables
 from granary.curation.runs.run import Run
+from granary.curation.store.schema import LedgerRow
 
 MOST = 10
 
@@ -32,7 +31,7 @@ def explain(run: Run, files: Files, wanted: str) -> str:
     return "\n\n".join("\n".join(_story(run, files, row)) for row in rows)
 
 
-def _story(run: Run, files: Files, row: dict[str, Any]) -> list[str]:
+def _story(run: Run, files: Files, row: LedgerRow) -> list[str]:
     lines = [
         row["uri"],
         f"  id          {row['id'] or 'unknown: its bytes could not be read'}",
@@ -59,7 +58,7 @@ def _story(run: Run, files: Files, row: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _first_uri(run: Run, identity: str, other_than: str) -> str:
+def _first_uri(run: Run, identity: str | None, other_than: str) -> str:
     """Return the uri of the file of an id that went on, that is the one not dropped as an exact copy."""
     for table in ledger_tables(run, ["uri", "id", "stage"]):
         for row in table.filter(table["id"].is_valid()).to_pylist():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from typing import Any
+from typing import TypedDict, cast
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -15,6 +15,19 @@ from granary.curation.runs.facts import read_recipe
 from granary.curation.runs.run import Run, read_table
 from granary.curation.sources import Reader
 from granary.curation.store import storage
+from granary.curation.store.schema import LedgerRow
+
+
+class Locator(TypedDict):
+    """Where the bytes of a file are: its role, and the columns LOCATOR."""
+
+    role: str
+    uri: str
+    source: int
+    path: str
+    offset: int
+    size: int
+
 
 LOCATOR = ["uri", "source", "path", "offset", "size"]
 
@@ -41,14 +54,13 @@ class Files:
         """(role, part URL, smallest uri, largest uri) of every row group."""
         return [(role, url, *bounds) for role in ROLES for url in self.run.parts(role) for bounds in _bounds(url)]
 
-    def find(self, uri: str) -> dict[str, Any]:
+    def find(self, uri: str) -> Locator:
         """Return the role and the locator of a file; raises KeyError when the run has none of that uri."""
         for role, url, low, high in self.ranges:
             if low <= uri <= high:
                 table = read_table(url, LOCATOR)
-                rows = table.filter(pc.equal(table["uri"], uri)).to_pylist()
-                if rows:
-                    return {"role": role, **rows[0]}
+                for row in table.filter(pc.equal(table["uri"], uri)).to_pylist():
+                    return cast(Locator, {"role": role, **row})
         raise KeyError(uri)
 
     def read(self, uri: str) -> bytes:
@@ -82,9 +94,9 @@ def ledger_tables(run: Run, columns: list[str] | None = None) -> Iterator[pa.Tab
         yield read_table(url, columns)
 
 
-def find_rows(run: Run, wanted: str) -> list[dict[str, Any]]:
+def find_rows(run: Run, wanted: str) -> list[LedgerRow]:
     """Return the ledger rows of a uri, or of an id of which `wanted` is a prefix."""
-    rows: list[dict[str, Any]] = []
+    rows: list[LedgerRow] = []
     wanted = wanted.encode("utf-8", "backslashreplace").decode()  # as uris write a name that is not UTF-8
     for table in ledger_tables(run):
         match = pc.or_kleene(pc.equal(table["uri"], wanted), pc.starts_with(table["id"], wanted))

@@ -14,7 +14,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, BinaryIO, Concatenate, Generic, Literal, TypeVar, cast
+from typing import Any, BinaryIO, Concatenate, Generic, Literal, TypedDict, TypeVar, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -27,7 +27,15 @@ FORMAT = 1  # of markers and parts; a new number redoes every stage
 INDEX = "index.json"  # names and row counts of the parts of a finished stage, so that units read one file for it
 
 
+T = TypeVar("T")
 J = TypeVar("J")  # the job of a step: a frozen dataclass of plain data and options
+
+
+class Index(TypedDict):
+    """Names and row counts of the parts of a finished stage."""
+
+    parts: list[str]
+    rows: list[int]
 
 
 class UnitError(Exception):
@@ -56,11 +64,11 @@ class Run:
 
     def rows(self, stage: str) -> list[int]:
         """Return the number of rows of every part of a finished stage."""
-        return [int(rows) for rows in self._index(stage)["rows"]]
+        return self._index(stage)["rows"]
 
-    def _index(self, stage: str) -> dict[str, list[Any]]:
+    def _index(self, stage: str) -> Index:
         try:
-            return cast(dict[str, list[Any]], json.loads(storage.read_bytes(self.path(stage, INDEX))))
+            return cast(Index, json.loads(storage.read_bytes(self.path(stage, INDEX))))
         except FileNotFoundError:
             return {"parts": [], "rows": []}
 
@@ -99,7 +107,7 @@ class Marker:
         return Marker(**json.loads(data))
 
 
-def undigested(default: Any = dataclasses.MISSING) -> Any:
+def undigested(default: T) -> T:
     """Declare a field of a job that never decides the output, for example when to give up: it is in no digest."""
     return dataclasses.field(default=default, metadata={"undigested": True})
 
@@ -193,12 +201,12 @@ def _digested(job: Any) -> dict[str, Any]:
     }
 
 
-def digest(*values: Any) -> str:
+def digest(*values: object) -> str:
     """Return the SHA-256, hex, of plain data, dataclasses and options (dicts in any order)."""
     return hashlib.sha256(json.dumps(values, sort_keys=True, default=_plain).encode()).hexdigest()
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     if isinstance(value, BaseModel):
         return value.model_dump(mode="json", by_alias=True)
     return _digested(value) if dataclasses.is_dataclass(value) else str(value)
@@ -210,7 +218,7 @@ class HashingFile:
     def __init__(self, file: BinaryIO) -> None:
         self.file, self.hash, self.size, self.closed = file, hashlib.sha256(), 0, False
 
-    def write(self, data: Any) -> int:
+    def write(self, data: bytes | memoryview) -> int:
         """Write and hash bytes."""
         view = memoryview(data).cast("B")
         if self.file.closed:  # the unit has failed, and pyarrow ends every file it began, at the latest when collected
@@ -274,7 +282,7 @@ def finished(run: Run, stage: Stage[J], unit: Unit[J]) -> bool:
         return False
 
 
-def run_unit(run: Run, stage: Stage[J], unit: Unit[J], *combined: Any) -> None:
+def run_unit(run: Run, stage: Stage[J], unit: Unit[J], *combined: object) -> None:
     """Run a unit unless it is finished; raises UnitError with the cause in one line.
 
     Args:

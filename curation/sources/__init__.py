@@ -10,7 +10,7 @@ import contextlib
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from types import ModuleType, TracebackType
-from typing import Any
+from typing import Protocol
 
 import pyarrow.parquet as pq
 
@@ -174,11 +174,23 @@ def random_access(source: Source) -> bool:
     return bool(KINDS[source.kind].random_access(source))
 
 
+class KindReader(Protocol):
+    """What the module of each kind has as `Reader`."""
+
+    def read(self, path: str, offset: int, size: int) -> bytes:
+        """Return the original bytes."""
+        ...
+
+    def close(self) -> None:
+        """Close what is open."""
+        ...
+
+
 class Reader:
     """Reads candidates again by (path, offset, size); cheap in pool order. Use as a context manager."""
 
     def __init__(self, source: Source, max_bytes: int) -> None:
-        self.reader: Any = KINDS[source.kind].Reader(source, max_bytes)
+        self.reader: KindReader = KINDS[source.kind].Reader(source, max_bytes)
 
     def read(self, path: str, offset: int, size: int) -> bytes:
         """Return the original bytes. Raises OSError, whatever failed."""

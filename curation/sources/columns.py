@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 from granary.curation.errors import UserError
 from granary.curation.sources.model import Source, field_name, plain
@@ -37,13 +36,13 @@ def caption_name(source: Source, names: Sequence[str]) -> str | None:
     return next((name for name in (find(names, word) for word in wanted) if name), None)
 
 
-def captions_of(value: Any) -> tuple[str, ...]:
+def captions_of(value: object) -> tuple[str, ...]:
     """Return the captions of a cell that is a text or a list of texts; anything else has none."""
     texts = [value] if isinstance(value, str) else value if isinstance(value, list | tuple) else []
     return tuple(plain(text) for text in texts if isinstance(text, str) and text.strip())
 
 
-def label_of(value: Any, classes: Sequence[str] | None = None) -> str | None:
+def label_of(value: object, classes: Sequence[str] | None = None) -> str | None:
     """Return the label of a cell: a class name where the number stands for one, else the value as text."""
     if value is None or isinstance(value, dict | list | tuple | bytes):
         return None
@@ -54,7 +53,7 @@ def label_of(value: Any, classes: Sequence[str] | None = None) -> str | None:
     return plain(str(value)) or None
 
 
-def image_of(value: Any) -> tuple[bytes | None, str | None]:
+def image_of(value: object) -> tuple[bytes | None, str | None]:
     """Return (bytes, path) of an image cell: an HF Image struct, plain bytes or a path."""
     if isinstance(value, dict):
         data, path = value.get("bytes"), value.get("path")

@@ -9,13 +9,16 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import pyarrow as pa
 
 from granary.curation.errors import UserError
 from granary.curation.sources import columns, files, parquet
 from granary.curation.sources.model import Candidate, Piece, Source, escape, failure, field_name
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 HUB = "hf:"
 HUB_ID = re.compile(r"hf:[\w.-]+(/[\w.-]+){0,2}")  # hf:NAME, hf:ORG/NAME, hf:ORG/NAME/CONFIG
@@ -27,7 +30,7 @@ FAILURES = (*parquet.FAILURES, TypeError)
 class Split(NamedTuple):
     """One split: the rows with undecoded images, its fingerprint, the columns that are read."""
 
-    rows: Any
+    rows: Dataset
     stamp: str
     columns: parquet.Columns
 
@@ -73,7 +76,7 @@ def splits(source: Source) -> dict[str, Split]:
 
 
 @functools.lru_cache(maxsize=8)
-def load(path: str, split: str | None, name: str) -> dict[str, Any]:
+def load(path: str, split: str | None, name: str) -> dict[str, Dataset]:
     """Load the splits of a dataset. Raises UserError with what `datasets` had to say."""
     import datasets
 
@@ -96,7 +99,7 @@ def load(path: str, split: str | None, name: str) -> dict[str, Any]:
     return {split or str(found.split or "data"): found}
 
 
-def prepare(source: Source, rows: Any) -> Split:
+def prepare(source: Source, rows: Dataset) -> Split:
     """Return a split with its images undecoded. Raises UserError where no column holds images."""
     import datasets
 
@@ -116,7 +119,7 @@ def prepare(source: Source, rows: Any) -> Split:
     return Split(selected, rows._fingerprint, chosen)
 
 
-def is_binary(feature: Any) -> bool:
+def is_binary(feature: object) -> bool:
     """Say whether a column holds bytes, or a struct of bytes and path that lost its type."""
     arrow = getattr(feature, "pa_type", None)
     return isinstance(feature, dict) or (

@@ -6,8 +6,8 @@ import os
 import posixpath
 import re
 import stat
-from collections.abc import Callable
-from typing import Any, BinaryIO, TypeVar
+from collections.abc import Callable, Mapping
+from typing import BinaryIO, TypedDict, TypeVar
 
 from granary.curation.sources.model import escape, unescape
 from granary.curation.store import storage
@@ -67,7 +67,15 @@ def join(folder: str, relative: str) -> str:
     return folder + unescape(relative)
 
 
-def info(path: str) -> dict[str, Any]:
+class Info(TypedDict):
+    """What stands at a path: type (file, directory, other), bytes, and a text that changes when the file does."""
+
+    type: str
+    size: int
+    stamp: str
+
+
+def info(path: str) -> Info:
     """Return type (file, directory, other), size and stamp of a path, symbolic links followed."""
     if storage.is_local(path):
         found = os.stat(path)
@@ -75,13 +83,13 @@ def info(path: str) -> dict[str, Any]:
         kind = "file" if stat.S_ISREG(mode) else "directory" if stat.S_ISDIR(mode) else "other"
         return {"type": kind, "size": found.st_size, "stamp": f"{found.st_size}-{found.st_mtime_ns}"}
 
-    def ask() -> dict[str, Any]:
+    def ask() -> dict[str, object]:
         fs, inner = storage.filesystem(path)
         return fs.info(inner)
 
-    found_remote = as_os_errors(lambda: storage.retrying(ask))
-    size = int(found_remote.get("size") or 0)
-    return {"type": found_remote["type"], "size": size, "stamp": remote_stamp(found_remote)}
+    entry = as_os_errors(lambda: storage.retrying(ask))
+    size = int(str(entry.get("size") or 0))
+    return {"type": str(entry["type"]), "size": size, "stamp": remote_stamp(entry)}
 
 
 def exists(path: str) -> bool:
@@ -93,7 +101,7 @@ def exists(path: str) -> bool:
     return True
 
 
-def remote_stamp(entry: dict[str, Any]) -> str:
+def remote_stamp(entry: Mapping[str, object]) -> str:
     """Return what a remote listing says about the state of a file."""
     return "-".join(str(entry[key]) for key in CHANGE_KEYS if entry.get(key) is not None)
 

@@ -8,7 +8,7 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from operator import itemgetter
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from fsspec.utils import glob_translate
 
@@ -93,19 +93,19 @@ def entry_kind(entry: os.DirEntry[str]) -> str:
 def remote_entries(top: str, relative: str) -> list[tuple[str, File | None]]:
     """Return the names in a remote folder, sub-folders with a slash, and what the listing says of its files."""
 
-    def ask() -> list[dict[str, Any]]:
+    def ask() -> list[dict[str, object]]:
         fs, inner = storage.filesystem(top + relative)
-        own = inner.rstrip("/")
-        return [entry for entry in fs.ls(inner, detail=True) if entry["name"].rstrip("/") != own]
+        folder = inner.rstrip("/")
+        return [entry for entry in fs.ls(inner, detail=True) if entry["name"].rstrip("/") != folder]
 
     entries: list[tuple[str, File | None]] = []
     for entry in as_os_errors(lambda: storage.retrying(ask)):
-        name = entry["name"].rstrip("/").rsplit("/", 1)[-1]
+        name = str(entry["name"]).rstrip("/").rsplit("/", 1)[-1]
         if entry["type"] == "directory":
             entries.append((name + "/", None))
         else:
             stamp = remote_stamp(entry) or "unknown"
-            entries.append((name, File(escape(relative + name), int(entry.get("size") or 0), stamp)))
+            entries.append((name, File(escape(relative + name), int(str(entry.get("size") or 0)), stamp)))
     return entries
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, BinaryIO, NamedTuple
 
 import pyarrow as pa
@@ -135,7 +135,7 @@ def candidate(
 
 
 def from_cells(
-    source: Source, uri: str, path: str, row: int, chosen: Columns, cells: dict[str, Any], max_bytes: int
+    source: Source, uri: str, path: str, row: int, chosen: Columns, cells: Mapping[str, object], max_bytes: int
 ) -> Candidate:
     """Return the candidate of a row of Python values; bytes of another file are left to the reader."""
     data, reference = columns.image_of(cells[chosen.image])
@@ -148,7 +148,7 @@ def from_cells(
     return Candidate(uri, path, row, len(data or b""), label, captions, data=data)
 
 
-def cell_bytes(value: Any, top: str, folder: str, max_bytes: int) -> bytes:
+def cell_bytes(value: object, top: str, folder: str, max_bytes: int) -> bytes:
     """Return the bytes of an image cell, those of the file it names where it has none itself."""
     data, reference = columns.image_of(value)
     if data is None and not reference:
@@ -187,7 +187,7 @@ class Reader:
         here = address(self.source, path)
         return cell_bytes(value, files.root(self.source.path), here[: here.rfind("/") + 1], self.max_bytes)
 
-    def value(self, row: int) -> Any:
+    def value(self, row: int) -> object:
         """Return the image cell of a row."""
         if not self.stops or not 0 <= row < self.stops[-1]:
             raise OSError(f"no row {row}")

@@ -12,7 +12,7 @@ import io
 import posixpath
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -84,7 +84,7 @@ def record_batches(source: Source) -> Iterator[pa.RecordBatch]:
             yield from parquet_batches(source, pq.ParquetFile(file))
             return
         text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
-        rows: Iterable[tuple[Any, Any, Any]]
+        rows: Iterable[tuple[object, object, object]]
         if source.path.lower().endswith((".csv", ".tsv")):
             rows = csv_rows(
                 source, csv.DictReader(text, delimiter="\t" if source.path.lower().endswith(".tsv") else ",")
@@ -95,7 +95,7 @@ def record_batches(source: Source) -> Iterator[pa.RecordBatch]:
         yield batch(list(rows))
 
 
-def csv_rows(source: Source, reader: csv.DictReader[str]) -> Iterator[tuple[Any, Any, Any]]:
+def csv_rows(source: Source, reader: csv.DictReader[str]) -> Iterator[tuple[object, object, object]]:
     """Yield (address, label, caption) of a CSV file with a header."""
     url, label, caption = pick(source, list(reader.fieldnames or []))
     for row in reader:
@@ -120,7 +120,7 @@ def pick(source: Source, names: list[str]) -> tuple[str, str | None, str | None]
     return url, columns.find(names, source.label_column), columns.caption_name(source, names)
 
 
-def batch(rows: list[tuple[Any, Any, Any]]) -> pa.RecordBatch:
+def batch(rows: list[tuple[object, object, object]]) -> pa.RecordBatch:
     """Return rows as Arrow, addresses escaped to UTF-8."""
     addresses = [escape(row[0].strip()) if isinstance(row[0], str) else None for row in rows]
     labels = [columns.label_of(row[1]) for row in rows]

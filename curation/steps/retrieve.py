@@ -241,18 +241,24 @@ class MergeSets:
 def merge_retrieved(run: Run, job: MergeSets, output: Output) -> None:
     """Merge what all seed sets retrieved: an image is one row with its sets and all its seeds, best first."""
     rows = pa.concat_tables([run.read(f"retrieved-{number}", 0) for number in job.sets])
-    merged: dict[int, dict[str, Any]] = {}
+    by_image: dict[int, list[dict[str, Any]]] = {}
     for row in rows.sort_by([("index", "ascending"), ("set", "ascending")]).to_pylist():
-        into = merged.setdefault(row["index"], {"index": row["index"], "sets": [], "pairs": [], "cluster": None})
-        into["sets"].append(row["set"])
-        into["pairs"] += zip(row["similarities"], row["seed_ids"], strict=True)
-        into["cluster"] = row["cluster"] if into["cluster"] is None else into["cluster"]
-    table = []
-    for into in merged.values():
-        pairs = sorted(into.pop("pairs"), key=lambda pair: (-pair[0], pair[1]))
-        table.append({**into, "seed_ids": [seed for _, seed in pairs], "similarities": [value for value, _ in pairs]})
-    output.counters["distinct"] = len(table)
-    output.write(pa.Table.from_pylist(table, MERGED))
+        by_image.setdefault(row["index"], []).append(row)
+    output.counters["distinct"] = len(by_image)
+    output.write(pa.Table.from_pylist([_merged(index, group) for index, group in by_image.items()], MERGED))
+
+
+def _merged(index: int, rows: list[dict[str, Any]]) -> dict[str, object]:
+    """Return one row of MERGED for an image that seed sets retrieved."""
+    pairs = [pair for row in rows for pair in zip(row["similarities"], row["seed_ids"], strict=True)]
+    pairs.sort(key=lambda pair: (-pair[0], pair[1]))
+    return {
+        "index": index,
+        "sets": [row["set"] for row in rows],
+        "seed_ids": [seed for _, seed in pairs],
+        "similarities": [similarity for similarity, _ in pairs],
+        "cluster": next((row["cluster"] for row in rows if row["cluster"] is not None), None),
+    }
 
 
 def collect_unreadable(run: Run, job: NoJob, output: Output) -> None:

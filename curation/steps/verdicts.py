@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypedDict
 
 import numpy as np
 import pyarrow as pa
@@ -15,10 +16,28 @@ from granary.curation.store.schema import LEDGER
 
 IDENTITY = ("uri", "id", "sha256", "role")  # what a ledger row says of the file itself; the rest is the verdict
 VERDICT = pa.schema([field for field in LEDGER if field.name not in IDENTITY])
+Row = dict[str, Any]  # of the table of a stage
+
+
+class Verdict(TypedDict, total=False):
+    """What a row of VERDICT says; what is left out is null."""
+
+    status: str
+    stage: str
+    reason: str
+    representative: str
+    similarity: float
+    component: str
+    tightness: float
+    seed_ids: list[str]
+    similarities: list[float]
+    cluster: int | None
+    leaked_reference: str
+    leak_path: str | None
 
 
 class Sparse:
-    """Rows of a stage that speak of some pool rows only, found by global index.
+    """Rows of a stage that speak of some pool rows only, by global index.
 
     Args:
         table: with a column `index`, sorted.
@@ -27,7 +46,7 @@ class Sparse:
     def __init__(self, table: pa.Table) -> None:
         self.table, self.index = table, table["index"].to_numpy()
 
-    def between(self, start: int, stop: int) -> dict[int, dict[str, Any]]:
+    def between(self, start: int, stop: int) -> dict[int, Row]:
         """Return the rows of the pool rows [start, stop), by global index."""
         low, high = np.searchsorted(self.index, [start, stop])
         return {row["index"]: row for row in self.table.slice(low, high - low).to_pylist()}
@@ -41,18 +60,22 @@ class Sparse:
 
 
 class Evidence:
-    """All that the stages say of the pool."""
+    """All that the stages say of the pool, by stage."""
 
-    def __init__(self, run: Run, retrieves: bool, sets: tuple[str, ...]) -> None:
-        self.retrieves, self.sets = retrieves, sets
+    def __init__(self, run: Run) -> None:
         self.layout = Layout.of(run, "pool")
-        self.members = Sparse.of(run, "duplicates")
-        self.copies = Sparse(_with_component(Sparse.of(run, "exact").table, self.members))
-        self.leaks = Sparse(_named_leaks(run, self.layout))
-        self.lost = Sparse.of(run, "unreadable")
-        self.semantic = Sparse.of(run, "semdedup")
-        self.retrieved = Sparse.of(run, "retrieved")
-        self.balanced = Sparse.of(run, "balanced")
+        duplicates = Sparse.of(run, "duplicates")
+        self.stages = {
+            "duplicates": duplicates,
+            "exact": Sparse(_with_component(Sparse.of(run, "exact").table, duplicates)),
+            "leaks": Sparse(_named_leaks(run, self.layout)),
+            **{stage: Sparse.of(run, stage) for stage in ("unreadable", "semdedup", "retrieved", "balanced")},
+        }
+
+    def of_part(self, part: int) -> dict[str, dict[int, Row]]:
+        """Return what each stage says of the rows of a part of the pool, by global index."""
+        start, stop = (int(bound) for bound in self.layout.starts[part : part + 2])
+        return {stage: rows.between(start, stop) for stage, rows in self.stages.items()}
 
 
 def _with_component(copies: pa.Table, members: Sparse) -> pa.Table:
@@ -96,93 +119,151 @@ class DecideAll:
 
 def write_verdicts(run: Run, job: DecideAll, output: Output) -> None:
     """Write the verdict on every pool row, densely."""
-    evidence = Evidence(run, job.retrieves, job.sets)
+    evidence = Evidence(run)
     for part, url in enumerate(evidence.layout.parts):
-        start, stop = (int(bound) for bound in evidence.layout.starts[part : part + 2])
+        start, of_part = int(evidence.layout.starts[part]), evidence.of_part(part)
         facts = read_table(url, ["uri", "id", "status", "reason", "message"]).to_pylist()
-        rows = _part(evidence, facts, start, stop)
+        rows = [_verdict(_case(fact, of_part, start + place, job)) for place, fact in enumerate(facts)]
         for row in rows:
             output.counters[f"{row['status']} {row['stage']}"] += 1
         output.write(pa.Table.from_pylist(rows, VERDICT))
 
 
-def _part(evidence: Evidence, facts: list[dict[str, Any]], start: int, stop: int) -> list[dict[str, Any]]:
-    copies, members = evidence.copies.between(start, stop), evidence.members.between(start, stop)
-    leaks, lost = evidence.leaks.between(start, stop), evidence.lost.between(start, stop)
-    semantic, balanced = evidence.semantic.between(start, stop), evidence.balanced.between(start, stop)
-    retrieved = evidence.retrieved.between(start, stop)
-    rows = []
-    for index, fact in zip(range(start, stop), facts, strict=True):
-        row: dict[str, Any] = {"status": "dropped", "seed_ids": [], "similarities": []}
-        member = members.get(index)
-        if member is not None:
-            row |= {
-                "representative": member["representative_id"],
-                "component": member["representative_id"],
-                "similarity": member["similarity"],
-                "tightness": member["tightness"],
-            }
-        if fact["status"] == "dead":
-            row |= {"status": "dead", "stage": "decode", "reason": f"{fact['reason']}: {fact['message']}"}
-        elif fact["status"] == "dropped":
-            row |= {"stage": "filter", "reason": fact["reason"]}
-        elif index in copies:
-            row |= {
-                "stage": "exact",
-                "reason": "the same bytes as another file",
-                "representative": fact["id"],
-                "component": copies[index]["component"] or fact["id"],
-                "similarity": 1.0,
-                "tightness": copies[index]["tightness"],
-            }
-        elif member is not None and member["representative"] != index:
-            row |= {"stage": "dedup", "reason": "a near duplicate of the image kept"}
-        elif index in leaks:
-            leak = leaks[index]
-            row |= {
-                "stage": "leaks",
-                "similarity": leak["similarity"],
-                "leaked_reference": leak["leaked_reference"],
-                "leak_path": leak["leak_path"],
-                "reason": "resembles a reference" if leak["leak_path"] is None else "resembles a pool image that leaks",
-            }
-        elif index in lost:
-            row |= {
-                "status": "dead",
-                "stage": lost[index]["stage"],
-                "reason": f"{lost[index]['reason']}: {lost[index]['message']}",
-            }
-        elif index in semantic:
-            row |= {
-                "stage": "semdedup",
-                "cluster": semantic[index]["cluster"],
-                "similarity": semantic[index]["similarity"],
-                "reason": "close to an earlier image of its cell",
-            }
-        else:
-            row |= _selection(evidence, retrieved.get(index), balanced.get(index))
-        rows.append(row)
-    return rows
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One pool row and what is known of it.
+
+    Args:
+        index: of the row in the pool.
+        fact: its row in the pool.
+        evidence: what each stage that names it says of it.
+        job: what was asked for.
+    """
+
+    index: int
+    fact: Row
+    evidence: Mapping[str, Row]
+    job: DecideAll
 
 
-def _selection(evidence: Evidence, found: dict[str, Any] | None, drawn: dict[str, Any] | None) -> dict[str, Any]:
-    if found is not None:
-        sets = " and ".join(evidence.sets[number] for number in found["sets"])
-        return {
-            "status": "kept",
-            "stage": "retrieval",
-            "reason": f"retrieved for {sets}",
-            "cluster": found["cluster"],
-            "seed_ids": found["seed_ids"],
-            "similarities": found["similarities"],
-        }
-    if drawn is not None:
-        return {
-            "status": "kept",
-            "stage": "balance",
-            "reason": "drawn for balance",
-            "cluster": drawn["cluster"],
-        }
-    if evidence.retrieves:
+def _case(fact: Row, of_part: Mapping[str, Mapping[int, Row]], index: int, job: DecideAll) -> Case:
+    return Case(index, fact, {stage: rows[index] for stage, rows in of_part.items() if index in rows}, job)
+
+
+def _verdict(case: Case) -> Verdict:
+    """Return the verdict of the first stage that has one, beside what is known of the row's component."""
+    decided = next(verdict for verdict in (decide(case) for decide in DECISIONS) if verdict is not None)
+    return {"status": "dropped", "seed_ids": [], "similarities": [], **_membership(case), **decided}
+
+
+def _membership(case: Case) -> Verdict:
+    member = case.evidence.get("duplicates")
+    if member is None:
+        return {}
+    return {
+        "representative": member["representative_id"],
+        "component": member["representative_id"],
+        "similarity": member["similarity"],
+        "tightness": member["tightness"],
+    }
+
+
+def _decoded(case: Case) -> Verdict | None:
+    fact = case.fact
+    if fact["status"] == "dead":
+        return {"status": "dead", "stage": "decode", "reason": f"{fact['reason']}: {fact['message']}"}
+    return {"stage": "filter", "reason": fact["reason"]} if fact["status"] == "dropped" else None
+
+
+def _exact(case: Case) -> Verdict | None:
+    copy = case.evidence.get("exact")
+    if copy is None:
+        return None
+    return {
+        "stage": "exact",
+        "reason": "the same bytes as another file",
+        "representative": case.fact["id"],
+        "component": copy["component"] or case.fact["id"],
+        "similarity": 1.0,
+        "tightness": copy["tightness"],
+    }
+
+
+def _duplicate(case: Case) -> Verdict | None:
+    member = case.evidence.get("duplicates")
+    if member is None or member["representative"] == case.index:
+        return None
+    return {"stage": "dedup", "reason": "a near duplicate of the image kept"}
+
+
+def _leaked(case: Case) -> Verdict | None:
+    leak = case.evidence.get("leaks")
+    if leak is None:
+        return None
+    return {
+        "stage": "leaks",
+        "similarity": leak["similarity"],
+        "leaked_reference": leak["leaked_reference"],
+        "leak_path": leak["leak_path"],
+        "reason": "resembles a reference" if leak["leak_path"] is None else "resembles a pool image that leaks",
+    }
+
+
+def _unreadable(case: Case) -> Verdict | None:
+    lost = case.evidence.get("unreadable")
+    if lost is None:
+        return None
+    return {"status": "dead", "stage": lost["stage"], "reason": f"{lost['reason']}: {lost['message']}"}
+
+
+def _thinned(case: Case) -> Verdict | None:
+    dropped = case.evidence.get("semdedup")
+    if dropped is None:
+        return None
+    return {
+        "stage": "semdedup",
+        "cluster": dropped["cluster"],
+        "similarity": dropped["similarity"],
+        "reason": "close to an earlier image of its cell",
+    }
+
+
+def _retrieved(case: Case) -> Verdict | None:
+    retrieved = case.evidence.get("retrieved")
+    if retrieved is None:
+        return None
+    return {
+        "status": "kept",
+        "stage": "retrieval",
+        "reason": f"retrieved for {' and '.join(case.job.sets[number] for number in retrieved['sets'])}",
+        "cluster": retrieved["cluster"],
+        "seed_ids": retrieved["seed_ids"],
+        "similarities": retrieved["similarities"],
+    }
+
+
+def _drawn(case: Case) -> Verdict | None:
+    drawn = case.evidence.get("balanced")
+    if drawn is None:
+        return None
+    return {"status": "kept", "stage": "balance", "reason": "drawn for balance", "cluster": drawn["cluster"]}
+
+
+def _left(case: Case) -> Verdict:
+    if case.job.retrieves:
         return {"stage": "retrieval", "reason": "no seed retrieved it"}
     return {"status": "kept", "stage": "dedup", "reason": "distinct"}
+
+
+# In the order of the stages: the first that names a row decides.
+DECISIONS: Sequence[Callable[[Case], Verdict | None]] = (
+    _decoded,
+    _exact,
+    _duplicate,
+    _leaked,
+    _unreadable,
+    _thinned,
+    _retrieved,
+    _drawn,
+    _left,
+)

@@ -10,7 +10,6 @@ import contextlib
 import errno
 import os
 import uuid
-from typing import Any
 
 import pyarrow as pa
 from fsspec.implementations.arrow import ArrowFSWrapper
@@ -29,13 +28,13 @@ class ArrowS3(ArrowFSWrapper):
 
     protocol = ("s3", "s3a")
 
-    def __init__(self, endpoint: str | None = None, **options: Any) -> None:
+    def __init__(self, endpoint: str | None = None, **options: object) -> None:
         # Parts are sent one after the other: in the background pyarrow would hold a copy of the whole file.
         s3 = S3FileSystem(endpoint_override=endpoint, background_writes=False, allow_delayed_open=True)
         super().__init__(s3, **options)
 
     @staticmethod
-    def _get_kwargs_from_urls(path: str) -> dict[str, Any]:
+    def _get_kwargs_from_urls(path: str) -> dict[str, str]:
         """Return the endpoint of the environment: file systems are cached by these arguments."""
         endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
         return {"endpoint": endpoint} if endpoint else {}
@@ -46,7 +45,7 @@ class ArrowS3(ArrowFSWrapper):
         scheme, mark, rest = path.partition("://")
         return (rest if mark and scheme in cls.protocol else path).rstrip("/")
 
-    def ls(self, path: str, detail: bool = False, **options: Any) -> list[Any]:
+    def ls(self, path: str, detail: bool = False, **options: object) -> list[object]:
         """List a folder; a bucket that is not there is FileNotFoundError."""
         try:
             return list(super().ls(path, detail, **options))
@@ -55,7 +54,7 @@ class ArrowS3(ArrowFSWrapper):
                 raise FileNotFoundError(errno.ENOENT, f"there is no bucket {path.split('/')[0]}") from error
             raise
 
-    def put_file(self, lpath: str, rpath: str, **options: Any) -> None:
+    def put_file(self, lpath: str, rpath: str, **options: object) -> None:
         """Upload a local file; the object appears whole or not at all.
 
         pyarrow completes an upload also when it drops a stream that failed, so what takes several requests goes to

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, TypedDict
 
 import pyarrow as pa
 
+if TYPE_CHECKING:
+    from datasets import Features
+    from datasets.features.features import FeatureType
 
-def sample_features(extra: dict[str, Any] | None = None) -> Any:
+
+def sample_features(extra: Mapping[str, FeatureType] | None = None) -> Features:
     """Return the `datasets.Features` of a sample.
 
     Args:
@@ -33,7 +38,7 @@ def sample_features(extra: dict[str, Any] | None = None) -> Any:
     )
 
 
-def curated_features() -> Any:
+def curated_features() -> Features:
     """Return the features of a curated sample: the seeds that retrieved it, best first, and the JSON it came with."""
     from datasets import List, Value
 
@@ -46,7 +51,7 @@ def curated_features() -> Any:
     )
 
 
-def arrow_schema(features: Any) -> pa.Schema:
+def arrow_schema(features: Features) -> pa.Schema:
     """Return the Arrow schema with the Hugging Face metadata that types the Image column."""
     return features.arrow_schema
 
@@ -78,6 +83,28 @@ to it, component: id of the component's representative, tightness: lowest simila
 seed_ids, similarities: the seeds that retrieved it, best first. cluster: cell it was drawn from.
 leaked_reference: uri of the reference at the end of the chain; leak_path: uri of the pool image between, if any.
 """
+
+
+class LedgerRow(TypedDict):
+    """A row of LEDGER."""
+
+    uri: str
+    id: str | None
+    sha256: str | None
+    role: str
+    status: str
+    stage: str
+    reason: str
+    representative: str | None
+    similarity: float | None
+    component: str | None
+    tightness: float | None
+    seed_ids: list[str]
+    similarities: list[float]
+    cluster: int | None
+    leaked_reference: str | None
+    leak_path: str | None
+
 
 DEAD_LETTER = pa.schema(
     [

@@ -14,8 +14,8 @@ import os
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator
-from typing import Any, BinaryIO, TypeVar, cast
+from collections.abc import Callable, Iterator, Sequence
+from typing import BinaryIO, TypeVar, cast
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
@@ -179,7 +179,7 @@ def names(url: str) -> list[str]:
     """Return the sorted names of the entries of a folder; empty when there is no such folder."""
     fs, path = filesystem(url)
     try:
-        entries: list[Any] = (
+        entries: Sequence[object] = (
             fs.ls(path, detail=False, refresh=True) if not isinstance(fs, LocalFileSystem) else os.listdir(path)
         )
     except (FileNotFoundError, NotADirectoryError):

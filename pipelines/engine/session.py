@@ -8,7 +8,7 @@ import datetime
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Generic, TypeVar, cast
+from typing import TYPE_CHECKING, Generic, TypeVar, cast
 
 from pydantic import BaseModel
 from rich.console import Console
@@ -28,6 +28,9 @@ from granary.curation.store import storage
 from granary.pipelines.engine.progress import Progress
 from granary.pipelines.engine.recipe import dump_recipe
 from granary.pipelines.engine.units import Engine, Runner
+
+if TYPE_CHECKING:
+    from datasets import Features
 
 R = TypeVar("R", bound=RunRecipe)
 Subject = tuple[str, Callable[[R], object]]  # noun and function of a recipe: what a directory holds one run of
@@ -90,8 +93,8 @@ class Session(Generic[R]):
 
     def finish(
         self,
-        features: Mapping[str, Any],
-        facts: Mapping[str, Any],
+        features: Mapping[str, Features],
+        facts: Mapping[str, object],
         shards: Mapping[str, Sequence[Marker]],
         card: About,
         limits: DecodeLimits | None = None,
@@ -132,7 +135,7 @@ class Session(Generic[R]):
             storage.write_bytes(self.run.path("run.json"), json.dumps(whole, indent=2).encode())
         return whole
 
-    def _write_card(self, facts: Facts, features: Mapping[str, Any], limits: DecodeLimits) -> None:
+    def _write_card(self, facts: Facts, features: Mapping[str, Features], limits: DecodeLimits) -> None:
         """Write README.md and its contact sheet beside the shards; what the user wrote into the card stays."""
         run = self.run
         shards = [name for name in storage.names(run.path("dataset", "data")) if name.endswith(".parquet")]
