@@ -1,21 +1,31 @@
-"""Read annotations as JSON from people one does not know: every field checked, what is wrong noted, the rest kept."""
+"""Read annotations as JSON of unknown origin: every field is checked, what is wrong is noted, the rest is kept."""
 
 from __future__ import annotations
 
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TypedDict, TypeVar
 
 from granary.curation.dense.texts import cleaned
-from granary.curation.dense.tree import Annotation, Box, InvalidAnnotation, Mask, Problem
+from granary.curation.dense.tree import Box, InvalidAnnotation, Mask, Problem
 
 MAX_COORDINATE = 1 << 30
+JsonObject = Mapping[str, object]  # as it came: nothing is known of the values
+T = TypeVar("T")
 UNNAMEABLE = re.compile("[\0\ud800-\udfff]")  # what no file name written as text holds
 
 
-def load(data: bytes | str, problems: list[Problem]) -> dict[str, Any]:
+class Generated(TypedDict):
+    """The texts that came with an annotation, as fields of an `Annotation`."""
+
+    summaries: dict[str, list[str]]
+    negatives: dict[str, dict[str, list[str]]]
+    scores: dict[str, dict[str, float]]
+
+
+def load(data: bytes | str, problems: list[Problem]) -> JsonObject:
     """Return a JSON object; of a key that stands in an object twice the first value counts.
 
     Args:
@@ -23,25 +33,11 @@ def load(data: bytes | str, problems: list[Problem]) -> dict[str, Any]:
         problems: gets the keys that were there twice.
 
     Raises:
-        InvalidAnnotation: it is no JSON object.
+        InvalidAnnotation: it is not a JSON object.
     """
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) < len(pairs):
-            found = dict(reversed(pairs))
-            seen: set[str] = set()
-            for key, _ in pairs:
-                if key in seen:
-                    message = "the key stands twice in one object; the first value was kept"
-                    problems.append(Problem(cleaned(key), "DuplicateKey", message))
-                seen.add(key)
-            found = {key: found[key] for key, _ in pairs}
-        return found
-
     try:
         text = data.decode("utf-8-sig") if isinstance(data, bytes) else data
-        record = json.loads(text, object_pairs_hook=unique)
+        record = json.loads(text, object_pairs_hook=lambda pairs: _unique(pairs, problems))
     except (ValueError, RecursionError) as error:
         raise InvalidAnnotation("InvalidJson", str(error)[:200]) from error
     if not isinstance(record, dict):
@@ -49,7 +45,28 @@ def load(data: bytes | str, problems: list[Problem]) -> dict[str, Any]:
     return record
 
 
-def image_name(record: Mapping[str, Any], name: str = "image") -> str:
+def _unique(pairs: list[tuple[str, object]], problems: list[Problem]) -> JsonObject:
+    """Return an object of its keys and values; a key that is there again is noted, its first value counts."""
+    values = dict(pairs)
+    if len(values) == len(pairs):  # as nearly always
+        return values
+    values.clear()
+    for key, value in pairs:
+        if key in values:
+            message = "the key stands twice in one object; the first value was kept"
+            problems.append(Problem(cleaned(key), "DuplicateKey", message))
+        values.setdefault(key, value)
+    return values
+
+
+def json_object(value: object) -> JsonObject:
+    """Return a value that must be a JSON object; raises ValueError when it is something else."""
+    if not isinstance(value, Mapping):
+        raise ValueError(f"a JSON object was expected, not a {type(value).__name__}")
+    return value
+
+
+def image_name(record: JsonObject, name: str = "image") -> str:
     """Return the file name of the picture; raises InvalidAnnotation when there is none."""
     value = record.get(name)
     if not isinstance(value, str) or not value.strip() or UNNAMEABLE.search(value):
@@ -57,7 +74,7 @@ def image_name(record: Mapping[str, Any], name: str = "image") -> str:
     return value
 
 
-def text(record: Mapping[str, Any], name: str, problems: list[Problem], part: str = "") -> str:
+def text(record: JsonObject, name: str, problems: list[Problem], part: str = "") -> str:
     """Return a text, cleaned; "" where it is missing, and where it is no text, which is noted."""
     value = record.get(name)
     if value is None or isinstance(value, str):
@@ -66,7 +83,7 @@ def text(record: Mapping[str, Any], name: str, problems: list[Problem], part: st
     return ""
 
 
-def integer(value: Any) -> int:
+def integer(value: object) -> int:
     """Return a number written as a number or in quotes; raises ValueError when it is no whole one."""
     if isinstance(value, str):
         value = int(value)
@@ -77,25 +94,27 @@ def integer(value: Any) -> int:
     return int(value)
 
 
-def box(value: Any) -> Box:
+def box(value: object) -> Box:
     """Return x0, y0, x1, y1 of {topLeft, bottomRight}, [[x0, y0], [x1, y1]] or [x0, y0, x1, y1].
 
-    The second corner is exclusive. Raises ValueError.
+    The second corner is exclusive. Raises ValueError when it is something else.
     """
     try:
-        if isinstance(value, Mapping):
-            corners = [value[name][axis] for name in ("topLeft", "bottomRight") for axis in "xy"]
-        elif len(value) == 2:
-            corners = [*value[0], *value[1]]
-        else:
-            corners = list(value)
-        x0, y0, x1, y1 = (integer(corner) for corner in corners)
+        x0, y0, x1, y1 = (integer(number) for number in _corners(value))
     except (KeyError, TypeError, IndexError) as error:
         raise ValueError("the bounds are not two corners") from error
     return x0, y0, x1, y1
 
 
-def key(value: Any) -> str:
+def _corners(value: object) -> Iterable[object]:
+    if isinstance(value, Mapping):
+        return [value[name][axis] for name in ("topLeft", "bottomRight") for axis in "xy"]
+    if not isinstance(value, list):
+        raise TypeError
+    return [*value[0], *value[1]] if len(value) == 2 else value
+
+
+def key(value: object) -> str:
     """Return the key of a mask, given as number or text; -1 and nothing are ""."""
     if value is None or value == "" or (isinstance(value, str) and value.strip() == "-1"):
         return ""
@@ -105,19 +124,19 @@ def key(value: Any) -> str:
     return "" if number < 0 else str(number)
 
 
-def masks_of(found: Iterable[tuple[str, Any]], read: Any, problems: list[Problem]) -> dict[str, Mask]:
+def masks_of(
+    listed: Iterable[tuple[str, T]], read: Callable[[str, T, list[Problem]], Mask], problems: list[Problem]
+) -> dict[str, Mask]:
     """Read the masks of an annotation; one that cannot be read is noted and left out.
 
     Args:
-        found: name and record of each, in file order.
+        listed: name and record of each, in file order.
         read: (name, record, problems) -> Mask; raises ValueError.
         problems: gets what was lost.
     """
     masks: dict[str, Mask] = {}
-    for name, record in found:
+    for name, record in listed:
         try:
-            if not isinstance(record, Mapping):
-                raise ValueError(f"a JSON object was expected, not a {type(record).__name__}")
             mask = read(name, record, problems)
             if not mask.key:
                 raise ValueError("the mask has no key")
@@ -130,29 +149,32 @@ def masks_of(found: Iterable[tuple[str, Any]], read: Any, problems: list[Problem
     return masks
 
 
-def generated(record: Mapping[str, Any], problems: list[Problem]) -> dict[str, Any]:
+def numbered(value: object, name: str, problems: list[Problem]) -> list[tuple[str, object]]:
+    """Return the records of a list of masks, each named by its place; what is not a list is noted."""
+    if value and not isinstance(value, list):
+        problems.append(Problem(name, "InvalidMask", "a list was expected; all masks are lost"))
+    return [(str(place), record) for place, record in enumerate(value if isinstance(value, list) else [])]
+
+
+def generated(record: JsonObject, problems: list[Problem]) -> Generated:
     """Return the fields `summaries`, `negatives` and `scores` of sDCI's `complete/`, as `Annotation` has them."""
-    logits = "clip_scores" if "clip_scores" in record else "scores"
-    return {
-        "summaries": {
-            entry: texts(value, f"summaries/{entry}", problems)
-            for entry, value in _mapping(record.get("summaries"), "summaries", problems)
-        },
-        "negatives": {
-            entry: {
-                kind: texts(value, f"negatives/{entry}/{kind}", problems)
-                for kind, value in _mapping(kinds, f"negatives/{entry}", problems)
-            }
-            for entry, kinds in _mapping(record.get("negatives"), "negatives", problems)
-        },
-        "scores": {
-            entry: scores(value, f"scores/{entry}", problems)
-            for entry, value in _mapping(record.get(logits), "scores", problems)
-        },
+    summaries = {
+        entry: texts(value, f"summaries/{entry}", problems)
+        for entry, value in _mapping(record.get("summaries"), "summaries", problems)
     }
+    negatives = {
+        entry: {
+            kind: texts(value, f"negatives/{entry}/{kind}", problems)
+            for kind, value in _mapping(kinds, f"negatives/{entry}", problems)
+        }
+        for entry, kinds in _mapping(record.get("negatives"), "negatives", problems)
+    }
+    logits = record.get("clip_scores" if "clip_scores" in record else "scores")
+    named = {entry: scores(value, f"scores/{entry}", problems) for entry, value in _mapping(logits, "scores", problems)}
+    return {"summaries": summaries, "negatives": negatives, "scores": named}
 
 
-def _mapping(value: Any, part: str, problems: list[Problem]) -> Iterator[tuple[str, Any]]:
+def _mapping(value: object, part: str, problems: list[Problem]) -> Iterator[tuple[str, object]]:
     """Yield the fields of an object, their names cleaned; what is no object is noted."""
     if isinstance(value, Mapping):
         yield from ((cleaned(name), field) for name, field in value.items())
@@ -160,30 +182,25 @@ def _mapping(value: Any, part: str, problems: list[Problem]) -> Iterator[tuple[s
         problems.append(Problem(part, "InvalidText", "a JSON object was expected; its texts are lost"))
 
 
-def texts(value: Any, part: str, problems: list[Problem]) -> list[str]:
+def texts(value: object, part: str, problems: list[Problem]) -> list[str]:
     """Return a text or a list of texts as a list of cleaned ones; empty ones and what is no text are noted."""
-    found = []
+    kept = []
     for number, entry in enumerate(value if isinstance(value, list) else [value]):
         clean = cleaned(entry) if isinstance(entry, str) else ""
         if clean:
-            found.append(clean)
+            kept.append(clean)
         else:
             error = "EmptyText" if isinstance(entry, str) else "InvalidText"
             problems.append(Problem(f"{part}/{number}", error, "nothing is said here"))
-    return found
+    return kept
 
 
-def scores(value: Any, part: str, problems: list[Problem]) -> dict[str, float]:
+def scores(value: object, part: str, problems: list[Problem]) -> dict[str, float]:
     """Return logits by name; what is no number is noted."""
-    found = {}
+    logits = {}
     for name, score in value.items() if isinstance(value, Mapping) else [("", value)]:
         if isinstance(score, int | float) and not isinstance(score, bool) and math.isfinite(score):
-            found[name] = float(score)
+            logits[name] = float(score)
         else:
             problems.append(Problem(f"{part}/{name}", "InvalidScore", "the score is no number"))
-    return found
-
-
-def annotation(record: Mapping[str, Any], problems: list[Problem], **fields: Any) -> Annotation:
-    """Return an annotation of what a reader found and the generated texts of the record."""
-    return Annotation(**{**generated(record, problems), **fields}, problems=problems)
+    return logits

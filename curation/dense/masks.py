@@ -8,7 +8,6 @@ import io
 import struct
 import zlib
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +18,7 @@ from granary.curation.dense.polygons import rasterised
 from granary.curation.dense.recipe import MaskForm
 from granary.curation.dense.rle import Lengths
 from granary.curation.dense.schema import MaskRow, StoredPixels
-from granary.curation.dense.tree import Box, Mask, Problem
+from granary.curation.dense.tree import Box, Mask, Png, Polygons, Problem, RunLengths
 
 BLOCKS = 8  # of 16 MiB at most: Pillow reuses them for the next picture, which halves what decoding one costs
 Image.core.set_blocks_max(BLOCKS)
@@ -39,7 +38,7 @@ def decode_pixels(mask: Mask, width: int, height: int, relative: bool = False) -
     Raises:
         ValueError: it has no pixels that can be read, none at all, or another size than the image.
     """
-    if not mask.pixels:
+    if mask.pixels is None:
         box = _clipped(mask.box, width, height, relative)
         return dataclasses.replace(mask, box=box, area=(box[2] - box[0]) * (box[3] - box[1])), []
     lengths = _decoded(mask.pixels, width, height)
@@ -48,11 +47,11 @@ def decode_pixels(mask: Mask, width: int, height: int, relative: bool = False) -
         raise ValueError("the mask is empty")
     stated = [("bounds", mask.box, bounds), ("area", mask.area, area)]
     problems = [
-        Problem(mask.key, "MaskStatement", f"{what} is stated as {said}; the pixels have {found}, which is used")
-        for what, said, found in stated
-        if said is not None and said != found
+        Problem(mask.key, "MaskStatement", f"{name} is stated as {value}; the pixels have {actual}, which is used")
+        for name, value, actual in stated
+        if value is not None and value != actual
     ]
-    return dataclasses.replace(mask, pixels={}, box=bounds, area=area, lengths=lengths), problems
+    return dataclasses.replace(mask, pixels=None, box=bounds, area=area, lengths=lengths), problems
 
 
 def _clipped(box: Box | None, width: int, height: int, relative: bool) -> Box:
@@ -61,19 +60,19 @@ def _clipped(box: Box | None, width: int, height: int, relative: bool) -> Box:
     x0, y0, x1, y1 = box
     if relative:  # cells of a thousandth: the pixels they touch
         x0, y0, x1, y1 = x0 * width // 1000, y0 * height // 1000, -(-x1 * width // 1000), -(-y1 * height // 1000)
-    found = max(0, x0), max(0, y0), min(width, x1), min(height, y1)
-    if found[0] >= found[2] or found[1] >= found[3]:
+    clipped = max(0, x0), max(0, y0), min(width, x1), min(height, y1)
+    if clipped[0] >= clipped[2] or clipped[1] >= clipped[3]:
         raise ValueError(f"the box {list(box)} holds no pixel of an image of {width} x {height}")
-    return found
+    return clipped
 
 
-def _decoded(pixels: Any, width: int, height: int) -> Lengths:
+def _decoded(pixels: Png | RunLengths | Polygons, width: int, height: int) -> Lengths:
     """Return the run lengths of a mask, none of them zero but the first."""
-    if "png" in pixels:
-        return rle.packed_runs(_packed(pixels["png"], width, height), height, width)
-    if "polygons" in pixels:
-        return rasterised(pixels["polygons"], height, width)
-    lengths, tall, wide = rle.read(pixels)
+    if isinstance(pixels, Png):
+        return rle.packed_runs(_packed(pixels.data, width, height), height, width)
+    if isinstance(pixels, Polygons):
+        return rasterised(pixels.outlines, height, width)
+    lengths, tall, wide = rle.read(pixels.code)
     _check_size(wide, tall, width, height)
     return rle.between(np.cumsum(lengths[:-1]), height * width)
 
@@ -83,11 +82,13 @@ def _check_size(wide: int, tall: int, width: int, height: int) -> None:
         raise ValueError(f"the mask is {wide} x {tall}, the image {width} x {height}")
 
 
-def _packed(text: Any, width: int, height: int) -> NDArray[np.uint8]:
+def _packed(text: object, width: int, height: int) -> NDArray[np.uint8]:
     """Decode base64 of a PNG of any mode to eight pixels a byte; what is not black is set."""
+    if not isinstance(text, str):
+        raise ValueError(f"the mask is not base64 but a {type(text).__name__}")
     try:
         data = base64.b64decode(text.partition(",")[2] if text.startswith("data:") else text, validate=True)
-    except (ValueError, AttributeError) as error:
+    except ValueError as error:
         raise ValueError(f"the mask is not base64: {error}") from error
     rows = _bilevel(data, width, height)
     if rows is not None:
@@ -128,7 +129,7 @@ def _header(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n\0\0\0\r" + header + struct.pack(">I", zlib.crc32(header))
 
 
-def _set(image: Image.Image) -> Any:
+def _set(image: Image.Image) -> NDArray[np.bool_]:
     """Return (h, w) bool, where a picture is not black; alpha does not count."""
     mode = {"LA": "L", "RGBA": "RGB"}.get(image.mode, image.mode)
     values = np.asarray(image.convert("RGB") if mode == "P" else image.convert(mode) if mode != image.mode else image)

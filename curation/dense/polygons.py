@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +13,7 @@ FINER = 5  # COCO draws the outline on a grid five times as fine
 MOST_POLYGONS, MOST_POINTS, MOST_PIXELS = 10_000, 100_000, 10_000_000  # of an outline; more is no annotation
 
 
-def rasterised(polygons: Any, height: int, width: int) -> Lengths:
+def rasterised(polygons: object, height: int, width: int) -> Lengths:
     """Return the run lengths of the union of polygons.
 
     Args:

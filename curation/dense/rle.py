@@ -6,7 +6,7 @@ groups of five bits, least first; bit 32 says that more follow and 48 makes a pr
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -95,7 +95,7 @@ def decompress(text: str) -> Lengths:
     return numbers
 
 
-def read(segmentation: dict[str, Any]) -> tuple[Lengths, int, int]:
+def read(segmentation: Mapping[str, object]) -> tuple[Lengths, int, int]:
     """Read {"size": [height, width], "counts": text or list of numbers}.
 
     Returns:
@@ -105,8 +105,10 @@ def read(segmentation: dict[str, Any]) -> tuple[Lengths, int, int]:
         ValueError: it is no run-length code, or its runs do not fill the mask.
     """
     try:
-        height, width = (int(side) for side in segmentation["size"])
-        counts = segmentation["counts"]
+        size, counts = segmentation["size"], segmentation["counts"]
+        if not isinstance(size, list | tuple):
+            raise TypeError(f"size is a {type(size).__name__}")
+        height, width = (int(side) for side in size)
         lengths = decompress(counts) if isinstance(counts, str) else np.asarray(counts, np.int64).reshape(-1)
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"the run-length code has no right size or counts: {error}") from error

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from granary.curation.dense.rle import Lengths
 
@@ -31,6 +30,27 @@ class Problem:
 
 
 @dataclass(frozen=True)
+class Png:
+    """The pixels of a mask as a picture, unread. data: base64 of a PNG of the size of the image, or its data URL."""
+
+    data: object = field(repr=False)
+
+
+@dataclass(frozen=True)
+class RunLengths:
+    """The pixels of a mask in COCO's code, unread. code: {"size": [height, width], "counts": text or numbers}."""
+
+    code: Mapping[str, object] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Polygons:
+    """The pixels of a mask as outlines, unread. outlines: a list of [x, y, x, y, ...]."""
+
+    outlines: object = field(repr=False)
+
+
+@dataclass(frozen=True)
 class Mask:
     """A region of the image and what is said of it.
 
@@ -41,7 +61,7 @@ class Mask:
         label: short name; may be "".
         caption: description; may be "".
         quality: GOOD, DULL or UNUSABLE.
-        pixels: as it came: {"png": base64}, {"size", "counts"}, {"polygons"}, or {} where there is only a box.
+        pixels: as they came, nothing in them checked; None where there is only a box, and once they are decoded.
         box: bounds of the pixels; as stated until the pixels are decoded.
         area: number of pixels; as stated until they are decoded.
         lengths: the pixels as run lengths, once decoded; None for a box.
@@ -54,7 +74,7 @@ class Mask:
     label: str = ""
     caption: str = ""
     quality: int = GOOD
-    pixels: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    pixels: Png | RunLengths | Polygons | None = field(default=None, repr=False)
     box: Box | None = None
     area: int | None = None
     lengths: Lengths | None = field(default=None, repr=False, compare=False)

@@ -15,7 +15,6 @@ from typing import Literal, NamedTuple
 from rich.console import Console
 
 from granary.curation.dense import facts as said
-from granary.curation.dense.llm import model_files
 from granary.curation.dense.packing import Counter
 from granary.curation.dense.readers.lines import ENDINGS
 from granary.curation.dense.recipe import PackRecipe
@@ -26,7 +25,6 @@ from granary.curation.dense.steps.pairs import CutPairs
 from granary.curation.dense.steps.records import Group, ListRecords
 from granary.curation.dense.steps.shards import PackImages
 from granary.curation.dense.steps.texts import WriteTexts
-from granary.curation.encoders.inference import fingerprint
 from granary.curation.errors import UserError
 from granary.curation.report.page import write_page
 from granary.curation.runs.facts import Facts, read_facts, read_recipe
@@ -261,8 +259,16 @@ def prepared(recipe: PackRecipe) -> tuple[PackRecipe, dict[str, list[Source]], F
             "writer": recipe.writer.model_copy(update={"model": model}),
         }
     )
-    fingerprints = Fingerprints(counter.fingerprint, fingerprint(model_files(model)) if model else "")
+    fingerprints = Fingerprints(counter.fingerprint, _model_fingerprint(model) if model else "")
     return settled, sources, fingerprints, counter.unit, counter.budget
+
+
+def _model_fingerprint(folder: str) -> str:
+    """Return the digest of a language model; only a run that uses one imports what loads it."""
+    from granary.curation.dense.language_model import model_files
+    from granary.curation.encoders.inference import fingerprint
+
+    return fingerprint(model_files(folder))
 
 
 def _placed(field: str, path: str) -> str:

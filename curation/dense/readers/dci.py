@@ -9,11 +9,10 @@ no entry; such names are dropped.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 from granary.curation.dense import fields
 from granary.curation.dense.readers.record import Record
-from granary.curation.dense.tree import UNUSABLE, Annotation, Mask, Problem
+from granary.curation.dense.tree import UNUSABLE, Annotation, Mask, Png, Problem
 from granary.curation.sources import Source, listing
 
 
@@ -29,22 +28,23 @@ def parse(data: bytes | str, name: str) -> Annotation:
     """Read one annotation file; raises InvalidAnnotation."""
     problems: list[Problem] = []
     record = fields.load(data, problems)
-    found = record.get("mask_data")
-    if found is not None and not isinstance(found, Mapping):
+    masks = record.get("mask_data")
+    if masks is not None and not isinstance(masks, Mapping):
         problems.append(Problem("mask_data", "InvalidMask", "a JSON object was expected; all masks are lost"))
-        found = None
-    return fields.annotation(
-        record,
-        problems,
+        masks = None
+    return Annotation(
         file=name,
         image=fields.image_name(record),
-        masks=fields.masks_of((found or {}).items(), _mask, problems),
+        masks=fields.masks_of((masks or {}).items(), _mask, problems),
         short_caption=fields.text(record, "short_caption", problems),
         extra_caption=fields.text(record, "extra_caption", problems),
+        **fields.generated(record, problems),
+        problems=problems,
     )
 
 
-def _mask(name: str, entry: Mapping[str, Any], problems: list[Problem]) -> Mask:
+def _mask(name: str, value: object, problems: list[Problem]) -> Mask:
+    entry = fields.json_object(value)
     if not isinstance(entry.get("outer_mask"), str):
         raise ValueError("the mask has no outer_mask")
     children = entry.get("requirements") or []
@@ -58,7 +58,7 @@ def _mask(name: str, entry: Mapping[str, Any], problems: list[Problem]) -> Mask:
         label=fields.text(entry, "label", problems, name),
         caption=fields.text(entry, "caption", problems, name),
         quality=min(max(fields.integer(entry.get("mask_quality") or 0), 0), UNUSABLE),
-        pixels={"png": entry["outer_mask"]},
+        pixels=Png(entry["outer_mask"]),
         box=None if bounds is None else fields.box(bounds),
         area=None if area is None else fields.integer(area),
     )

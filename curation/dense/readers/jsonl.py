@@ -18,11 +18,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from granary.curation.dense import fields
+from granary.curation.dense.fields import JsonObject
 from granary.curation.dense.readers import lines
-from granary.curation.dense.tree import UNUSABLE, Annotation, Mask, Problem
+from granary.curation.dense.tree import UNUSABLE, Annotation, Mask, Png, Problem, RunLengths
 
 TOP = frozenset(
     ["image", "split", "caption", "short_caption", "extra_caption", "masks", "summaries", "negatives", "scores"]
@@ -36,52 +36,54 @@ def parse(data: bytes | str, name: str) -> Annotation:
     problems: list[Problem] = []
     record = fields.load(data, problems)
     _unknown(record, TOP, "", problems)
-    found = record.get("masks") or []
-    if not isinstance(found, list):
-        problems.append(Problem("masks", "InvalidMask", "a list was expected; all masks are lost"))
-        found = []
+    masks = fields.numbered(record.get("masks"), "masks", problems)
     captions = [fields.text(record, field, problems) for field in ("extra_caption", "caption")]
-    return fields.annotation(
-        record,
-        problems,
+    return Annotation(
         file=name,
         image=fields.image_name(record),
         split=fields.text(record, "split", problems),
-        masks=fields.masks_of(((_name(place, mask), mask) for place, mask in enumerate(found)), _mask, problems),
+        masks=fields.masks_of(((_name(place, mask), mask) for place, mask in masks), _mask, problems),
         short_caption=fields.text(record, "short_caption", problems),
         extra_caption="\n".join(filter(None, captions)),
+        **fields.generated(record, problems),
+        problems=problems,
     )
 
 
-def _name(place: int, entry: Any) -> str:
+def _name(place: str, value: object) -> str:
     """Return what a mask is called before it is read: its key where it has one, else its place."""
-    key = entry.get("key", place) if isinstance(entry, Mapping) else place
-    return str(key)
+    return str(value.get("key", place)) if isinstance(value, Mapping) else place
 
 
-def _mask(name: str, entry: Mapping[str, Any], problems: list[Problem]) -> Mask:
-    key = fields.key(name)
+def _mask(name: str, value: object, problems: list[Problem]) -> Mask:
+    entry, key = fields.json_object(value), fields.key(name)
     if not key:
         raise ValueError("the key of the mask is empty")
     _unknown(entry, MASK, key, problems)
-    forms = [form for form in ("rle", "png") if entry.get(form) is not None]
-    if len(forms) > 1 or (not forms and entry.get("box") is None):
-        raise ValueError("give one of rle and png, or a box")
-    pixels = {} if not forms else {"png": entry["png"]} if forms == ["png"] else entry["rle"]
-    if not isinstance(pixels, Mapping):
-        raise ValueError("rle is no JSON object")
     return Mask(
         key=key,
         parent=fields.key(entry.get("parent")),
         label=fields.text(entry, "label", problems, key),
         caption=fields.text(entry, "caption", problems, key),
         quality=min(max(fields.integer(entry.get("quality") or 0), 0), UNUSABLE),
-        pixels=pixels,
+        pixels=_pixels(entry),
         box=None if entry.get("box") is None else fields.box(entry["box"]),
     )
 
 
-def _unknown(record: Mapping[str, Any], known: frozenset[str], part: str, problems: list[Problem]) -> None:
+def _pixels(entry: JsonObject) -> Png | RunLengths | None:
+    """Return the pixels of a mask; None where it is a box."""
+    code, png = entry.get("rle"), entry.get("png")
+    if (code is not None and png is not None) or (code is None and png is None and entry.get("box") is None):
+        raise ValueError("give one of rle and png, or a box")
+    if png is not None:
+        return Png(png)
+    if code is not None and not isinstance(code, Mapping):
+        raise ValueError("rle is no JSON object")
+    return RunLengths(code) if code else None
+
+
+def _unknown(record: JsonObject, known: frozenset[str], part: str, problems: list[Problem]) -> None:
     for name in sorted(record.keys() - known):
         where = f"{part}/{name}" if part else name
         problems.append(

@@ -11,17 +11,58 @@ where the mouse was while it was spoken. Such a box is rough; it says where the 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple, TypedDict, cast
 
 from granary.curation.dense import fields
+from granary.curation.dense.fields import JsonObject
 from granary.curation.dense.packing import sentences
 from granary.curation.dense.readers import lines
 from granary.curation.dense.texts import words
-from granary.curation.dense.tree import Annotation, Box, InvalidAnnotation, Mask, Problem
+from granary.curation.dense.tree import Annotation, InvalidAnnotation, Mask, Problem
 
 CELLS = 1000
 records = lines.records
+
+
+class TimedCaption(TypedDict):
+    """Words of a narrative, and the seconds in which they were spoken."""
+
+    caption: str
+    start_time: float
+    end_time: float
+
+
+class TracePoint(TypedDict):
+    """Where the mouse was, as shares of width and height, and when, in seconds."""
+
+    x: float
+    y: float
+    t: float
+
+
+class Narrative(TypedDict, total=False):
+    """What a localized narrative holds when it is right; of which nobody has made sure."""
+
+    timed_caption: list[TimedCaption]
+    traces: list[list[TracePoint]]
+
+
+class Moment(NamedTuple):
+    """A place of the mouse at a time."""
+
+    t: float
+    x: float
+    y: float
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """A sentence, and where the mouse was while it was spoken."""
+
+    text: str
+    moments: list[Moment]
 
 
 def parse(data: bytes | str, name: str) -> Annotation:
@@ -29,37 +70,29 @@ def parse(data: bytes | str, name: str) -> Annotation:
     problems: list[Problem] = []
     record = fields.load(data, problems)
     if "image_key" in record:
-        masks = fields.masks_of(_listed(record, "objects", problems), _object, problems)
+        masks = fields.masks_of(fields.numbered(record.get("objects"), "objects", problems), _object, problems)
         image, caption = "image_key", "description"
     elif "image_id" in record:
         masks = fields.masks_of(_spoken(record, problems), _sentence, problems)
         image, caption = "image_id", "caption"
     else:
         raise InvalidAnnotation("NoImageName", "neither 'image_key' nor 'image_id' is there")
-    return fields.annotation(
-        {},
-        problems,
+    return Annotation(
         file=name,
         image=fields.image_name(record, image),
         masks=masks,
         relative=True,
         extra_caption=fields.text(record, caption, problems),
+        problems=problems,
     )
 
 
-def _listed(record: Mapping[str, Any], name: str, problems: list[Problem]) -> Iterator[tuple[str, Any]]:
-    found = record.get(name) or []
-    if not isinstance(found, list):
-        problems.append(Problem(name, "InvalidMask", "a list was expected; all of it is lost"))
-        found = []
-    return ((str(place), entry) for place, entry in enumerate(found))
-
-
-def _object(place: str, entry: Mapping[str, Any], problems: list[Problem]) -> Mask:
-    try:
-        y0, x0, y1, x1 = (fields.integer(value) for value in entry["box_yxyx_999"])
-    except (KeyError, TypeError) as error:
-        raise ValueError("the region has no box of four numbers") from error
+def _object(place: str, value: object, problems: list[Problem]) -> Mask:
+    entry = fields.json_object(value)
+    corners = entry.get("box_yxyx_999")
+    if not isinstance(corners, list):
+        raise ValueError("the region has no box of four numbers")
+    y0, x0, y1, x1 = (fields.integer(number) for number in corners)
     return Mask(
         key=place,
         label=fields.text(entry, "label", problems, place),
@@ -68,39 +101,51 @@ def _object(place: str, entry: Mapping[str, Any], problems: list[Problem]) -> Ma
     )
 
 
-def _spoken(record: Mapping[str, Any], problems: list[Problem]) -> Iterator[tuple[str, Any]]:
-    """Yield for each sentence its text and the mouse positions of the time in which it was spoken."""
+def _spoken(record: JsonObject, problems: list[Problem]) -> Iterator[tuple[str, Sentence]]:
+    """Yield the sentences of a narrative whose times are known, each named by its place."""
     caption = fields.text(record, "caption", [])
     try:
-        spoken = [
-            (float(timed["start_time"]), float(timed["end_time"]))
-            for timed in record.get("timed_caption") or []
-            for _ in range(max(1, words(str(timed["caption"]))))
-        ]  # the times of each word
-        points = [
-            (float(point["t"]), float(point["x"]), float(point["y"]))
-            for trace in record.get("traces") or []
-            for point in trace
-        ]
+        times, moments = _times(cast(Narrative, record)), _moments(cast(Narrative, record))
     except (KeyError, TypeError, ValueError):
         problems.append(Problem("traces", "InvalidMask", "the times or the traces cannot be read; all are lost"))
         return
-    said = 0
+    spoken = 0
     for place, (start, stop) in enumerate(sentences(caption)):
         count = words(caption[start:stop])
-        times = spoken[said : said + count]
-        said += count
-        if times and points:
-            inside = [(x, y) for t, x, y in points if times[0][0] <= t <= times[-1][1]]
-            yield str(place), {"text": caption[start:stop], "points": inside}
+        of_words = times[spoken : spoken + count]
+        spoken += count
+        if of_words and moments:
+            begin, end = of_words[0][0], of_words[-1][1]
+            yield str(place), Sentence(caption[start:stop], [at for at in moments if begin <= at.t <= end])
 
 
-def _sentence(place: str, entry: Mapping[str, Any], problems: list[Problem]) -> Mask:
-    if not entry["points"] or not all(math.isfinite(value) for point in entry["points"] for value in point):
+def _times(record: Narrative) -> list[tuple[float, float]]:
+    """Return begin and end of each word, in seconds."""
+    return [
+        (float(timed["start_time"]), float(timed["end_time"]))
+        for timed in record.get("timed_caption") or []
+        for _ in range(max(1, words(str(timed["caption"]))))
+    ]
+
+
+def _moments(record: Narrative) -> list[Moment]:
+    """Return the places of the mouse."""
+    return [
+        Moment(float(point["t"]), float(point["x"]), float(point["y"]))
+        for trace in record.get("traces") or []
+        for point in trace
+    ]
+
+
+def _sentence(place: str, sentence: Sentence, problems: list[Problem]) -> Mask:
+    moments = sentence.moments
+    if not moments or not all(math.isfinite(at.x) and math.isfinite(at.y) for at in moments):
         raise ValueError("the mouse was nowhere while the sentence was spoken")
-    return Mask(key=place, caption=entry["text"], box=_bounds(entry["points"]))
+    (x0, x1), (y0, y1) = _cells([at.x for at in moments]), _cells([at.y for at in moments])
+    return Mask(key=place, caption=sentence.text, box=(x0, y0, x1, y1))
 
 
-def _bounds(points: list[tuple[float, float]]) -> Box:
-    cells = [[min(max(int(value * CELLS), 0), CELLS - 1) for value in axis] for axis in zip(*points, strict=True)]
-    return min(cells[0]), min(cells[1]), max(cells[0]) + 1, max(cells[1]) + 1
+def _cells(shares: list[float]) -> tuple[int, int]:
+    """Return the first cell that shares of a side fall into, and the one behind the last."""
+    cells = [min(max(int(share * CELLS), 0), CELLS - 1) for share in shares]
+    return min(cells), max(cells) + 1

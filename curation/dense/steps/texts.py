@@ -82,7 +82,7 @@ def _engine(name: str, job: WriteTexts, counter: Counter) -> Engine:
         return Windows(counter, job.summaries.windows)
     if name == "rules":
         return Rules(counter, job.seed, job.negatives.per_image, job.negatives.per_mask)
-    from granary.curation.dense.llm import ModelWriter
+    from granary.curation.dense.writer import ModelWriter
 
     if job.writer is None:
         raise ValueError("the engine 'model' needs a writer")

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
 from granary.curation.dense import prompts
 from granary.curation.dense.engines import Entry, Given, Rules, Text, Windows, first_negatives, first_summaries, seed_of
-from granary.curation.dense.llm import Ask, Drawn, ModelWriter, model_files
+from granary.curation.dense.language_model import Ask, Drawn, model_files
 from granary.curation.dense.packing import Counter
 from granary.curation.dense.recipe import Negatives, Summaries, Writer
+from granary.curation.dense.writer import ModelWriter
 from granary.curation.errors import UserError
 
 BARN = Entry(
@@ -99,8 +99,11 @@ class Scripted:
         return answers.pop(0) if len(answers) > 1 else answers[0]
 
 
-def writer(script: Scripted, **options: Any) -> ModelWriter:
-    return ModelWriter(script, Counter(budget=77), "tiny", **{"alternates": False, **options})
+def writer(
+    script: Scripted, budget: int = 77, max_input: int = 2000, alternates: bool = False, per_image: int = 3
+) -> ModelWriter:
+    options, summaries = Writer(model="models/tiny", max_input=max_input), Summaries(alternates=alternates)
+    return ModelWriter(script, Counter(budget=budget), options, summaries, Negatives(per_image=per_image))
 
 
 def test_a_summary_is_asked_for_again_then_made_shorter() -> None:
@@ -129,7 +132,7 @@ def test_the_final_limit(answers: dict[str, list[str]], accepted: bool) -> None:
 
 
 def test_limits_follow_the_budget() -> None:
-    half = ModelWriter(Scripted(summary=[words(70)], shorter=[words(39)]), Counter(budget=38), "t", alternates=False)
+    half = writer(Scripted(summary=[words(70)], shorter=[words(39)]), budget=38)
     assert half.summaries([BARN]) == [[]]  # 70 is not below 140 * 38 / 77
     assert half.numbers["words"] == 32
 

@@ -20,7 +20,7 @@ from granary.curation.dense import crops, masks, rle
 from granary.curation.dense.masks import decode_pixels, pixels_of, stored
 from granary.curation.dense.readers import dci
 from granary.curation.dense.texts import cleaned, full_description, mask_description, mask_text
-from granary.curation.dense.tree import Annotation, Mask, descendants, link, without
+from granary.curation.dense.tree import Annotation, Mask, Png, descendants, link, without
 
 
 @pytest.fixture
@@ -104,7 +104,7 @@ def test_masks_of_any_mode_are_set_where_they_are_not_black(mode: str) -> None:
     )
     if mode == "I;16":
         picture = Image.fromarray(wanted.astype(np.uint16) * 3000)
-    found, _ = decode_pixels(Mask("0", pixels={"png": drawn.png64(picture)}), 50, 40)
+    found, _ = decode_pixels(Mask("0", pixels=Png(drawn.png64(picture))), 50, 40)
     assert found.lengths is not None
     held = stored(found, 50, 40, "rle")
     assert np.array_equal(pixels_of(held["size"], held["counts"], None), wanted)
@@ -114,7 +114,7 @@ def outcome(data: bytes, width: int, height: int) -> object:
     """Return the run lengths of a mask, or what is said of it."""
     text = base64.b64encode(data).decode()
     try:
-        return decode_pixels(Mask("0", pixels={"png": text}), width, height)[0].lengths.tolist()
+        return decode_pixels(Mask("0", pixels=Png(text)), width, height)[0].lengths.tolist()
     except ValueError as error:
         return str(error)
 
