@@ -25,8 +25,10 @@ from granary.pipelines.engine.units import Engine
 from granary.synth.pug import steps
 from granary.synth.pug.planning import Planned, check_assets, mesh_hashes, mesh_paths, missing_assets, planned
 from granary.synth.pug.recipe import RenderRecipe
+from granary.synth.pug.renderer.capture import Description
 from granary.synth.pug.renderer.connection import RenderError
-from granary.synth.pug.renderer.servers import close_pools
+from granary.synth.pug.renderer.pools import close_pools
+from granary.synth.pug.renderer.worker import Lost, Service
 from granary.synth.pug.report import write_report as write_report_of
 
 SHOWN = 5  # rows of a dry run
@@ -65,35 +67,35 @@ class Rendering(Stages):
 
     def run(self) -> None:
         """Render every row that has no picture yet."""
-        recipe, rows = self.work.recipe, len(self.work.plan)
-        self.serial("plan", steps.write_plan, [], **steps.plan_arguments(recipe, self.fingerprint, mesh_hashes(recipe)))
-        bounds = [(start, min(start + recipe.shards.rows, rows)) for start in range(0, rows, recipe.shards.rows)]
-        service = service_of(recipe, self.runner.engine)
-        units = [
-            {"shard": i, "start": start, "stop": stop, "row_group": recipe.shards.row_group, "service": service}
-            for i, (start, stop) in enumerate(bounds)
-        ]
-        weights = [stop - start for start, stop in bounds]
+        recipe = self.work.recipe
+        self.serial("plan", steps.write_plan, [], steps.FramePlan.of(recipe, self.fingerprint, mesh_hashes(recipe)))
+        jobs = self.shards()
+        weights = [job.stop - job.start for job in jobs]
         try:
-            self.parallel("shards", steps.render_shard, units, ["plan"], "frames", weights, target="dataset/data")
+            self.parallel("shards", steps.render_shard, jobs, ["plan"], "frames", weights, target="dataset/data")
         finally:
             close_pools()
         self.runner.remove_stages(lambda name: name == "frames")
-        lost = [list(marker.notes) for marker in self.markers["shards"]]
-        ledgers = [{"shard": i, "lost": rows} for i, rows in enumerate(lost)]
+        lost = [tuple(Lost(*note) for note in marker.notes) for marker in self.markers["shards"]]
+        ledgers = [steps.ShardLedger(shard, rows) for shard, rows in enumerate(lost)]
         self.parallel("ledger", steps.write_ledger, ledgers, ["shards"])
-        everything = list(itertools.chain.from_iterable(lost))
-        self.serial("dead-letter", steps.write_dead_letters, ["shards"], lost=everything)
+        everything = tuple(itertools.chain.from_iterable(lost))
+        self.serial("dead-letter", steps.write_dead_letters, ["shards"], steps.LostRows(everything))
+
+    def shards(self) -> list[steps.ShardRows]:
+        """Return the rows of each shard."""
+        options, rows = self.work.recipe.shards, len(self.work.plan)
+        service = service_of(self.work.recipe, self.runner.engine)
+        return [
+            steps.ShardRows(shard, start, min(start + options.rows, rows), options.row_group, service)
+            for shard, start in enumerate(range(0, rows, options.rows))
+        ]
 
 
-def service_of(recipe: RenderRecipe, engine: Engine) -> dict[str, Any]:
+def service_of(recipe: RenderRecipe, engine: Engine) -> Service:
     """Return how work units reach a renderer: nothing that decides a picture."""
-    return {
-        "renderer": recipe.renderer.model_dump(mode="json"),
-        "meshes": mesh_paths(recipe),
-        "workers": engine.threads if engine.local else 0,
-        "checkpoint": recipe.shards.checkpoint,
-    }
+    workers = engine.threads if engine.local else 0
+    return Service(recipe.renderer, mesh_paths(recipe), workers, recipe.shards.checkpoint)
 
 
 def render(
@@ -116,25 +118,25 @@ def render(
     work = planned(recipe)
     if dry_run:
         return _print_plan(work, engine)
-    said = described(work, engine)
-    check_assets(work, said["assets"])
+    description = described(work, engine)
+    check_assets(work, description.assets)
     session = Session.begin(work.recipe, kind="render", engine=engine, console=console)
-    fingerprint = digest(said["version"], work.recipe.renderer.kind)
+    fingerprint = digest(description.version, work.recipe.renderer.kind)
     rendering = Rendering(session.runner, work, fingerprint)
     with writable(recipe.out):
         rendering.run()
-    facts = _finish(session, rendering, said)
+    facts = _finish(session, rendering, description.version)
     with writable(recipe.out):
         write_report_of(session.run, facts, columns_of(work))
     session.print_table(facts, [("ledger", "ledger")])
     return facts
 
 
-def described(work: Planned, engine: Engine) -> dict[str, Any]:
+def described(work: Planned, engine: Engine) -> Description:
     """Return what the renderer says of itself, its version and its assets; raises UserError when there is none."""
     service = service_of(work.recipe, engine)
     try:
-        with steps.pool_for(work, service).lease() as renderer:
+        with service.pool(work).lease() as renderer:
             return renderer.describe()
     except RenderError as error:
         close_pools()
@@ -153,7 +155,7 @@ def _print_plan(work: Planned, engine: Engine) -> dict[str, int]:
         row = work.row(index)
         print(f"{index}  {row.id}  {row.split}  {json.dumps(row.values, ensure_ascii=False)}")
     if work.recipe.renderer.kind == "embedded":
-        missing = missing_assets(work, described(work, engine)["assets"])
+        missing = missing_assets(work, described(work, engine).assets)
         close_pools()
         for kind, names in missing.items():
             print(f"the embedded world lacks the {kind} {', '.join(names)}")
@@ -162,12 +164,12 @@ def _print_plan(work: Planned, engine: Engine) -> dict[str, int]:
     return {"rows": rows}
 
 
-def _finish(session: Session[RenderRecipe], rendering: Rendering, said: Mapping[str, Any]) -> Facts:
+def _finish(session: Session[RenderRecipe], rendering: Rendering, version: str) -> Facts:
     work, markers = rendering.work, rendering.markers
     kept, dead = (sum(marker.counters.get(status, 0) for marker in markers["ledger"]) for status in ("kept", "dead"))
     rows = len(work.plan)
     recipe = work.recipe
-    renderer = {"kind": recipe.renderer.kind, "version": said["version"]}
+    renderer = {"kind": recipe.renderer.kind, "version": version}
     return session.finish(
         features={"default": work.features()},
         facts={
@@ -218,5 +220,5 @@ def write_report(url: str) -> str:
 def columns_of(work: Planned) -> dict[str, tuple[str, ...]]:
     """Return for each factor the columns that it sets."""
     factors = {axis.name: axis.columns for axis in work.axes}
-    listed = [column for column in work.plan.columns if not any(column in own for own in factors.values())]
+    listed = [column for column in work.plan.columns if not any(column in columns for columns in factors.values())]
     return {**factors, **{column: (column,) for column in listed}}

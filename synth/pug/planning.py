@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 from granary.curation.errors import UserError
@@ -206,7 +206,7 @@ def mesh_hashes(recipe: RenderRecipe) -> dict[str, str]:
     return {name: hashlib.sha256(storage.read_bytes(path)).hexdigest() for name, path in paths.items()}
 
 
-def missing_assets(work: Planned, assets: Mapping[str, Any]) -> dict[str, list[str]]:
+def missing_assets(work: Planned, assets: Mapping[str, Collection[str]]) -> dict[str, list[str]]:
     """Return by kind the names the recipe shows that the renderer lacks; kinds it does not list are not judged."""
     wanted = named(work.parts(), work.recipe.scene)
     shown = work.recipe.assets
@@ -220,7 +220,7 @@ def missing_assets(work: Planned, assets: Mapping[str, Any]) -> dict[str, list[s
     return missing
 
 
-def check_assets(work: Planned, assets: Mapping[str, Any]) -> None:
+def check_assets(work: Planned, assets: Mapping[str, Collection[str]]) -> None:
     """Raise UserError with the list of names that the renderer lacks."""
     missing = missing_assets(work, assets)
     if missing:

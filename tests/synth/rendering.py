@@ -13,7 +13,8 @@ from granary.curation.runs.run import Run, Stage, Unit, close_stage, run_unit
 from granary.synth.pug import steps
 from granary.synth.pug.planning import Planned, mesh_paths, planned
 from granary.synth.pug.recipe import RenderRecipe
-from granary.synth.pug.renderer.servers import close_pools
+from granary.synth.pug.renderer.pools import close_pools
+from granary.synth.pug.renderer.worker import Service
 
 FACTORS: dict[str, Any] = {
     "world_name": ["Meadow", "Snow"],
@@ -79,17 +80,13 @@ def assert_shows(data: bytes, row: dict[str, Any]) -> None:
 def render(recipe: RenderRecipe, out: Path, rows: int = 1000, checkpoint: int = 4, row_group: int = 10) -> Result:
     """Render a recipe; the servers it started are stopped at the end."""
     run, work = Run(str(out)), planned(recipe)
-    plan = Stage("plan", steps.write_plan, [Unit(0, steps.plan_arguments(work.recipe, "test", {}))])
+    plan = Stage("plan", steps.write_plan, [Unit(0, steps.FramePlan.of(work.recipe, "test", {}))])
     run_unit(run, plan, plan.units[0])
     close_stage(run, plan)
-    service = {
-        **{"renderer": recipe.renderer.model_dump(mode="json"), "meshes": mesh_paths(recipe)},
-        **{"workers": 1, "checkpoint": checkpoint},
-    }
-    bounds = [(start, min(start + rows, len(work.plan))) for start in range(0, len(work.plan), rows)]
+    service = Service(recipe.renderer, mesh_paths(recipe), 1, checkpoint)
     units = [
-        Unit(i, {"shard": i, "start": start, "stop": stop, "row_group": row_group, "service": service})
-        for i, (start, stop) in enumerate(bounds)
+        Unit(i, steps.ShardRows(i, start, min(start + rows, len(work.plan)), row_group, service))
+        for i, start in enumerate(range(0, len(work.plan), rows))
     ]
     stage = Stage("shards", steps.render_shard, units, [plan.digest], target="dataset/data")
     try:

@@ -8,18 +8,14 @@ for servers that render behind the game thread, pictures captured until two agre
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import itertools
 import json
-import re
 import secrets
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Collection, Mapping, Sequence
+from typing import NamedTuple, Protocol
 
-import numpy as np
-
-from granary.synth.pug.plan.scenes import Actor, SceneSpec, rotation_matrix
+from granary.synth.pug.plan.scenes import SceneSpec
 from granary.synth.pug.recipe import RendererOptions
 from granary.synth.pug.renderer.connection import Connection, ConnectionLost, ErrorReply, TimedOut, WrongReply
 from granary.synth.pug.renderer.frames import (
@@ -36,27 +32,26 @@ from granary.synth.pug.renderer.frames import (
     picture_of,
     png,
 )
+from granary.synth.pug.renderer.probes import Probe, colour_of, mask_colours, near, numbers, same_colour
 
 OURS = "granary_"
 BACKGROUND: Colour = (0, 0, 0)
-DARKEST = 16  # channel values below it collapse to 0 on some servers
 POLL = 0.05  # seconds between two looks at a loading level
-TOLERANCE = {"location": 0.05, "rotation": 2e-3, "scale": 2e-3, "fov": 0.05}
-COLOUR = re.compile(r"R=(\d+),\s*G=(\d+),\s*B=(\d+)")
-Probe = tuple[str, Callable[[str], str]]  # a command and what is wrong with its reply, "" for nothing
 
 
-class Renderer(Protocol):
-    """Turns scenes into frames."""
+Assets = dict[str, Collection[str]]  # names of worlds, objects, textures, lights; nothing of kinds that are not told
 
-    def render(self, scene: SceneSpec, salt: str) -> Frame:
-        """Return the frame of a scene; raises RenderError. `salt` is new for every attempt."""
 
-    def describe(self) -> dict[str, Any]:
-        """Return what the renderer says of itself; raises RenderError."""
+class Description(NamedTuple):
+    """What a server says of itself.
 
-    def close(self) -> None:
-        """End it."""
+    Args:
+        version: of its commands, and of what is known of it beside.
+        assets: the names that it can show, by kind.
+    """
+
+    version: str
+    assets: Assets
 
 
 class ServerHandle(Protocol):
@@ -127,11 +122,11 @@ class UnrealCVRenderer:
         self.previous = (scene, frame.lit.tobytes())
         return frame
 
-    def describe(self) -> dict[str, Any]:
-        """Return the server's version, its status and the assets it says it has."""
+    def describe(self) -> Description:
+        """Return the server's version and the assets it says it has."""
         try:
             self._connect()
-            return {"version": self.version, "assets": self.assets}
+            return Description(self.version, self.assets)
         except ConnectionLost:
             self.drop()
             raise
@@ -167,7 +162,7 @@ class UnrealCVRenderer:
     def _offers_batches(self) -> bool:
         return not _failed(self._ask(["vbatch 1", "vget /unrealcv/status"])[0])
 
-    def _assets(self) -> dict[str, Any]:
+    def _assets(self) -> Assets:
         """Return the director's lists; {} where there is no director."""
         reply = self._ask([f"vbp {self.options.director} Assets"])[0]
         try:
@@ -281,7 +276,7 @@ class UnrealCVRenderer:
                 (f"{path}/location", near("location", actor.location)),
                 (f"{path}/rotation", near("rotation", actor.rotation)),
                 (f"{path}/scale", near("scale", scale)),
-                (f"{path}/color", _same_colour(colours[actor.slot])),
+                (f"{path}/color", same_colour(colours[actor.slot])),
             ]
         probes += [
             ("vget /camera/0/location", near("location", scene.location)),
@@ -349,53 +344,6 @@ class UnrealCVRenderer:
             with contextlib.suppress(NotDecodable):  # of another size
                 stale.add(picture_of(before, scene.width, scene.height).tobytes())
         return stale
-
-
-def mask_colours(actors: Sequence[Actor], salt: str, taken: set[Colour]) -> dict[int, Colour]:
-    """Return a colour for each character that no other object has, from a hash of the salt."""
-    colours: dict[int, Colour] = {}
-    for actor in actors:
-        for number in itertools.count():
-            data = hashlib.blake2b(f"{salt}/{actor.slot}/{number}".encode(), digest_size=3).digest()
-            colour = (data[0] | DARKEST, data[1] | DARKEST, data[2] | DARKEST)
-            if colour not in taken and colour not in colours.values():
-                colours[actor.slot] = colour
-                break
-    return colours
-
-
-def numbers(*values: float) -> str:
-    """Return numbers as UnrealCV's grammar has them: fixed point, never an exponent."""
-    if not np.isfinite(values).all():
-        raise ValueError(f"{values} are not numbers")
-    return " ".join(f"{value + 0.0:.6f}" for value in values)
-
-
-def near(what: str, wanted: Sequence[float]) -> Callable[[str], str]:
-    """Return a judge of a triple read back; rotations are compared as matrices, since angles are not unique."""
-
-    def judge(text: str) -> str:
-        try:
-            found = [float(word) for word in text.split()]
-        except ValueError:
-            return f"{text[:80]!r}"
-        if len(found) != len(wanted):
-            return f"{text[:80]!r}"
-        pair = (rotation_matrix(found), rotation_matrix(wanted)) if what == "rotation" else (found, wanted)
-        error = float(np.abs(np.subtract(*pair)).max())
-        return "" if error <= TOLERANCE[what] else f"{text} instead of {numbers(*wanted)}"
-
-    return judge
-
-
-def _same_colour(wanted: Colour) -> Callable[[str], str]:
-    return lambda text: "" if colour_of(text) == wanted else f"{text[:80]} instead of {wanted}"
-
-
-def colour_of(text: str) -> Colour | None:
-    """Read `(R=127,G=255,B=63,A=255)`; None when it is none."""
-    found = COLOUR.search(text)
-    return (int(found[1]), int(found[2]), int(found[3])) if found else None
 
 
 def _plain(command: str) -> str:

@@ -30,7 +30,7 @@ from granary.pipelines.engine.recipe import load_recipe
 from granary.pipelines.engine.units import Engine, Runner
 from granary.pipelines.kinds.render import render, write_report
 from granary.synth.pug.recipe import RenderRecipe
-from granary.synth.pug.renderer import servers
+from granary.synth.pug.renderer import capture, servers
 from granary.synth.pug.world import process
 
 FACTORS = {
@@ -173,16 +173,16 @@ def test_a_killed_server_costs_no_row(run: Run, tmp_path: Path, monkeypatch: pyt
         started.append(self.process.process.pid)
         return connection
 
-    render_one = servers.UnrealCVRenderer.render
+    render_one = capture.UnrealCVRenderer.render
 
-    def killing(self: servers.UnrealCVRenderer, scene: Any, salt: str) -> Any:
+    def killing(self: capture.UnrealCVRenderer, scene: Any, salt: str) -> Any:
         if len(frames) == 5:
             threading.Timer(0.01, os.kill, [started[-1], signal.SIGKILL]).start()
         frames.append(salt)
         return render_one(self, scene, salt)
 
     frames: list[str] = []
-    monkeypatch.setattr(servers.UnrealCVRenderer, "render", killing)
+    monkeypatch.setattr(capture.UnrealCVRenderer, "render", killing)
 
     monkeypatch.setattr(servers.EmbeddedServer, "connect", watched)
     other = made(tmp_path)
@@ -193,16 +193,16 @@ def test_a_killed_server_costs_no_row(run: Run, tmp_path: Path, monkeypatch: pyt
 def test_saved_rows_are_not_rendered_again(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stop a run after five rows; the next one renders what is missing, and makes the same bytes."""
     count = 0
-    render_one = servers.UnrealCVRenderer.render
+    render_one = capture.UnrealCVRenderer.render
 
-    def counted(self: servers.UnrealCVRenderer, scene: Any, salt: str) -> Any:
+    def counted(self: capture.UnrealCVRenderer, scene: Any, salt: str) -> Any:
         nonlocal count
         count += 1
         if count == 6:
             raise KeyboardInterrupt
         return render_one(self, scene, salt)
 
-    monkeypatch.setattr(servers.UnrealCVRenderer, "render", counted)
+    monkeypatch.setattr(capture.UnrealCVRenderer, "render", counted)
     config = write_recipe(tmp_path, checks={"twice": 0.0})
     assert attempt(config, tmp_path / "run") == 130
     count = 100

@@ -17,7 +17,7 @@ from unreal_stand_in import StandIn
 
 from granary.curation.errors import UserError
 from granary.curation.runs.run import UnitError
-from granary.synth.pug.renderer import servers
+from granary.synth.pug.renderer import pools, servers
 from granary.synth.pug.renderer.connection import (
     BadFrame,
     Closed,
@@ -272,7 +272,7 @@ def test_one_server_or_two_give_the_same_bytes_and_each_has_one_worker(tmp_path:
         alone = render(recipe_of(one, checks={"twice": 0.3}), tmp_path / "one", rows=8)
     with StandIn() as one, StandIn() as two:
         recipe = recipe_of(one, two, checks={"twice": 0.3}, renderer={"timeout": 5.0})
-        pool = servers.Pool(recipe.renderer, ["lit", "mask"], {})
+        pool = pools.Pool(recipe.renderer, ["lit", "mask"], {})
         held: list[int] = []
 
         def lease(number: int) -> int:

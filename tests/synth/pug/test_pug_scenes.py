@@ -24,7 +24,7 @@ from granary.synth.pug.plan.spar import (
     tasks_of,
 )
 from granary.synth.pug.recipe import RendererOptions
-from granary.synth.pug.renderer.capture import UnrealCVRenderer, colour_of, mask_colours, near, numbers
+from granary.synth.pug.renderer.capture import UnrealCVRenderer
 from granary.synth.pug.renderer.frames import (
     Blank,
     Frame,
@@ -40,6 +40,7 @@ from granary.synth.pug.renderer.frames import (
     picture_of,
     png,
 )
+from granary.synth.pug.renderer.probes import colour_of, mask_colours, near, numbers
 
 OPTIONS = SceneOptions(world="Meadow", character="Cat", distance=200, height=50, pitch=0)
 PAIR: dict[str, Value] = {
