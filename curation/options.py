@@ -2,13 +2,31 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, ClassVar
 
-from pydantic import BaseModel
+from pydantic import BaseModel, model_validator
 
 
 class Options(BaseModel, frozen=True, extra="forbid"):
-    """A group of options; unknown keys are errors."""
+    """A group of options; unknown keys are errors.
+
+    Attributes:
+        FORMER: name of a field in version 0.1 -> its name now; a recipe may still use the former one.
+    """
+
+    FORMER: ClassVar[Mapping[str, str]] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _renamed(cls, tree: object) -> object:
+        """Give fields the names they have now."""
+        if not isinstance(tree, dict) or not cls.FORMER.keys() & tree.keys():
+            return tree
+        twice = next((former for former, name in cls.FORMER.items() if former in tree and name in tree), None)
+        if twice:
+            raise ValueError(f"{twice} is the former name of {cls.FORMER[twice]}; give one of them")
+        return {cls.FORMER.get(name, name): value for name, value in tree.items()}
 
 
 class RunRecipe(Options, frozen=True):

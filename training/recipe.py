@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from granary.curation.options import Options
 from granary.training.methods import METHODS, load_method
-
-if TYPE_CHECKING:  # --help needs no torch
-    from granary.training.models.vit import ViTConfig
+from granary.training.models.vit_config import FORMER, ViTConfig
 
 
 class Architecture(Options, frozen=True):
     """The Vision Transformer; what is left out is the method's choice."""
+
+    FORMER: ClassVar[Mapping[str, str]] = FORMER
 
     size: Literal["tiny", "small", "base", "large", "huge", "giant"] = Field(
         "tiny", description="width, blocks and heads: tiny 192/12/3 to giant 1536/40/24"
@@ -24,22 +24,20 @@ class Architecture(Options, frozen=True):
     width: int | None = Field(None, ge=4, description="width, when not that of the size")
     depth: int | None = Field(None, ge=1, description="blocks, when not those of the size")
     heads: int | None = Field(None, ge=1, description="heads, when not those of the size")
-    side: int = Field(224, ge=1, description="pixels of the square picture")
-    patch: int = Field(16, ge=1, description="pixels of a patch")
-    hidden: float | None = Field(None, gt=0, description="width of the MLP as a multiple of the width")
+    img_size: int = Field(224, ge=1, description="pixels of the square picture")
+    patch_size: int = Field(16, ge=1, description="pixels of a patch")
+    mlp_ratio: float | None = Field(None, gt=0, description="width of the MLP as a multiple of the width")
     class_token: bool | None = Field(None, description="whether there is a class token")
     registers: int | None = Field(None, ge=0, description="register tokens")
-    positions: Literal["learned", "sincos", "rotary"] | None = Field(None, description="kind of positions")
+    pos_embed: Literal["learned", "sincos", "rotary"] | None = Field(None, description="kind of positions")
     mlp: Literal["gelu", "quick_gelu", "swiglu"] | None = Field(None, description="kind of MLP")
     layer_scale: float | None = Field(None, ge=0, description="initial LayerScale, 0 for none")
     drop_path: float | None = Field(None, ge=0, lt=1, description="stochastic depth")
     mean: tuple[float, float, float] | None = Field(None, description="mean of the RGB channels in 0..1")
-    deviation: tuple[float, float, float] | None = Field(None, description="their standard deviation")
+    std: tuple[float, float, float] | None = Field(None, description="their standard deviation")
 
     def config(self, defaults: Mapping[str, object]) -> ViTConfig:
         """Return the architecture, with a method's defaults for what is left out. Raises ValueError."""
-        from granary.training.models.vit import ViTConfig
-
         given = {name: value for name, value in self.model_dump(exclude={"size"}).items() if value is not None}
         return ViTConfig.named(self.size, **{**defaults, **given})
 
@@ -81,8 +79,10 @@ class Device(Options, frozen=True):
 class Alarm(Options, frozen=True):
     """The collapse alarm."""
 
+    FORMER: ClassVar[Mapping[str, str]] = {"deviation": "std"}
+
     every: int = Field(50, ge=0, description="steps between checks; 0: off")
-    deviation: float = Field(0.01, ge=0, description="smallest relative deviation of a feature")
+    std: float = Field(0.01, ge=0, description="smallest standard deviation of a feature, relative to its size")
     rank: float = Field(2.0, ge=0, description="smallest effective rank of the centred features")
     entropy: float = Field(0.02, ge=0, le=1, description="smallest entropy of the teacher's mean answer, of ln K")
     stop: bool = Field(False, description="stop, with the state saved, instead of a warning")

@@ -140,9 +140,8 @@ def _of_samples(facts: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _fit(experiment: Experiment, pictures: Pictures, seed: int) -> Classifier:
-    return fit_classifier(
-        pictures.images, pictures.labels, pictures.classes, experiment.fit, seed=seed, width=experiment.width
-    )
+    options = dataclasses.replace(experiment.fit, width=experiment.width)
+    return fit_classifier(pictures.images, pictures.labels, pictures.classes, options, seed=seed)
 
 
 def _accuracy(experiment: Experiment, model: Classifier, real: Pictures) -> dict[str, float]:

@@ -9,9 +9,9 @@ import torch
 
 from granary.training.evaluation.collapse import (
     effective_rank,
-    feature_deviation,
     measure,
     rank_me,
+    relative_std,
     symptoms,
     teacher_entropy,
 )
@@ -56,9 +56,9 @@ def test_a_common_mean_hides_from_the_effective_rank() -> None:
 def test_deviation_is_relative() -> None:
     torch.manual_seed(0)
     x = torch.randn(500, 8)
-    assert feature_deviation(x) == pytest.approx(1, abs=0.03)
-    assert feature_deviation(1000 * x) == pytest.approx(feature_deviation(x), rel=1e-5)
-    assert feature_deviation(torch.ones(10, 4)) == 0
+    assert relative_std(x) == pytest.approx(1, abs=0.03)
+    assert relative_std(1000 * x) == pytest.approx(relative_std(x), rel=1e-5)
+    assert relative_std(torch.ones(10, 4)) == 0
 
 
 def test_teacher_entropies() -> None:
@@ -74,7 +74,7 @@ def test_the_alarm_sees_each_kind_of_collapse_and_not_health() -> None:
     assert symptoms(measure(healthy, sharp), Alarm()) == {}
     assert set(symptoms(measure(healthy, torch.full((64, 32), 1 / 32)), Alarm())) == {"uniform"}
     assert set(symptoms(measure(healthy, sharp[:1].expand(64, -1)), Alarm())) == {"same answer"}
-    assert set(symptoms(measure(5 + 1e-3 * healthy), Alarm())) == {"deviation"}
+    assert set(symptoms(measure(5 + 1e-3 * healthy), Alarm())) == {"std"}
     line = torch.outer(torch.randn(64), torch.randn(16))
     assert set(symptoms(measure(line), Alarm())) == {"rank"}
     broken = healthy.clone()

@@ -20,15 +20,15 @@ CONFIGS = [path for path in sorted(FOLDER.glob("*.yaml")) if yaml.safe_load(path
 SMALL = "--steps 2 --batch 8 --streams 2 --workers 0 --probe.every 0 --split null --epochs null --model.width 32 "
 SMALL += "--model.depth 1 --model.heads 2 --device.accelerator cpu --device.devices 1 --device.nodes 1 "
 SMALL += "--device.strategy auto --device.threads 1 "
-TEXT = "--model.side {side} --options.text_width 16 --options.text_depth 1 --options.text_heads 2 "
+TEXT = "--model.img_size {side} --options.text_width 16 --options.text_depth 1 --options.text_heads 2 "
 TEXT += "--options.vocabulary 600 --options.context 16"
 OWN = {
     "ijepa": "--options.predictor_depth 1 --options.predictor_width 16",
-    "dinov2": "--model.side {side} --options.local_side {patch} --options.global_side null --options.prototypes 16 "
+    "dinov2": "--model.img_size {side} --options.local_size {patch} --options.global_size null --options.prototypes 16 "
     "--options.patch_prototypes 16 --options.hidden 16",
     "clip": TEXT,
     "siglip": TEXT,
-    "supervised": "--model.side {side} --device.precision 32-true",
+    "supervised": "--model.img_size {side} --device.precision 32-true",
 }
 
 
@@ -57,7 +57,7 @@ def test_a_shipped_recipe_is_read_and_says_how_it_is_run(config: Path) -> None:
 def test_a_shipped_recipe_runs_at_a_reduced_size(config: Path, run: str, tmp_path: Path) -> None:
     """Two steps of its method, views and schedules with a small model on small pictures."""
     whole = load_recipe(TrainRecipe, str(config), ["--data", "RUN", "--out", "TRAIN"])
-    patch = whole.model.patch
+    patch = whole.model.patch_size
     small = (SMALL + OWN[whole.method].format(side=2 * patch, patch=patch)).split()
     recipe = load_recipe(TrainRecipe, str(config), ["--data", run, "--out", str(tmp_path / "out"), *small])
     assert train(recipe)["finished"]

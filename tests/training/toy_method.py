@@ -41,12 +41,12 @@ class Toy(Method):
 
     def views(self) -> dict[str, Crop]:
         """One crop."""
-        return {"image": Crop(1, self.config.side, (0.5, 1.0))}
+        return {"image": Crop(1, self.config.img_size, (0.5, 1.0))}
 
     def forward(self, batch: Part, moment: Moment) -> dict[str, Tensor]:
         """Cross-entropy; the mean over the batch whatever the labels, so that parts of a batch average to the whole."""
         pixels = photometric(to_unit(batch["image"][:, 0]), batch["image_draws"][:, 0], Photometric())
-        features = self.encoder(normalised(pixels, self.config.mean, self.config.deviation)).cls
+        features = self.encoder(normalised(pixels, self.config.mean, self.config.std)).cls
         loss = F.cross_entropy(self.head(features), batch["label"], ignore_index=-1, reduction="sum")
         loss = loss / len(features)
         if 0 <= self.options.break_at <= moment.step:

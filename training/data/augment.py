@@ -15,6 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from granary.curation.errors import needs
+
 FLIP, JITTER, BRIGHTNESS, CONTRAST, SATURATION, HUE, ORDER, GREY, BLUR, SIGMA, SOLARIZE = range(11)
 ORDERS = torch.tensor(list(itertools.permutations(range(4))))  # (24, 4)
 
@@ -45,10 +47,10 @@ def to_unit(pixels: Tensor) -> Tensor:
     return pixels.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format) / 255
 
 
-def normalised(pixels: Tensor, mean: tuple[float, ...], deviation: tuple[float, ...]) -> Tensor:
-    """Return pictures in 0..1 less the mean, divided by the deviation of each channel."""
+def normalised(pixels: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+    """Return pictures in 0..1 less the mean, divided by the standard deviation of each channel."""
     shape = (1, 3, 1, 1)
-    return (pixels - pixels.new_tensor(mean).view(shape)) / pixels.new_tensor(deviation).view(shape)
+    return (pixels - pixels.new_tensor(mean).view(shape)) / pixels.new_tensor(std).view(shape)
 
 
 def photometric(pixels: Tensor, draws: Tensor, options: Photometric) -> Tensor:
@@ -81,23 +83,23 @@ def _some(pixels: Tensor, chosen: Tensor, change: Callable[..., Tensor], *number
 
 
 def _grey(pixels: Tensor) -> Tensor:
-    from kornia.color import rgb_to_grayscale
-
+    with needs("train"):
+        from kornia.color import rgb_to_grayscale
     return rgb_to_grayscale(pixels).expand_as(pixels)
 
 
 def blurred(pixels: Tensor, sigma: Tensor, largest: float) -> Tensor:
     """Blur each picture by a Gaussian of its own sigma (B,); the kernel spans four of the largest sigma, mirrored."""
-    from kornia.filters import gaussian_blur2d
-
+    with needs("train"):
+        from kornia.filters import gaussian_blur2d
     side = min(2 * math.ceil(2 * largest) + 1, 2 * ((min(pixels.shape[2:]) - 1) // 2) + 1)
     return gaussian_blur2d(pixels, (side, side), sigma[:, None].expand(-1, 2), "reflect")
 
 
 def _jittered(pixels: Tensor, draws: Tensor, options: Photometric) -> Tensor:
     """Apply the four colour changes to the pictures that drew them, in each picture's own order."""
-    from kornia import enhance
-
+    with needs("train"):
+        from kornia import enhance
     strengths = (options.brightness, options.contrast, options.saturation, options.hue)
     changes: list[tuple[Callable[..., Tensor], Tensor]] = [
         (enhance.adjust_brightness_accumulative, _factor(draws, BRIGHTNESS, options.brightness)),

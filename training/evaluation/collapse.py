@@ -13,9 +13,10 @@ from granary.training.recipe import Alarm
 UNIFORM = 0.999  # of ln K: a teacher that has learned nothing or has been flattened
 
 
-def feature_deviation(features: Tensor) -> float:
-    """Return the mean deviation over pictures of a channel, divided by the root mean square of all values: 0 when all
-    pictures have one vector, 1 when the mean is 0. features: (n, D).
+def relative_std(features: Tensor) -> float:
+    """Return the mean standard deviation of a channel over pictures, divided by the root mean square of all values.
+
+    It is 0 when all pictures have one vector, 1 when the mean is 0. features: (n, D).
     """
     x = features.float()
     return float(x.std(dim=0).mean() / x.square().mean().sqrt().clamp(min=1e-12))
@@ -45,11 +46,11 @@ def teacher_entropy(probabilities: Tensor) -> tuple[float, float]:
 
 
 def measure(features: Tensor, teacher: Tensor | None = None) -> dict[str, float]:
-    """Return what the alarm looks at: deviation, rank_me, effective_rank and, with a teacher, its two entropies."""
+    """Return what the alarm looks at: relative_std, rank_me, effective_rank and, with a teacher, its two entropies."""
     if not torch.isfinite(features).all():
-        return {"feature_deviation": math.nan}
+        return {"relative_std": math.nan}
     found = {
-        "feature_deviation": feature_deviation(features),
+        "relative_std": relative_std(features),
         "rank_me": rank_me(features),
         "effective_rank": effective_rank(features),
     }
@@ -61,12 +62,11 @@ def measure(features: Tensor, teacher: Tensor | None = None) -> dict[str, float]
 def symptoms(found: Mapping[str, float], limits: Alarm) -> dict[str, str]:
     """Return name and sentence of each thing that looks like collapse; none when all is well."""
     said = {}
-    deviation = found["feature_deviation"]
-    if math.isnan(deviation):
+    std = found["relative_std"]
+    if math.isnan(std):
         return {"not finite": "features are not finite"}
-    if deviation < limits.deviation:
-        text = f"features hardly differ: their relative deviation is {deviation:.4g}, below {limits.deviation:g}"
-        said["deviation"] = text
+    if std < limits.std:
+        said["std"] = f"features hardly differ: their relative std is {std:.4g}, below {limits.std:g}"
     if found["effective_rank"] < limits.rank:
         said["rank"] = f"features vary in {found['effective_rank']:.3g} directions, fewer than {limits.rank:g}"
     if found.get("teacher_mean_entropy", 1.0) < limits.entropy:

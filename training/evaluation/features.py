@@ -110,7 +110,7 @@ def extract(
 ) -> Features:
     """Run a model over a dataset: short edge to the model's side, the middle cut out, no augmentation."""
     config, found, labels, ids, dead = subject.config, [], [], [], []
-    crop, device = Crop(1, config.side, centre=True), torch_device(measured.device)
+    crop, device = Crop(1, config.img_size, centre=True), torch_device(measured.device)
     for part in pieces(dataset, crop, ("image", "label") if classes else ("image",), classes, measured):
         dead += part["dead"]
         ids += part["id"]
@@ -142,7 +142,7 @@ def encode(
         cls (B, L, D) and the mean patch of the last block (B, D), float32 on the CPU.
     """
     config = subject.config
-    x = normalised(to_unit(pixels.to(device, non_blocking=True)), config.mean, config.deviation)
+    x = normalised(to_unit(pixels.to(device, non_blocking=True)), config.mean, config.std)
     wanted = range(max(0, config.depth - layers), config.depth)
     with torch.autocast(device.type, DTYPES[dtype], enabled=dtype != "float32"):
         # a sharded model gathers its weights when it is called, not when one of its functions is

@@ -17,16 +17,16 @@ SGD_BATCH, MOMENTUM = 128, 0.9
 
 
 class Head(NamedTuple):
-    """A linear classifier: logits ((x - mean) / deviation) W + b; W (D, K), b (K,), mean and deviation (D,)."""
+    """A linear classifier: logits ((x - mean) / std) W + b; W (D, K), b (K,), mean and std (D,)."""
 
     weight: Tensor
     bias: Tensor
     mean: Tensor
-    deviation: Tensor
+    std: Tensor
 
     def logits(self, x: Tensor) -> Tensor:
         """Return (n, K) on the CPU for features (n, D)."""
-        weight = self.weight / self.deviation[:, None]
+        weight = self.weight / self.std[:, None]
         bias = self.bias - self.mean @ weight
         return torch.cat([part.to(weight) @ weight + bias for part in x.split(16_384)]).cpu()
 
@@ -36,9 +36,9 @@ class Head(NamedTuple):
 
 
 def _standard(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return mean and deviation of every feature (D,) float64; a constant feature keeps its scale."""
-    mean, deviation = x.double().mean(dim=0), x.double().std(dim=0)
-    return mean, torch.where(deviation > 1e-6, deviation, 1.0)
+    """Return mean and standard deviation of every feature (D,) float64; a constant feature keeps its scale."""
+    mean, std = x.double().mean(dim=0), x.double().std(dim=0)
+    return mean, torch.where(std > 1e-6, std, 1.0)
 
 
 def ridge_heads(x: Tensor, labels: Tensor, classes: int, penalties: Sequence[float]) -> list[Head]:
@@ -46,8 +46,8 @@ def ridge_heads(x: Tensor, labels: Tensor, classes: int, penalties: Sequence[flo
 
     x: (n, D); labels: (n,). Returns a head for each penalty, float64.
     """
-    mean, deviation = _standard(x)
-    z, y = (x - mean) / deviation, F.one_hot(labels, classes).double()
+    mean, std = _standard(x)
+    z, y = (x - mean) / std, F.one_hot(labels, classes).double()
     share, few = y.mean(dim=0), len(z) < z.shape[1]
     # (Z^T Z + c)^-1 Z^T = Z^T (Z Z^T + c)^-1: the smaller of the two is decomposed, once for all penalties
     values, vectors = torch.linalg.eigh(z @ z.T if few else z.T @ z)
@@ -55,7 +55,7 @@ def ridge_heads(x: Tensor, labels: Tensor, classes: int, penalties: Sequence[flo
     heads = []
     for penalty in penalties:
         weight = vectors @ (seen / (values.clamp(min=0)[:, None] + len(z) * penalty))
-        heads.append(Head(z.T @ weight if few else weight, share, mean, deviation))
+        heads.append(Head(z.T @ weight if few else weight, share, mean, std))
     return heads
 
 
@@ -68,13 +68,13 @@ def logistic_heads(
 
     x: (n, D); labels: (n,); iterations: for each penalty at most. Returns a head for each penalty, float64.
     """
-    mean, deviation = _standard(x)
-    z, heads = (x - mean) / deviation, dict[float, Head]()
+    mean, std = _standard(x)
+    z, heads = (x - mean) / std, dict[float, Head]()
     weight = torch.zeros(x.shape[1], classes, dtype=torch.float64, device=x.device, requires_grad=True)
     bias = torch.zeros(classes, dtype=torch.float64, device=x.device, requires_grad=True)
     for penalty in sorted(set(penalties), reverse=True):
         _minimise(z, labels, weight, bias, penalty, iterations)
-        heads[penalty] = Head(weight.detach().clone(), bias.detach().clone(), mean, deviation)
+        heads[penalty] = Head(weight.detach().clone(), bias.detach().clone(), mean, std)
     return [heads[penalty] for penalty in penalties]
 
 

@@ -66,13 +66,13 @@ class TrainedPair:
         """Cut the middle out of each picture, its short edge at the model's side, and encode."""
         config = self.model.config
         with ThreadPoolExecutor(THREADS) as pool:
-            found = list(pool.map(partial(_central, config.side), files))
+            found = list(pool.map(partial(_central, config.img_size), files))
         views = [view for view in found if isinstance(view, np.ndarray)]
         if not views:
             return [error for error in found if isinstance(error, DecodeError)]
         pixels = to_unit(torch.from_numpy(np.stack(views)).to(self.device))
         with self.autocast():
-            vectors = iter(_unit(self.model.images(normalised(pixels, config.mean, config.deviation))))
+            vectors = iter(_unit(self.model.images(normalised(pixels, config.mean, config.std))))
         return [view if isinstance(view, DecodeError) else next(vectors) for view in found]
 
     @torch.inference_mode()

@@ -13,7 +13,7 @@ from typing import Generic, Literal, TypeVar
 from pydantic import Field, ValidationError
 
 from granary.curation.errors import UserError
-from granary.curation.recipe import Options
+from granary.curation.options import Options
 from granary.training.evaluation.scores import Scores
 
 OwnOptions = TypeVar("OwnOptions", bound=Options)
@@ -87,4 +87,4 @@ class Protocol(Generic[OwnOptions]):
 
     def has(self, option: str) -> bool:
         """Say whether an option is one of its own."""
-        return option in self.options.model_fields
+        return option in self.options.model_fields or option in self.options.FORMER

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
-from granary.curation.errors import UserError
+from granary.curation.errors import UserError, needs
 from granary.curation.store import storage
 
 SCORES = "scores.json"  # looked for in a folder
@@ -180,11 +180,11 @@ def as_csv(rows: Sequence[Row], columns: Sequence[str]) -> str:
 
 def drawn(rows: Sequence[Row], columns: Sequence[str], kind: str) -> bytes:
     """Return a picture: a panel of bars for each column, a line at its chance level. Same scores, same bytes."""
-    import matplotlib
+    with needs("train"):
+        import matplotlib
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
+        matplotlib.use("Agg")
+        from matplotlib import pyplot
     settings: Any = {"svg.hashsalt": "granary", "svg.fonttype": "none"}
     stamp = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}[kind]
     with matplotlib.rc_context(settings):

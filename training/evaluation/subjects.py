@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from granary.training.models.registry import load_model, read_name
-from granary.training.models.vit import Tokens, VisionTransformer, ViTConfig
+from granary.training.models.vit import Tokens, VisionTransformer
+from granary.training.models.vit_config import ViTConfig
 
 SIDE, PATCH = 32, 8  # of the raw pixels
 
@@ -19,14 +20,14 @@ class Pixels(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.config = ViTConfig(
-            side=SIDE,
-            patch=PATCH,
+            img_size=SIDE,
+            patch_size=PATCH,
             width=3 * PATCH**2,
             depth=1,
             heads=1,
             class_token=False,
             mean=(0.0, 0.0, 0.0),
-            deviation=(1.0, 1.0, 1.0),
+            std=(1.0, 1.0, 1.0),
         )
 
     def forward(self, pixels: Tensor) -> Tokens:

@@ -26,8 +26,9 @@ from granary.training.data.tokenizer import corpus, filled, read_tokenizer, trai
 from granary.training.losses.contrastive import Pairs, contrastive_loss, gathered_pairs, sigmoid_loss
 from granary.training.method import Method, Moment
 from granary.training.models.dual_encoder import DualEncoder, DualEncoderOptions, Kind
-from granary.training.models.vit import VisionTransformer, ViTConfig
-from granary.training.models.weights import CLIP_DEVIATION, CLIP_MEAN
+from granary.training.models.vit import VisionTransformer
+from granary.training.models.vit_config import ViTConfig
+from granary.training.models.weights import CLIP_MEAN, CLIP_STD
 
 HOTTEST = math.log(100)  # of alpha, so that exp(alpha) is at most 100
 TOKENIZER = "tokenizer.json"
@@ -87,7 +88,7 @@ class CLIP(Method, DualEncoder):
     Options: ClassVar[type[OptionGroup]] = CLIPOptions
     MODEL = {  # noqa: RUF012 read only
         "pre_norm": True, "patch_bias": False, "layer_scale": 0.0, "norm_eps": 1e-5, "antialias": False,
-        "mean": CLIP_MEAN, "deviation": CLIP_DEVIATION,
+        "mean": CLIP_MEAN, "std": CLIP_STD,
     }  # fmt: skip
     KIND: ClassVar[Kind] = "clip"
     columns = ("image", "captions")
@@ -132,7 +133,7 @@ class CLIP(Method, DualEncoder):
 
     def views(self) -> dict[str, Crop]:
         """One random crop."""
-        return {"image": Crop(1, self.config.side, self.options.crop_scale)}
+        return {"image": Crop(1, self.config.img_size, self.options.crop_scale)}
 
     def forward(self, batch: Part, moment: Moment) -> dict[str, Tensor]:
         """Return the loss of a batch, one caption drawn for each picture."""
@@ -142,7 +143,7 @@ class CLIP(Method, DualEncoder):
         captions = draw_captions(batch["captions"], batch["id"], moment)
         tokens = self.tokenizer.numbers([caption or "" for caption in captions])
         keys = caption_keys(captions, tokens, self.tokenizer.end).to(pixels.device)
-        images = self.images(normalised(pixels, self.config.mean, self.config.deviation))
+        images = self.images(normalised(pixels, self.config.mean, self.config.std))
         pairs = gathered_pairs(images, self.texts(tokens.to(pixels.device)), keys)
         self.skipped += (pairs.keys == 0).sum()
         if options.duplicates == "negatives":
@@ -168,7 +169,7 @@ class SigLIP(CLIP):
     """SigLIP: patches pooled by attention, a bidirectional text encoder, the sigmoid loss."""
 
     Options = SigLIPOptions
-    MODEL = {"class_token": False, "layer_scale": 0.0, "mean": (0.5,) * 3, "deviation": (0.5,) * 3}  # noqa: RUF012
+    MODEL = {"class_token": False, "layer_scale": 0.0, "mean": (0.5,) * 3, "std": (0.5,) * 3}  # noqa: RUF012
     KIND = "siglip"
 
 

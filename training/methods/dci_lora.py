@@ -11,20 +11,20 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 import yaml
-from pydantic import Field
+from pydantic import Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from granary.curation.errors import UserError
+from granary.curation.errors import UserError, needs
 from granary.curation.options import Options
 from granary.curation.store import storage
 from granary.curation.store.sampling import priority
@@ -45,6 +45,8 @@ COLUMNS = ("step", "epoch", "loss", "clip_loss", "negative_loss")
 class FinetuneRecipe(Options, frozen=True):
     """Fine-tune a CLIP by LoRA on summaries and negatives of dense captions."""
 
+    FORMER: ClassVar[Mapping[str, str]] = {"rate": "lr"}
+
     method: Literal["dci_lora"] = Field("dci_lora", description="this method")
     model: str = Field(min_length=1, description="folder saved by transformers or Hub id of a CLIP")
     data: str = Field(min_length=1, description="a run of granary pack, or its dataset; a path or URL")
@@ -63,7 +65,7 @@ class FinetuneRecipe(Options, frozen=True):
     steps: int | None = Field(None, ge=1, description="stop after so many steps, within the epochs")
     batch: int = Field(32, ge=2, description="entries in a step, on each device")
     drop_last: bool = Field(True, description="skip what fills no batch at the end of an epoch; each has another end")
-    rate: float = Field(1e-3, gt=0, description="learning rate, constant")
+    lr: float = Field(1e-3, gt=0, description="learning rate, constant")
     weight_decay: float = Field(0.01, ge=0, description="of AdamW")
     accelerator: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to run")
     devices: int = Field(1, ge=1, description="devices; each has a batch, and losses compare within it")
@@ -104,7 +106,7 @@ class Finetuning:
         torch.manual_seed(recipe.seed)  # adapters are drawn at random
         self.network = adapt(self.clip, recipe.lora)
         learned = learning(self.network).values()
-        optimiser = torch.optim.AdamW(learned, lr=recipe.rate, weight_decay=recipe.weight_decay)
+        optimiser = torch.optim.AdamW(learned, lr=recipe.lr, weight_decay=recipe.weight_decay)
         self.encoders, self.optimiser = fabric.setup(Encoders(self.clip, self.network), optimiser)
         self.step = self.epoch = 0
         self.lines: list[dict[str, float]] = []
@@ -185,9 +187,7 @@ class Finetuning:
         torch.manual_seed(int(priority(self.recipe.seed, [self.step], purpose)[0] >> 1))
         losses = self.losses(batch)
         if not torch.isfinite(losses["loss"]):
-            raise UserError(
-                f"rate: the loss of step {self.step} is not finite at {self.recipe.rate}; give a lower rate"
-            )
+            raise UserError(f"lr: the loss of step {self.step} is not finite at {self.recipe.lr}; give a smaller lr")
         self.optimiser.zero_grad()
         self.fabric.backward(losses["loss"])
         self.optimiser.step()
@@ -281,9 +281,9 @@ def prepare(recipe: FinetuneRecipe, write: bool) -> None:
     path, plain = storage.join(recipe.out, "recipe.yaml"), recipe.model_dump(mode="json")
     if storage.exists(path):
         try:
-            earlier = yaml.safe_load(storage.read_bytes(path))
-            same = all(earlier.get(key) == value for key, value in plain.items() if key not in FREE)
-        except (yaml.YAMLError, UnicodeDecodeError, AttributeError):
+            earlier = FinetuneRecipe.model_validate(yaml.safe_load(storage.read_bytes(path))).model_dump(mode="json")
+            same = all(earlier[key] == value for key, value in plain.items() if key not in FREE)
+        except (yaml.YAMLError, UnicodeDecodeError, ValidationError):
             same = False
         if not same:
             raise UserError(f"out: {recipe.out!r} holds a run of another recipe; give a new folder")
@@ -295,8 +295,8 @@ def prepare(recipe: FinetuneRecipe, write: bool) -> None:
 
 def fabric_of(recipe: FinetuneRecipe) -> Any:
     """Start the devices; raises UserError where there are not as many."""
-    from lightning_fabric import Fabric
-
+    with needs("train"):
+        from lightning_fabric import Fabric
     cuda = recipe.accelerator == "cuda" or (recipe.accelerator == "auto" and torch.cuda.is_available())
     if cuda and torch.cuda.device_count() < recipe.devices:
         raise UserError(f"devices: {recipe.devices} is not right: there are {torch.cuda.device_count()} CUDA devices")

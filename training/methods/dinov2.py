@@ -8,9 +8,9 @@ Views are stacked view-major: row v * B + b is view v of picture b.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -28,7 +28,8 @@ from granary.training.losses.self_distillation import Centre, dino_losses, ibot_
 from granary.training.masking.block_wise import draw_block_masks
 from granary.training.method import Method, Moment, ParameterGroup
 from granary.training.models.teacher import load_teacher
-from granary.training.models.vit import VisionTransformer, ViTConfig
+from granary.training.models.vit import VisionTransformer
+from granary.training.models.vit_config import ViTConfig
 from granary.training.schedules import cosine, linear
 
 MASKS = 1  # purpose of random draws
@@ -38,6 +39,8 @@ Share = tuple[float, float]
 class DINOv2Options(Options, frozen=True):
     """Options of DINOv2; defaults are the authors' code's, with Sinkhorn-Knopp and untied heads."""
 
+    FORMER: ClassVar[Mapping[str, str]] = {"global_side": "global_size", "local_side": "local_size"}
+
     teacher: str | None = Field(None, description="distil from this DINOv2 training, frozen; its heads set prototypes")
     prototypes: int = Field(65536, ge=2, description="K of the DINO head (paper, large models: 131072)")
     patch_prototypes: int | None = Field(None, ge=2, description="K of the iBOT head; default that of the DINO head")
@@ -45,9 +48,9 @@ class DINOv2Options(Options, frozen=True):
     bottleneck: int = Field(256, ge=1, description="width before the prototypes, DINO head (paper, large models: 384)")
     patch_bottleneck: int = Field(256, ge=1, description="width before the prototypes, iBOT head")
     untied: bool = Field(True, description="give patches a head of their own")
-    global_side: int | None = Field(None, ge=1, description="pixels of a global view; default the model's side")
+    global_size: int | None = Field(None, ge=1, description="pixels of a global view; default the model's side")
     local_crops: int = Field(8, ge=0, description="L, local views of a picture")
-    local_side: int = Field(96, ge=1, description="pixels of a local view; a multiple of the patch")
+    local_size: int = Field(96, ge=1, description="pixels of a local view; a multiple of the patch")
     global_scale: Share = Field((0.32, 1.0), description="share of the picture's area in a global view")
     local_scale: Share = Field((0.05, 0.32), description="share of the picture's area in a local view")
     jitter: float = Field(0.8, ge=0, le=1, description="chance that the colours of a view are changed")
@@ -110,7 +113,7 @@ class DINOv2(Method):
         super().__init__(config, options, known)
         _check(config, options)
         distilled = options.teacher is not None
-        self.side = options.global_side or config.side
+        self.global_size = options.global_size or config.img_size
         self.config, self.options = replace(config, drop_path=0.0) if distilled else config, options
         prototypes = {"dino": options.prototypes, "ibot": options.patch_prototypes or options.prototypes}
         if not (options.untied and options.ibot):
@@ -142,9 +145,9 @@ class DINOv2(Method):
     def views(self) -> dict[str, Crop]:
         """Two global views, and the local ones."""
         options = self.options
-        views = {"global": Crop(2, self.side, options.global_scale)}
+        views = {"global": Crop(2, self.global_size, options.global_scale)}
         if options.local_crops:
-            views["local"] = Crop(options.local_crops, options.local_side, options.local_scale)
+            views["local"] = Crop(options.local_crops, options.local_size, options.local_scale)
         return views
 
     def forward(self, batch: Part, moment: Moment) -> dict[str, Tensor]:
@@ -173,11 +176,11 @@ class DINOv2(Method):
         )
         pixels = to_unit(batch[name][:, views].transpose(0, 1).flatten(0, 1))
         draws = batch[f"{name}_draws"][:, views].transpose(0, 1).flatten(0, 1)
-        return normalised(photometric(pixels, draws, changes), self.config.mean, self.config.deviation)
+        return normalised(photometric(pixels, draws, changes), self.config.mean, self.config.std)
 
     def draw_masks(self, crops: int, moment: Moment, device: torch.device) -> Masked:
         """Draw the masks of 2B global views; in distillation no patch is masked and all are compared."""
-        options, grid = self.options, self.side // self.config.patch
+        options, grid = self.options, self.global_size // self.config.patch_size
         if options.teacher is not None:
             places = torch.arange(crops * grid**2, device=device)
             return Masked(None, places, torch.ones_like(places, dtype=torch.float32) / grid**2)
@@ -279,11 +282,11 @@ def _check(config: ViTConfig, options: DINOv2Options) -> None:
     """Raise UserError where model and options do not fit together."""
     if not config.class_token:
         raise UserError("model.class_token: False is not right: DINOv2 compares class tokens; leave it out")
-    sides = {"local_side": options.local_side if options.local_crops else 0, "global_side": options.global_side or 0}
+    sides = {"local_size": options.local_size if options.local_crops else 0, "global_size": options.global_size or 0}
     for name, side in sides.items():
-        if side % config.patch:
+        if side % config.patch_size:
             raise UserError(
-                f"options.{name}: {side} is not right: it must be a multiple of model.patch, {config.patch}"
+                f"options.{name}: {side} is not right: it must be a multiple of model.patch_size, {config.patch_size}"
             )
     for name in ("global_scale", "local_scale", "mask_ratio", "sigma"):
         low, high = getattr(options, name)

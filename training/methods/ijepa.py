@@ -22,7 +22,8 @@ from granary.training.data.loader import Part
 from granary.training.masking.multi_block import MultiBlock, draw_masks
 from granary.training.method import Method, Moment, ParameterGroup, standard_groups
 from granary.training.models.predictor import Predictor
-from granary.training.models.vit import VisionTransformer, ViTConfig, gather_tokens
+from granary.training.models.vit import VisionTransformer, gather_tokens
+from granary.training.models.vit_config import ViTConfig
 from granary.training.schedules import linear
 
 SIZES, PLACES = 1, 2  # purposes of random draws
@@ -36,9 +37,9 @@ class IJEPAOptions(Options, frozen=True):
     predictor_heads: int | None = Field(None, ge=1, description="heads of the predictor; default those of the encoder")
     predictor_lr: float = Field(1.0, gt=0, description="factor of the predictor's learning rate (paper: 1)")
     init_std: float = Field(
-        0.02, gt=0, description="deviation of the initial weights; 0.02 is for wide models and large patches"
+        0.02, gt=0, description="standard deviation of the initial weights; 0.02 is for wide models and large patches"
     )
-    embed_std: float | None = Field(None, gt=0, description="deviation of the patch embedding's; default init_std")
+    embed_std: float | None = Field(None, gt=0, description="that of the patch embedding; default init_std")
     loss: Literal["smooth_l1", "l2"] = Field("smooth_l1", description="smooth_l1: the authors' code; l2: the paper")
     momentum: float = Field(0.996, ge=0, le=1, description="of the target encoder's average at step 0, linear to 1")
     crop_scale: tuple[float, float] = Field((0.3, 1.0), description="share of the picture's area in a crop")
@@ -54,13 +55,13 @@ class IJEPA(Method):
     """Context encoder f, its average the target encoder, and the predictor g."""
 
     Options = IJEPAOptions
-    MODEL = {"class_token": False, "positions": "sincos", "layer_scale": 0.0}  # noqa: RUF012 read only
+    MODEL = {"class_token": False, "pos_embed": "sincos", "layer_scale": 0.0}  # noqa: RUF012 read only
     columns = ("image",)
     evaluated = "target"
 
     def __init__(self, config: ViTConfig, options: IJEPAOptions, known: object = None) -> None:
         super().__init__(config, options, known)
-        if config.class_token or config.registers or config.positions != "sincos":
+        if config.class_token or config.registers or config.pos_embed != "sincos":
             raise UserError("model: I-JEPA has no class token and no registers, and its positions are sincos")
         self.options = options
         self.blocks = _multi_block(config.grid, options)
@@ -74,11 +75,11 @@ class IJEPA(Method):
 
     def views(self) -> dict[str, Crop]:
         """One random crop; no flip, no colours, no blur."""
-        return {"image": Crop(1, self.config.side, self.options.crop_scale)}
+        return {"image": Crop(1, self.config.img_size, self.options.crop_scale)}
 
     def forward(self, batch: Part, moment: Moment) -> dict[str, Tensor]:
         """Return the loss of a batch under masks drawn for this moment."""
-        pixels = normalised(to_unit(batch["image"][:, 0]), self.config.mean, self.config.deviation)
+        pixels = normalised(to_unit(batch["image"][:, 0]), self.config.mean, self.config.std)
         drawn = draw_masks(self.blocks, len(pixels), moment.generator(SIZES, shared=True), moment.generator(PLACES))
         context = torch.from_numpy(drawn.context).to(pixels.device, non_blocking=True)
         targets = torch.from_numpy(drawn.targets).to(pixels.device, non_blocking=True)
@@ -108,14 +109,14 @@ class IJEPA(Method):
         return [*standard_groups(self.context), *standard_groups(self.predictor, self.options.predictor_lr)]
 
 
-def initialise(module: nn.Module, deviation: float) -> None:
+def initialise(module: nn.Module, std: float) -> None:
     """Draw the weights of a linear layer or patch embedding from a truncated normal; biases are 0.
 
-    A layer of fan-in f multiplies the size of its input by about deviation * sqrt(f). With 0.02 that is 0.5 for
+    A layer of fan-in f multiplies the size of its input by about std * sqrt(f). With 0.02 that is 0.5 for
     16 x 16 patches, but 0.14 for 4 x 4: positions would drown the picture, and predicting them needs no content.
     """
     if isinstance(module, nn.Linear | nn.Conv2d):
-        nn.init.trunc_normal_(module.weight, std=deviation, a=-2 * max(1.0, deviation), b=2 * max(1.0, deviation))
+        nn.init.trunc_normal_(module.weight, std=std, a=-2 * max(1.0, std), b=2 * max(1.0, std))
         if module.bias is not None:
             nn.init.zeros_(module.bias)
 

@@ -18,7 +18,8 @@ from granary.training.data.crops import Crop
 from granary.training.data.loader import Part
 from granary.training.losses.classification import Loss, classification_loss
 from granary.training.method import Method, Moment
-from granary.training.models.vit import VisionTransformer, ViTConfig
+from granary.training.models.vit import VisionTransformer
+from granary.training.models.vit_config import ViTConfig
 
 
 class SupervisedOptions(Options, frozen=True):
@@ -54,14 +55,14 @@ class Supervised(Method):
 
     def views(self) -> dict[str, Crop]:
         """One random crop."""
-        return {"image": Crop(1, self.config.side, self.options.crop_scale)}
+        return {"image": Crop(1, self.config.img_size, self.options.crop_scale)}
 
     def forward(self, batch: Part, moment: Moment) -> dict[str, Tensor]:
         """Return loss and accuracy over the labelled pictures, and the share of the batch that has no label."""
         options = self.options
         changes = Photometric(jitter=options.jitter, grey=options.grey, blur=options.blur)
         pixels = photometric(to_unit(batch["image"][:, 0]), batch["image_draws"][:, 0], changes)
-        features = self.encoder(normalised(pixels, self.config.mean, self.config.deviation)).cls
+        features = self.encoder(normalised(pixels, self.config.mean, self.config.std)).cls
         return {**self.scores(self.head(features), batch["label"]), "features": features.detach()}
 
     def scores(self, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:

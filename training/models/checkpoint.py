@@ -17,7 +17,8 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from granary.curation.store import storage
-from granary.training.models.vit import ViTConfig, weight_files
+from granary.training.models.vit import weight_files
+from granary.training.models.vit_config import ViTConfig
 
 FORMAT = 1
 FOLDER = "checkpoints"

@@ -22,28 +22,36 @@ from torch import Tensor, nn
 from granary.curation.store import storage
 from granary.training.losses.classification import Loss, balanced_indices, classification_loss
 
+FORMER = {"side": "img_size", "deviation": "std"}  # names in config.json of version 0.1
+
 
 @dataclass(frozen=True)
 class ClassifierConfig:
     """What `config.json` holds.
 
-    classes: names, in the order of the logits; side: pixels of the square picture; width: channels of the first
-    stage; depth: blocks of a stage; mean, deviation: of the RGB channels in 0..1.
+    Args:
+        classes: names, in the order of the logits.
+        img_size: pixels of the square picture.
+        width: channels of the first stage.
+        depth: blocks of a stage.
+        mean, std: of the RGB channels in 0..1.
     """
 
     classes: tuple[str, ...]
-    side: int = 32
+    img_size: int = 32
     width: int = 32
     depth: int = 1
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    deviation: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
 
     def __post_init__(self) -> None:
         """Raise ValueError for classes or sizes that make no classifier."""
         if len(self.classes) < 2 or len(set(self.classes)) < len(self.classes):
             raise ValueError(f"classes are {self.classes}; there must be two or more, each once")
-        if self.side < 8 or self.width < 1 or self.depth < 1:
-            raise ValueError(f"side {self.side} must be at least 8, width {self.width} and depth {self.depth} 1")
+        if self.img_size < 8 or self.width < 1 or self.depth < 1:
+            raise ValueError(
+                f"img_size {self.img_size} must be at least 8, width {self.width} and depth {self.depth} at least 1"
+            )
 
 
 class Residual(nn.Module):
@@ -86,11 +94,11 @@ class Classifier(nn.Module):
 
     def preprocess(self, images: Tensor) -> Tensor:
         """Resize to the model's side (bilinear, antialiased) and normalise: (B, 3, h, w) in [0, 1] -> (B, 3, s, s)."""
-        side = self.config.side
-        if images.shape[-2:] != (side, side):
-            images = F.interpolate(images, (side, side), mode="bilinear", antialias=True)
-        mean, deviation = (images.new_tensor(v)[:, None, None] for v in (self.config.mean, self.config.deviation))
-        return (images - mean) / deviation
+        size = self.config.img_size
+        if images.shape[-2:] != (size, size):
+            images = F.interpolate(images, (size, size), mode="bilinear", antialias=True)
+        mean, std = (images.new_tensor(v)[:, None, None] for v in (self.config.mean, self.config.std))
+        return (images - mean) / std
 
     def features(self, images: Tensor) -> Tensor:
         """Return what the last layer reads: (B, 3, h, w) in [0, 1] -> (B, D)."""
@@ -114,29 +122,36 @@ class Classifier(nn.Module):
         fields: dict[str, Any] = json.loads(storage.read_bytes(storage.join(folder, "config.json")))
         if fields.pop("model", None) != "classifier":
             raise ValueError("config.json is of another kind of model")
-        tuples = {name: tuple(value) for name, value in fields.items() if isinstance(value, list)}
-        model = cls(ClassifierConfig(**{**fields, **tuples}))
+        named = {FORMER.get(name, name): value for name, value in fields.items()}
+        tuples = {name: tuple(value) for name, value in named.items() if isinstance(value, list)}
+        model = cls(ClassifierConfig(**{**named, **tuples}))
         model.load_state_dict(load(storage.read_bytes(storage.join(folder, "model.safetensors"))))
         return model.to(device).eval()
 
 
 @dataclass(frozen=True)
 class Fit:
-    """How a classifier is trained: AdamW, one warm-up and cosine decay over all steps.
+    """How a classifier is made and trained: AdamW, one warm-up and cosine decay over all steps.
 
-    steps, batch: of the optimiser; rate, decay: learning rate and weight decay; loss: "cross-entropy" or
-    "balanced-softmax" (its counts are those of the training mixture); sampling: "plain" (every picture as often) or
-    "group-balanced" (every group as often); shift: pixels that a picture is moved at most; flip: mirror at random.
+    Args:
+        steps, batch, lr, weight_decay: of the optimiser.
+        loss: "cross-entropy" or "balanced-softmax" (its counts are those of the training mixture).
+        sampling: "plain" (every picture as often) or "group-balanced" (every group as often).
+        shift: pixels that a picture is moved at most.
+        flip: mirror at random.
+        width, depth: of the network.
     """
 
     steps: int = 1000
     batch: int = 64
-    rate: float = 2e-3
-    decay: float = 0.05
+    lr: float = 2e-3
+    weight_decay: float = 0.05
     loss: Loss = "cross-entropy"
     sampling: str = "plain"
     shift: int = 1
     flip: bool = False
+    width: int = 32
+    depth: int = 1
 
     def __post_init__(self) -> None:
         """Raise ValueError for a sampling that is not one."""
@@ -152,8 +167,6 @@ def fit_classifier(
     *,
     seed: int,
     groups: np.ndarray | None = None,
-    width: int = 32,
-    depth: int = 1,
     device: str | torch.device = "cpu",
 ) -> Classifier:
     """Train a classifier from scratch; the same arguments give the same weights on one kind of machine.
@@ -162,21 +175,19 @@ def fit_classifier(
         images: (n, side, side, 3) uint8.
         labels: (n,) int, index in `classes`.
         classes: names.
-        options: how it is trained.
+        options: what is trained, and how.
         seed: decides the weights at the start, the batches and the augmentation.
         groups: (n,) int, for group-balanced sampling; the class where they are left out.
-        width, depth: of the network.
         device: where it is trained; the returned model is there too, in evaluation mode.
     """
-    mean, deviation = _statistics(images)
-    config = ClassifierConfig(tuple(classes), images.shape[1], width, depth, mean, deviation)
+    config = ClassifierConfig(tuple(classes), images.shape[1], options.width, options.depth, *_statistics(images))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Classifier(config)
     model = model.to(device).train()
     counts = torch.from_numpy(np.bincount(labels, minlength=len(classes))).to(device)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=options.rate, weight_decay=options.decay)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, options.rate, options.steps, pct_start=0.1)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=options.lr, weight_decay=options.weight_decay)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, options.lr, options.steps, pct_start=0.1)
     for pictures, targets in _batches(images, labels, labels if groups is None else groups, options, seed):
         logits = model(pictures.to(device))
         loss = classification_loss(options.loss, logits, targets.to(device), counts)
@@ -188,10 +199,10 @@ def fit_classifier(
 
 
 def _statistics(images: np.ndarray) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
-    """Return mean and deviation (at least 0.05) of the channels in 0..1."""
+    """Return mean and standard deviation (at least 0.05) of the channels in 0..1."""
     pixels = images.reshape(-1, 3).astype(np.float64) / 255
-    mean, deviation = pixels.mean(axis=0).tolist(), np.maximum(pixels.std(axis=0), 0.05).tolist()
-    return (mean[0], mean[1], mean[2]), (deviation[0], deviation[1], deviation[2])
+    mean, std = pixels.mean(axis=0).tolist(), np.maximum(pixels.std(axis=0), 0.05).tolist()
+    return (mean[0], mean[1], mean[2]), (std[0], std[1], std[2])
 
 
 def _batches(

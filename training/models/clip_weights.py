@@ -15,7 +15,7 @@ from granary.training.data.tokenizer import END, PAD, START
 from granary.training.models import weights
 from granary.training.models.checkpoint import STATE, Damaged, read_checkpoint
 from granary.training.models.dual_encoder import KINDS, DualEncoder, DualEncoderOptions, Kind
-from granary.training.models.vit import read_config
+from granary.training.models.vit_config import read_config
 
 TEXT = {  # their name in the text encoder, ours; the others are as in `granary.training.models.weights`
     "embeddings.token_embedding.weight": "embed.weight",
@@ -149,7 +149,7 @@ def _siglip_config(model: DualEncoder) -> Any:
         config.pre_norm
         or config.layer_scale
         or not config.patch_bias
-        or config.positions == "rotary"
+        or config.pos_embed == "rotary"
         or config.mlp == "swiglu"
     ):
         raise UserError(
@@ -157,10 +157,10 @@ def _siglip_config(model: DualEncoder) -> Any:
             "of the patches, no LayerScale and no norm before the blocks"
         )
     vision = {
-        "image_size": config.side,
-        "patch_size": config.patch,
+        "image_size": config.img_size,
+        "patch_size": config.patch_size,
         "hidden_size": config.width,
-        "intermediate_size": int(config.hidden * config.width),
+        "intermediate_size": int(config.mlp_ratio * config.width),
         "num_hidden_layers": config.depth,
         "num_attention_heads": config.heads,
         "hidden_act": config.mlp,

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from granary.curation.errors import UserError
 from granary.training.data.tokenizer import TextTokenizer
 from granary.training.models.text import TextConfig, TextTransformer, initialise_blocks
-from granary.training.models.vit import MLP, VisionTransformer, ViTConfig
+from granary.training.models.vit import MLP, VisionTransformer
+from granary.training.models.vit_config import ViTConfig
 
 Kind = Literal["clip", "siglip"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -52,7 +53,7 @@ class AttentionPool(nn.Module):
         self.query = nn.Parameter(torch.randn(1, 1, width) * width**-0.5)
         self.q, self.kv, self.out = nn.Linear(width, width), nn.Linear(width, 2 * width), nn.Linear(width, width)
         self.norm = nn.LayerNorm(width, eps=config.norm_eps)
-        self.mlp = MLP(width, int(config.hidden * width), config.mlp == "quick_gelu")
+        self.mlp = MLP(width, int(config.mlp_ratio * width), config.mlp == "quick_gelu")
         for layer in (self.q, self.kv, self.out, self.mlp.up, self.mlp.down):
             nn.init.xavier_uniform_(layer.weight)
             nn.init.zeros_(layer.bias)

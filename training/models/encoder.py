@@ -44,7 +44,7 @@ class TrainedEncoder:
                 f"saved by granary ({str(error).strip().splitlines()[0]})"
             ) from error
         self.dimension = self.model.config.width
-        self.side: int | None = self.model.config.side
+        self.side: int | None = self.model.config.img_size
         files = [join(folder, name) for name in ("config.json", "model.safetensors")]
         self.fingerprint = fingerprint(files, "granary-1", self.pool)
 
@@ -63,5 +63,5 @@ class TrainedEncoder:
     def _pixels(self, image: Image.Image) -> np.ndarray:
         """Resize, crop and normalise: (side, side, 3) float32."""
         config = self.model.config
-        square = ImageOps.fit(workable(image), (config.side, config.side), Image.Resampling.BICUBIC)
-        return normalised(square, config.mean, config.deviation)
+        square = ImageOps.fit(workable(image), (config.img_size, config.img_size), Image.Resampling.BICUBIC)
+        return normalised(square, config.mean, config.std)

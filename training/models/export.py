@@ -11,7 +11,7 @@ from granary.curation.store import storage
 from granary.training.models import clip_weights
 from granary.training.models.checkpoint import checkpoint_folder
 from granary.training.models.registry import load_model, read_name
-from granary.training.models.vit import ViTConfig
+from granary.training.models.vit_config import ViTConfig
 from granary.training.models.weights import to_transformers
 
 
@@ -56,14 +56,14 @@ def _preprocessing(config: ViTConfig) -> dict[str, Any]:
     return {
         "image_processor_type": "CLIPImageProcessor" if config.pre_norm else "BitImageProcessor",
         "do_resize": True,
-        "size": {"shortest_edge": config.side},
+        "size": {"shortest_edge": config.img_size},
         "resample": 3,
         "do_center_crop": True,
-        "crop_size": {"height": config.side, "width": config.side},
+        "crop_size": {"height": config.img_size, "width": config.img_size},
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,
         "image_mean": list(config.mean),
-        "image_std": list(config.deviation),
+        "image_std": list(config.std),
         "do_convert_rgb": True,
     }

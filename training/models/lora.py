@@ -12,7 +12,7 @@ from pydantic import Field
 from safetensors.torch import save
 from torch import Tensor
 
-from granary.curation.errors import UserError
+from granary.curation.errors import UserError, needs
 from granary.curation.options import Options
 from granary.curation.store import storage
 from granary.training.models.clip_transformers import ClipModel
@@ -34,10 +34,8 @@ def adapt(clip: ClipModel, lora: Lora) -> Any:
     The adapters are drawn with torch's generator. Returns peft's wrapper; `clip` computes with the adapters from now
     on. Raises UserError where it is no CLIP.
     """
-    try:
+    with needs("train"):
         from peft import LoraConfig, get_peft_model
-    except ImportError as error:
-        raise UserError("fine-tuning needs peft, which is not installed; run `pip install peft`") from error
     names = {name.rpartition(".")[2] for name, _ in clip.model.named_modules()}
     missing = [target for target in TARGETS if target not in names]
     if missing:

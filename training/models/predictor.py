@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from granary.training.models.positions import sincos_positions
-from granary.training.models.vit import Block, ViTConfig, gather_tokens
+from granary.training.models.vit import Block, gather_tokens
+from granary.training.models.vit_config import ViTConfig
 
 
 class Predictor(nn.Module):
@@ -17,7 +18,14 @@ class Predictor(nn.Module):
 
     def __init__(self, config: ViTConfig, width: int, depth: int, heads: int) -> None:
         super().__init__()
-        narrow = ViTConfig(side=config.side, patch=config.patch, width=width, depth=depth, heads=heads, layer_scale=0.0)
+        narrow = ViTConfig(
+            img_size=config.img_size,
+            patch_size=config.patch_size,
+            width=width,
+            depth=depth,
+            heads=heads,
+            layer_scale=0.0,
+        )
         self.embed = nn.Linear(config.width, width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
         self.positions = nn.Parameter(sincos_positions(config.grid, config.grid, width)[None], requires_grad=False)

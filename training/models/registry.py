@@ -4,12 +4,13 @@ PATH          a training directory (its last checkpoint), a checkpoint, or a fol
               model.safetensors
 hf:ID         a model of `transformers` by its id on the Hub or its folder
 random:WHAT   the architecture and the initial weights of WHAT: a training recipe (.yaml), a training directory, a
-              checkpoint, hf:ID, or a size such as tiny?side=32&patch=4
+              checkpoint, hf:ID, or a size such as tiny?img_size=32&patch_size=4
 pixels        no model: the picture itself, the baseline of `granary.training.evaluation.subjects`
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal, NamedTuple
 
 import torch
@@ -22,7 +23,8 @@ from granary.curation.errors import UserError
 from granary.curation.store import storage
 from granary.training.methods import load_method
 from granary.training.models.checkpoint import usable
-from granary.training.models.vit import SIZES, VisionTransformer, ViTConfig, read_config
+from granary.training.models.vit import VisionTransformer
+from granary.training.models.vit_config import FORMER, SIZES, ViTConfig, read_config
 from granary.training.models.weights import from_transformers
 from granary.training.recipe import TrainRecipe
 
@@ -128,10 +130,12 @@ def _untrained(target: str) -> VisionTransformer:
 
 
 def _of_size(spec: EncoderSpec) -> ViTConfig:
-    """Return the architecture of a size with options, for example tiny?side=32&patch=4."""
-    spec.check_options("side", "patch")
+    """Return the architecture of a size with options, for example tiny?img_size=32&patch_size=4."""
+    spec = replace(spec, options={FORMER.get(name, name): value for name, value in spec.options.items()})
+    spec.check_options("img_size", "patch_size")
     try:
-        return ViTConfig.named(spec.target, side=spec.positive("side", 32), patch=spec.positive("patch", 4))
+        sizes = {"img_size": spec.positive("img_size", 32), "patch_size": spec.positive("patch_size", 4)}
+        return ViTConfig.named(spec.target, **sizes)
     except ValueError as error:
         raise UserError(f"model: {spec.text} is not right: {error}") from error
 

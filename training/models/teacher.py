@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from granary.curation.errors import UserError
 from granary.training.models.checkpoint import Damaged, read_checkpoint
 from granary.training.models.registry import load_model, model_folder, read_name
-from granary.training.models.vit import VisionTransformer, ViTConfig
+from granary.training.models.vit import VisionTransformer
+from granary.training.models.vit_config import ViTConfig
 
 HEADS = "method/teacher_heads."
 DIRECTIONS = "last_layer.parametrizations.weight.original1"  # (K, bottleneck)
@@ -34,7 +35,7 @@ def load_teacher(
     folder = model_folder(path)
     backbone = load_model(folder)
     theirs = backbone.config
-    for key in ("patch", "mean", "deviation"):
+    for key in ("patch_size", "mean", "std"):
         if getattr(theirs, key) != getattr(student, key):
             raise UserError(
                 f"model.{key}: {getattr(student, key)} is not right: that of the teacher, {getattr(theirs, key)}, is"

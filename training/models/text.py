@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from granary.training.models.vit import Attention, Block, ViTConfig
+from granary.training.models.vit import Attention, Block
+from granary.training.models.vit_config import ViTConfig
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict
 from typing import NamedTuple
 
 import torch
@@ -22,74 +22,9 @@ from torch.utils.checkpoint import checkpoint
 
 from granary.curation.store import storage
 from granary.training.models.positions import interpolated, rotary_angles, rotate, sincos_positions
+from granary.training.models.vit_config import ViTConfig, read_config
 
-SIZES = {  # width, blocks, heads; DINOv2's S to g
-    "tiny": (192, 12, 3),
-    "small": (384, 12, 6),
-    "base": (768, 12, 12),
-    "large": (1024, 24, 16),
-    "huge": (1280, 32, 16),
-    "giant": (1536, 40, 24),
-}
-POSITIONS, MLPS = ("learned", "sincos", "rotary"), ("gelu", "quick_gelu", "swiglu")
 FEW = 96  # tokens that attention on a CPU is written out for, see `attend`
-
-
-@dataclass(frozen=True)
-class ViTConfig:
-    """What `config.json` holds: the architecture, and how pictures are prepared for it.
-
-    side: pixels of the square picture; patch: pixels of a patch; width, depth, heads: D, blocks, H; hidden: width of
-    the MLP as a multiple of D (SwiGLU uses two thirds of it); class_token: whether there is one; registers: R;
-    positions: "learned", "sincos" or "rotary"; mlp: "gelu", "quick_gelu" or "swiglu"; layer_scale: initial value, 0 for
-    none; drop_path: share of the pictures that skip a branch in training; mask_token: whether `masked` may be used;
-    patch_bias, pre_norm, norm_eps, antialias: as CLIP and `transformers` differ; mean, deviation: of the RGB channels
-    in 0..1.
-    """
-
-    side: int = 224
-    patch: int = 16
-    width: int = 384
-    depth: int = 12
-    heads: int = 6
-    hidden: float = 4.0
-    class_token: bool = True
-    registers: int = 0
-    positions: str = "learned"
-    mlp: str = "gelu"
-    layer_scale: float = 1e-5
-    drop_path: float = 0.0
-    mask_token: bool = False
-    patch_bias: bool = True
-    pre_norm: bool = False
-    norm_eps: float = 1e-6
-    antialias: bool = True
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    deviation: tuple[float, float, float] = (0.229, 0.224, 0.225)
-
-    def __post_init__(self) -> None:
-        """Raise ValueError for sizes that do not fit together."""
-        if self.side < 1 or self.patch < 1 or self.side % self.patch:
-            raise ValueError(f"side is {self.side}; it must be a multiple of patch, {self.patch}")
-        if self.heads < 1 or self.width % self.heads or self.width % 4:
-            raise ValueError(f"width is {self.width}; it must be a multiple of 4 and of heads, {self.heads}")
-        if self.positions not in POSITIONS or self.mlp not in MLPS:
-            raise ValueError(f"positions '{self.positions}' or mlp '{self.mlp}' is unknown")
-        if self.positions == "rotary" and self.width // self.heads % 4:
-            raise ValueError(f"width / heads is {self.width // self.heads}; rotary needs it to be a multiple of 4")
-        if not 0 <= self.drop_path < 1:
-            raise ValueError(f"drop_path is {self.drop_path}; it must be at least 0 and below 1")
-
-    @classmethod
-    def named(cls, size: str, **changes: object) -> ViTConfig:
-        """Return a size of the field, "tiny" to "giant", with changed fields."""
-        width, depth, heads = SIZES[size]
-        return cls(**{"width": width, "depth": depth, "heads": heads, **changes})  # type: ignore[arg-type]
-
-    @property
-    def grid(self) -> int:
-        """Patches along a side."""
-        return self.side // self.patch
 
 
 class Tokens(NamedTuple):
@@ -178,7 +113,7 @@ class Block(nn.Module):
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
-        width, hidden = config.width, int(config.hidden * config.width)
+        width, hidden = config.width, int(config.mlp_ratio * config.width)
         self.drop_path = config.drop_path
         self.norm1 = nn.LayerNorm(width, eps=config.norm_eps)
         self.attention = Attention(width, config.heads)
@@ -221,14 +156,14 @@ class VisionTransformer(nn.Module):
         super().__init__()
         self.config = config
         self.recompute = False
-        self.embed = nn.Conv2d(3, config.width, config.patch, stride=config.patch, bias=config.patch_bias)
+        self.embed = nn.Conv2d(3, config.width, config.patch_size, stride=config.patch_size, bias=config.patch_bias)
         first = torch.empty(1, int(config.class_token), config.width), torch.empty(1, config.registers, config.width)
         self.cls, self.registers = (nn.Parameter(tokens, requires_grad=tokens.numel() > 0) for tokens in first)
         if config.mask_token:
             self.mask_token = nn.Parameter(torch.zeros(1, config.width))
-        if config.positions != "rotary":
+        if config.pos_embed != "rotary":
             positions = sincos_positions(config.grid, config.grid, config.width)[None]
-            self.positions = nn.Parameter(positions, requires_grad=config.positions == "learned")
+            self.positions = nn.Parameter(positions, requires_grad=config.pos_embed == "learned")
         self.pre_norm = nn.LayerNorm(config.width, eps=config.norm_eps) if config.pre_norm else nn.Identity()
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.norm = nn.LayerNorm(config.width, eps=config.norm_eps)
@@ -241,7 +176,7 @@ class VisionTransformer(nn.Module):
                 nn.init.trunc_normal_(module.weight, std=0.02)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-        learned = [self.positions] if self.config.positions == "learned" else []
+        learned = [self.positions] if self.config.pos_embed == "learned" else []
         for parameter in [self.cls, self.registers, *learned]:
             nn.init.trunc_normal_(parameter, std=0.02)
 
@@ -274,8 +209,8 @@ class VisionTransformer(nn.Module):
         if masked is not None:
             masked = masked if keep is None else masked.gather(1, keep)
             x = torch.where(masked[..., None], self.mask_token.to(x.dtype), x)
-        if config.positions != "rotary":
-            rows, columns = (size // config.patch for size in pixels.shape[2:])
+        if config.pos_embed != "rotary":
+            rows, columns = (size // config.patch_size for size in pixels.shape[2:])
             positions = interpolated(self.positions, config.grid, rows, columns, config.antialias)
             x = x + (positions if keep is None else gather_tokens(positions.expand(len(keep), -1, -1), keep))
         first = torch.cat([self.cls, self.registers], dim=1).expand(len(x), -1, -1)
@@ -283,7 +218,7 @@ class VisionTransformer(nn.Module):
 
     def _embed_some(self, pixels: Tensor, keep: Tensor) -> Tensor:
         """Embed only the patches that are kept: (B, K, D)."""
-        patch = self.config.patch
+        patch = self.config.patch_size
         patches = pixels.unfold(2, patch, patch).unfold(3, patch, patch)  # (B, 3, rows, columns, patch, patch)
         flat = patches.permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(1, 2)  # (B, N, 3 * patch * patch)
         return F.linear(gather_tokens(flat, keep), self.embed.weight.flatten(1), self.embed.bias)
@@ -291,9 +226,9 @@ class VisionTransformer(nn.Module):
     def _angles(self, pixels: Tensor, keep: Tensor | None) -> Tensor | None:
         """Return rotary angles (B or 1, 1, T, D / H), 0 for class token and registers; None for other positions."""
         config = self.config
-        if config.positions != "rotary":
+        if config.pos_embed != "rotary":
             return None
-        rows, columns = (size // config.patch for size in pixels.shape[2:])
+        rows, columns = (size // config.patch_size for size in pixels.shape[2:])
         angles = rotary_angles(config.grid, rows, columns, config.width // config.heads).to(pixels.device)[None]
         if keep is not None:
             angles = gather_tokens(angles.expand(len(keep), -1, -1), keep)
@@ -322,13 +257,3 @@ def weight_files(config: ViTConfig, state: Mapping[str, Tensor]) -> Iterator[tup
     """Yield name and content of the two files of a model."""
     yield "config.json", json.dumps(asdict(config), indent=2).encode()
     yield "model.safetensors", save({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()})
-
-
-def read_config(folder: str) -> ViTConfig:
-    """Read config.json; raises OSError, ValueError or TypeError when it is not one of ours."""
-    found = json.loads(storage.read_bytes(storage.join(folder, "config.json")))
-    unknown = sorted(set(found) - {field.name for field in fields(ViTConfig)}) if isinstance(found, dict) else ["?"]
-    if unknown:
-        raise ValueError(f"config.json is not a granary model's: it has the key {unknown[0]!r}")
-    pairs = {name: tuple(found[name]) for name in ("mean", "deviation") if name in found}
-    return ViTConfig(**{**found, **pairs})

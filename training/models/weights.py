@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from granary.curation.errors import UserError
-from granary.training.models.vit import VisionTransformer, ViTConfig
+from granary.training.models.vit import VisionTransformer
+from granary.training.models.vit_config import ViTConfig
 
 KINDS = {  # model_type of transformers -> class of the model
     "dinov2": "Dinov2Model",
@@ -22,7 +23,7 @@ KINDS = {  # model_type of transformers -> class of the model
     "ijepa": "IJepaModel",
     "clip_vision_model": "CLIPVisionModel",
 }
-CLIP_MEAN, CLIP_DEVIATION = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 BLOCK = r"(?:encoder\.)?layers?\.(\d+)\."
 NAMES = [  # their name, ours; both namings that versions of transformers use
     (r"embeddings\.(?:patch_embeddings\.projection|patch_embedding)\.(weight|bias)", r"embed.\1"),
@@ -96,12 +97,12 @@ def _our_config(theirs: Any) -> ViTConfig:
     if activation not in ("gelu", "quick_gelu", "swiglu") or not getattr(theirs, "qkv_bias", True):
         raise UserError(f"model: {kind} with hidden_act {activation!r} or without qkv_bias is not supported")
     return ViTConfig(
-        side=_pixels(theirs.image_size),
-        patch=_pixels(theirs.patch_size),
+        img_size=_pixels(theirs.image_size),
+        patch_size=_pixels(theirs.patch_size),
         width=theirs.hidden_size,
         depth=theirs.num_hidden_layers,
         heads=theirs.num_attention_heads,
-        hidden=theirs.mlp_ratio if dino else theirs.intermediate_size / theirs.hidden_size,
+        mlp_ratio=theirs.mlp_ratio if dino else theirs.intermediate_size / theirs.hidden_size,
         class_token=kind != "ijepa",
         registers=getattr(theirs, "num_register_tokens", 0) if dino else 0,
         mlp=activation,
@@ -112,7 +113,7 @@ def _our_config(theirs: Any) -> ViTConfig:
         norm_eps=theirs.layer_norm_eps,
         antialias=kind == "dinov2_with_registers",
         mean=CLIP_MEAN if clip else ViTConfig.mean,
-        deviation=CLIP_DEVIATION if clip else ViTConfig.deviation,
+        std=CLIP_STD if clip else ViTConfig.std,
     )
 
 
@@ -161,7 +162,7 @@ def _their_kind(config: ViTConfig) -> str:
         ("dinov2", lambda: config.class_token and not config.pre_norm and config.mlp != "quick_gelu"),
     ]
     kind = next((kind for kind, fits in fitting if fits()), "")
-    if not kind or config.positions == "rotary" or (config.registers and kind != "dinov2"):
+    if not kind or config.pos_embed == "rotary" or (config.registers and kind != "dinov2"):
         raise UserError(
             "export: transformers has no model with these parts; DINOv2 (class token), I-JEPA (no class token, no "
             "LayerScale) and CLIP (pre_norm) with learned or sincos positions can be written"
@@ -173,8 +174,8 @@ def _their_config(kind: str, config: ViTConfig) -> Any:
     from transformers import AutoConfig
 
     settings: dict[str, Any] = {
-        "image_size": config.side,
-        "patch_size": config.patch,
+        "image_size": config.img_size,
+        "patch_size": config.patch_size,
         "hidden_size": config.width,
         "num_hidden_layers": config.depth,
         "num_attention_heads": config.heads,
@@ -182,11 +183,13 @@ def _their_config(kind: str, config: ViTConfig) -> Any:
         "architectures": [KINDS[kind]],
     }
     if kind.startswith("dinov2"):
-        if config.hidden != int(config.hidden):
-            raise UserError(f"export: hidden is {config.hidden}; DINOv2's mlp_ratio in transformers is a whole number")
-        settings |= {"mlp_ratio": int(config.hidden), "layerscale_value": config.layer_scale or 1.0}
+        if config.mlp_ratio != int(config.mlp_ratio):
+            raise UserError(
+                f"export: mlp_ratio is {config.mlp_ratio}; that of DINOv2 in transformers is a whole number"
+            )
+        settings |= {"mlp_ratio": int(config.mlp_ratio), "layerscale_value": config.layer_scale or 1.0}
         settings |= {"use_swiglu_ffn": config.mlp == "swiglu"}
         settings |= {"num_register_tokens": config.registers} if config.registers else {}
     else:
-        settings |= {"intermediate_size": int(config.hidden * config.width), "hidden_act": config.mlp}
+        settings |= {"intermediate_size": int(config.mlp_ratio * config.width), "hidden_act": config.mlp}
     return AutoConfig.for_model(kind, **settings)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning_fabric import Fabric
-from lightning_fabric.strategies import ModelParallelStrategy
 from torch import nn
 from torch.distributed.fsdp import fully_shard
 
-from granary.curation.errors import UserError
+from granary.curation.errors import UserError, needs
 from granary.training.models.vit import Block, VisionTransformer
 from granary.training.recipe import Device
+
+if TYPE_CHECKING:  # needed when a run begins, and in an extra
+    from lightning_fabric import Fabric
 
 
 def make_fabric(device: Device) -> Fabric:
@@ -20,6 +21,9 @@ def make_fabric(device: Device) -> Fabric:
 
     Mixed precision is the loop's own autocast: Fabric's would round the random numbers of the views to bfloat16 too.
     """
+    with needs("train"):
+        from lightning_fabric import Fabric
+        from lightning_fabric.strategies import ModelParallelStrategy
     cuda = device.accelerator == "cuda" or (device.accelerator == "auto" and torch.cuda.is_available())
     if cuda and torch.cuda.device_count() < device.devices:
         raise UserError(

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import yaml
+from pydantic import ValidationError
 from rich.console import Console
 
 from granary.curation.errors import UserError
@@ -32,10 +33,18 @@ def check(recipe: TrainRecipe) -> None:
             earlier = None
         if not isinstance(earlier, dict) or "method" not in earlier:
             raise UserError(f"out: {recipe.out} holds no training but something else; give another --out")
-        for key, old, new in _differences(earlier, tree):
+        for key, old, new in _differences(_in_names_of_now(earlier), tree):
             raise UserError(f"out: {recipe.out} holds a training with {key} {old!r}, not {new!r}; give another --out")
     elif storage.names(recipe.out):
         raise UserError(f"out: {recipe.out} is not empty and holds no training; give another --out")
+
+
+def _in_names_of_now(earlier: dict[str, Any]) -> dict[str, Any]:
+    """Return a recipe that was written, perhaps by version 0.1, as it would be now; as it is where it is not one."""
+    try:
+        return TrainRecipe.model_validate(earlier).model_dump(mode="json")
+    except ValidationError:
+        return earlier
 
 
 def write_recipe(recipe: TrainRecipe) -> None:

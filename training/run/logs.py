@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from granary.curation.errors import UserError
+from granary.curation.errors import UserError, needs
 from granary.curation.runs.notebook import CellBar
 from granary.curation.store import storage
 from granary.training.recipe import TrainRecipe
@@ -73,8 +73,8 @@ class Logs:
         if active:
             self.curves = {name: Curve(storage.join(recipe.out, f"{name}.csv"), step) for name in ("metrics", "probe")}
             if recipe.logs.tensorboard and storage.is_local(recipe.out):
-                from torch.utils.tensorboard import SummaryWriter
-
+                with needs("train"):
+                    from torch.utils.tensorboard import SummaryWriter
                 self.board = SummaryWriter(storage.join(recipe.out, "tensorboard"), purge_step=step + 1)
             if recipe.logs.wandb:
                 self.remote = _wandb(recipe)

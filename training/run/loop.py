@@ -9,10 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning_fabric import Fabric
 from rich.console import Console
 from torch import Tensor
 from torch.distributed.tensor import DTensor
@@ -33,6 +32,9 @@ from granary.training.run.setup import build_method, open_plan, prepare_models
 from granary.training.run.signals import stop_signals
 from granary.training.run.state import encoder_weights, gather_state, restore_state
 from granary.training.schedules import cosine, warmed_cosine
+
+if TYPE_CHECKING:  # needed when a run begins, and in an extra
+    from lightning_fabric import Fabric
 
 
 class Stopped(UserError):

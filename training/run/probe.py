@@ -32,7 +32,7 @@ class OnlineProbe:
         self.classes, self.k = shards.class_names(sets), probe.k
         if len(self.classes) < 2:
             raise UserError(f"probe: the labels of {path} have {len(self.classes)} classes; give probe.every 0")
-        side = recipe.config().side
+        side = recipe.config().img_size
         self.train = _labelled(sets[0], probe.train, side, self.classes, recipe.seed)
         self.test = _labelled(sets[1], probe.test, side, self.classes, recipe.seed)
 

@@ -228,11 +228,11 @@ def test_torchscript_fingerprint_follows_the_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize("pool", ["cls", "mean"])
 def test_a_trained_model_embeds_as_it_computes(pool: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    model = VisionTransformer(ViTConfig(side=32, patch=8, width=24, depth=2, heads=2, registers=3)).eval()
+    model = VisionTransformer(ViTConfig(img_size=32, patch_size=8, width=24, depth=2, heads=2, registers=3)).eval()
     model.save(str(tmp_path))
     encoder = load_encoder(f"granary:{tmp_path}?pool={pool}&batch=2", "cpu", LOADERS["granary"])
     rows = encoder.embed(images())
-    mean, deviation = torch.tensor(model.config.mean), torch.tensor(model.config.deviation)
+    mean, deviation = torch.tensor(model.config.mean), torch.tensor(model.config.std)
     for row, image in zip(rows, images(), strict=True):
         square = ImageOps.fit(image, (32, 32), Image.Resampling.BICUBIC)
         pixels = ((torch.from_numpy(np.array(square)) / 255 - mean) / deviation).permute(2, 0, 1)[None]

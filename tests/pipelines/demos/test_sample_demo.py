@@ -139,8 +139,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models")
     pool = three_digits(sample_demo.digits()[0])
     train_generator(pool.images[..., 0], pool.labels, pool.classes, str(folder / "model"), steps=3, channels=(16, 16))
-    options = Fit(steps=30, batch=32)
-    fit_classifier(pool.images, pool.labels, pool.classes, options, seed=0, width=8).save(str(folder / "classifier"))
+    options = Fit(steps=30, batch=32, width=8)
+    fit_classifier(pool.images, pool.labels, pool.classes, options, seed=0).save(str(folder / "classifier"))
     rows = np.concatenate([np.flatnonzero(pool.labels == k)[: 6 - 2 * k] for k in range(3)])
     write_folder(pool.take(rows), folder / "data")
     return folder

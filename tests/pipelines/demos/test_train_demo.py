@@ -66,7 +66,7 @@ def test_a_digit_is_dark_ink_on_light_paper() -> None:
 
 def test_the_recipe_is_valid_and_trains_alone() -> None:
     recipe = load_recipe(TrainRecipe, shipped("demo/dinov2.yaml"), ["--data", "RUN", "--out", "TRAIN"])
-    assert recipe.model.side == train_demo.SIDE
+    assert recipe.model.img_size == train_demo.SIDE
 
 
 def test_a_folder_that_is_not_the_demos_is_refused_with_one_sentence(

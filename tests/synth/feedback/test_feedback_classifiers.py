@@ -77,7 +77,7 @@ def test_gradients_reach_the_pixels(kind: str, tmp_path: Path) -> None:
         classifier = load_classifier(save_vit(tmp_path))
     else:
         torch.manual_seed(0)
-        Classifier(ClassifierConfig(tuple(CLASSES), side=16, width=8)).save(str(tmp_path))
+        Classifier(ClassifierConfig(tuple(CLASSES), img_size=16, width=8)).save(str(tmp_path))
         classifier = load_classifier(f"granary:{tmp_path}")
     images = torch.rand(2, 3, 24, 20, generator=torch.Generator().manual_seed(0)).requires_grad_()
     for output in (classifier.logits(images), classifier.features(images)):
@@ -88,7 +88,7 @@ def test_gradients_reach_the_pixels(kind: str, tmp_path: Path) -> None:
 
 def test_a_granary_classifier_is_the_one_that_was_saved(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    model = Classifier(ClassifierConfig(tuple(CLASSES), side=16, width=8)).eval()
+    model = Classifier(ClassifierConfig(tuple(CLASSES), img_size=16, width=8)).eval()
     model.save(str(tmp_path))
     images = torch.rand(2, 3, 16, 16)
     torch.testing.assert_close(load_classifier(f"granary:{tmp_path}").logits(images), model(images))

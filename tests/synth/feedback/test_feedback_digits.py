@@ -48,7 +48,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     classes = [str(number) for number in range(10)]
     train_generator(images, labels, classes, str(folder / "generator"), **SETTINGS)
     colour = np.repeat(images[..., None], 3, axis=3)
-    fit_classifier(colour[:300], labels[:300], classes, Fit(steps=200), seed=0, width=16).save(str(folder / "net"))
+    fit_classifier(colour[:300], labels[:300], classes, Fit(steps=200, width=16), seed=0).save(str(folder / "net"))
     classifier = load_classifier(f"granary:{folder / 'net'}", "cpu")
     with torch.no_grad():
         features = classifier.features(torch.from_numpy(colour[:300]).permute(0, 3, 1, 2).float() / 255)

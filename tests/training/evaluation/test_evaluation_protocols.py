@@ -35,7 +35,7 @@ from granary.training.models.checkpoint import step_folder, write_checkpoint
 from granary.training.models.vit import VisionTransformer, ViTConfig
 from granary.training.models.weights import to_transformers
 
-TINY = ViTConfig(side=16, patch=4, width=16, depth=3, heads=2, layer_scale=0.0)
+TINY = ViTConfig(img_size=16, patch_size=4, width=16, depth=3, heads=2, layer_scale=0.0)
 CONFIGS = places.CONFIGS / "train"
 SPLIT = {"split": Value("string")}
 
@@ -74,7 +74,7 @@ def test_features_are_those_of_the_model_in_order(run: str, model: str) -> None:
         load_subject(model), dataset, Measured(model, run, device="cpu", batch=7), ("blue", "red"), layers=2
     )
     part = next(in_order(dataset, Crop(1, 16, centre=True), ("image", "label"), ("blue", "red"), batch=10))
-    mean, deviation = (np.array(x, np.float32) for x in (TINY.mean, TINY.deviation))
+    mean, deviation = (np.array(x, np.float32) for x in (TINY.mean, TINY.std))
     pixels = torch.from_numpy((part["image"][:, 0].numpy() / 255 - mean) / deviation).permute(0, 3, 1, 2).float()
     with torch.inference_mode():
         second, third = load_subject(model).intermediate(pixels, [1, 2])  # type: ignore[misc]
@@ -265,7 +265,7 @@ def test_models_and_options_that_are_not_right(run: str, model: str, tmp_path: P
         (model, "holds no model that granary can read"),  # weights of another architecture
         (str(tmp_path / "none"), "is neither a training directory"),
         ("random:" + str(tmp_path / "none"), "is neither a training directory"),
-        ("random:tiny?side=33", "must be a multiple of patch"),
+        ("random:tiny?img_size=33", "must be a multiple of patch"),
         ("random:tiny?depth=3", "unknown option 'depth'"),
         ("random:" + str(tmp_path / "bad.yaml"), "is no training recipe"),
     ]:
@@ -294,7 +294,7 @@ def test_random_models_have_the_architecture_and_depend_on_the_seed(model: str, 
     assert not torch.equal(weights[0], weights[2])
     assert not torch.equal(weights[0], weights[3])
     state = torch.get_rng_state()
-    tree = {"method": "ijepa", "model": {"width": 32, "depth": 2, "heads": 2, "side": 32, "patch": 4}}
+    tree = {"method": "ijepa", "model": {"width": 32, "depth": 2, "heads": 2, "img_size": 32, "patch_size": 4}}
     (tmp_path / "recipe.yaml").write_text(json.dumps({**tree, "options": {"init_std": 0.5, "min_keep": 1}}))
     for name in (f"random:{tmp_path}/recipe.yaml", f"random:{tmp_path}"):
         started = load_subject(name)
@@ -302,13 +302,13 @@ def test_random_models_have_the_architecture_and_depend_on_the_seed(model: str, 
         spread = float(started.state_dict()["blocks.0.mlp.up.weight"].std())
         assert spread == pytest.approx(0.5, rel=0.2)  # as its method starts it
     assert torch.equal(torch.get_rng_state(), state)
-    assert load_subject("random:tiny?side=16&patch=8").config.width == 192
+    assert load_subject("random:tiny?img_size=16&patch_size=8").config.width == 192
 
 
 @pytest.mark.parametrize("recipe", sorted(CONFIGS.glob("*_tiny.yaml")), ids=lambda path: path.stem)
 def test_every_tiny_recipe_has_a_random_baseline(recipe: Path) -> None:
     subject = load_subject(f"random:{recipe}")
-    tokens = subject(torch.zeros(1, 3, subject.config.side, subject.config.side))
+    tokens = subject(torch.zeros(1, 3, subject.config.img_size, subject.config.img_size))
     assert tokens.cls.shape == (1, subject.config.width)
 
 
@@ -344,7 +344,7 @@ def test_nearest_centroid_equals_a_loop() -> None:
 
 
 def test_few_shot_states_mean_and_deviation_over_draws(run: str) -> None:
-    scores = measure(fewshot, run and "random:tiny?side=16&patch=8", run, shots=(1, 30), draws=3, device="cpu")
+    scores = measure(fewshot, run and "random:tiny?img_size=16&patch_size=8", run, shots=(1, 30), draws=3, device="cpu")
     assert scores["accuracy_1.low"] <= scores["accuracy_1"] <= scores["accuracy_1.high"]  # type: ignore[operator]
     assert scores["accuracy_30.std"] == 0.0  # a class has 20: every draw is all of them
     assert any("smallest class has 20 training pictures, fewer than 30" in note for note in scores.notes)

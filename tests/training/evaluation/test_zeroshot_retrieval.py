@@ -165,7 +165,7 @@ def test_ties_are_wrong_wherever_the_right_class_stands() -> None:
 
 # -- on datasets -------------------------------------------------------------------------------------------------------
 
-MODEL: dict[str, Any] = {"width": 16, "depth": 1, "heads": 2, "side": 32, "patch": 8}
+MODEL: dict[str, Any] = {"width": 16, "depth": 1, "heads": 2, "img_size": 32, "patch_size": 8}
 TEXT: dict[str, Any] = {"text_width": 16, "text_depth": 1, "text_heads": 2, "context": 16}
 
 

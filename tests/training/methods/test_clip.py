@@ -41,7 +41,7 @@ from granary.training.run import loop
 from granary.training.run.loop import train
 
 TEXT: dict[str, Any] = {"text_width": 16, "text_depth": 2, "text_heads": 2, "context": 12}
-SHAPE: dict[str, Any] = {"side": 16, "patch": 4, "width": 16, "depth": 2, "heads": 2}
+SHAPE: dict[str, Any] = {"img_size": 16, "patch_size": 4, "width": 16, "depth": 2, "heads": 2}
 CAPTIONS = ["a red dog runs", "two cats on a mat", "a boat at sea", "the old man", "a red dog runs to the boat"]
 TOKENIZER = train_tokenizer(CAPTIONS, 600)
 SIMPLE: dict[str, Any] = {
@@ -441,7 +441,7 @@ def shaken(model: CLIP) -> CLIP:
 
 @pytest.mark.parametrize(
     ("kind", "changes"),
-    [(CLIP, {}), (CLIP, {"mlp": "quick_gelu"}), (CLIP, {"positions": "sincos"}), (SigLIP, {})],
+    [(CLIP, {}), (CLIP, {"mlp": "quick_gelu"}), (CLIP, {"pos_embed": "sincos"}), (SigLIP, {})],
 )
 def test_transformers_gives_the_same_vectors_and_logits(kind: type[CLIP], changes: dict[str, Any]) -> None:
     torch.manual_seed(0)
@@ -614,7 +614,10 @@ def test_published_recipes_have_the_published_sizes() -> None:
                            options.text_heads, getattr(options, "dimension", 768), kind.KIND == "clip")
             )  # fmt: skip
         vision = recipe.config()
-        sizes[recipe.method] = sum(p.numel() for p in text.parameters()), (vision.width, vision.depth, vision.patch)
+        sizes[recipe.method] = (
+            sum(p.numel() for p in text.parameters()),
+            (vision.width, vision.depth, vision.patch_size),
+        )
     assert sizes["clip"] == (63_428_096, (768, 12, 16))  # text tower of openai/clip-vit-base-patch16 with projection
     assert sizes["siglip"] == (110_271_744, (768, 12, 16))
 

@@ -28,15 +28,15 @@ from granary.training.recipe import TrainRecipe
 from granary.training.run import loop
 from granary.training.run.loop import train
 
-CONFIG = ViTConfig(side=16, patch=4, width=16, depth=2, heads=2, layer_scale=0.1, mask_token=True)
+CONFIG = ViTConfig(img_size=16, patch_size=4, width=16, depth=2, heads=2, layer_scale=0.1, mask_token=True)
 OPTIONS: dict[str, Any] = {
     "prototypes": 12, "patch_prototypes": 9, "hidden": 10, "bottleneck": 6, "patch_bottleneck": 5,
-    "local_crops": 3, "local_side": 8, "temperature_warmup": 4, "freeze": 2,
+    "local_crops": 3, "local_size": 8, "temperature_warmup": 4, "freeze": 2,
 }  # fmt: skip
 RECIPE: dict[str, Any] = {
     "method": "dinov2",
     "options": OPTIONS,
-    "model": {"width": 16, "depth": 2, "heads": 2, "side": 16, "patch": 4, "drop_path": 0.2},
+    "model": {"width": 16, "depth": 2, "heads": 2, "img_size": 16, "patch_size": 4, "drop_path": 0.2},
     "steps": 4,
     "batch": 8,
     "workers": 0,
@@ -322,7 +322,7 @@ def test_what_the_loop_logs_and_writes(run: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"local_crops": 0}, {"ibot": 0.0}, {"koleo": 0.0}, {"untied": False}, {"global_side": 12}]
+    "options", [{"local_crops": 0}, {"ibot": 0.0}, {"koleo": 0.0}, {"untied": False}, {"global_size": 12}]
 )
 def test_every_part_can_be_left_out(options: dict[str, Any], run: str, tmp_path: Path) -> None:
     facts = train(recipe_of(run, tmp_path, options={**OPTIONS, **options}, steps=2))
@@ -376,8 +376,8 @@ def in_processes(recipe: TrainRecipe, folder: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"local_side": 9}, r"options.local_side: 9 is not right: it must be a multiple of model.patch, 4"),
-        ({"global_side": 13}, r"options.global_side: 13 is not right: it must be a multiple of model.patch, 4"),
+        ({"local_size": 9}, r"options.local_size: 9 is not right: it must be a multiple of model.patch_size, 4"),
+        ({"global_size": 13}, r"options.global_size: 13 is not right: it must be a multiple of model.patch_size, 4"),
         ({"mask_ratio": (0.5, 0.1)}, r"options.mask_ratio: \[0.5, 0.1\] is not right"),
         ({"local_scale": (0.1, 1.5)}, r"options.local_scale: \[0.1, 1.5\] is not right"),
     ],

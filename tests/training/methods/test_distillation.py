@@ -80,8 +80,8 @@ def test_a_teacher_that_does_not_fit_is_a_sentence(taught: str, run: str, tmp_pa
     for path, sentence in (("/nowhere", "/nowhere is neither"), ("hf:facebook/dinov2-small", "has no heads")):
         with pytest.raises(UserError, match=sentence):
             DINOv2(CONFIG, DINOv2Options(**{**OPTIONS, "teacher": path}))
-    with pytest.raises(UserError, match=r"model.patch: 8 is not right: that of the teacher, 4, is"):
-        DINOv2(ViTConfig(**{**CONFIG.__dict__, "patch": 8}), DINOv2Options(**{**OPTIONS, "teacher": taught}))
+    with pytest.raises(UserError, match=r"model.patch_size: 8 is not right: that of the teacher, 4, is"):
+        DINOv2(ViTConfig(**{**CONFIG.__dict__, "patch_size": 8}), DINOv2Options(**{**OPTIONS, "teacher": taught}))
     other = {"method": "supervised", "options": {}, "model": RECIPE["model"]}
     train(recipe_of(run, tmp_path / "other", **other, steps=2))
     with pytest.raises(UserError, match="has no heads; give a training directory of method dinov2"):

@@ -17,7 +17,7 @@ from granary.training.method import Moment
 from granary.training.methods.ijepa import IJEPA, IJEPAOptions, prediction_loss
 from granary.training.models.vit import ViTConfig
 
-CONFIG = ViTConfig(side=32, patch=4, width=24, depth=2, heads=2, **IJEPA.MODEL)  # type: ignore[arg-type]
+CONFIG = ViTConfig(img_size=32, patch_size=4, width=24, depth=2, heads=2, **IJEPA.MODEL)  # type: ignore[arg-type]
 OPTIONS: dict[str, Any] = {"predictor_width": 16, "predictor_depth": 2, "predictor_heads": 2, "min_keep": 4}
 
 
@@ -285,6 +285,6 @@ def test_the_predictor_alone_has_a_rate_of_its_own() -> None:
 
 def test_models_and_masks_that_do_not_fit_are_sentences() -> None:
     with pytest.raises(UserError, match="no class token"):
-        IJEPA(ViTConfig(side=32, patch=4, width=24, depth=1, heads=2), IJEPAOptions(**OPTIONS))
+        IJEPA(ViTConfig(img_size=32, patch_size=4, width=24, depth=1, heads=2), IJEPAOptions(**OPTIONS))
     with pytest.raises(UserError, match=r"options.min_keep: min_keep is 10"):
         IJEPA(CONFIG, IJEPAOptions(predictor_width=16, predictor_heads=2))

@@ -175,7 +175,7 @@ def test_entries_without_a_negative_still_have_a_contrastive_loss(setup: Setup, 
 
 
 def test_only_the_adapted_layers_change(setup: Setup, base: ClipModel) -> None:
-    recipe = setup(rate=0.01)
+    recipe = setup(lr=0.01)
     quietly(recipe)
     before, after = base.model.state_dict(), ClipModel.load(recipe.out, "cpu").model.state_dict()
     assert set(before) == set(after)
@@ -194,7 +194,7 @@ def test_the_number_of_parameters_that_learn(setup: Setup) -> None:
 def test_adapters_on_the_base_are_the_merged_model(setup: Setup, base: ClipModel) -> None:
     from peft import PeftModel
 
-    recipe = setup(rate=0.01)
+    recipe = setup(lr=0.01)
     quietly(recipe)
     files = {path.name for path in (Path(recipe.out) / "adapter").iterdir()}
     assert files == {"adapter_config.json", "adapter_model.safetensors"}
@@ -267,7 +267,7 @@ def test_another_recipe_or_another_folder_is_refused(setup: Setup, tmp_path: Pat
 
 def test_the_weights_with_the_lowest_validation_loss_are_kept(setup: Setup) -> None:
     """At this rate the loss of later epochs is higher; the loss of what was written is the lowest one."""
-    recipe = setup(rate=0.3, epochs=4, captions="first")
+    recipe = setup(lr=0.3, epochs=4, captions="first")
     facts = quietly(recipe)
     losses = facts["validation_losses"]
     assert len(losses) == 4
@@ -315,7 +315,7 @@ def test_mistakes_are_sentences(setup: Setup) -> None:
     with pytest.raises(UserError, match="split: 'dev' is not right"):
         quietly(setup("b", split="dev"))
     with pytest.raises(UserError, match=r"the loss of step \d is not finite"):
-        quietly(setup("c", rate=1e30))
+        quietly(setup("c", lr=1e30))
 
 
 def test_a_model_that_is_no_clip_is_refused(setup: Setup, base: ClipModel, tmp_path: Path) -> None:

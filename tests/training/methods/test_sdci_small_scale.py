@@ -79,7 +79,7 @@ def test_explicit_negatives_teach_what_contrast_does_not(tmp_path: Path) -> None
             batch=20,
             epochs=150,
             steps=300,
-            rate=3e-3,
+            lr=3e-3,
             accelerator="cpu",
         )
         assert finetune(recipe, lambda line: None)["steps"] == 300

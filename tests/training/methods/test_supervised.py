@@ -26,11 +26,11 @@ from granary.training.recipe import TrainRecipe
 from granary.training.run import loop
 from granary.training.run.loop import train
 
-CONFIG = ViTConfig(side=16, patch=4, width=16, depth=1, heads=2, layer_scale=0.0)
+CONFIG = ViTConfig(img_size=16, patch_size=4, width=16, depth=1, heads=2, layer_scale=0.0)
 SHARES = {"circle": 0.5, "cross": 0.3, "square": 0.2}
 RECIPE: dict[str, Any] = {
     "method": "supervised",
-    "model": {"width": 32, "depth": 2, "heads": 2, "side": 16, "patch": 4},
+    "model": {"width": 32, "depth": 2, "heads": 2, "img_size": 16, "patch_size": 4},
     "steps": 4,
     "batch": 8,
     "workers": 0,
@@ -104,7 +104,7 @@ def test_the_class_token_or_the_mean_of_the_patches_is_classified() -> None:
         built = method(ViTConfig(**{**CONFIG.__dict__, "class_token": class_token}))
         features = built(batch, Moment(0, 10, 0))["features"]
         pixels = batch["image"][:, 0].permute(0, 3, 1, 2) / 255
-        mean, deviation = (torch.tensor(part).view(1, 3, 1, 1) for part in (CONFIG.mean, CONFIG.deviation))
+        mean, deviation = (torch.tensor(part).view(1, 3, 1, 1) for part in (CONFIG.mean, CONFIG.std))
         tokens = built.encoder((pixels - mean) / deviation)
         expected = tokens.cls if class_token else tokens.patches.mean(dim=1)
         torch.testing.assert_close(features, expected.detach())

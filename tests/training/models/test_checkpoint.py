@@ -21,7 +21,7 @@ from granary.training.models.checkpoint import (
 )
 from granary.training.models.vit import VisionTransformer, ViTConfig
 
-CONFIG = ViTConfig(side=8, patch=4, width=8, depth=1, heads=1)
+CONFIG = ViTConfig(img_size=8, patch_size=4, width=8, depth=1, heads=1)
 
 
 def write(out: str, step: int) -> str:

@@ -28,7 +28,7 @@ def blobs(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
 @pytest.fixture(scope="module")
 def trained() -> Classifier:
     images, labels = blobs(60)
-    return fit_classifier(images, labels, NAMES, Fit(steps=40, batch=16), seed=0, width=8)
+    return fit_classifier(images, labels, NAMES, Fit(steps=40, batch=16, width=8), seed=0)
 
 
 # -- losses ----------------------------------------------------------------------------------------------------------
@@ -128,7 +128,7 @@ def test_it_learns(trained: Classifier) -> None:
 def test_the_seed_decides_everything(trained: Classifier) -> None:
     images, labels = blobs(60)
     again, other = (
-        fit_classifier(images, labels, NAMES, Fit(steps=40, batch=16), seed=seed, width=8) for seed in (0, 1)
+        fit_classifier(images, labels, NAMES, Fit(steps=40, batch=16, width=8), seed=seed) for seed in (0, 1)
     )
     for name, weights in trained.state_dict().items():
         assert torch.equal(weights, again.state_dict()[name]), name
@@ -140,7 +140,7 @@ def test_training_leaves_the_global_generator_alone() -> None:
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    fit_classifier(images, labels, NAMES, Fit(steps=2, batch=4), seed=0, width=8)
+    fit_classifier(images, labels, NAMES, Fit(steps=2, batch=4, width=8), seed=0)
     assert torch.equal(torch.rand(3), expected)
 
 
@@ -171,8 +171,8 @@ def test_balanced_softmax_helps_the_rare_classes_of_long_tailed_digits() -> None
         rare = test[data.target[test] >= 6]
         accuracy = {}
         for loss in ("cross-entropy", "balanced-softmax"):
-            options = Fit(steps=200, loss=loss)
-            model = fit_classifier(pixels[rows], data.target[rows], list("0123456789"), options, seed=seed, width=8)
+            options = Fit(steps=200, loss=loss, width=8)
+            model = fit_classifier(pixels[rows], data.target[rows], list("0123456789"), options, seed=seed)
             accuracy[loss] = (predict(model, pixels[rare]) == data.target[rare]).mean()
         gains.append(accuracy["balanced-softmax"] - accuracy["cross-entropy"])
     assert np.mean(gains) > 0

@@ -19,7 +19,7 @@ from granary.training.models.vit import VisionTransformer, ViTConfig
         ("out/vit", ModelName("path", "out/vit")),
         ("s3://bucket/random:/vit", ModelName("path", "s3://bucket/random:/vit")),
         ("hf:facebook/dinov2-base", ModelName("hub", "facebook/dinov2-base")),
-        ("random:tiny?side=16&patch=8", ModelName("random", "tiny?side=16&patch=8")),
+        ("random:tiny?img_size=16&patch_size=8", ModelName("random", "tiny?img_size=16&patch_size=8")),
         ("random:hf:a/b", ModelName("random", "hf:a/b")),
         ("pixels", ModelName("pixels", "")),
         ("pixels/vit", ModelName("path", "pixels/vit")),
@@ -31,7 +31,7 @@ def test_a_name_is_read_by_its_prefix(name: str, read: ModelName) -> None:
 
 def test_random_weights_follow_the_seed_and_leave_torchs_generator_alone() -> None:
     before = torch.random.get_rng_state()
-    first, again, other = (load_model("random:tiny?side=8&patch=4", seed=seed) for seed in (0, 0, 1))
+    first, again, other = (load_model("random:tiny?img_size=8&patch_size=4", seed=seed) for seed in (0, 0, 1))
     assert torch.equal(torch.random.get_rng_state(), before)
     assert torch.equal(first.embed.weight, again.embed.weight)
     assert not torch.equal(first.embed.weight, other.embed.weight)
@@ -39,7 +39,7 @@ def test_random_weights_follow_the_seed_and_leave_torchs_generator_alone() -> No
 
 
 def test_a_folder_is_its_own_name_and_a_prefix_names_itself(tmp_path: Path) -> None:
-    VisionTransformer(ViTConfig(side=8, patch=4, width=8, depth=1, heads=1)).save(str(tmp_path))
+    VisionTransformer(ViTConfig(img_size=8, patch_size=4, width=8, depth=1, heads=1)).save(str(tmp_path))
     assert resolved(f"{tmp_path}/") == str(tmp_path)
     assert [resolved(name) for name in ("pixels", "hf:a", "random:tiny")] == ["pixels", "hf:a", "random:tiny"]
 

@@ -11,9 +11,10 @@ import torch
 import transformers
 
 from granary.training.models.positions import interpolated, rotate, sincos_positions
-from granary.training.models.vit import FEW, Block, SwiGLU, VisionTransformer, ViTConfig, attend, gather_tokens
+from granary.training.models.vit import FEW, Block, SwiGLU, VisionTransformer, attend, gather_tokens
+from granary.training.models.vit_config import FORMER, ViTConfig
 
-SMALL = ViTConfig(side=32, patch=8, width=24, depth=3, heads=2, registers=2, layer_scale=0.5)
+SMALL = ViTConfig(img_size=32, patch_size=8, width=24, depth=3, heads=2, registers=2, layer_scale=0.5)
 
 
 def model(**changes: object) -> VisionTransformer:
@@ -123,7 +124,7 @@ def test_sincos_positions_have_constant_norm_and_tell_places_apart() -> None:
     positions = sincos_positions(5, 7, 32)
     torch.testing.assert_close(positions.square().sum(dim=1), torch.full((35,), 16.0))
     assert torch.cdist(positions, positions).fill_diagonal_(1).min() > 0.1
-    assert not model(positions="sincos").positions.requires_grad
+    assert not model(pos_embed="sincos").positions.requires_grad
 
 
 def test_swiglu_has_the_weights_of_the_mlp_it_replaces() -> None:
@@ -133,7 +134,7 @@ def test_swiglu_has_the_weights_of_the_mlp_it_replaces() -> None:
 
 @pytest.mark.parametrize("mlp", ["gelu", "swiglu", "quick_gelu"])
 def test_saved_and_loaded_is_the_same_model(mlp: str, tmp_path: Path) -> None:
-    vit, pixels = model(mlp=mlp, positions="sincos", mean=(0.1, 0.2, 0.3)), torch.randn(1, 3, 32, 32)
+    vit, pixels = model(mlp=mlp, pos_embed="sincos", mean=(0.1, 0.2, 0.3)), torch.randn(1, 3, 32, 32)
     vit.save(str(tmp_path))
     loaded = VisionTransformer.load(str(tmp_path)).eval()
     assert loaded.config == vit.config
@@ -153,7 +154,7 @@ def test_sincos_positions_equal_the_formula() -> None:
                 assert table[number, 8 * half + h + k] == pytest.approx(np.cos(angle), abs=1e-6)
 
 
-KINDS: list[dict[str, object]] = [{"positions": kind} for kind in ("learned", "sincos", "rotary")]
+KINDS: list[dict[str, object]] = [{"pos_embed": kind} for kind in ("learned", "sincos", "rotary")]
 KINDS.append({"class_token": False, "registers": 0})
 
 
@@ -211,7 +212,7 @@ def test_rotary_positions_are_relative() -> None:
 
     assert score((1, 2), (3, 5)) == pytest.approx(score((4, 0), (6, 3)), abs=1e-4)
     assert score((1, 2), (3, 5)) != pytest.approx(score((1, 2), (5, 3)), abs=1e-2)
-    vit = model(width=32, positions="rotary", registers=0, class_token=False)
+    vit = model(width=32, pos_embed="rotary", registers=0, class_token=False)
     assert not hasattr(vit, "positions")
     angles = vit._angles(torch.zeros(1, 3, 32, 32), None)
     assert angles is not None
@@ -238,7 +239,7 @@ def test_stochastic_depth_keeps_the_expectation_and_rests_in_evaluation() -> Non
 
 @torch.inference_mode()
 def test_a_block_may_give_the_last_tokens_alone() -> None:
-    block, x = model(width=32, positions="rotary").blocks[0], torch.randn(3, 7, 32)
+    block, x = model(width=32, pos_embed="rotary").blocks[0], torch.randn(3, 7, 32)
     angles = torch.randn(3, 1, 7, 16)
     torch.testing.assert_close(block(x, angles, first=4), block(x, angles)[:, 4:], atol=1e-6, rtol=1e-6)
 
@@ -258,8 +259,9 @@ def test_a_model_saved_before_there_were_more_parts_is_read(tmp_path: Path) -> N
     vit = model()
     vit.save(str(tmp_path))
     fields = json.loads((tmp_path / "config.json").read_text())
-    old = ("side", "patch", "width", "depth", "heads", "hidden", "registers", "positions", "mlp", "layer_scale")
-    (tmp_path / "config.json").write_text(json.dumps({name: fields[name] for name in old}))
+    former = ("side", "patch", "width", "depth", "heads", "hidden", "registers", "positions", "mlp", "layer_scale")
+    config = {name: fields[FORMER.get(name, name)] for name in former}
+    (tmp_path / "config.json").write_text(json.dumps(config))
     pixels = torch.randn(1, 3, 32, 32)
     assert torch.equal(VisionTransformer.load(str(tmp_path)).eval()(pixels).cls, vit(pixels).cls)
     (tmp_path / "config.json").write_text(json.dumps({**fields, "model_type": "vit"}))
@@ -267,7 +269,7 @@ def test_a_model_saved_before_there_were_more_parts_is_read(tmp_path: Path) -> N
         VisionTransformer.load(str(tmp_path))
 
 
-WRONG = [{"side": 30}, {"heads": 5}, {"width": 26}, {"mlp": "relu"}, {"positions": "rope"}, {"drop_path": 1.0}]
+WRONG = [{"img_size": 30}, {"heads": 5}, {"width": 26}, {"mlp": "relu"}, {"pos_embed": "rope"}, {"drop_path": 1.0}]
 
 
 @pytest.mark.parametrize("changes", WRONG)

@@ -94,7 +94,7 @@ def test_masked_patches_equal_those_of_transformers() -> None:
     [
         {},
         {"registers": 2, "mlp": "swiglu"},
-        {"class_token": False, "layer_scale": 0.0, "positions": "sincos"},
+        {"class_token": False, "layer_scale": 0.0, "pos_embed": "sincos"},
         {"layer_scale": 0.0},
         {"pre_norm": True, "patch_bias": False, "mlp": "quick_gelu", "layer_scale": 0.0, "norm_eps": 1e-5},
     ],
@@ -102,7 +102,7 @@ def test_masked_patches_equal_those_of_transformers() -> None:
 @torch.inference_mode()
 def test_an_exported_model_is_read_by_transformers_and_by_name(changes: dict[str, Any], tmp_path: Path) -> None:
     torch.manual_seed(0)
-    ours = VisionTransformer(ViTConfig(side=32, patch=8, width=24, depth=2, heads=2, **changes)).eval()
+    ours = VisionTransformer(ViTConfig(img_size=32, patch_size=8, width=24, depth=2, heads=2, **changes)).eval()
     ours.save(str(tmp_path / "ours"))
     name = export(str(tmp_path / "ours"), str(tmp_path / "theirs"))
     pixels = torch.randn(2, 3, 32, 32)
@@ -115,7 +115,7 @@ def test_an_exported_model_is_read_by_transformers_and_by_name(changes: dict[str
 
 
 def test_what_cannot_be_carried_is_one_sentence(tmp_path: Path) -> None:
-    rotary = VisionTransformer(ViTConfig(side=32, patch=8, width=24, depth=1, heads=2, positions="rotary"))
+    rotary = VisionTransformer(ViTConfig(img_size=32, patch_size=8, width=24, depth=1, heads=2, pos_embed="rotary"))
     with pytest.raises(UserError, match="no model with these parts"):
         to_transformers(rotary)
     bert = transformers.BertConfig(hidden_size=24, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)
@@ -128,7 +128,7 @@ def test_what_cannot_be_carried_is_one_sentence(tmp_path: Path) -> None:
 
 
 def test_a_damaged_model_is_one_sentence(tmp_path: Path) -> None:
-    VisionTransformer(ViTConfig(side=32, patch=8, width=24, depth=1, heads=2)).save(str(tmp_path))
+    VisionTransformer(ViTConfig(img_size=32, patch_size=8, width=24, depth=1, heads=2)).save(str(tmp_path))
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:200])
     with pytest.raises(UserError, match="holds no model that granary can read"):

@@ -35,7 +35,7 @@ from granary.training.recipe import TrainRecipe
 from granary.training.run import loop
 from granary.training.run.loop import Stopped, train
 
-MODEL = {"width": 16, "depth": 1, "heads": 2, "side": 16, "patch": 4}
+MODEL = {"width": 16, "depth": 1, "heads": 2, "img_size": 16, "patch_size": 4}
 IJEPA = {"predictor_width": 8, "predictor_depth": 1, "predictor_heads": 2, "min_keep": 1, "target_scale": [0.2, 0.3]}
 SIMPLE: dict[str, Any] = {
     "method": "toy",
@@ -287,9 +287,9 @@ def test_collapse_is_said_once_and_can_stop(run: str, tmp_path: Path) -> None:
     console = Console(file=io.StringIO(), width=300)
     facts = train(recipe_of(run, tmp_path / "on", options={"collapse": True}, alarm={"every": 2}), console)
     said = console.file.getvalue()  # type: ignore[attr-defined]
-    assert said.count("collapse alarm at step 2: features hardly differ: their relative deviation is 0") == 2
+    assert said.count("collapse alarm at step 2: features hardly differ: their relative std is 0") == 2
     assert facts["finished"]
-    assert len(facts["alarms"]) == 2  # deviation and rank
+    assert len(facts["alarms"]) == 2  # std and rank
     with pytest.raises(Stopped, match="collapse alarm at step 2"):
         train(recipe_of(run, tmp_path / "stop", options={"collapse": True}, alarm={"every": 2, "stop": True}))
     assert len(list(usable(str(tmp_path / "stop")))) == 1
@@ -338,7 +338,7 @@ def test_labels_of_nothing_teach_nothing(run: str, tmp_path: Path) -> None:
         ({"steps": None}, "give either steps or epochs"),
         ({"epochs": 3}, "give either steps or epochs"),
         ({"streams": 3}, "streams is 3; it must divide batch, 8"),
-        ({"model": {"side": 30}}, "side is 30; it must be a multiple of patch"),
+        ({"model": {"img_size": 30}}, "img_size is 30; it must be a multiple of patch_size"),
         ({"data": []}, "data"),
         ({"devize": 1}, "devize: there is no such key"),
     ],
@@ -478,7 +478,7 @@ def test_small_patches_need_larger_initial_weights(deviation: float, healthy: bo
         tmp_path / "out",
         method="ijepa",
         options={**options, "init_std": deviation},
-        model={"width": 64, "depth": 3, "heads": 4, "side": 32, "patch": 4},
+        model={"width": 64, "depth": 3, "heads": 4, "img_size": 32, "patch_size": 4},
         steps=200,
         batch=64,
         optimiser={"lr": 1e-3, "warmup": 50, "weight_decay": 0.04, "final_weight_decay": 0.1},
@@ -486,5 +486,5 @@ def test_small_patches_need_larger_initial_weights(deviation: float, healthy: bo
         alarm={"every": 200},
     )
     last = train(recipe)["metrics"]
-    assert (last["feature_deviation"] > 0.5) == healthy
+    assert (last["relative_std"] > 0.5) == healthy
     assert (last["effective_rank"] > 8) == healthy

@@ -56,7 +56,7 @@ def test_probe_pictures_are_labelled_and_of_two_sides(tmp_path: Path) -> None:
         row["label"] = None
     run = str(write_shards(tmp_path, rows))
     tree = {"method": "ijepa", "steps": 1, "data": run, "out": "out", "holdout": 0.3}
-    tree |= {"model": {"width": 8, "depth": 1, "heads": 1, "side": 16, "patch": 4}, "options": {"min_keep": 1}}
+    tree |= {"model": {"width": 8, "depth": 1, "heads": 1, "img_size": 16, "patch_size": 4}, "options": {"min_keep": 1}}
     recipe = TrainRecipe.model_validate({**tree, "probe": {"every": 1, "train": 500, "test": 500}})
     probe = OnlineProbe(recipe)
     assert len(probe.train[1]) + len(probe.test[1]) == 51

@@ -22,7 +22,7 @@ from pydantic import Field
 
 from granary.curation.errors import UserError
 from granary.curation.images.decode import decode
-from granary.curation.recipe import Options
+from granary.curation.options import Options
 from granary.curation.sources import Reader, Source, list_pieces, read_piece, resolve
 from granary.curation.store import storage
 from granary.training.data.pairs import LIMITS, read_entries

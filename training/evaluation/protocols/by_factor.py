@@ -6,7 +6,7 @@ For renders (PUG, arXiv 2308.03977): does the representation hold when the world
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import pyarrow as pa
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 from granary.curation.encoders.inference import torch_device
 from granary.curation.errors import UserError
 from granary.training.data import shards
-from granary.training.evaluation.factors import ALL, Accuracy, accuracy_by_factor
+from granary.training.evaluation.factors import ALL, Accuracy, Value, accuracy_by_factor
 from granary.training.evaluation.features import BATCH
 from granary.training.evaluation.heads import Head, ridge_heads
 from granary.training.evaluation.protocol import Measured, Protocol, SplitOptions
@@ -100,7 +100,7 @@ def spreads(rows: Sequence[Accuracy], factors: Sequence[str]) -> dict[str, float
     return scores
 
 
-def columns_of(task: Task, names: list[str]) -> dict[str, list[Any]]:
+def columns_of(task: Task, names: list[str]) -> dict[str, list[Value]]:
     """Return columns of the test pictures of a task, (n,) values each; those that the shards have not are left out."""
     place = task.settings["test"]
     holdout = task.settings.get("drawn_by_hash", 0.1)

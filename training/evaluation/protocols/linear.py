@@ -7,9 +7,9 @@ Shapes: n pictures, D features, K classes, G points of the grid.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ from granary.training.evaluation.protocol import Measured, Protocol, SplitOption
 from granary.training.evaluation.scores import Real, Scores, Whole, accuracies
 from granary.training.evaluation.tasks import PROBE, Task, train_and_test, without_test
 
-RATES = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 1e-1)  # for a batch of 256
+LRS = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 1e-1)  # for a batch of 256
 PENALTIES = (1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5)  # per picture, on standardised features
 SMALL = 1_000_000  # pictures times classes up to which L-BFGS is used
 
@@ -49,6 +49,8 @@ class Input:
 class LinearOptions(SplitOptions, frozen=True):
     """Options of the linear probe."""
 
+    FORMER: ClassVar[Mapping[str, str]] = {"rates": "lrs"}
+
     solver: Solver = Field(
         "auto",
         description="sgd: every point of the grid at once, as DINOv2; lbfgs: logistic regression; ridge: regression to "
@@ -59,7 +61,7 @@ class LinearOptions(SplitOptions, frozen=True):
         description="numbers of last layers whose vectors are joined; each also with the mean patch, where there is a "
         "class token",
     )
-    rates: Real = Field(RATES, description="learning rates of sgd for a batch of 256; scaled to its batch of 128")
+    lrs: Real = Field(LRS, description="learning rates of sgd for a batch of 256; scaled to its batch of 128")
     penalties: Real = Field(
         PENALTIES,
         description="of lbfgs and ridge, on standardised features: half the penalty times the sum of squares, added to "
@@ -86,7 +88,7 @@ def evaluate(measured: Measured, options: LinearOptions) -> Scores:
     solver = options.solver
     if solver == "auto":
         solver = "lbfgs" if len(task.train.ids) * len(task.classes) <= SMALL else "sgd"
-    grid = options.rates if solver == "sgd" else options.penalties
+    grid = options.lrs if solver == "sgd" else options.penalties
     fit = _solver(solver, options.iterations, measured.seed, torch_device(measured.device))
     best, predicted = probe(task, options.layers, grid, fit, options.validation, refit=solver != "sgd")
     chosen: dict[str, float] = {"layers": best.input.layers, "with_mean": int(best.input.with_mean)}
@@ -100,9 +102,9 @@ def evaluate(measured: Measured, options: LinearOptions) -> Scores:
 
 def _check(options: LinearOptions) -> None:
     """Raise UserError for options that leave no grid to search."""
-    layers, rates, penalties = options.layers, options.rates, options.penalties
-    if not (layers and rates and penalties) or min(*layers, *rates, *penalties, options.iterations) <= 0:
-        raise UserError("layers, rates, penalties, iterations: must be above 0, at least one of each")
+    layers, lrs, penalties = options.layers, options.lrs, options.penalties
+    if not (layers and lrs and penalties) or min(*layers, *lrs, *penalties, options.iterations) <= 0:
+        raise UserError("layers, lrs, penalties, iterations: must be above 0, at least one of each")
     if not 0 < options.validation < 1:
         raise UserError(f"validation: {options.validation} is not right; give a share between 0 and 1")
 

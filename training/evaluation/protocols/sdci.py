@@ -16,7 +16,7 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from granary.curation.recipe import Options
+from granary.curation.options import Options
 from granary.training.data.pairs import Entry, read_entries
 from granary.training.evaluation.protocol import Measured, Protocol
 from granary.training.evaluation.scores import Scores

@@ -23,7 +23,7 @@ from torch import Tensor
 from granary.curation.encoders.inference import torch_device
 from granary.curation.errors import UserError
 from granary.curation.images.decode import DecodeError
-from granary.curation.recipe import Options
+from granary.curation.options import Options
 from granary.training.data.augment import normalised, to_unit
 from granary.training.evaluation.davis import boundary_accuracy, over_time, region_similarity
 from granary.training.evaluation.features import load
@@ -201,10 +201,10 @@ def frame_features(
     """Return the unit features of the patches of a frame, (r, c, D) float32."""
     config = subject.config
     columns = max(1, round(rows * image.width / image.height))
-    resized = image.resize((columns * config.patch, rows * config.patch), Image.Resampling.BICUBIC)
+    resized = image.resize((columns * config.patch_size, rows * config.patch_size), Image.Resampling.BICUBIC)
     pixels = to_unit(torch.from_numpy(np.array(resized))[None].to(device))
     with torch.autocast(device.type, DTYPES[dtype], enabled=dtype != "float32"):
-        patches = subject(normalised(pixels, config.mean, config.deviation)).patches[0]
+        patches = subject(normalised(pixels, config.mean, config.std)).patches[0]
     return F.normalize(patches.float(), dim=1).unflatten(0, (rows, columns))
 
 

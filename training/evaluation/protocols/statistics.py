@@ -15,7 +15,7 @@ from granary.curation.errors import UserError
 from granary.curation.store.sampling import bounded_sample
 from granary.training.data import shards
 from granary.training.data.crops import Crop
-from granary.training.evaluation.collapse import effective_rank, feature_deviation, rank_me
+from granary.training.evaluation.collapse import effective_rank, rank_me, relative_std
 from granary.training.evaluation.features import (
     BATCH,
     dead_letters,
@@ -51,7 +51,7 @@ def evaluate(measured: Measured, options: FeatureOptions) -> Scores:
     """Measure the vectors of the last block, class tokens or mean patches; labels are not read.
 
     Returns:
-        rank_me; effective_rank, RankMe of centred features; feature_std, the mean deviation of a feature, with
+        rank_me; effective_rank, RankMe of centred features; feature_std, the mean standard deviation of a feature, with
         `.relative` to the root mean square of all values and `.unit`, of unit rows (1 / sqrt(D) when spread evenly);
         uniformity and alignment of unit rows (Wang and Isola 2020, arXiv 2005.10242; lower is better).
     """
@@ -84,7 +84,7 @@ def statistics(x: Tensor) -> dict[str, float]:
         "rank_me.most": min(x.shape),
         "effective_rank": effective_rank(x),
         "feature_std": float(x.float().std(dim=0).mean()),
-        "feature_std.relative": feature_deviation(x),
+        "feature_std.relative": relative_std(x),
         "feature_std.unit": float(unit.std(dim=0).mean()),
         "uniformity": uniformity(unit),
     }
@@ -107,7 +107,7 @@ def alignment(first: Tensor, second: Tensor) -> float:
 def two_views(measured: Measured, dataset: shards.Dataset, scale: tuple[float, float]) -> tuple[Tensor, Tensor]:
     """Return the features (n, D) of two random crops, without other changes, of the first pictures of a dataset."""
     subject, device = load(measured), torch_device(measured.device)
-    crop = Crop(2, subject.config.side, scale)
+    crop = Crop(2, subject.config.img_size, scale)
     features = [
         encode(subject, pixels.flatten(0, 1), device, 1, measured.dtype)[0][:, -1].unflatten(0, (-1, 2))
         for part in pieces(dataset, crop, ("image",), (), measured)
