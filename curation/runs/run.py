@@ -107,7 +107,7 @@ class Marker:
         return Marker(**json.loads(data))
 
 
-def undigested(default: T) -> T:
+def undigested(default: T = dataclasses.MISSING) -> T:  # type: ignore[assignment]
     """Declare a field of a job that never decides the output, for example when to give up: it is in no digest."""
     return dataclasses.field(default=default, metadata={"undigested": True})
 
