@@ -418,8 +418,8 @@ def top_k_neighbours(
     """
     best = concatenate([])
     for i, j, similarity in join_blocks(queries, block, threshold, tile=tile):
-        found = Edges(i + query_start, j + (query_start if block is None else block_start), similarity)
-        both = [found, Edges(found.j, found.i, similarity)] if block is None else [found]
+        edges = Edges(i + query_start, j + (query_start if block is None else block_start), similarity)
+        both = [edges, Edges(edges.j, edges.i, similarity)] if block is None else [edges]
         best = merge_top_k([best, *both], k)
     return best
 

@@ -21,7 +21,7 @@ def torch_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise UserError(f"device is '{name}', which this machine has not; write auto or cpu") from error
+        raise UserError(f"device is '{name}', which is not available here; give auto or cpu") from error
     return device
 
 

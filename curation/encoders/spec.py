@@ -49,8 +49,8 @@ class EncoderSpec:
         """Return the value of an option that must be one of `allowed`."""
         value = self.options.get(option, default)
         if value not in allowed:
-            wanted = " or ".join(allowed)
-            raise UserError(f"encoder '{self.text}': {option} is '{value}'; it must be {wanted}")
+            choices = " or ".join(allowed)
+            raise UserError(f"encoder '{self.text}': {option} is '{value}'; it must be {choices}")
         return value
 
     def positive(self, option: str, default: int) -> int:

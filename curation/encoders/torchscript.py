@@ -55,7 +55,7 @@ class TorchScriptEncoder:
             self.module = torch.jit.load(path, map_location=self.device).eval()
         except RuntimeError as error:
             raise UserError(
-                f"encoder '{spec.text}': '{path}' is no TorchScript file; save the module by torch.jit.save"
+                f"encoder '{spec.text}': '{path}' is not a TorchScript file; save the module by torch.jit.save"
             ) from error
         self.fingerprint = fingerprint([path], "torchscript-1", self.resize, SHORT_EDGE, SQUARE, MEAN, DEVIATION)
         self.dimension = probed_dimension(self.name, self._vectors)

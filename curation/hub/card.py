@@ -120,7 +120,7 @@ def write_card(
         return _environment().from_string(shipped_template() if template is None else template).render(values)
     except jinja2.TemplateError as error:
         raise UserError(
-            f"card: the template {TEMPLATE} of the run cannot be rendered: {error}; mend it, or delete the file"
+            f"card: the template {TEMPLATE} of the run cannot be rendered: {error}; correct it, or delete the file"
         ) from error
 
 
@@ -150,7 +150,7 @@ def earlier_card(run: Run) -> str:
     except FileNotFoundError:
         return ""
     except ValueError as error:
-        raise UserError(f"card: the header of {path} is not YAML ({error}); mend it, or delete the file") from None
+        raise UserError(f"card: the header of {path} is not YAML ({error}); correct it, or delete the file") from None
     return text
 
 
@@ -160,9 +160,9 @@ def parse_card(text: str) -> tuple[Tree, dict[str, str]]:
     Raises:
         ValueError: the header is not a YAML mapping.
     """
-    found = re.match(r"---\n(.*?)---\n", text, re.DOTALL)
+    match = re.match(r"---\n(.*?)---\n", text, re.DOTALL)
     try:
-        header = yaml.safe_load(found.group(1)) if found else {}
+        header = yaml.safe_load(match.group(1)) if match else {}
     except yaml.YAMLError as error:
         raise ValueError(" ".join(str(error).split())) from None
     if not isinstance(header, dict):
@@ -252,8 +252,8 @@ def contact_sheet_of(urls: Sequence[str], limits: DecodeLimits) -> bytes | None:
     """
     from granary.curation.report.thumbnails import contact_sheet, shrink
 
-    found = [shrink(picture, SHEET_SIDE) for picture in _pictures(urls, limits)]
-    chosen = _spread(found, SHEET_IMAGES)
+    pictures = [shrink(picture, SHEET_SIDE) for picture in _pictures(urls, limits)]
+    chosen = _spread(pictures, SHEET_IMAGES)
     return contact_sheet(chosen, SHEET_COLUMNS, SHEET_SIDE) if chosen else None
 
 

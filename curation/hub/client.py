@@ -126,7 +126,7 @@ class Repository:
             self.ask(lambda: DatasetCard(card).validate(repo_type="dataset"))
         except ValueError as error:
             reason = redacted(" ".join(str(error).split()))
-            raise UserError(f"card: the Hub refuses the header of README.md: {reason}; mend it there") from None
+            raise UserError(f"card: the Hub refuses the header of README.md: {reason}; correct it there") from None
 
     def info(self) -> DatasetInfo | None:
         """Return what the Hub says of the repository; None when it has none of that name."""
@@ -259,8 +259,8 @@ def send(repository: Repository, name: str, shards: Sequence[Upload], beside: Se
         repository.tell(f"commit {number} of {len(work)}: {len(batch)} files, {size / 1e6:,.1f} MB")
         begun = []
     last = [*beside, _manifest(name, [*shards, *beside])]
-    wanted = {upload.path for upload in (*shards, *last)}
-    removed = sorted(path for path in files if path not in wanted and OURS.fullmatch(path))
+    listed = {upload.path for upload in (*shards, *last)}
+    removed = sorted(path for path in files if path not in listed and OURS.fullmatch(path))
     changed = last if missing else [upload for upload in last if not upload.is_at(files.get(upload.path))]
     if changed or removed:
         repository.commit(f"Complete {name}: {len(shards)} shards", changed, removed)
@@ -287,9 +287,9 @@ def redacted(text: str) -> str:
 
 
 def _of_xet(error: OSError | RuntimeError) -> bool:
-    """Say whether Xet raised an error: it raises Python's own classes, with a text, no errno and no cause."""
-    own = isinstance(error, HTTPError) or error.__cause__ is not None or getattr(error, "errno", None) is not None
-    return not own and not constants.HF_HUB_DISABLE_XET
+    """Say whether Xet raised an error: it raises Python's ordinary classes, with a text, no errno and no cause."""
+    ordinary = isinstance(error, HTTPError) or error.__cause__ is not None or getattr(error, "errno", None) is not None
+    return not ordinary and not constants.HF_HUB_DISABLE_XET
 
 
 def _cause(error: BaseException) -> BaseException:
@@ -303,9 +303,9 @@ def _status(error: BaseException) -> int | None:
 
 def _pause(error: BaseException, attempt: int) -> float:
     """Return the seconds to wait: what Retry-After says (seconds or a date), else twice as long each time."""
-    wanted = error.response.headers.get("Retry-After", "") if isinstance(error, HfHubHTTPError) else ""
-    if wanted.isdigit():
-        return min(float(wanted), LONGEST_PAUSE)
+    retry_after = error.response.headers.get("Retry-After", "") if isinstance(error, HfHubHTTPError) else ""
+    if retry_after.isdigit():
+        return min(float(retry_after), LONGEST_PAUSE)
     with contextlib.suppress(ValueError, TypeError):
-        return min(max(0.0, email.utils.parsedate_to_datetime(wanted).timestamp() - time.time()), LONGEST_PAUSE)
+        return min(max(0.0, email.utils.parsedate_to_datetime(retry_after).timestamp() - time.time()), LONGEST_PAUSE)
     return PAUSE * 2.0**attempt

@@ -85,8 +85,8 @@ def _licence(header: Tree) -> Iterator[str]:
         )
     elif not all(isinstance(one, str) and re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", one) for one in _listed(licence)):
         yield (
-            f"the licence {licence!r} is no identifier that the Hub knows; give one in lower case, such as cc-by-4.0 "
-            "or mit, or other"
+            f"the licence {licence!r} is not an identifier that the Hub knows; give one in lower case, such as "
+            "cc-by-4.0 or mit, or other"
         )
 
 
@@ -95,10 +95,10 @@ def _listed(value: T | list[T]) -> list[T]:
 
 
 def _secrets(path: str, text: str, token: str | None) -> Iterator[str]:
-    found = [what for what, pattern in SECRETS.items() if re.search(pattern, text)]
+    secrets = [what for what, pattern in SECRETS.items() if re.search(pattern, text)]
     if token and token in text:
-        found.insert(0, "your Hub token")
-    for what in found[:1]:
+        secrets.insert(0, "your Hub token")
+    for what in secrets[:1]:
         yield f"{path} holds what looks like {what}; take it out of dataset/README.md or the recipe"
 
 

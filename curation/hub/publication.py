@@ -92,14 +92,14 @@ def gather(
 
 def _read(run: Run, name: str) -> Tree:
     try:
-        found = yaml.safe_load(storage.read_bytes(run.path(name)))  # JSON is YAML
+        tree = yaml.safe_load(storage.read_bytes(run.path(name)))  # JSON is YAML
     except FileNotFoundError:
         raise UserError(
-            f"run: {run.url} is no finished run (it has no {name}); give the --out of a finished run"
+            f"run: {run.url} is not a finished run (it has no {name}); give the --out of a finished run"
         ) from None
     except (yaml.YAMLError, UnicodeDecodeError):
         raise UserError(f"run: {run.path(name)} cannot be read; run its granary command again") from None
-    return dict(found)
+    return dict(tree)
 
 
 def _configs(facts: Facts) -> dict[str, Counts]:

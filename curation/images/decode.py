@@ -72,7 +72,7 @@ class DecodeLimits(pydantic.BaseModel, frozen=True, extra="forbid"):
 
 
 class DecodeError(Exception):
-    """The bytes are no image that granary takes. kind: short class name, for tables."""
+    """The bytes are not an image that granary takes. kind: short class name, for tables."""
 
     def __init__(self, kind: str, message: str) -> None:
         super().__init__(message)

@@ -79,17 +79,17 @@ def discrepancies(flow: Sequence[FlowRow], statuses: Mapping[str, int]) -> list[
 
     statuses: rows of pool files in the ledger by status (kept, dropped, dead).
     """
-    found = []
+    sentences = []
     for row in flow:
         if (ended := row["kept"] + row["dropped"] + row["dead"]) != row["in"]:
-            found.append(f"{row['in']:,} entered {row['stage']}, but {ended:,} were kept, dropped or dead")
+            sentences.append(f"{row['in']:,} entered {row['stage']}, but {ended:,} were kept, dropped or dead")
     for one, two in pairwise(flow):
         if one["kept"] != two["in"]:
-            found.append(f"{one['kept']:,} left {one['stage']}, but {two['in']:,} entered {two['stage']}")
+            sentences.append(f"{one['kept']:,} left {one['stage']}, but {two['in']:,} entered {two['stage']}")
     for status, count in totals(flow).items():
         if (listed := statuses.get(status, 0)) != count:
-            found.append(f"the ledger has {listed:,} {status} files, run.json counts {count:,}")
-    return found
+            sentences.append(f"the ledger has {listed:,} {status} files, run.json counts {count:,}")
+    return sentences
 
 
 def totals(flow: Sequence[FlowRow]) -> dict[str, int]:

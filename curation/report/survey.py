@@ -251,8 +251,8 @@ def locate(ledger: Ledger, survey: Survey) -> Located:
 
 def select(batch: pa.RecordBatch, column: str, values: Collection[str] | Collection[int]) -> list[Row]:
     """Return the rows of a batch whose `column` is one of `values`."""
-    wanted = pa.array(values, batch[column].type)
-    return batch.filter(pc.is_in(batch[column], value_set=wanted)).to_pylist()
+    chosen = pa.array(values, batch[column].type)
+    return batch.filter(pc.is_in(batch[column], value_set=chosen)).to_pylist()
 
 
 def ascending(similarity: float | None) -> float:

@@ -10,24 +10,24 @@ from granary.curation.store.schema import LedgerRow
 MOST = 10
 
 
-def explain(run: Run, files: Files, wanted: str) -> str:
+def explain(run: Run, files: Files, name: str) -> str:
     """Tell the story of an image.
 
     Args:
         run: a finished run.
         files: its files.
-        wanted: a uri as in the ledger, an id, or the beginning of an id that no other image shares.
+        name: a uri as in the ledger, an id, or the beginning of an id that no other image shares.
 
     Raises:
         UserError: nothing matches, or several images do.
     """
-    rows = find_rows(run, wanted)
+    rows = find_rows(run, name)
     if not rows:
-        raise UserError(f"{wanted!r} is neither a uri nor the beginning of an id in this run's ledger")
+        raise UserError(f"{name!r} is neither a uri nor the beginning of an id in this run's ledger")
     ids = sorted({row["id"] or row["uri"] for row in rows})
     if len(ids) > 1:
         more = f" and {len(ids) - MOST} more" if len(ids) > MOST else ""
-        raise UserError(f"{wanted!r} begins several ids: {', '.join(ids[:MOST])}{more}; give more characters")
+        raise UserError(f"{name!r} begins several ids: {', '.join(ids[:MOST])}{more}; give more characters")
     return "\n\n".join("\n".join(_story(run, files, row)) for row in rows)
 
 

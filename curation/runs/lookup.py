@@ -94,12 +94,12 @@ def ledger_tables(run: Run, columns: list[str] | None = None) -> Iterator[pa.Tab
         yield read_table(url, columns)
 
 
-def find_rows(run: Run, wanted: str) -> list[LedgerRow]:
-    """Return the ledger rows of a uri, or of an id of which `wanted` is a prefix."""
+def find_rows(run: Run, name: str) -> list[LedgerRow]:
+    """Return the ledger rows of a uri, or of an id of which `name` is a prefix."""
     rows: list[LedgerRow] = []
-    wanted = wanted.encode("utf-8", "backslashreplace").decode()  # as uris write a name that is not UTF-8
+    name = name.encode("utf-8", "backslashreplace").decode()  # as uris write a name that is not UTF-8
     for table in ledger_tables(run):
-        match = pc.or_kleene(pc.equal(table["uri"], wanted), pc.starts_with(table["id"], wanted))
+        match = pc.or_kleene(pc.equal(table["uri"], name), pc.starts_with(table["id"], name))
         rows += table.filter(match).to_pylist()
-    exact = [row for row in rows if row["uri"] == wanted]
+    exact = [row for row in rows if row["uri"] == name]
     return exact or rows

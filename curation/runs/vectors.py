@@ -64,11 +64,11 @@ class Layout:
     def take(self, indices: np.ndarray, columns: list[str]) -> pa.Table:
         """Return rows by global index, in the order given, reading only the parts that hold them."""
         order = np.argsort(indices, kind="stable")
-        wanted = np.asarray(indices)[order]
+        ascending = np.asarray(indices)[order]
         tables = []
-        bounds = np.searchsorted(wanted, self.starts)
+        bounds = np.searchsorted(ascending, self.starts)
         for part in map(int, np.flatnonzero(np.diff(bounds))):
-            local = wanted[bounds[part] : bounds[part + 1]] - self.starts[part]
+            local = ascending[bounds[part] : bounds[part + 1]] - self.starts[part]
             tables.append(read_table(self.parts[part], columns).take(pa.array(local)))
         if not tables:
             return read_table(self.parts[0], columns).slice(0, 0)

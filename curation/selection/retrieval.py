@@ -50,35 +50,35 @@ def sample_retrieval(
     """
     rows, slots = np.nonzero(indices >= 0)
     seeds = np.arange(len(indices)) if seed_indices is None else np.asarray(seed_indices, np.int64)
-    found, by, values = indices[rows, slots], seeds[rows], similarities[rows, slots]
-    order = np.lexsort((by, -values, found))
-    images, starts = np.unique(found[order], return_index=True)
+    pair_images, pair_seeds, values = indices[rows, slots], seeds[rows], similarities[rows, slots]
+    order = np.lexsort((pair_seeds, -values, pair_images))
+    images, starts = np.unique(pair_images[order], return_index=True)
     starts = np.append(starts, len(order)).astype(np.int64)
-    return Retrieved(images, starts, by[order], values[order], len(order), len(images))
+    return Retrieved(images, starts, pair_seeds[order], values[order], len(order), len(images))
 
 
-def capped(found: Retrieved, pool_ids: ArrayLike, cap: int, seed: int) -> Retrieved:
+def capped(retrieved: Retrieved, pool_ids: ArrayLike, cap: int, seed: int) -> Retrieved:
     """Keep at most `cap` images of a seed set, each with all its seeds, and both counts as they were.
 
     The images are a bounded sample: a set keeps its shape under a cap, where a cut by similarity would keep
     the copies of the seeds.
 
     Args:
-        found: from `sample_retrieval`.
-        pool_ids: (m,) str, ids of `found.images`.
+        retrieved: from `sample_retrieval`.
+        pool_ids: (m,) str, ids of `retrieved.images`.
         cap: most images to keep.
         seed: seed of the run.
     """
-    kept = np.zeros(len(found.images), bool)
+    kept = np.zeros(len(retrieved.images), bool)
     kept[bounded_sample(pool_ids, cap, seed, "retrieval cap")] = True
-    lengths = np.diff(found.starts)
+    lengths = np.diff(retrieved.starts)
     members = np.repeat(kept, lengths)
     return replace(
-        found,
-        images=found.images[kept],
+        retrieved,
+        images=retrieved.images[kept],
         starts=np.concatenate([[0], np.cumsum(lengths[kept])]),
-        seeds=found.seeds[members],
-        similarities=found.similarities[members],
+        seeds=retrieved.seeds[members],
+        similarities=retrieved.similarities[members],
     )
 
 

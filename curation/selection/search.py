@@ -44,12 +44,12 @@ def similarities_at(
     columns: NDArray[np.int64],
 ) -> NDArray[np.float32]:
     """`paired_similarity` of queries[rows] and block[columns], in bounded memory."""
-    found = np.empty(len(rows), np.float32)
+    similarities = np.empty(len(rows), np.float32)
     step = max(1, CHUNK // max(1, queries.shape[1]))
     for start in range(0, len(rows), step):
         part = slice(start, start + step)
-        found[part] = paired_similarity(queries[rows[part]], block[columns[part]])
-    return found
+        similarities[part] = paired_similarity(queries[rows[part]], block[columns[part]])
+    return similarities
 
 
 def rounding_bound(queries: NDArray[np.float32], block: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -107,13 +107,13 @@ def top_k(
     crowded = np.flatnonzero(near[:, -1]) if fetched < n else np.empty(0, np.int64)
     near[crowded] = False
     rows, slots = np.nonzero(near)
-    similarities, found = _padding(len(queries), fetched)
+    similarities, images = _padding(len(queries), fetched)
     similarities[rows, slots] = similarities_at(queries, block, rows, nearest[rows, slots])
-    found[rows, slots] = indices[nearest[rows, slots]]
-    similarities, found = best_k(similarities, found, k)
+    images[rows, slots] = indices[nearest[rows, slots]]
+    similarities, images = best_k(similarities, images, k)
     for row in crowded:
-        similarities[row], found[row] = _search_whole_block(queries[row], block, indices, k, slack[row])
-    return similarities, found
+        similarities[row], images[row] = _search_whole_block(queries[row], block, indices, k, slack[row])
+    return similarities, images
 
 
 def _search_whole_block(
@@ -122,8 +122,8 @@ def _search_whole_block(
     rough = block @ query
     columns = np.flatnonzero(rough >= np.partition(rough, len(rough) - k)[len(rough) - k] - slack)
     similarities = similarities_at(query[None], block, np.zeros_like(columns), columns)
-    best, found = best_k(similarities[None], indices[columns][None], k)
-    return best[0], found[0]
+    best, images = best_k(similarities[None], indices[columns][None], k)
+    return best[0], images[0]
 
 
 def _candidates(
@@ -260,11 +260,11 @@ def approximate_top_k(
     filled.add(block)
     _, nearest = filled.search(queries, k * oversample)
     rows, slots = np.nonzero(nearest >= 0)
-    similarities, found = _padding(*nearest.shape)
+    similarities, images = _padding(*nearest.shape)
     similarities[rows, slots] = similarities_at(queries, block, rows, nearest[rows, slots])
-    found[rows, slots] = indices[nearest[rows, slots]]
-    similarities, found = best_k(similarities, found, k)
+    images[rows, slots] = indices[nearest[rows, slots]]
+    similarities, images = best_k(similarities, images, k)
     audited = bounded_sample(np.arange(len(queries)), audit, seed, "recall audit")
     _, exact = top_k(queries[audited], block, indices, k)
-    hits = (exact[:, :, None] == found[audited][:, None, :]).any(axis=2)[exact >= 0]
-    return similarities, found, float(hits.mean()) if len(hits) else float("nan")
+    hits = (exact[:, :, None] == images[audited][:, None, :]).any(axis=2)[exact >= 0]
+    return similarities, images, float(hits.mean()) if len(hits) else float("nan")

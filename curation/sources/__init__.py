@@ -77,18 +77,18 @@ def check_apart(out: str, sources: Mapping[str, Sequence[Source]]) -> None:
 
 def look(source: Source, path: str) -> str:
     """Return what stands at a path: file, directory, or pattern of names that are there."""
-    own = f"{field_name(source, 'path')} is {source.path!r}"
+    subject = f"{field_name(source, 'path')} is {source.path!r}"
     try:
-        found = str(files.info(path)["type"])
+        kind = str(files.info(path)["type"])
     except FileNotFoundError:
-        found = "pattern" if files.MAGIC.search(path) and listing.first_match(path) else "missing"
+        kind = "pattern" if files.MAGIC.search(path) and listing.first_match(path) else "missing"
     except (OSError, ValueError) as error:
-        raise UserError(f"{own}, which cannot be read: {error}") from error
-    if found not in ("file", "directory", "pattern"):
-        wanted = "a folder, a tar, Parquet, text or CSV file, a pattern of tar or Parquet files, or hf:ORG/NAME"
-        state = "there is nothing there" if found == "missing" else "it is no regular file"
-        raise UserError(f"{own}, but {state}: give {wanted}.")
-    return found
+        raise UserError(f"{subject}, which cannot be read: {error}") from error
+    if kind not in ("file", "directory", "pattern"):
+        choices = "a folder, a tar, Parquet, text or CSV file, a pattern of tar or Parquet files, or hf:ORG/NAME"
+        state = "there is nothing there" if kind == "missing" else "it is not a regular file"
+        raise UserError(f"{subject}, but {state}: give {choices}.")
+    return kind
 
 
 def detect(source: Source, what: str) -> str:
@@ -103,8 +103,8 @@ def detect(source: Source, what: str) -> str:
     if path.endswith(parquet.ENDINGS):
         return "parquet" if what == "pattern" else detect_parquet(source, source.path)
     if what == "pattern":
-        own = f"{field_name(source, 'path')} is {source.path!r}"
-        raise UserError(f"{own}: a pattern names tar or Parquet files; for images give the folder and a glob.")
+        subject = f"{field_name(source, 'path')} is {source.path!r}"
+        raise UserError(f"{subject}: a pattern names tar or Parquet files; for images give the folder and a glob.")
     return "urls" if path.endswith(urls.ENDINGS) else "folder"
 
 
@@ -145,14 +145,14 @@ def check(source: Source) -> None:
     for option, default in (("glob", None), ("labels", "none")):
         value = getattr(source, option)
         if source.kind != "folder" and value != default:
-            own = f"{field_name(source, option)} is {value!r}"
-            raise UserError(f"{own}, which is for folders, but {source.path!r} is read as {source.kind}.")
+            subject = f"{field_name(source, option)} is {value!r}"
+            raise UserError(f"{subject}, which is for folders, but {source.path!r} is read as {source.kind}.")
     if source.kind == "dataset":
         dataset.check(source)
     elif source.kind == "urls":
         if source.path.endswith("/"):
-            own = f"{field_name(source, 'path')} is {source.path!r}, a folder"
-            raise UserError(f"{own}; a list of addresses is one text, CSV or Parquet file.")
+            subject = f"{field_name(source, 'path')} is {source.path!r}, a folder"
+            raise UserError(f"{subject}; a list of addresses is one text, CSV or Parquet file.")
         urls.load(source, files.info(source.path)["stamp"])
 
 

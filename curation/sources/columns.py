@@ -11,10 +11,10 @@ from granary.curation.sources.model import Source, field_name, plain
 CAPTION_NAMES = ("captions", "caption", "text")
 
 
-def find(names: Sequence[str], wanted: str) -> str | None:
+def find(names: Sequence[str], column: str) -> str | None:
     """Return the column of that name, else the only one that differs in case alone."""
-    same = [name for name in names if name.lower() == wanted.lower()]
-    return wanted if wanted in names else same[0] if len(same) == 1 else None
+    same = [name for name in names if name.lower() == column.lower()]
+    return column if column in names else same[0] if len(same) == 1 else None
 
 
 def image_name(source: Source, names: Sequence[str], image_columns: Sequence[str]) -> str:
@@ -32,8 +32,8 @@ def image_name(source: Source, names: Sequence[str], image_columns: Sequence[str
 
 def caption_name(source: Source, names: Sequence[str]) -> str | None:
     """Return the caption column, None where there is none."""
-    wanted = (source.caption_column,) if source.caption_column else CAPTION_NAMES
-    return next((name for name in (find(names, word) for word in wanted) if name), None)
+    choices = (source.caption_column,) if source.caption_column else CAPTION_NAMES
+    return next((name for name in (find(names, choice) for choice in choices) if name), None)
 
 
 def captions_of(value: object) -> tuple[str, ...]:

@@ -71,8 +71,8 @@ def read_piece(source: Source, piece: Piece, max_bytes: int) -> Iterator[Candida
 
 def splits(source: Source) -> dict[str, Split]:
     """Return the splits by name, loaded once per process."""
-    found = load(source.path, source.split, source.name or "source")
-    return {escape(name): prepare(source, rows) for name, rows in found.items()}
+    loaded = load(source.path, source.split, source.name or "source")
+    return {escape(name): prepare(source, rows) for name, rows in loaded.items()}
 
 
 @functools.lru_cache(maxsize=8)
@@ -85,18 +85,18 @@ def load(path: str, split: str | None, name: str) -> dict[str, Dataset]:
             repository, _, config = path[len(HUB) :].partition("/")
             organisation, _, config = config.partition("/")
             identity = f"{repository}/{organisation}" if organisation else repository
-            found = datasets.load_dataset(identity, config or None, split=split)
+            loaded = datasets.load_dataset(identity, config or None, split=split)
         elif is_saved(path):
-            found = datasets.load_from_disk(path)
-            found = found[split] if split and isinstance(found, datasets.DatasetDict) else found
+            loaded = datasets.load_from_disk(path)
+            loaded = loaded[split] if split and isinstance(loaded, datasets.DatasetDict) else loaded
         else:
-            found = datasets.load_dataset(path, split=split)
+            loaded = datasets.load_dataset(path, split=split)
     except Exception as error:
         reason = f"split {split!r} is not there" if isinstance(error, KeyError) else f"{type(error).__name__}: {error}"
         raise UserError(f"{name}.path is {path!r}, which `datasets` cannot load: {reason}") from error
-    if isinstance(found, datasets.DatasetDict):
-        return dict(sorted(found.items()))
-    return {split or str(found.split or "data"): found}
+    if isinstance(loaded, datasets.DatasetDict):
+        return dict(sorted(loaded.items()))
+    return {split or str(loaded.split or "data"): loaded}
 
 
 def prepare(source: Source, rows: Dataset) -> Split:

@@ -78,10 +78,10 @@ class Info(TypedDict):
 def info(path: str) -> Info:
     """Return type (file, directory, other), size and stamp of a path, symbolic links followed."""
     if storage.is_local(path):
-        found = os.stat(path)
-        mode = found.st_mode
+        status = os.stat(path)
+        mode = status.st_mode
         kind = "file" if stat.S_ISREG(mode) else "directory" if stat.S_ISDIR(mode) else "other"
-        return {"type": kind, "size": found.st_size, "stamp": f"{found.st_size}-{found.st_mtime_ns}"}
+        return {"type": kind, "size": status.st_size, "stamp": f"{status.st_size}-{status.st_mtime_ns}"}
 
     def ask() -> dict[str, object]:
         fs, inner = storage.filesystem(path)

@@ -10,9 +10,9 @@ from granary.curation.sources.model import Candidate, Piece, Source, too_many_by
 
 def list_pieces(source: Source) -> Iterator[Piece]:
     """Yield one piece per file, sorted by path."""
-    wanted = listing.matcher(source.glob) if source.glob else None
+    matches = listing.matcher(source.glob) if source.glob else None
     for file in listing.shards(source.path, ("",)):
-        if wanted is None or file.path.endswith("/") or wanted(file.path):
+        if matches is None or file.path.endswith("/") or matches(file.path):
             yield Piece(file.path, 0, 0, file.size, 1, file.stamp)
 
 

@@ -48,16 +48,16 @@ def walk(folder: str) -> Iterator[File]:
         except OSError:
             yield File(escape(relative), 0, "unlisted")
             continue
-        pending.extend(sorted(((relative + name, found) for name, found in below), key=itemgetter(0), reverse=True))
+        pending.extend(sorted(((relative + name, entry) for name, entry in below), key=itemgetter(0), reverse=True))
 
 
 def local_file(folder: str, relative: str) -> File:
     """Return a local file with its state, asked only when its turn comes."""
     try:
-        found = info(folder + relative)
+        file = info(folder + relative)
     except OSError as error:
         return File(escape(relative), 0, type(error).__name__)
-    return File(escape(relative), found["size"], found["stamp"])
+    return File(escape(relative), file["size"], file["stamp"])
 
 
 def local_entries(folder: str, top: str, seen: set[tuple[int, int]]) -> list[tuple[str, File | None]]:
@@ -66,8 +66,8 @@ def local_entries(folder: str, top: str, seen: set[tuple[int, int]]) -> list[tup
     if (state.st_dev, state.st_ino) in seen:
         return []
     entries: list[tuple[str, File | None]] = []
-    with os.scandir(folder) as found:
-        for entry in found:
+    with os.scandir(folder) as scanned:
+        for entry in scanned:
             kind = entry_kind(entry)
             if kind == "directory" and entry.is_symlink():
                 target = os.path.realpath(entry.path)
@@ -143,12 +143,12 @@ def matching(path: str) -> Iterator[File]:
     top = root(path)
     names = sorted({name[len(top) :] for name in expand_braces(path)})
     globs = [matcher(name) for name in names if MAGIC.search(name)]
-    found = {file.path: file for file in walk(top) if any(test(file.path) for test in globs)} if globs else {}
+    files = {file.path: file for file in walk(top) if any(test(file.path) for test in globs)} if globs else {}
     for name in (name for name in names if not MAGIC.search(name)):
         with contextlib.suppress(OSError):
-            found[escape(name)] = one_file(path, name)
-        found.setdefault(escape(name), File(escape(name), 0, "missing"))
-    yield from (found[name] for name in sorted(found))
+            files[escape(name)] = one_file(path, name)
+        files.setdefault(escape(name), File(escape(name), 0, "missing"))
+    yield from (files[name] for name in sorted(files))
 
 
 def first_match(path: str) -> str:
@@ -161,8 +161,8 @@ def first_match(path: str) -> str:
 
 def one_file(path: str, name: str) -> File:
     """Return the listing of a single file below the root of `path`."""
-    found = info(root(path) + name)
-    return File(escape(name), found["size"], found["stamp"])
+    file = info(root(path) + name)
+    return File(escape(name), file["size"], file["stamp"])
 
 
 def shards(path: str, endings: tuple[str, ...]) -> Iterator[File]:

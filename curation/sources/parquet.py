@@ -113,9 +113,9 @@ def read_piece(source: Source, piece: Piece, max_bytes: int) -> Iterator[Candida
             file = open_parquet(opened)
             chosen = choose_columns(source, file.schema_arrow)
             stop = piece.stop or file.metadata.num_rows
-            for found, batch, index in rows(file, chosen.names, piece.start, stop):
-                yield candidate(source, piece.path, found, chosen, batch, index, max_bytes)
-                row = found + 1
+            for number, batch, index in rows(file, chosen.names, piece.start, stop):
+                yield candidate(source, piece.path, number, chosen, batch, index, max_bytes)
+                row = number + 1
     except (*FAILURES, UserError) as error:
         uris = [f"{source.name}/{piece.path}#{lost}" for lost in range(row, piece.stop)]
         for uri in uris or [f"{source.name}/{piece.path}#rest"]:

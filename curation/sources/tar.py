@@ -112,8 +112,8 @@ def pax_records(data: bytes) -> dict[str, str]:
     while start < len(data) and data[start]:
         digits, _, _ = data[start : start + 20].partition(b" ")
         length = int(digits) if digits.isdigit() else 0
-        key, found, value = data[start + len(digits) + 1 : start + length - 1].partition(b"=")
-        if length <= len(digits) + 1 or not found:
+        key, equals, value = data[start + len(digits) + 1 : start + length - 1].partition(b"=")
+        if length <= len(digits) + 1 or not equals:
             raise DamagedTar("bad pax header")
         fields[key.decode("utf-8", "replace")] = value.decode("utf-8", "surrogateescape")
         start += length

@@ -45,14 +45,14 @@ def list_pieces(source: Source) -> Iterator[Piece]:
 
 def read_piece(source: Source, piece: Piece, max_bytes: int) -> Iterator[Candidate]:
     """Yield the addresses of a range, nothing fetched yet."""
-    found = load(source, piece.stamp)
-    for row, cells in enumerate(found.table.slice(piece.start, piece.stop - piece.start).to_pylist(), piece.start):
+    listed = load(source, piece.stamp)
+    for row, cells in enumerate(listed.table.slice(piece.start, piece.stop - piece.start).to_pylist(), piece.start):
         address = cells["address"]
         if not address:
             error = ("NoUrl", "the row has no address")
             yield Candidate(f"{source.name}/{piece.path}#{row}", piece.path, row, error=error)
             continue
-        repeat = f"#{found.repeats[row] + 1}" if row in found.repeats else ""
+        repeat = f"#{listed.repeats[row] + 1}" if row in listed.repeats else ""
         uri = f"{source.name}/{address}{repeat}"
         yield Candidate(uri, address, label=cells["label"], captions=tuple(cells["captions"]))
 
@@ -134,14 +134,14 @@ def repeats(addresses: pa.ChunkedArray) -> dict[int, int]:
     counts = addresses.value_counts()
     often = {entry["values"] for entry in counts.filter(pa.compute.greater(counts.field("counts"), 1)).to_pylist()}
     met: Counter[str] = Counter()
-    found = {}
+    earlier = {}
     if often:
         for row, address in enumerate(value.as_py() for value in addresses):
             if address in often:
                 if met[address]:
-                    found[row] = met[address]
+                    earlier[row] = met[address]
                 met[address] += 1
-    return found
+    return earlier
 
 
 def random_access(source: Source) -> bool:

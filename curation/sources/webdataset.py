@@ -168,8 +168,8 @@ def finished(source: Source, piece: Piece, group: Group, prefix: str, seen: dict
     if not group.key:
         return
     label, captions, metadata = describe(source, group.sidecars)
-    for found in group.candidates:
-        yield unique(seen, replace(found, label=label, captions=captions, metadata=metadata))
+    for candidate in group.candidates:
+        yield unique(seen, replace(candidate, label=label, captions=captions, metadata=metadata))
     if not group.candidates:
         error = ("NoImage", "the key has no member with an image ending")
         yield unique(seen, Candidate(prefix + escape(group.key), piece.path, error=error))

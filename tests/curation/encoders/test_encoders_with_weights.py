@@ -169,7 +169,7 @@ def test_pickled_weights_are_refused(folders: dict[str, tuple[Path, Any]], tmp_p
         ("hf:{vit}?pool=features", "no projected image features"),
         ("hf:{ijepa}?pool=cls", "no class token"),
         ("torchscript:/no/such/file.pt", "there is no file"),
-        ("torchscript:{vit}/config.json", "is no TorchScript file"),
+        ("torchscript:{vit}/config.json", "is not a TorchScript file"),
         ("granary:{vit}", "saved by granary"),
         ("granary:/no/such/folder", "saved by granary"),
     ],
