@@ -42,8 +42,14 @@ class Forest:
 def spanning_forest(i: ArrayLike, j: ArrayLike, similarity: ArrayLike) -> Forest:
     """Return the maximum spanning forest of a graph.
 
-    i, j: (m,) int64, any ids, in any order and direction; loops and repeated edges are allowed (of a repeated
-    edge the highest similarity counts); similarity: (m,) float32. Raises ValueError where one is NaN.
+    Args:
+        i: (m,) int64, one end of each edge: any ids, in any order and direction. Loops and repeated edges are allowed;
+            of a repeated edge the highest similarity counts.
+        j: (m,) int64, the other end.
+        similarity: (m,) float32.
+
+    Raises:
+        ValueError: a similarity is NaN.
     """
     first, second = np.asarray(i, np.int64), np.asarray(j, np.int64)
     weight = np.asarray(similarity, np.float32) + np.float32(0)  # no negative zero
@@ -133,7 +139,13 @@ def _graph(forest: Forest) -> tuple[Indices, csr_array]:
 def preference(pixels: ArrayLike, ids: Sequence[str], uris: Sequence[str]) -> Indices:
     """Rank images by the total order of representatives: most pixels, then smallest id, then smallest uri.
 
-    pixels, ids, uris: (n,). Returns (n,) int64, 0 for the best.
+    Args:
+        pixels: (n,) int64.
+        ids: (n,) str.
+        uris: (n,) str, distinct.
+
+    Returns:
+        (n,) int64, 0 for the best.
     """
     order = np.lexsort((np.asarray(uris, str), np.asarray(ids, str), -np.asarray(pixels, np.int64)))
     rank = np.empty(len(order), np.int64)
@@ -144,7 +156,12 @@ def preference(pixels: ArrayLike, ids: Sequence[str], uris: Sequence[str]) -> In
 def representatives(labels: ArrayLike, rank: ArrayLike) -> Indices:
     """Return the representative of every member's component: the position of its member of lowest rank.
 
-    labels: (n,) component of each member; rank: (n,) from `preference`, all different. Returns (n,) int64.
+    Args:
+        labels: (n,) component of each member.
+        rank: (n,) int64 from `preference`, distinct.
+
+    Returns:
+        (n,) int64.
     """
     order = np.lexsort((np.asarray(rank), np.asarray(labels)))
     _, first, component = np.unique(np.asarray(labels)[order], return_index=True, return_inverse=True)
@@ -157,9 +174,16 @@ def split_by_similarity(labels: ArrayLike, rank: ArrayLike, similarity: Similari
     """Split components that chain, so that every member is within a bound of its representative.
 
     In every component the best of the members left, by rank, becomes a representative and takes all members
-    left with a similarity to it of at least `bound`; again until none is left. labels, rank: (n,) as in
-    `representatives`; similarity: gives that of positions i and j, (m,) and (m,) int64, as (m,) float32.
-    Returns (n,) int64: the position of each member's representative.
+    left with a similarity to it of at least `bound`; again until none is left.
+
+    Args:
+        labels: (n,) component of each member.
+        rank: (n,) int64 from `preference`, distinct.
+        similarity: gives that of positions i and j, (m,) and (m,) int64, as (m,) float32.
+        bound: least similarity of a member to its representative.
+
+    Returns:
+        (n,) int64, the position of each member's representative.
     """
     labels, rank = np.asarray(labels), np.asarray(rank)
     result = np.arange(len(labels), dtype=np.int64)
@@ -177,8 +201,13 @@ def split_by_similarity(labels: ArrayLike, rank: ArrayLike, similarity: Similari
 def tightness(representative: ArrayLike, similarity: Similarity) -> tuple[Indices, Floats]:
     """Return the lowest similarity of a member to its representative, for every representative.
 
-    representative: (n,) int64, positions, from `representatives` or `split_by_similarity`; similarity: as
-    there. Returns representatives (c,) int64, ascending, and lowest similarity (c,) float32, 1 for one alone.
+    Args:
+        representative: (n,) int64, positions, from `representatives` or `split_by_similarity`.
+        similarity: as in `split_by_similarity`.
+
+    Returns:
+        representatives: (c,) int64, ascending.
+        lowest: (c,) float32, 1 for one alone.
     """
     representative = np.asarray(representative, np.int64)
     heads, component = np.unique(representative, return_inverse=True)

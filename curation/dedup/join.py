@@ -85,8 +85,14 @@ class Block:
 def unit_rows(vectors: ArrayLike) -> Floats:
     """Scale rows to length one, in float64, and round them to float32.
 
-    vectors: (n, d), any real type. Returns (n, d) float32; rows of zeros stay zero and resemble nothing.
-    Raises ValueError when the array is not of two dimensions or a row has NaN or infinity; it names the row.
+    Args:
+        vectors: (n, d), any real type.
+
+    Returns:
+        (n, d) float32; rows of zeros stay zero and resemble nothing.
+
+    Raises:
+        ValueError: the array is not of two dimensions, or a row has NaN or infinity; it names the row.
     """
     array = np.asarray(vectors)
     if array.ndim != 2:
@@ -105,8 +111,15 @@ def unit_rows(vectors: ArrayLike) -> Floats:
 def fit_rotation(sample: ArrayLike, *, rows: int = 4096, seed: int = 0) -> Floats:
     """Find the rotation whose leading columns hold most of the energy of the rows (uncentred PCA).
 
-    sample: (n, d) float32; at most `rows` of them are used, chosen by `seed`. Uncentred, because a shift
-    would change inner products. Returns (d, d) float32, orthogonal to float32 accuracy: rows @ rotation.
+    Uncentred, because a shift would change inner products.
+
+    Args:
+        sample: (n, d) float32.
+        rows: at most so many of them are used.
+        seed: chooses them.
+
+    Returns:
+        (d, d) float32, orthogonal to float32 accuracy: rows @ rotation.
     """
     array = np.asarray(sample, np.float32)
     if len(array) > rows:
@@ -120,8 +133,16 @@ def fit_rotation(sample: ArrayLike, *, rows: int = 4096, seed: int = 0) -> Float
 def choose_prefix(sample: ArrayLike, rotation: ArrayLike, threshold: float, *, rows: int = 1024) -> int:
     """Choose how many leading directions prune best at a threshold; the edges do not depend on it.
 
-    sample: (n, d) float32 unit rows, of which `rows` evenly spaced ones are used; rotation: (d, d). The cost
-    of a prefix is its length plus the exact scoring of the share of pairs that its bound leaves.
+    The cost of a prefix is its length plus the exact scoring of the share of pairs that its bound leaves.
+
+    Args:
+        sample: (n, d) float32 unit rows.
+        rotation: (d, d) float32 from `fit_rotation`.
+        threshold: of the join.
+        rows: of the sample that are used, evenly spaced.
+
+    Returns:
+        The number of directions, in 1..d.
     """
     vectors = np.asarray(sample, np.float32)
     picked = torch.from_numpy(vectors[np.unique(np.linspace(0, len(vectors) - 1, rows).astype(int))])
@@ -172,10 +193,15 @@ def prepare(
 ) -> Block:
     """Compute what a block brings to every pair of blocks it is part of.
 
-    vectors: (n, d) float32 unit rows (see `unit_rows`; zero rows are allowed); rotation: (d, d) or its
-    leading columns, from `fit_rotation`, the same for all blocks; prefix: directions kept, at most d; dtype:
-    of the pruning product, by default `pruning_dtype(device)`. Raises ValueError for a row that is not finite
-    or not of length one (it names the row) and for a rotation that is not orthogonal.
+    Args:
+        vectors: (n, d) float32 unit rows, see `unit_rows`; zero rows are allowed.
+        rotation: (d, d) float32 or its leading columns, from `fit_rotation`, the same for all blocks.
+        prefix: directions kept, at most d.
+        device: of torch.
+        dtype: of the pruning product; by default `pruning_dtype(device)`.
+
+    Raises:
+        ValueError: a row is not finite or not of length one (it names the row), or the rotation is not orthogonal.
     """
     dtype = dtype or pruning_dtype(device)
     projection = torch.as_tensor(np.asarray(rotation, np.float32)[:, :prefix]).to(device)
@@ -234,10 +260,17 @@ def _cutoff(left: Block, right: Block, threshold: float) -> float:
 def join_blocks(left: Block, right: Block | None, threshold: float, *, tile: int | None = None) -> Iterator[Edges]:
     """Find the pairs of rows of two blocks, or of one block, whose similarity is above a threshold.
 
-    left, right: blocks prepared with the same rotation and prefix; right None joins left with itself, i < j.
-    threshold: in [-1, 1]; tile: rows of each side taken at once. Yields edges tile by tile, i local to left
-    and j to right, sorted by (i, j) inside a tile, so that a caller can contract them and stay bounded.
-    Raises ValueError when the threshold is out of range or the blocks were prepared differently.
+    Edges come tile by tile, i local to left and j to right, sorted by (i, j) inside a tile, so that a caller can
+    contract them and stay bounded.
+
+    Args:
+        left: a block.
+        right: another, prepared with the same rotation and prefix; None joins left with itself, i < j.
+        threshold: in [-1, 1].
+        tile: rows of each side taken at once.
+
+    Raises:
+        ValueError: the threshold is out of range, or the blocks were prepared differently.
     """
     other = left if right is None else right
     _require_joinable(left, other, threshold)
@@ -328,7 +361,14 @@ def _score(left: Tensor, right: Tensor, i: Tensor, j: Tensor, threshold: float) 
 def pair_similarities(left: ArrayLike, right: ArrayLike, i: ArrayLike, j: ArrayLike) -> Floats:
     """Score pairs of rows: the float32 nearest to the exact inner product of left[i] and right[j].
 
-    left: (n, d) and right: (n', d) float32, unit rows; i, j: (m,) integers. Returns (m,) float32.
+    Args:
+        left: (n, d) float32, unit rows.
+        right: (n', d) float32, unit rows.
+        i: (m,) int, rows of left.
+        j: (m,) int, rows of right.
+
+    Returns:
+        (m,) float32.
     """
     tensors = [torch.as_tensor(np.asarray(rows, np.float32)) for rows in (left, right)]
     places = [torch.as_tensor(np.asarray(index, np.int64)) for index in (i, j)]
@@ -411,10 +451,18 @@ def top_k_neighbours(
 ) -> Edges:
     """Find the k nearest rows of a block above a threshold, for every row of another block, or of the same.
 
-    queries, block: as in `join_blocks`; block None: the queries among themselves, without themselves.
-    query_start, block_start: global index of the first row of each. Returns directed edges, from the query i
-    to its neighbour j, global indices, sorted by (i, -similarity, j): at most k for each i, of equally
-    similar ones those of lowest index.
+    Args:
+        queries: a block.
+        block: another, prepared with the same rotation and prefix; None: the queries among themselves, without
+            themselves.
+        k: most neighbours of each query; of equally similar ones those of lowest index.
+        threshold: in [-1, 1].
+        query_start: global index of the first query.
+        block_start: global index of the first row of the block.
+        tile: rows of each side taken at once.
+
+    Returns:
+        Directed edges, from the query i to its neighbour j, global indices, sorted by (i, -similarity, j).
     """
     best = concatenate([])
     for i, j, similarity in join_blocks(queries, block, threshold, tile=tile):

@@ -80,10 +80,9 @@ def _compressed_unit(coefficients: np.ndarray) -> np.ndarray:
 
 
 class CopyDescriptor:
-    """The encoder `builtin:copy`.
+    """The encoder `builtin:copy`: RGB pictures of any size to (n, 273) float32 unit rows.
 
-    embed: RGB pictures of any size -> (n, 273) float32 unit rows; a row is the same bytes whatever the batch and the
-    number of threads.
+    A row is the same bytes whatever the batch and the number of threads.
     """
 
     name = "builtin:copy"

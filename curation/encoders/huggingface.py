@@ -51,9 +51,10 @@ class ImageProcessor(Protocol):
 class HuggingFaceEncoder:
     """An encoder from `transformers`; a row agrees to 1e-5 whatever its batch (float32).
 
-    pool: how tokens become a vector. features: projected image features (CLIP, SigLIP); cls: final class token;
-    pooler: the model's pooled output; mean: mean of the patch tokens. Without the option: features where the model has
-    them, cls for DINOv2, DINOv3, ViT and similar models, mean for I-JEPA, else pooler.
+    Attributes:
+        pool: how tokens become a vector. features: projected image features (CLIP, SigLIP); cls: final class token;
+            pooler: the model's pooled output; mean: mean of the patch tokens. Without the option: features where the
+            model has them, cls for DINOv2, DINOv3, ViT and similar models, mean for I-JEPA, else pooler.
     """
 
     copy_threshold = 0.6

@@ -42,10 +42,9 @@ RING = ((-1, -1), (-1, 0), (-1, 1), (0, 1), (1, 1), (1, 0), (1, -1), (0, -1))
 
 
 class LayoutDescriptor:
-    """The encoder `builtin:layout`.
+    """The encoder `builtin:layout`: RGB pictures of any size to (n, 350) float32 unit rows.
 
-    embed: RGB pictures of any size -> (n, 350) float32 unit rows; a row is the same bytes whatever the batch and the
-    number of threads.
+    A row is the same bytes whatever the batch and the number of threads.
     """
 
     name = "builtin:layout"

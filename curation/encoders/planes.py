@@ -26,7 +26,12 @@ def by_chunks(
 def luma_chroma(images: Sequence[Image.Image], side: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Squeeze pictures to a square and split them into luminance and chroma (ITU-R BT.601).
 
-    images: n of any size; side: pixels. Returns Y, Cb, Cr, each (n, side, side) float32, chroma around 0.
+    Args:
+        images: n of any size.
+        side: of the square, in pixels.
+
+    Returns:
+        Y, Cb and Cr, each (n, side, side) float32, chroma around 0.
     """
     size, filter_ = (side, side), Image.Resampling.BILINEAR
     small = [np.asarray(image.convert("RGB").resize(size, filter_, reducing_gap=2.0)) for image in images]
@@ -38,8 +43,13 @@ def luma_chroma(images: Sequence[Image.Image], side: int) -> tuple[np.ndarray, n
 def gradient(luma: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return length and direction of the luminance gradient after a 3 x 3 binomial blur.
 
-    luma: (n, h, w) float32. Returns the length |g| (n, h, w) float32 and e^(i theta) (n, h, w) complex64, whose modulus
-    falls to 0 where |g| does, so that noise in flat areas has no direction.
+    Args:
+        luma: (n, h, w) float32.
+
+    Returns:
+        length: |g| (n, h, w) float32.
+        direction: e^(i theta) (n, h, w) complex64, whose modulus falls to 0 where |g| does, so that noise in flat
+            areas has no direction.
     """
     padded = np.pad(luma, ((0, 0), (2, 2), (2, 2)), mode="edge")
     rows = padded[:, :-2] + 2 * padded[:, 1:-1] + padded[:, 2:]

@@ -94,11 +94,16 @@ class Decoded:
 
 
 def decode(data: bytes, limits: DecodeLimits, side: int | None = None) -> Decoded:
-    """Decode the first frame to RGB.
+    """Decode the first frame to RGB; alpha is laid over white, 16-bit and float greys are scaled.
 
-    data: the file. side: the short side the caller wants; a JPEG may then come out smaller (DCT scaling by 2,
-    4 or 8), never with a short side below it. Alpha is laid over white; 16-bit and float greys are scaled.
-    Raises DecodeError and nothing else.
+    Args:
+        data: the file.
+        limits: on what is decoded.
+        side: the short side the caller wants; a JPEG may then come out smaller (DCT scaling by 2, 4 or 8), never with a
+            short side below it.
+
+    Raises:
+        DecodeError: and nothing else.
     """
     if len(data) > limits.max_bytes:
         raise DecodeError("TooManyBytes", f"{len(data)} bytes, the limit is {limits.max_bytes}")
@@ -191,7 +196,9 @@ def turned(image: Image.Image, orientation: int) -> Image.Image:
 def to_rgb(image: Image.Image, bits: int = 16) -> Image.Image:
     """Convert any mode to RGB, large ones strip by strip: a second whole picture in memory is enough.
 
-    bits: significant bits of 16-bit greys.
+    Args:
+        image: of any mode.
+        bits: significant bits of 16-bit greys.
     """
     low, high = grey_range(image, bits) if image.mode[0] in "IF" else (0.0, 255.0)
     if image.width * image.height <= STRIP_PIXELS:

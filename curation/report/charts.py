@@ -77,7 +77,9 @@ def _bend(left: float, width: float) -> str:
 def discrepancies(flow: Sequence[FlowRow], statuses: Mapping[str, int]) -> list[str]:
     """Return a sentence for each way in which the counters and the ledger do not add up; none when all do.
 
-    statuses: rows of pool files in the ledger by status (kept, dropped, dead).
+    Args:
+        flow: of run.json.
+        statuses: rows of pool files in the ledger by status (kept, dropped, dead).
     """
     sentences = []
     for row in flow:

@@ -71,10 +71,17 @@ def jpeg(image: Image.Image, quality: int) -> bytes:
 def contact_sheet(images: Sequence[Image.Image], columns: int, side: int = SIDE, gap: int = 4) -> bytes:
     """Lay images out row by row on white, each whole and centred in a square.
 
-    images: pictures of any mode and size; none gives one white square.
-    columns: at least 1; fewer images than columns give a narrower sheet.
-    side, gap: pixels of a square and between squares.
-    Returns a JPEG file. Raises ValueError when columns, side or gap make no sheet.
+    Args:
+        images: pictures of any mode and size; none gives one white square.
+        columns: at least 1; fewer images than columns give a narrower sheet.
+        side: of a square, in pixels.
+        gap: between squares, in pixels.
+
+    Returns:
+        A JPEG file.
+
+    Raises:
+        ValueError: columns, side or gap make no sheet.
     """
     if columns < 1 or side < 1 or gap < 0:
         raise ValueError(f"columns {columns} and side {side} must be at least 1, gap {gap} at least 0")

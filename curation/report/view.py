@@ -15,13 +15,14 @@ from granary.curation.runs.facts import Facts
 class RunView:
     """A finished run, seen through plain data and three functions.
 
-    summary: run.json; `flow` is the only key that must be there. `seed` (0 when absent) decides which samples are
-        pictured.
-    recipe: the recipe as YAML text.
-    ledger: called for a fresh iterator over the ledger's tables; it is read twice.
-    read: uri of a pool, seed or reference file -> its original bytes; may raise OSError or KeyError.
-    seed_uri: id of a seed -> its uri, or None when it is not known.
-    limits: the limits under which originals are decoded for their thumbnails.
+    Args:
+        summary: run.json; `flow` is the only key that must be there. `seed` (0 when absent) decides which samples are
+            pictured.
+        recipe: the recipe as YAML text.
+        ledger: called for a fresh iterator over the ledger's tables; it is read twice.
+        read: uri of a pool, seed or reference file to its original bytes; may raise OSError or KeyError.
+        seed_uri: id of a seed to its uri, or None when it is not known.
+        limits: the limits under which originals are decoded for their thumbnails.
     """
 
     summary: Facts

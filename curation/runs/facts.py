@@ -41,8 +41,14 @@ class Counts(TypedDict):
 class About(TypedDict):
     """What a card says of one kind of run.
 
-    made: what the dataset is and how it was made. meanings: of columns. tags, task_categories: for the Hub.
-    method: the paper. limits: known ones, in sentences. local: keys of the recipe that belong to one machine.
+    Attributes:
+        made: what the dataset is and how it was made.
+        meanings: of columns, by name.
+        tags: for the Hub.
+        task_categories: for the Hub.
+        method: the paper.
+        limits: known ones, in sentences.
+        local: keys of the recipe that belong to one machine.
     """
 
     made: str

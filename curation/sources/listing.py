@@ -28,12 +28,14 @@ class File(NamedTuple):
 
 
 def walk(folder: str) -> Iterator[File]:
-    """Yield every file below a folder (which ends in a slash), sorted by relative path.
+    """Yield every file below a folder, sorted by relative path.
 
-    Local: hidden files count; sockets, fifos and devices do not; a link to a file is a file. A link to a
+    Of a local folder: hidden files count; sockets, fifos and devices do not; a link to a file is a file. A link to a
     folder is followed when it leads out of `folder`, each real folder once, so no loop is endless and nothing
-    inside is found twice. A folder that cannot be listed and a broken link are yielded: reading them gives
-    the error.
+    inside comes twice. A folder that cannot be listed and a broken link are yielded: reading them gives the error.
+
+    Args:
+        folder: its path ends in a slash.
     """
     seen: set[tuple[int, int]] = set()
     top = os.path.realpath(folder) if storage.is_local(folder) else ""

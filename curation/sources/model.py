@@ -39,10 +39,13 @@ class Source(pydantic.BaseModel, frozen=True, extra="forbid"):
 class Piece:
     """The smallest part of a source that a work unit can be given; valid UTF-8, no image bytes.
 
-    path: file, relative to the root of the source (a split for kind dataset, the list for kind urls).
-    start, stop: rows, half open; 0, 0 for whole files.
-    size: bytes, 0 when unknown. count: candidates in it, 0 when unknown (tar).
-    stamp: text that changes when the file changes.
+    Args:
+        path: file, relative to the root of the source (a split for kind dataset, the list for kind urls).
+        start: first row; start and stop are 0 for whole files.
+        stop: the row after the last.
+        size: in bytes, 0 when unknown.
+        count: candidates in it, 0 when unknown (tar).
+        stamp: text that changes when the file changes.
     """
 
     path: str
@@ -57,9 +60,16 @@ class Piece:
 class Candidate:
     """One thing that may be an image.
 
-    uri: unique in the source, starts with its name. path, offset, size: what `Reader.read` takes.
-    data: the bytes where reading the piece had them anyway, else None.
-    error: (class, message) of a dead candidate, which has no bytes.
+    Args:
+        uri: unique in the source, starts with its name.
+        path: what `Reader.read` takes, with offset and size.
+        offset: of the bytes in the file, or the row.
+        size: in bytes, 0 when unknown.
+        label: of the image, as the source has it.
+        captions: likewise.
+        metadata: JSON, as the source has it.
+        data: the bytes where reading the piece had them anyway, else None.
+        error: (class, message) of a dead candidate, which has no bytes.
     """
 
     uri: str

@@ -41,8 +41,13 @@ class Member(NamedTuple):
 def members(stream: BinaryIO) -> Iterator[Member]:
     """Yield the members in order; the caller may read from the stream in between.
 
-    Archives that were simply appended to one another are read on past the end marks. Raises DamagedTar at a
-    bad header, at a cut, and at the end of a file without an end mark.
+    Archives that were simply appended to one another are read on past the end marks.
+
+    Args:
+        stream: the archive, with random access.
+
+    Raises:
+        DamagedTar: at a bad header, at a cut, and at the end of a file without an end mark.
     """
     offset, padding = 0, 0
     extended: dict[str, str] = {}
