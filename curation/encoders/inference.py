@@ -40,10 +40,10 @@ def workable(image: Image.Image, aspect: float = 4.0, least: int = 8) -> Image.I
     return image.convert("RGB")
 
 
-def normalised(image: Image.Image, mean: Sequence[float], deviation: Sequence[float]) -> np.ndarray:
-    """Return an RGB picture as (h, w, 3) float32, (value - mean) / deviation of each channel in 0..1."""
+def normalised(image: Image.Image, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
+    """Return an RGB picture as (h, w, 3) float32, (value - mean) / std of each channel in 0..1."""
     pixels = np.asarray(image, np.float32) / 255
-    return (pixels - np.array(mean, np.float32)) / np.array(deviation, np.float32)
+    return (pixels - np.array(mean, np.float32)) / np.array(std, np.float32)
 
 
 def finite_unit_rows(rows: torch.Tensor) -> np.ndarray:

@@ -1,8 +1,8 @@
 """torchscript:PATH: a copy-detection descriptor exported with `torch.jit.save`, such as SSCD.
 
 Pictures are scaled to a short edge of 288 pixels (`resize=short`, the default) or squeezed to 320 x 320
-(`resize=square`), and normalised with ImageNet's mean and deviation: Pizzi et al. 2022 (arXiv 2202.10261) and its
-released models.
+(`resize=square`), and normalised with ImageNet's mean and standard deviation: Pizzi et al. 2022 (arXiv 2202.10261) and
+its released models.
 
 Trust: a TorchScript file is a program. torch restricts its pickle to tensors and script classes, but the program
 itself runs with the process's rights: load only files whose origin you trust, as you would a library.
@@ -31,7 +31,7 @@ from granary.curation.errors import UserError
 SHORT_EDGE = 288
 SQUARE = 320
 MEAN = (0.485, 0.456, 0.406)
-DEVIATION = (0.229, 0.224, 0.225)
+STD = (0.229, 0.224, 0.225)
 
 
 class TorchScriptEncoder:
@@ -57,7 +57,7 @@ class TorchScriptEncoder:
             raise UserError(
                 f"encoder '{spec.text}': '{path}' is not a TorchScript file; save the module by torch.jit.save"
             ) from error
-        self.fingerprint = fingerprint([path], "torchscript-1", self.resize, SHORT_EDGE, SQUARE, MEAN, DEVIATION)
+        self.fingerprint = fingerprint([path], "torchscript-1", self.resize, SHORT_EDGE, SQUARE, MEAN, STD)
         self.dimension = probed_dimension(self.name, self._vectors)
 
     def embed(self, images: Sequence[Image.Image]) -> np.ndarray:
@@ -89,4 +89,4 @@ class TorchScriptEncoder:
     def _pixels(self, image: Image.Image) -> np.ndarray:
         """Resize and normalise: (h, w, 3) float32."""
         resized = image.resize(self._target_size(image), Image.Resampling.BILINEAR)
-        return normalised(resized, MEAN, DEVIATION)
+        return normalised(resized, MEAN, STD)

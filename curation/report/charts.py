@@ -7,19 +7,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from granary.curation.runs.facts import FlowRow
+from granary.curation.runs.summary import STAGES, StageInfo
 
-STAGES = {
-    "decode": ("Readable images", "unreadable"),
-    "filter": ("Past the filters", "filtered out"),
-    "exact": ("Distinct files", "exact copies"),
-    "dedup": ("Distinct pictures", "near duplicates"),
-    "leaks": ("Free of leaks", "leaks"),
-    "features": ("Embedded for retrieval", "not embedded"),
-    "retrieval": ("Retrieved by a seed", "retrieved by no seed"),
-    "semdedup": ("Semantically distinct", "semantic duplicates"),
-    "balance": ("Drawn by balanced sampling", "not drawn"),
-    "shards": ("Written to shards", "not written"),
-}
 WIDTH, HEIGHT = 1000, 40  # viewBox of one band of the flow
 FULL = 940  # width of the whole pool; the rest is room for what bends away
 
@@ -53,7 +42,7 @@ def bands(flow: Sequence[FlowRow]) -> list[Band]:
 
 def _band(row: FlowRow, scale: float) -> Band:
     kept, dropped, dead = row["kept"], row["dropped"], row["dead"]
-    label, lost_label = STAGES.get(row["stage"], (f"After {row['stage']}", "dropped"))
+    label, lost_label = STAGES.get(row["stage"], StageInfo(f"After {row['stage']}", "dropped"))
     return Band(
         row["stage"], label, lost_label, row["in"], kept, dropped, dead,
         f"M0 0H{kept * scale:.1f}V{HEIGHT}H0Z",

@@ -6,6 +6,7 @@ import collections
 import importlib.metadata
 import platform
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -15,18 +16,26 @@ from granary.curation.runs.lookup import ledger_tables
 from granary.curation.runs.run import Marker, Run, read_table
 from granary.curation.runs.vectors import Layout
 
-STAGES = (
-    "decode",
-    "filter",
-    "exact",
-    "dedup",
-    "leaks",
-    "features",
-    "semdedup",
-    "retrieval",
-    "balance",
-    "shards",
-)
+
+class StageInfo(NamedTuple):
+    """How a report calls what a stage of the ledger leaves and what it takes away."""
+
+    left: str
+    lost: str
+
+
+STAGES = {  # where a file can be decided, in the order of the run
+    "decode": StageInfo("Readable images", "unreadable"),
+    "filter": StageInfo("Past the filters", "filtered out"),
+    "exact": StageInfo("Distinct files", "exact copies"),
+    "dedup": StageInfo("Distinct pictures", "near duplicates"),
+    "leaks": StageInfo("Free of leaks", "leaks"),
+    "features": StageInfo("Embedded for retrieval", "not embedded"),
+    "semdedup": StageInfo("Semantically distinct", "semantic duplicates"),
+    "retrieval": StageInfo("Retrieved by a seed", "retrieved by no seed"),
+    "balance": StageInfo("Drawn by balanced sampling", "not drawn"),
+    "shards": StageInfo("Written to shards", "not written"),
+}
 PACKAGES = (
     "granary-data",
     "apache-beam",
