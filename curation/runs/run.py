@@ -22,6 +22,7 @@ from pydantic import BaseModel
 
 from granary.curation.sources import Source
 from granary.curation.store import storage
+from granary.curation.store.hashing import HashingFile
 
 FORMAT = 1  # of markers and parts; a new number redoes every stage
 INDEX = "index.json"  # names and row counts of the parts of a finished stage, so that units read one file for it
@@ -210,33 +211,6 @@ def _plain(value: object) -> object:
     if isinstance(value, BaseModel):
         return value.model_dump(mode="json", by_alias=True)
     return _digested(value) if dataclasses.is_dataclass(value) else str(value)
-
-
-class HashingFile:
-    """A binary file for writing in sequence that hashes what passes."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self.file, self.hash, self.size, self.closed = file, hashlib.sha256(), 0, False
-
-    def write(self, data: bytes | memoryview) -> int:
-        """Write and hash bytes."""
-        view = memoryview(data).cast("B")
-        if self.file.closed:  # the unit has failed, and pyarrow ends every file it began, at the latest when collected
-            return len(view)
-        self.hash.update(view)
-        self.size += len(view)
-        self.file.write(view)
-        return len(view)
-
-    def flush(self) -> None:
-        """Do nothing: the file is flushed when it is complete."""
-
-    def tell(self) -> int:
-        """Return the number of bytes written."""
-        return self.size
-
-    def close(self) -> None:
-        """Leave the file open: its owner closes it."""
 
 
 class Output:

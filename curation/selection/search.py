@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import threading
 from collections.abc import Sequence
@@ -221,20 +222,34 @@ def train_index(sample: NDArray[np.float32], cells: int, code_bytes: int, seed: 
     return index
 
 
+@dataclasses.dataclass(frozen=True)
+class Approximation:
+    """How an approximate search looks, and how its recall is measured.
+
+    Args:
+        probes: lists searched for each query.
+        oversample: candidates for each of the k.
+        audit: queries, chosen by hash, that are also searched by `top_k`.
+        seed: seed of the run.
+    """
+
+    probes: int = 16
+    oversample: int = 10
+    audit: int = 100
+    seed: int = 0
+
+
 def approximate_top_k(
     queries: NDArray[np.float32],
     block: NDArray[np.float32],
     indices: NDArray[np.int64],
     k: int,
     index: faiss.Index,
-    probes: int = 16,
-    oversample: int = 10,
-    audit: int = 100,
-    seed: int = 0,
+    options: Approximation,
 ) -> tuple[NDArray[np.float32], NDArray[np.int64], float]:
     """Find most of the k best rows of a large block, and say how many.
 
-    The index proposes `oversample` k candidates, which are re-scored exactly: no similarity is approximate.
+    The index proposes `options.oversample` k candidates, which are re-scored exactly: no similarity is approximate.
 
     Args:
         queries: (q, d) float32.
@@ -242,10 +257,7 @@ def approximate_top_k(
         indices: (n,) int64, distinct, >= 0: place of each row in the pool.
         k: how many to find.
         index: from `train_index`; left as it is.
-        probes: lists searched for each query.
-        oversample: candidates for each of the k.
-        audit: queries, chosen by hash, that are also searched by `top_k`.
-        seed: seed of the run.
+        options: how it is searched.
 
     Returns:
         similarities (q, k) float32, indices (q, k) int64 as from `top_k`, and the recall: the share of the
@@ -256,15 +268,15 @@ def approximate_top_k(
     block, indices = _finite_rows(block, indices)
     queries = np.ascontiguousarray(queries, np.float32)
     filled: Any = faiss.clone_index(index)  # Faiss types it as any index
-    filled.nprobe = probes
+    filled.nprobe = options.probes
     filled.add(block)
-    _, nearest = filled.search(queries, k * oversample)
+    _, nearest = filled.search(queries, k * options.oversample)
     rows, slots = np.nonzero(nearest >= 0)
     similarities, images = _padding(*nearest.shape)
     similarities[rows, slots] = similarities_at(queries, block, rows, nearest[rows, slots])
     images[rows, slots] = indices[nearest[rows, slots]]
     similarities, images = best_k(similarities, images, k)
-    audited = bounded_sample(np.arange(len(queries)), audit, seed, "recall audit")
+    audited = bounded_sample(np.arange(len(queries)), options.audit, options.seed, "recall audit")
     _, exact = top_k(queries[audited], block, indices, k)
     hits = (exact[:, :, None] == images[audited][:, None, :]).any(axis=2)[exact >= 0]
     return similarities, images, float(hits.mean()) if len(hits) else float("nan")

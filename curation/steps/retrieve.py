@@ -129,19 +129,6 @@ def train_search_index(run: Run, job: TrainIndex, output: Output) -> None:
 
 
 @dataclasses.dataclass(frozen=True)
-class Approximate:
-    """How an approximate search looks.
-
-    Args:
-        probes: lists searched for each seed.
-        seed: of the run, which chooses the seeds whose recall is measured.
-    """
-
-    probes: int
-    seed: int
-
-
-@dataclasses.dataclass(frozen=True)
 class SearchBlock:
     """The job of `nearest`.
 
@@ -155,7 +142,7 @@ class SearchBlock:
     set: int
     block: Block
     k: int
-    approximate: Approximate | None = None
+    approximate: search.Approximation | None = None
 
 
 def nearest(run: Run, job: SearchBlock, output: Output) -> None:
@@ -168,9 +155,7 @@ def nearest(run: Run, job: SearchBlock, output: Output) -> None:
         import faiss
 
         trained = faiss.deserialize_index(np.frombuffer(run.read("search-index", 0)["index"][0].as_py(), np.uint8))
-        similarity, images, recall = search.approximate_top_k(
-            queries, vectors, index, job.k, trained, job.approximate.probes, seed=job.approximate.seed
-        )
+        similarity, images, recall = search.approximate_top_k(queries, vectors, index, job.k, trained, job.approximate)
         output.counters["recall_millionths"] = round(recall * 1e6)
     output.write(pa.table({"seed": seeds, "similarity": list(similarity), "index": list(images)}, NEAREST))
 

@@ -8,6 +8,7 @@ from granary.curation.encoders.planned import PlannedEncoder
 from granary.curation.recipe import SeedSet
 from granary.curation.runs.run import NoJob
 from granary.curation.runs.vectors import Block, Layout
+from granary.curation.selection.search import Approximation
 from granary.curation.steps import balance, clusters, embed, retrieve, verdicts
 from granary.pipelines.engine.combines import MergeLloyd
 from granary.pipelines.engine.stages import Combine
@@ -121,14 +122,14 @@ def retrieve_by_seeds(reading: Reading, encoder: PlannedEncoder) -> None:
     reading.stages.serial("retrieved", retrieve.merge_retrieved, stages, retrieve.MergeSets(numbers))
 
 
-def train_search_index(reading: Reading, inputs: Sequence[str]) -> retrieve.Approximate | None:
+def train_search_index(reading: Reading, inputs: Sequence[str]) -> Approximation | None:
     """Train the index of an approximate search; None where the search is exact."""
     options, seed = reading.recipe.retrieval, reading.recipe.seed
     if options.index == "exact":
         return None
     job = retrieve.TrainIndex(options.sample, options.index_cells, options.code_bytes, seed)
     reading.stages.serial("search-index", retrieve.train_search_index, inputs, job)
-    return retrieve.Approximate(options.probes, seed)
+    return Approximation(options.probes, seed=seed)
 
 
 def retrieve_by_cluster(reading: Reading, number: int, seeds: SeedSet, centroids: str) -> None:
@@ -140,7 +141,7 @@ def retrieve_by_cluster(reading: Reading, number: int, seeds: SeedSet, centroids
 
 
 def retrieve_by_sample(
-    reading: Reading, number: int, seeds: SeedSet, inputs: Sequence[str], approximate: retrieve.Approximate | None
+    reading: Reading, number: int, seeds: SeedSet, inputs: Sequence[str], approximate: Approximation | None
 ) -> None:
     """Take the k images nearest to every seed of a set."""
     options = reading.recipe.retrieval

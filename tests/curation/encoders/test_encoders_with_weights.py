@@ -182,7 +182,7 @@ def test_a_wrong_spec_is_one_clear_sentence(spec: str, words: str, folders: dict
 
 
 def test_an_absent_device_is_a_clear_sentence(folders: dict[str, tuple[Path, Any]]) -> None:
-    with pytest.raises(UserError, match="write auto or cpu"):
+    with pytest.raises(UserError, match="give auto or cpu"):
         load_encoder(f"hf:{folders['vit'][0]}", "cuda:99")
 
 

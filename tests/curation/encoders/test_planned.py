@@ -38,7 +38,7 @@ def embedded(encoder: PlannedEncoder) -> bytes:
 def save_model(folder: Path, seed: int) -> str:
     """Write a tiny model of granary's own; returns the spec that names it."""
     torch.manual_seed(seed)
-    VisionTransformer(ViTConfig(patch=32, width=24, depth=1, heads=2)).eval().save(str(folder))
+    VisionTransformer(ViTConfig(patch_size=32, width=24, depth=1, heads=2)).eval().save(str(folder))
     return f"granary:{folder}"
 
 

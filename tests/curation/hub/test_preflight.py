@@ -123,7 +123,9 @@ def test_a_secret_in_the_card_is_found_and_not_repeated(tmp_path, secret):
     assert secret not in said[0]
 
 
-@pytest.mark.parametrize(("licence", "sentence"), [("unknown", "states no licence"), ("CC BY 4.0", "no identifier")])
+@pytest.mark.parametrize(
+    ("licence", "sentence"), [("unknown", "states no licence"), ("CC BY 4.0", "not an identifier")]
+)
 def test_the_licence_must_be_stated(tmp_path, licence, sentence):
     facts = {"name": "cats", "samples": 1, "shards": 1, "bytes": 1}
     card = write_card(facts, {"licence": licence}, {"default": FEATURES})

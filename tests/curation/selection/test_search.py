@@ -7,6 +7,7 @@ import pytest
 from granary.curation.errors import UserError
 from granary.curation.selection import search
 from granary.curation.selection.search import (
+    Approximation,
     TopK,
     approximate_top_k,
     best_k,
@@ -147,7 +148,9 @@ def test_approximate_search_reports_its_true_recall_and_exact_similarities():
     exact = top_k(queries, pool, indices, 5)
     recalls = []
     for probes in (1, 4, 30):
-        similarities, found, recall = approximate_top_k(queries, pool, indices, 5, index, probes, audit=80)
+        similarities, found, recall = approximate_top_k(
+            queries, pool, indices, 5, index, Approximation(probes, audit=80)
+        )
         shared = sum(len(set(a) & set(b)) for a, b in zip(found, exact[1], strict=True))
         assert recall == pytest.approx(shared / exact[1].size)
         assert index.ntotal == 0
@@ -163,7 +166,7 @@ def test_approximate_search_over_everything_is_exact():
     pool, queries = clustered_rows(400, 16, 1), clustered_rows(9, 16, 2)
     pool[5] = np.nan
     index = train_index(np.delete(pool, 5, 0), cells=4, code_bytes=4)
-    similarities, found, recall = approximate_top_k(queries, pool, np.arange(400), 40, index, probes=4)
+    similarities, found, recall = approximate_top_k(queries, pool, np.arange(400), 40, index, Approximation(4))
     assert recall == 1
     assert same((similarities, found), top_k(queries, pool, np.arange(400), 40))
 
