@@ -6,6 +6,7 @@ service is played by a local runner that is given the staged bytes of the job al
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import re
@@ -110,16 +111,23 @@ def test_every_job_of_a_pipeline_is_built_staged_and_runs_from_its_staged_bytes(
         assert "packages" not in pool  # everything is in the image
 
 
-def square(run, arguments, output):
+@dataclasses.dataclass(frozen=True)
+class Number:
+    """The job of a unit: a number."""
+
+    number: int
+
+
+def square(run, job, output):
     """Write the square of a number."""
-    output.write(pa.table({"square": [arguments["number"] ** 2]}))
+    output.write(pa.table({"square": [job.number**2]}))
 
 
 @pytest.mark.slow
 def test_a_job_with_gpus_has_one_process_for_a_machine(bucket, service):
     jobs, words = service
     runner = Runner(Run(f"{bucket}/run"), Engine(load_profile("dataflow_gpu", words)), Progress(Console(quiet=True)))
-    runner.stage(Stage("squares", square, [Unit(i, {"number": i}) for i in range(3)]))
+    runner.stage(Stage("squares", square, [Unit(i, Number(i)) for i in range(3)]))
     assert runner.run.read_all("squares")["square"].to_pylist() == [0, 1, 4]
     ((_, job),) = jobs.items()
     (pool,) = job["environment"]["workerPools"]

@@ -365,7 +365,7 @@ def test_a_small_file_system_fills_and_is_enlarged(roles, run, tmp_path, capsys)
 def test_a_step_that_fails_is_one_sentence_and_finished_units_stay(roles, tmp_path, capsys, monkeypatch):
     from granary.curation.steps import leaks
 
-    def fail(run, arguments, output):
+    def fail(run, job, output):
         raise MemoryError
 
     monkeypatch.setattr(leaks, "write_survivors", fail)

@@ -24,7 +24,18 @@ from apache_beam.runners.runner import PipelineState
 from rich.console import Console
 
 from granary.curation.errors import UserError
-from granary.curation.runs.run import Output, Run, Stage, Unit, UnitError, close_stage, finished, read_table, run_unit
+from granary.curation.runs.run import (
+    NoJob,
+    Output,
+    Run,
+    Stage,
+    Unit,
+    UnitError,
+    close_stage,
+    finished,
+    read_table,
+    run_unit,
+)
 from granary.curation.sources import Source
 from granary.curation.store import storage
 from granary.curation.store.threads import limit_threads
@@ -33,12 +44,19 @@ from granary.pipelines.engine.transforms import wait
 from granary.pipelines.engine.units import Engine, Runner, job_name
 
 
-def square(run, arguments, output):
+@dataclasses.dataclass(frozen=True)
+class Number:
+    """The job of a unit: a number."""
+
+    number: int
+
+
+def square(run, job, output):
     """Write the square of a number; a number below zero fails."""
-    if arguments["number"] < 0:
+    if job.number < 0:
         raise ValueError("a number\nbelow zero")
     output.counters["squares"] += 1
-    output.write(pa.table({"square": [arguments["number"] ** 2]}))
+    output.write(pa.table({"square": [job.number**2]}))
 
 
 def total(run, job, output, combined):
@@ -61,7 +79,7 @@ class SumSquares:
 
 
 def stage_of(numbers, **options):
-    return Stage("squares", square, [Unit(i, {"number": n}) for i, n in enumerate(numbers)], **options)
+    return Stage("squares", square, [Unit(i, Number(n)) for i, n in enumerate(numbers)], **options)
 
 
 @pytest.fixture
@@ -94,12 +112,12 @@ def test_a_stage_writes_a_part_a_marker_and_an_index(runner):
 
 
 def test_a_combine_merges_all_units_whether_they_ran_now_or_before(runner):
-    merged = (SumSquares(), Stage("total", total, [Unit(0, {})], ["x"]))
+    merged = (SumSquares(), Stage("total", total, [Unit(0, NoJob())], ["x"]))
     runner.stage(stage_of(range(4)))
     runner.stage(stage_of(range(4)), merged)
     assert runner.run.read("total", 0)["total"].to_pylist() == [14]
     before = modified(runner)
-    runner.stage(stage_of(range(4)), (SumSquares(), Stage("total", total, [Unit(0, {})], ["y"])))
+    runner.stage(stage_of(range(4)), (SumSquares(), Stage("total", total, [Unit(0, NoJob())], ["y"])))
     assert modified(runner) == before
     assert [timing["units"] for timing in runner.timings] == [4, 0, 0]
 
@@ -123,7 +141,7 @@ def test_a_failed_unit_is_one_sentence_and_the_others_stay(runner, caplog):
 def changes():
     base = stage_of([3, 4])
     return {
-        "arguments": stage_of([5, 4]),
+        "job": stage_of([5, 4]),
         "inputs": stage_of([3, 4], inputs=["other"]),
         "revision": stage_of([3, 4], revision=2),
         "number of units": stage_of([3, 4, 5]),
@@ -141,7 +159,7 @@ def test_whatever_an_output_depends_on_is_in_its_digest(runner, what):
 
 
 def test_weights_and_places_are_in_no_digest(tmp_path):
-    first, heavy = stage_of([3]), Stage("squares", square, [Unit(0, {"number": 3}, 9)])
+    first, heavy = stage_of([3]), Stage("squares", square, [Unit(0, Number(3), 9)])
     assert first.digest == heavy.digest
     assert first.output(Run(str(tmp_path)), first.units[0]).startswith(str(tmp_path))
 
@@ -173,11 +191,11 @@ def test_closing_a_stage_removes_what_an_earlier_recipe_left(runner):
 
 @pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
 def test_a_unit_that_fails_half_way_leaves_nothing(tmp_path):
-    def half(run, arguments, output):
+    def half(run, job, output):
         output.write(pa.table({"a": list(range(100_000))}))
         raise OSError(28, "No space left on device")
 
-    run, stage = Run(str(tmp_path)), Stage("half", half, [Unit(0, {})])
+    run, stage = Run(str(tmp_path)), Stage("half", half, [Unit(0, NoJob())])
     with pytest.raises(UnitError, match=r"stage half, unit 0 of 1: OSError: \[Errno 28\] No space left on device"):
         run_unit(run, stage, stage.units[0])
     gc.collect()  # pyarrow ends the abandoned file now: nothing may be said of it
@@ -185,7 +203,7 @@ def test_a_unit_that_fails_half_way_leaves_nothing(tmp_path):
 
 
 def test_a_step_that_writes_no_table_is_an_error(tmp_path):
-    run, stage = Run(str(tmp_path)), Stage("idle", lambda run, arguments, output: None, [Unit(0, {})])
+    run, stage = Run(str(tmp_path)), Stage("idle", lambda run, job, output: None, [Unit(0, NoJob())])
     with pytest.raises(UnitError, match="wrote no table"):
         run_unit(run, stage, stage.units[0])
 
@@ -208,7 +226,7 @@ def test_tables_keep_their_row_groups_and_a_file_may_have_none():
 
 
 def test_progress_counts_what_was_done_now(runner):
-    stage = Stage("squares", square, [Unit(i, {"number": i}, weight=10) for i in range(4)], noun="images")
+    stage = Stage("squares", square, [Unit(i, Number(i), weight=10) for i in range(4)], noun="images")
     run_unit(runner.run, stage, stage.units[0])
     runner.stage(stage)
     line = runner.progress.console.file.getvalue()
@@ -218,7 +236,7 @@ def test_progress_counts_what_was_done_now(runner):
 
 
 def test_progress_reads_the_times_of_object_stores(runner, monkeypatch):
-    stage = Stage("squares", square, [Unit(i, {"number": i}, weight=10) for i in range(4)])
+    stage = Stage("squares", square, [Unit(i, Number(i), weight=10) for i in range(4)])
     watch, now = Watch(runner.run, stage, stage.units), datetime.datetime.now(datetime.UTC)
     times = [now, now - datetime.timedelta(days=1), now.timestamp(), None]
     entries = [
@@ -264,7 +282,7 @@ def test_a_worker_thread_limits_what_another_thread_has_set():
     assert set(found) == {1}
 
 
-def busy(run, arguments, output):
+def busy(run, job, output):
     """Write when the unit ran and how many threads each native library would use in it."""
     import faiss
     import torch
@@ -282,7 +300,7 @@ def busy(run, arguments, output):
 def test_native_threads_times_units_at_once_never_exceed_the_cores(tmp_path, cores, units):
     quiet = Console(file=io.StringIO())
     runner = Runner(Run(str(tmp_path / "run")), Engine(), Progress(quiet))
-    runner.stage(Stage("busy", busy, [Unit(i, {}) for i in range(units)], cores=cores))
+    runner.stage(Stage("busy", busy, [Unit(i, NoJob()) for i in range(units)], cores=cores))
     rows = runner.run.read_all("busy").to_pylist()
     for one in rows:
         together = [row for row in rows if row["started"] <= one["started"] < row["ended"]]
@@ -323,7 +341,7 @@ def test_remote_jobs_have_valid_and_distinct_names():
     """Dataflow's rule; Kubernetes allows 63 characters."""
     one, other = Run("gs://bucket/one"), Run("gs://bucket/other")
     stages = [
-        Stage(name, square, [Unit(0, {"number": number})])
+        Stage(name, square, [Unit(0, Number(number))])
         for name in ("pool", "leaks-00", "A_stage.of many words" * 5)
         for number in (1, 2)
     ]
