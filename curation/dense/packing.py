@@ -12,11 +12,14 @@ import itertools
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from granary.curation.dense.texts import words
 from granary.curation.errors import UserError
 from granary.curation.store import storage
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 WORDS = 55  # budget without a tokenizer: CLIP's 77 tokens at 1.4 tokens for a word
 BATCH = 32  # sentences counted at a time
@@ -49,7 +52,7 @@ class Counter:
         self.budget = budget or (TOKENS if tokenizer else WORDS)
         self._tokenizer = load_tokenizer(tokenizer) if tokenizer else None
 
-    @property
+    @functools.cached_property
     def fingerprint(self) -> str:
         """A digest of the tokenizer, "" where there is none."""
         return hashlib.sha256(self._tokenizer.to_str().encode()).hexdigest() if self._tokenizer else ""
@@ -67,8 +70,8 @@ class Counter:
 
 
 @functools.lru_cache(maxsize=4)
-def load_tokenizer(path: str) -> Any:
-    """Return a `tokenizers.Tokenizer` that neither truncates nor pads; raises UserError when there is none."""
+def load_tokenizer(path: str) -> Tokenizer:
+    """Return a tokenizer that neither truncates nor pads; raises UserError when there is none."""
     from tokenizers import Tokenizer
 
     file = path if path.endswith(".json") else storage.join(path, "tokenizer.json")
@@ -84,7 +87,7 @@ def load_tokenizer(path: str) -> Any:
     return tokenizer
 
 
-def _converted(path: str) -> Any:
+def _converted(path: str) -> Tokenizer:
     """Load a folder that has only the older files of a tokenizer, such as vocab.json and merges.txt."""
     from transformers import AutoTokenizer
 

@@ -105,6 +105,11 @@ class PackRecipe(RunRecipe, frozen=True):
     writer: Writer = Field(Writer(), description="language model")
     shards: Shards = Field(Shards(), description="output files")
 
+    @property
+    def engines(self) -> frozenset[str]:
+        """The engines that write summaries or negatives."""
+        return frozenset((*self.summaries.engines, *self.negatives.engines))
+
     @field_validator("summaries", "negatives")
     @classmethod
     def _each_engine_once(cls, texts: Summaries | Negatives) -> Summaries | Negatives:

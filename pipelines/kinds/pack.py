@@ -10,17 +10,19 @@ shuffled: a unit reads the annotations and images it is named, and writes one sh
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Literal
 
 from rich.console import Console
 
-from granary.curation.dense import facts as said
+from granary.curation.dense import summary
 from granary.curation.dense.packing import Counter
 from granary.curation.dense.readers.lines import ENDINGS
 from granary.curation.dense.recipe import PackRecipe
 from granary.curation.dense.report import build_report
 from granary.curation.dense.schema import image_features, pair_features
 from granary.curation.dense.steps import outputs, pairs, records, shards, texts
+from granary.curation.dense.steps.notes import Note
 from granary.curation.dense.steps.pairs import CutPairs
 from granary.curation.dense.steps.records import Group, ListRecords
 from granary.curation.dense.steps.shards import PackImages
@@ -37,11 +39,26 @@ from granary.pipelines.engine.stages import Stages
 from granary.pipelines.engine.units import Engine
 
 
-class Fingerprints(NamedTuple):
-    """Digests of the tokenizer and of the language model; "" where there is none."""
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """A recipe that can be run, and what its check has read.
 
-    tokenizer: str
+    Args:
+        recipe: with absolute paths.
+        sources: of the roles annotations and images.
+        counter: of the budget.
+        model: digest of the language model; "" where none is named.
+    """
+
+    recipe: PackRecipe
+    sources: Mapping[str, Sequence[Source]]
+    counter: Counter
     model: str
+
+    @property
+    def tokenizer_name(self) -> str:
+        """Last part of the tokenizer's path; "" where words are counted."""
+        return self.recipe.budget.tokenizer.rstrip("/").rsplit("/", 1)[-1]
 
 
 @dataclasses.dataclass
@@ -50,12 +67,15 @@ class Pack(Stages):
 
     Args:
         runner: runs one stage.
-        recipe: with absolute paths.
-        fingerprints: of what decides the texts.
+        prepared: what to do.
     """
 
-    recipe: PackRecipe
-    fingerprints: Fingerprints
+    prepared: Prepared
+
+    @property
+    def recipe(self) -> PackRecipe:
+        """What to do, with absolute paths."""
+        return self.prepared.recipe
 
     def run(self) -> None:
         """Run every stage that is not finished."""
@@ -99,26 +119,20 @@ class Pack(Stages):
 
     def check_packed(self) -> None:
         """Raise UserError when no image came through: a wrong folder more likely than thousands of bad files."""
-        found = said.totals(self.markers["shards"])
-        if not found["kept"]:
-            first = next(
-                (note for marker in self.markers["shards"] for note in marker.notes if note[1] != "part"), None
-            )
-            example = f"; for example {first[0]}: {first[4]}" if first else ""
+        markers = self.markers["shards"]
+        sums = summary.totals(markers)
+        if not sums["kept"]:
+            notes = (Note(*fields) for marker in markers for fields in marker.notes)
+            example = next((f"; for example {n.name}: {n.message}" for n in notes if n.status != "part"), "")
             raise UserError(
-                f"images: none of the {found['files']:,} annotations could be packed with the images of "
+                f"images: none of the {sums['files']:,} annotations could be packed with the images of "
                 f"{self.recipe.images}{example}"
             )
 
     @property
-    def engines(self) -> set[str]:
-        """The names of the text engines, of summaries and of negatives."""
-        return {*self.recipe.summaries.engines, *self.recipe.negatives.engines}
-
-    @property
     def cores(self) -> Literal["one", "all"]:
         """Native threads of a unit that writes texts: more than one only for a language model."""
-        return "all" if "model" in self.engines else "one"
+        return "all" if "model" in self.recipe.engines else "one"
 
     def packing(self, unit: int, listed: str) -> PackImages:
         """Return the job of a unit that packs images. listed: digest of its records."""
@@ -128,7 +142,7 @@ class Pack(Stages):
             records=listed,
             format=recipe.format,
             budget=recipe.budget,
-            tokenizer=self.fingerprints.tokenizer,
+            tokenizer=self.prepared.counter.fingerprint,
             decode=recipe.decode,
             grow=recipe.crops.grow,
             masks=recipe.shards.masks,
@@ -138,22 +152,22 @@ class Pack(Stages):
 
     def writing(self, unit: int, listed: str, packed: Marker) -> WriteTexts:
         """Return the job of a unit that writes summaries and negatives. listed: digest of its records."""
-        recipe, uses_model = self.recipe, "model" in self.engines
+        recipe, uses_model = self.recipe, "model" in self.recipe.engines
         return WriteTexts(
             unit=unit,
             records=listed,
             shard=packed.sha256,
             format=recipe.format,
             max_bytes=recipe.decode.max_bytes,
-            given="given" in self.engines and packed.counters.get("given", 0) > 0,
+            given="given" in recipe.engines and packed.counters.get("given", 0) > 0,
             budget=recipe.budget,
-            tokenizer=self.fingerprints.tokenizer,
+            tokenizer=self.prepared.counter.fingerprint,
             seed=recipe.seed,
             crops=recipe.crops,
             summaries=recipe.summaries,
             negatives=recipe.negatives,
             writer=recipe.writer if uses_model else None,
-            model=self.fingerprints.model if uses_model else "",
+            model=self.prepared.model if uses_model else "",
         )
 
     def cutting(self, unit: int, shard: str, written: str) -> CutPairs:
@@ -176,36 +190,38 @@ def pack(recipe: PackRecipe, engine: Engine, console: Console | None = None) -> 
     Raises:
         UserError: the recipe cannot be run, or a work unit failed.
     """
-    recipe, sources, fingerprints, unit, budget = prepared(recipe)
+    prepared = prepare(recipe)
+    recipe, counter = prepared.recipe, prepared.counter
     subject = ("set of annotations", lambda before: before.annotations)
-    session = Session.begin(recipe, "pack", engine, console, sources, subject)
-    packing = Pack(session.runner, recipe, fingerprints)
+    session = Session.begin(recipe, "pack", engine, console, prepared.sources, subject)
+    packing = Pack(session.runner, prepared)
     with writable(recipe.out):
         packing.run()
-    read, written = said.totals(packing.markers["shards"]), said.totals(packing.markers["texts"])
-    facts = session.finish(
-        features={"default": image_features(), "pairs": pair_features()},
-        facts={
-            "noun": "annotations",
-            "flow": said.flow(read, written),
-            "notes": said.notes(recipe, read, written, unit, budget),
-            "budget": {
-                "unit": unit,
-                "most": budget,
-                "tokenizer": recipe.budget.tokenizer.rstrip("/").rsplit("/", 1)[-1],
-            },
-            "statistics": said.statistics(session.run),
-            "counts": {"images": dict(sorted(read.items())), "entries": dict(sorted(written.items()))},
-            "dead_letters": dict(packing.markers["dead-letter"][0].counters),
-        },
-        shards={"default": packing.markers["shards"], "pairs": packing.markers["pairs"]},
-        card=said.card(recipe, unit),
-        limits=recipe.decode,
-    )
-    with writable(recipe.out):
+        facts = session.finish(
+            {"default": image_features(), "pairs": pair_features()},
+            _summarise(packing),
+            {"default": packing.markers["shards"], "pairs": packing.markers["pairs"]},
+            summary.card(recipe, counter.unit),
+            recipe.decode,
+        )
         _write_report(session.run, recipe, facts)
     session.print_table(facts, [("dead", "dead-letter")])
     return facts
+
+
+def _summarise(packing: Pack) -> dict[str, object]:
+    """Return what only run.json of a pack run has."""
+    prepared, markers = packing.prepared, packing.markers
+    counter, images, texts = prepared.counter, summary.totals(markers["shards"]), summary.totals(markers["texts"])
+    return {
+        "noun": "annotations",
+        "flow": summary.flow(images, texts),
+        "notes": summary.notes(prepared.recipe, images, texts, counter),
+        "budget": {"unit": counter.unit, "most": counter.budget, "tokenizer": prepared.tokenizer_name},
+        "statistics": summary.statistics(packing.run_directory),
+        "counts": {"images": dict(sorted(images.items())), "entries": dict(sorted(texts.items()))},
+        "dead_letters": dict(markers["dead-letter"][0].counters),
+    }
 
 
 def write_report(url: str) -> str:
@@ -218,27 +234,10 @@ def _write_report(run: Run, recipe: PackRecipe, facts: Facts) -> str:
     return write_page(run, build_report(run, facts, dump_recipe(recipe), recipe.decode))
 
 
-def prepared(recipe: PackRecipe) -> tuple[PackRecipe, dict[str, list[Source]], Fingerprints, str, int]:
-    """Check a recipe before any work.
-
-    Returns:
-        The recipe with absolute paths, its sources by role, the fingerprints of what decides the texts, and the unit
-        and size of the budget.
-
-    Raises:
-        UserError: something is not there, or does not fit.
-    """
-    annotations, images = _placed("annotations", recipe.annotations), _placed("images", recipe.images)
-    if not images.endswith("/"):
-        raise UserError(f"images: {recipe.images!r} is a file; give the folder that image names are relative to")
-    if recipe.format == "coco" and annotations.endswith("/"):
-        raise UserError(f"annotations: {recipe.annotations!r} is a folder; coco takes an instance or a caption file")
-    sources = {
-        role: [Source(name=role, path=path, kind="folder")]
-        for role, path in (("annotations", annotations), ("images", images))
-    }
+def prepare(recipe: PackRecipe) -> Prepared:
+    """Check a recipe before any work; raises UserError when something is not there, or does not fit."""
+    sources = {role: [Source(name=role, path=path, kind="folder")] for role, path in _folders(recipe).items()}
     check_apart(recipe.out, sources)
-    captions = _placed("captions", recipe.captions) if recipe.captions else ""
     tokenizer = files.absolute(recipe.budget.tokenizer) if recipe.budget.tokenizer else ""
     counter = Counter(tokenizer, recipe.budget.tokens)
     if counter.budget <= counter.overhead:
@@ -247,20 +246,29 @@ def prepared(recipe: PackRecipe) -> tuple[PackRecipe, dict[str, list[Source]], F
             "text; give more"
         )
     model = files.absolute(recipe.writer.model) if recipe.writer.model else ""
-    if "model" in {*recipe.summaries.engines, *recipe.negatives.engines} and not model:
+    if "model" in recipe.engines and not model:
         raise UserError("writer.model: missing; the engine 'model' needs the folder of a causal language model")
-    settled = recipe.model_copy(
-        update={
-            "annotations": annotations,
-            "images": images,
-            "captions": captions,
-            "splits": _splits(recipe, annotations),
-            "budget": recipe.budget.model_copy(update={"tokenizer": tokenizer}),
-            "writer": recipe.writer.model_copy(update={"model": model}),
-        }
-    )
-    fingerprints = Fingerprints(counter.fingerprint, _model_fingerprint(model) if model else "")
-    return settled, sources, fingerprints, counter.unit, counter.budget
+    annotations = sources["annotations"][0].path
+    absolute = {
+        "annotations": annotations,
+        "images": sources["images"][0].path,
+        "captions": _placed("captions", recipe.captions) if recipe.captions else "",
+        "splits": _splits(recipe, annotations),
+        "budget": recipe.budget.model_copy(update={"tokenizer": tokenizer}),
+        "writer": recipe.writer.model_copy(update={"model": model}),
+    }
+    fingerprint = _model_fingerprint(model) if model else ""
+    return Prepared(recipe.model_copy(update=absolute), sources, counter, fingerprint)
+
+
+def _folders(recipe: PackRecipe) -> dict[str, str]:
+    """Return the absolute paths of annotations and images."""
+    annotations, images = _placed("annotations", recipe.annotations), _placed("images", recipe.images)
+    if not images.endswith("/"):
+        raise UserError(f"images: {recipe.images!r} is a file; give the folder that image names are relative to")
+    if recipe.format == "coco" and annotations.endswith("/"):
+        raise UserError(f"annotations: {recipe.annotations!r} is a folder; coco takes an instance or a caption file")
+    return {"annotations": annotations, "images": images}
 
 
 def _model_fingerprint(folder: str) -> str:
@@ -294,6 +302,6 @@ def _splits(recipe: PackRecipe, annotations: str) -> str:
 
 def state_of(source: Source, recipe: PackRecipe) -> str:
     """Return a digest that changes when a file of the annotations does."""
-    found = [(file.path, file.size, file.stamp) for file in listing.shards(source.path, (".json", *ENDINGS))]
+    listed = [(file.path, file.size, file.stamp) for file in listing.shards(source.path, (".json", *ENDINGS))]
     further = [files.info(path)["stamp"] for path in (recipe.captions, recipe.splits) if path]
-    return digest(found, further)
+    return digest(listed, further)

@@ -1,28 +1,50 @@
 """The report of a pack run: images, the masks drawn over them, and their texts. One HTML file, bounded in size.
 
-Texts come from strangers: they are escaped, and isolated so that right-to-left marks in one do not turn another.
+Texts are of unknown origin: they are escaped, and isolated so that right-to-left marks in one do not turn another.
 """
 
 from __future__ import annotations
 
 import base64
 from collections.abc import Sequence
-from typing import Any
 
 from PIL import Image
 
 from granary.curation.dense.report.overlay import colour, drawn, hexadecimal
+from granary.curation.dense.schema import ImageRow, PairRow, WindowRow
 from granary.curation.dense.steps.shards import image_shards
 from granary.curation.images.decode import DecodeError, DecodeLimits, decode
 from granary.curation.report.page import render_page
 from granary.curation.report.thumbnails import jpeg, shrink
+from granary.curation.runs.dead_letters import DeadLetter
 from granary.curation.runs.facts import Facts
 from granary.curation.runs.run import Run, read_groups
 from granary.curation.store.sampling import priority
 
 IMAGES, MASKS, ENTRIES, LETTERS = 12, 16, 6, 40
 SIDE, CROP_SIDE = 640, 160
-UNSHOWN = ("label", "source", "sha256")
+
+
+class ShownEntry(PairRow):
+    """An entry, its picture as a data URL."""
+
+    picture: str
+
+
+class ShownImage(ImageRow):
+    """An image as the page shows it.
+
+    picture, plain: with its masks drawn over it, and without, as data URLs. problem: why it cannot be decoded, or "".
+    colours: of each mask. windows: of the whole image. entries: the first ones. further: how many more there are.
+    """
+
+    picture: str
+    plain: str
+    problem: str
+    colours: dict[str, str]
+    windows: list[WindowRow]
+    entries: list[ShownEntry]
+    further: int
 
 
 def build_report(run: Run, facts: Facts, recipe: str, limits: DecodeLimits) -> str:
@@ -58,37 +80,42 @@ def chosen(run: Run, seed: int, most: int = IMAGES) -> list[tuple[int, int]]:
     return sorted((shard, row) for _, shard, row in best)
 
 
-def _shown(run: Run, place: tuple[int, int], limits: DecodeLimits) -> dict[str, Any]:
-    """Return what the report shows of one image."""
+def _shown(run: Run, place: tuple[int, int], limits: DecodeLimits) -> ShownImage:
+    """Return what the page shows of one image. place: its shard, and its row there."""
     shard, number = place
     row = _row(image_shards(run)[shard], number)
-    try:
-        image = decode(row["image"]["bytes"], limits).image
-    except DecodeError as error:
-        image, row["problem"] = Image.new("RGB", (row["width"], row["height"])), str(error)
-    masks = row["masks"]
-    colours = {mask["key"]: hexadecimal(colour(place)) for place, mask in enumerate(masks)}
-    entries = _entries(run, shard, number)
+    image, problem = _decoded(row, limits)
+    masks, entries = row["masks"], _entries(run, shard, number)
     return {
         **row,
         "picture": _data(drawn(image, masks, SIDE), 80),
         "plain": _data(shrink(image, SIDE), 80),
-        "colours": colours,
+        "problem": problem,
+        "colours": {mask["key"]: hexadecimal(colour(place)) for place, mask in enumerate(masks)},
         "windows": [text for text in row["texts"] if text["part"] == "base"],
         "entries": [{**entry, "picture": _crop(image, entry["box"])} for entry in entries[:ENTRIES]],
         "further": max(0, len(entries) - ENTRIES),
     }
 
 
-def _row(path: str, number: int) -> dict[str, Any]:
+def _decoded(row: ImageRow, limits: DecodeLimits) -> tuple[Image.Image, str]:
+    """Return the picture of a row, or a black one and why."""
+    try:
+        return decode(row["image"]["bytes"], limits).image, ""
+    except DecodeError as error:
+        return Image.new("RGB", (row["width"], row["height"])), str(error)
+
+
+def _row(path: str, number: int) -> ImageRow:
     for table in read_groups(path):
         if number < table.num_rows:
-            return dict(table.slice(number, 1).to_pylist()[0])
+            row: ImageRow = table.slice(number, 1).to_pylist()[0]
+            return row
         number -= table.num_rows
     raise IndexError(f"{path} has no row {number}")
 
 
-def _entries(run: Run, shard: int, row: int) -> list[dict[str, Any]]:
+def _entries(run: Run, shard: int, row: int) -> list[PairRow]:
     """Return the entries of an image; their pictures are cut again, so that no crop is read."""
     return [
         entry for table in read_groups(run.parts("texts")[shard]) for entry in table.to_pylist() if entry["row"] == row
@@ -104,12 +131,12 @@ def _data(image: Image.Image, quality: int) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(jpeg(image, quality)).decode()
 
 
-def _letters(run: Run) -> list[dict[str, Any]]:
+def _letters(run: Run) -> list[DeadLetter]:
     """Return the first dead letters."""
-    found: list[dict[str, Any]] = []
+    letters: list[DeadLetter] = []
     for part in run.parts("dead-letter"):
         for table in read_groups(part):
-            found += table.slice(0, LETTERS - len(found)).to_pylist()
-            if len(found) >= LETTERS:
-                return found
-    return found
+            letters += [DeadLetter(**row) for row in table.slice(0, LETTERS - len(letters)).to_pylist()]
+            if len(letters) >= LETTERS:
+                return letters
+    return letters

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from granary.curation.dense.assemble import Assembled, assemble, image_row
 from granary.curation.dense.packing import Counter
@@ -17,7 +17,7 @@ from granary.curation.images.decode import DecodeError, DecodeLimits
 from granary.curation.runs.row_groups import RowGroups
 from granary.curation.runs.run import Output, Run, undigested
 from granary.curation.sources import Source, failure, files
-from granary.curation.steps.unreadable import FEWEST_LOST, OUTAGES, TooManyUnreadable
+from granary.curation.steps.unreadable import OUTAGES, check_lost
 from granary.curation.store import schema
 
 ENDINGS = ("", ".jpg", ".jpeg", ".png", ".webp")  # some annotations name an image without its ending
@@ -37,7 +37,7 @@ class PackImages:
         grow: share by which the boxes of masks grow.
         masks: how their pixels are stored.
         row_group: most images in a row group.
-        max_unreadable: share of the unit for which connections or permissions may fail, see `write_shard`.
+        max_unreadable: share of the unit for which connections or permissions may fail, see `check_lost`.
     """
 
     unit: int
@@ -70,19 +70,23 @@ class OpenedImage:
     @property
     def lost(self) -> bool:
         """Whether a connection or a permission failed, which says nothing about what the files hold."""
-        return isinstance(self.result, Problem) and self.result.error in OUTAGES
+        return self.reason in OUTAGES
+
+    @property
+    def reason(self) -> str:
+        """Class of the error; "" where there is none."""
+        return self.result.error if isinstance(self.result, Problem) else ""
 
 
 def write_shard(run: Run, job: PackImages, output: Output) -> None:
     """Pack the records of one unit; what is lost is noted with its reason, and the rest goes on.
 
     Raises:
-        TooManyUnreadable: connections or permissions failed for more than `max_unreadable` of the pictures.
+        TooManyUnreadable: connections or permissions failed for too many of the files, see `check_lost`.
     """
-    records = read_records(run, job.unit)
     counter = Counter(job.budget.tokenizer, job.budget.tokens)
     groups = RowGroups(output, schema.arrow_schema(image_features()), job.row_group)
-    for image in _check_lost(_opened(run, job, records), len(records), job.max_unreadable):
+    for image in check_lost(_opened(run, job), job.max_unreadable):
         output.counters["files"] += 1
         row = _packed(image, job, counter, output)
         if row is not None:
@@ -90,11 +94,11 @@ def write_shard(run: Run, job: PackImages, output: Output) -> None:
     groups.close()
 
 
-def _opened(run: Run, job: PackImages, records: Sequence[RecordRow]) -> Iterator[OpenedImage]:
+def _opened(run: Run, job: PackImages) -> Iterator[OpenedImage]:
     """Yield what each record leads to; what cannot be used carries its problem."""
     limits = job.decode
     with AnnotationReader(run.sources["annotations"][0], job.format, limits.max_bytes) as reader:
-        for record in records:
+        for record in read_records(run, job.unit):
             try:
                 annotation = reader.read(record)
                 name, picture = read_picture(run.sources["images"][0], annotation.image, limits.max_bytes)
@@ -105,15 +109,6 @@ def _opened(run: Run, job: PackImages, records: Sequence[RecordRow]) -> Iterator
                 yield OpenedImage(record, Problem("", *failure(error)))
             else:
                 yield OpenedImage(record, assembled, name, picture)
-
-
-def _check_lost(images: Iterator[OpenedImage], total: int, most: float) -> Iterator[OpenedImage]:
-    lost = 0
-    for image in images:
-        lost += image.lost
-        yield image
-    if lost >= FEWEST_LOST and lost > most * total:
-        raise TooManyUnreadable(f"{lost} of {total} pictures could not be read, more than max_unreadable {most}")
 
 
 def _packed(image: OpenedImage, job: PackImages, counter: Counter, output: Output) -> ImageRow | None:

@@ -22,7 +22,7 @@ from granary.curation.dense.steps.shards import read_picture
 from granary.curation.images.decode import DecodeLimits, decode
 from granary.curation.sources import Source
 from granary.pipelines import command
-from granary.pipelines.engine import units
+from granary.pipelines.engine import transforms, units
 from granary.pipelines.engine.units import Runner
 
 ARABIC = "باب أبيض بمزلاج."
@@ -68,9 +68,9 @@ def test_worker_processes_write_the_same_bytes(
     packed: pools.Run, barns: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = []
-    inner = units.run_in_child
+    inner = transforms.run_in_child
     monkeypatch.setattr(units, "PROCESSES_FROM", 1)
-    monkeypatch.setattr(units, "run_in_child", lambda *words: asked.append(words[2].name) or inner(*words))
+    monkeypatch.setattr(transforms, "run_in_child", lambda *words: asked.append(words[2].name) or inner(*words))
     there = pack(barns, tmp_path / "run", "--workers", "2", "--unit_rows", "2", beam=True)
     assert set(asked) == {"shards", "texts", "pairs"}
     names = ("dataset", "texts", "ledger", "dead-letter")
@@ -468,6 +468,6 @@ def test_pictures_that_cannot_be_read_stop_the_run_when_they_are_many(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(shards, "read_picture", read)
         assert attempt(*folders, tmp_path / "run") == 2
-        assert "20 of 24 pictures could not be read, more than max_unreadable" in capsys.readouterr().err
+        assert "20 of 24 files could not be read (20 TimeoutError), more than max_unreadable" in capsys.readouterr().err
         run = pack(folders, tmp_path / "run", "--max_unreadable", "1")
     assert (len(run.samples), len(run.uris("dead"))) == (4, 20)

@@ -4,27 +4,38 @@ from __future__ import annotations
 
 import collections
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
+from numpy.typing import NDArray
 
-from granary.curation.dense.recipe import PackRecipe
+from granary.curation.dense.packing import Counter
+from granary.curation.dense.recipe import Crops, PackRecipe
 from granary.curation.dense.steps.shards import image_shards
-from granary.curation.runs.facts import About
+from granary.curation.runs.facts import About, FlowRow
 from granary.curation.runs.run import Marker, Run, read_groups
 
 FIGURES = ("words", "tokens", "masks", "depth")
 
 
+class Spread(TypedDict):
+    """How a number is spread over the images."""
+
+    mean: float
+    median: float
+    least: int
+    most: int
+
+
 def totals(markers: Sequence[Marker]) -> collections.Counter[str]:
     """Return the sum of the counters of a stage."""
-    found: collections.Counter[str] = collections.Counter()
+    sums: collections.Counter[str] = collections.Counter()
     for marker in markers:
-        found.update(marker.counters)
-    return found
+        sums.update(marker.counters)
+    return sums
 
 
-def flow(shards: Mapping[str, int], texts: Mapping[str, int]) -> list[dict[str, Any]]:
+def flow(shards: Mapping[str, int], texts: Mapping[str, int]) -> list[FlowRow]:
     """Return what came in and went out: annotations, then the masks of those packed, then the masks with an entry."""
     dropped, dead, files = shards["dropped"], shards["dead"], shards["files"]
     masks, lost = shards["masks"], shards["masks lost"]
@@ -37,19 +48,19 @@ def flow(shards: Mapping[str, int], texts: Mapping[str, int]) -> list[dict[str, 
     ]
 
 
-def statistics(run: Run) -> dict[str, dict[str, float]]:
+def statistics(run: Run) -> dict[str, Spread]:
     """Return mean, median, least and most of the words, tokens, masks and depth of the images."""
-    values: dict[str, list[np.ndarray]] = {name: [] for name in FIGURES}
+    values: dict[str, list[NDArray[np.integer]]] = {name: [] for name in FIGURES}
     for path in image_shards(run):
         for table in read_groups(path, ["words", "tokens", "depth", "masks.list.element.depth"]):
             masks = table["masks"].combine_chunks()
             values["masks"].append(np.asarray(masks.value_lengths()))
             for name in ("words", "tokens", "depth"):
                 values[name].append(table[name].to_numpy())
-    return {name: _summary(np.concatenate(found)) for name, found in values.items() if found}
+    return {name: _spread(np.concatenate(arrays)) for name, arrays in values.items() if arrays}
 
 
-def _summary(values: np.ndarray) -> dict[str, float]:
+def _spread(values: NDArray[np.integer]) -> Spread:
     return {
         "mean": round(float(values.mean()), 2),
         "median": float(np.median(values)),
@@ -58,39 +69,42 @@ def _summary(values: np.ndarray) -> dict[str, float]:
     }
 
 
-def notes(recipe: PackRecipe, shards: Mapping[str, int], texts: Mapping[str, int], unit: str, budget: int) -> list[str]:
-    """Return what a reader of the run should know."""
-    found = [f"Texts are packed into windows of {budget} {unit}."]
-    if unit == "words":
-        found = [
-            f"Lengths are counted in words, {budget} at most: no tokenizer was given (--budget.tokenizer). "
-            "A text may have more tokens than a model takes."
-        ]
+def notes(recipe: PackRecipe, shards: Mapping[str, int], texts: Mapping[str, int], counter: Counter) -> list[str]:
+    """Return what a reader of the run should know.
+
+    Args:
+        recipe: of the run.
+        shards, texts: sums of the counters of these stages.
+        counter: of the budget.
+    """
+    lines = [_budget(counter)]
     if shards["windows over the budget"]:
-        found.append(f"{shards['windows over the budget']:,} windows are single words longer than the budget.")
+        lines.append(f"{shards['windows over the budget']:,} windows are single words longer than the budget.")
     if texts["summaries over the budget"]:
-        found.append(f"{texts['summaries over the budget']:,} summaries exceed the budget; they were kept as they are.")
+        lines.append(f"{texts['summaries over the budget']:,} summaries exceed the budget; they were kept as they are.")
     if texts["entries without negatives"]:
-        found.append(f"{texts['entries without negatives']:,} of {texts['entries']:,} entries have no negatives.")
+        lines.append(f"{texts['entries without negatives']:,} of {texts['entries']:,} entries have no negatives.")
     if recipe.crops.store == "boxes":
-        found.append("Crops are boxes to be cut out of the whole image at load time.")
+        lines.append("Crops are boxes to be cut out of the whole image at load time.")
     if shards["parts lost"]:
-        found.append(f"{shards['parts lost']:,} parts of annotations were lost or mended; dead-letter/ names each.")
-    return found
+        lines.append(f"{shards['parts lost']:,} parts of annotations were lost or mended; dead-letter/ names each.")
+    return lines
+
+
+def _budget(counter: Counter) -> str:
+    if counter.unit == "tokens":
+        return f"Texts are packed into windows of {counter.budget} tokens."
+    return (
+        f"Lengths are counted in words, {counter.budget} at most: no tokenizer was given (--budget.tokenizer). "
+        "A text may have more tokens than a model takes."
+    )
 
 
 def card(recipe: PackRecipe, unit: str) -> About:
     """Return what the dataset card says of a pack run."""
-    pictures = (
-        "cut out and stored as PNG"
-        if recipe.crops.format == "png"
-        else (f"cut out and stored as JPEG of quality {recipe.crops.quality}")
-    )
-    if recipe.crops.store == "boxes":
-        pictures = "left as boxes to be cut out at load time"
     return {
         "made": "made by `granary pack`: images with a tree of masks and a text for each. Whole images are the "
-        f"original files, never re-encoded; in the config `pairs`, crops of masks are {pictures}.",
+        f"original files, never re-encoded; in the config `pairs`, crops of masks are {_pictures(recipe.crops)}.",
         "meanings": {
             "captions": "short texts of the whole image, as the data gave them",
             "file": "the annotation the row comes from",
@@ -115,3 +129,11 @@ def card(recipe: PackRecipe, unit: str) -> About:
         ],
         "local": ["annotations", "images", "splits", "captions", "budget.tokenizer", "writer.model", "writer.device"],
     }
+
+
+def _pictures(crops: Crops) -> str:
+    """Return what became of the pictures of masks."""
+    if crops.store == "boxes":
+        return "left as boxes to be cut out at load time"
+    form = "PNG" if crops.format == "png" else f"JPEG of quality {crops.quality}"
+    return f"cut out and stored as {form}"
