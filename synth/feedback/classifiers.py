@@ -6,9 +6,6 @@ classifier (`hf:` before it is allowed).
 
 from __future__ import annotations
 
-import collections
-import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -195,37 +192,6 @@ class Preprocessing:
             images = F.pad(images, ((dx + 1) // 2, dx // 2, (dy + 1) // 2, dy // 2))
         top, left = (images.shape[-2] - height) // 2, (images.shape[-1] - width) // 2
         return images[..., top : top + height, left : left + width]
-
-
-def match_classes(names: Sequence[str], classes: Sequence[str], what: str) -> list[int]:
-    """Return for each of `names` its index in `classes`, by name and never by place.
-
-    Case, underscores and hyphens do not count; a class may list synonyms, as ImageNet's do ("tench, Tinca tinca").
-    Raises UserError that names the first missing or ambiguous one; what: whose classes, for the message.
-    """
-    whole = _by_name([[_plain(name)] for name in classes])
-    synonyms = _by_name([[_plain(part) for part in name.split(",")] for name in classes])
-    found = []
-    for name in names:
-        options = whole.get(_plain(name)) or synonyms.get(_plain(name), [])
-        if len(options) != 1:
-            many = f"{len(options)} classes" if options else "no class"
-            known = ", ".join(map(repr, classes[:5])) + (", ..." if len(classes) > 5 else "")
-            raise UserError(f"{what} has {many} named '{name}'; it has {known}. Name the data's classes as it does")
-        found.append(options[0])
-    return found
-
-
-def _by_name(names: Sequence[Sequence[str]]) -> dict[str, list[int]]:
-    places = collections.defaultdict(list)
-    for number, own in enumerate(names):
-        for name in dict.fromkeys(own):
-            places[name].append(number)
-    return dict(places)
-
-
-def _plain(name: str) -> str:
-    return re.sub(r"[\s_-]+", " ", name).strip().casefold()
 
 
 def _last_layer(model: nn.Module, classes: int, name: str) -> nn.Linear:

@@ -28,6 +28,7 @@ from granary.synth.feedback.diffusion.generator import small_unet
 from granary.synth.feedback.diffusion.pixel_pipeline import ClassConditionalPipeline
 from granary.synth.feedback.guidance.hooks import pictures
 from granary.synth.feedback.guidance.options import GuidanceOptions
+from granary.synth.feedback.recipe import Sampling
 from granary.synth.feedback.requests import Request
 from granary.synth.feedback.sampler import Sampler
 from granary.training.models.classifier import Classifier, ClassifierConfig
@@ -51,7 +52,7 @@ def load(folder, args, **options):
     """Return a sampler over the saved models."""
     guidance = GuidanceOptions(**{"criterion": "loss", "omega": OMEGA, "every": EVERY, **options})
     where = str(folder / "generator"), f"granary:{folder / 'classifier'}"
-    return Sampler(*where, guidance, steps=STEPS, guidance_scale=args.scale, device=args.device)
+    return Sampler(*where, guidance, Sampling(steps=STEPS, guidance_scale=args.scale, device=args.device))
 
 
 def requests(n):

@@ -15,6 +15,7 @@ from granary.synth.feedback.classifiers import load_classifier
 from granary.synth.feedback.diffusion.generator import train_generator
 from granary.synth.feedback.gaussians import ClassGaussians, ClassSums
 from granary.synth.feedback.guidance.options import GuidanceOptions
+from granary.synth.feedback.recipe import Sampling
 from granary.synth.feedback.requests import Drawn, Request
 from granary.synth.feedback.sampler import Sampler
 from granary.training.models.classifier import Fit, fit_classifier
@@ -59,7 +60,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
 def draw(trained: Trained, **guidance: object) -> list[Drawn]:
     """Draw ten of each digit, with the same noise whatever the guidance."""
     options = GuidanceOptions(**guidance)  # type: ignore[arg-type]
-    sampler = Sampler(trained.generator, trained.classifier, options, guidance_scale=2.0, gaussians=trained.gaussians)
+    sampler = Sampler(trained.generator, trained.classifier, options, Sampling(guidance_scale=2.0), trained.gaussians)
     return sampler.draw([Request(str(i), i, i % 10, i % 10) for i in range(N)], 50)
 
 
