@@ -9,7 +9,6 @@ from __future__ import annotations
 import gc
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +19,7 @@ from granary.curation.errors import UserError
 from granary.synth.feedback.classifiers import ImageClassifier, load_classifier
 from granary.synth.feedback.diffusion.checkpoints import first_line
 from granary.synth.feedback.diffusion.families import class_names, decoder, family_of
+from granary.synth.feedback.diffusion.interfaces import PipelineOutput
 from granary.synth.feedback.diffusion.loading import load_pipeline
 from granary.synth.feedback.gaussians import ClassGaussians
 from granary.synth.feedback.guidance import criteria
@@ -157,9 +157,11 @@ class Sampler:
         return criteria.loss(logits, targets), logits
 
     @torch.no_grad()
-    def _judged(self, requests: Sequence[Request], targets: Tensor, result: Any, feedback: Feedback) -> list[Drawn]:
+    def _judged(
+        self, requests: Sequence[Request], targets: Tensor, result: PipelineOutput, feedback: Feedback
+    ) -> list[Drawn]:
         """Score the finished pictures as they will be stored, in 8 bits."""
-        finite = np.isfinite(result.images).all(axis=(1, 2, 3))
+        finite = [bool(np.isfinite(image).all()) for image in result.images]
         withheld = getattr(result, "nsfw_content_detected", None) or [False] * len(requests)
         images = stored(result.images)
         shown = torch.from_numpy(images).to(self.device).permute(0, 3, 1, 2).float() / 255

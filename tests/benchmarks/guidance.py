@@ -45,7 +45,7 @@ def save_models(folder, args):
     unet = small_unet(3, args.size, args.channels, 1, len(CLASSES))
     pipe = ClassConditionalPipeline(unet, DDIMScheduler(), {str(i): name for i, name in enumerate(CLASSES)})
     pipe.save_pretrained(folder / "generator", safe_serialization=True)
-    Classifier(ClassifierConfig(tuple(CLASSES), side=args.size)).save(str(folder / "classifier"))
+    Classifier(ClassifierConfig(tuple(CLASSES), img_size=args.size)).save(str(folder / "classifier"))
 
 
 def load(folder, args, **options):
