@@ -207,5 +207,5 @@ def save_vit(folder: Path, classes: list[str] = CLASSES, sharp: float = 40.0) ->
 def save_net(folder: Path) -> str:
     """A small convolutional classifier of granary's own with random weights."""
     torch.manual_seed(0)
-    Classifier(ClassifierConfig(tuple(CLASSES), side=8, width=8)).save(str(folder))
+    Classifier(ClassifierConfig(tuple(CLASSES), img_size=8, width=8)).save(str(folder))
     return f"granary:{folder}"

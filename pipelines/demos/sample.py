@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
+from granary.curation.errors import needs
 from granary.curation.store.threads import limit_threads
 from granary.pipelines.demos.pictures import own_folder
 from granary.pipelines.demos.union import ARMS, Experiment, Pictures, compare, gains, table_of
@@ -38,17 +39,18 @@ def digits() -> tuple[Pictures, Pictures]:
     return everything.take(order[:POOL]), everything.take(order[POOL:])
 
 
-def train_model(pool: Pictures, out: pathlib.Path, steps: int, console: Console) -> dict[str, Any]:
+def train_model(pool: Pictures, out: pathlib.Path, steps: int, console: Console) -> None:
     """Train the small diffusion model on the pool."""
-    from granary.synth.feedback.diffusion.generator import train_generator
+    with needs("sample"):
+        from granary.synth.feedback.diffusion.generator import GeneratorFit, train_generator
 
     def report(step: int, loss: float) -> None:
         if step % max(1, steps // 10) == 0:
             console.print(f"generator    step {step:,} of {steps:,}, loss {loss:.3f}")
 
     images = pool.images[..., 0]
-    options: dict[str, Any] = {"channels": (32, 32), "rate": 4e-3, "decay": 0.99, "seed": 0, "report": report}
-    return train_generator(images, pool.labels, pool.classes, str(out), steps=steps, **options)
+    options = GeneratorFit(steps=steps, channels=(32, 32), lr=4e-3, ema_decay=0.99)
+    train_generator(images, pool.labels, pool.classes, str(out), options, report)
 
 
 def experiment(out: pathlib.Path) -> Experiment:

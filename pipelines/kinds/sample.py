@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import cast
 
 import pyarrow.parquet as pq
 from rich.console import Console
@@ -21,8 +21,8 @@ from rich.console import Console
 from granary.curation.encoders.planned import PlannedEncoder, encoder_of
 from granary.curation.encoders.spec import EncoderSpec
 from granary.curation.errors import UserError
-from granary.curation.runs.facts import About, Facts, read_facts, read_recipe
-from granary.curation.sources import check_apart, resolve
+from granary.curation.runs.facts import About, Facts, FlowRow, read_facts, read_recipe
+from granary.curation.sources import Source, check_apart, resolve
 from granary.curation.steps import embed
 from granary.curation.steps.listing import write_listing
 from granary.curation.store import storage
@@ -31,11 +31,13 @@ from granary.pipelines.engine.session import Session
 from granary.pipelines.engine.stages import Combine, Stages
 from granary.pipelines.engine.units import Engine
 from granary.pipelines.kinds.sample_gaussians import MergeGaussians
-from granary.synth.feedback import drawing, outputs, steps
-from granary.synth.feedback.plan import match_labels, shortfalls
+from granary.synth.feedback import drawing, hardness, outputs, steps
+from granary.synth.feedback.classes import ClassIndices, match_labels
+from granary.synth.feedback.lending import SamplerSpec, load_sampler
+from granary.synth.feedback.plan import shortfalls
 from granary.synth.feedback.recipe import SampleRecipe
-from granary.synth.feedback.report import report_facts
 from granary.synth.feedback.report import write_report as render_report
+from granary.synth.feedback.summary import SampleFacts, summarise
 
 DATA_UNIT = 256  # real pictures in a work unit
 BATCH = 64  # real pictures per call of the copy encoder
@@ -56,71 +58,76 @@ CARD: About = {
 }
 
 
-@dataclasses.dataclass
-class Sampled(Stages):
-    """One sampling run: builds each stage from the recipe and what earlier stages found, and runs it.
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """A recipe made ready before any work: sources resolved, both models loaded once.
 
     Args:
-        runner: runs one stage.
-        recipe: with the sources resolved and the bound of copies filled in.
-        sampler: what units need to load the sampler: plain data with its fingerprint.
-        names: the classes of the generator (None when it takes none) and of the classifier, and what requests need.
+        recipe: with absolute sources and models, and the bound of copies filled in.
+        sampler: what units need to load the sampler.
+        model_classes: of the diffusion model; None when it takes none.
+        classifier_classes: in the order of its logits.
+        needs: what the model needs of a request: "label", "prompt", "condition".
         copy_encoder: tells what resembles a real picture.
+        copy_threshold: cosine above which a sample is a copy.
     """
 
     recipe: SampleRecipe
-    sampler: Mapping[str, Any]
-    names: Mapping[str, Any]
+    sampler: SamplerSpec
+    model_classes: Sequence[str] | None
+    classifier_classes: Sequence[str]
+    needs: tuple[str, ...]
     copy_encoder: PlannedEncoder
+    copy_threshold: float
+
+
+@dataclasses.dataclass
+class Sampled(Stages):
+    """One sampling run: builds each stage from the recipe and what earlier stages wrote, and runs it.
+
+    Args:
+        runner: runs one stage.
+        prepared: the recipe and what it names.
+    """
+
+    prepared: Prepared
 
     def run(self) -> None:
         """Run every stage that the recipe asks for and that is not finished."""
-        self.runner.remove_stages(lambda name: name == "holdout" and not self.recipe.holdout)
+        recipe = self.recipe
+        self.runner.remove_stages(lambda name: name == "holdout" and not recipe.holdout)
         for role in self.roles:
             self.read(role)
-        groups = self.groups
-        self.serial("cells", steps.count_cells, self.roles, groups=groups)
+        self.serial("cells", steps.count_cells, self.roles, steps.CellCount(recipe.plan.groups))
         classes = self.check_cells()
-        options = self.recipe.plan
-        self.serial(
-            "plan",
-            steps.write_plan,
-            [*self.roles, "cells"],
-            seed=self.recipe.seed,
-            fill=options.fill,
-            empty=options.empty_cells,
-            groups=groups,
-            templates=list(options.templates),
-            names=options.names,
-            classes=classes,
-            needs=list(self.names["needs"]),
-            unit_rows=self.recipe.unit_rows,
-        )
-        self.fit_gaussians({label: target for label, (_, target) in classes.items()})
+        plan = steps.SamplePlan(recipe.seed, recipe.plan, classes, self.prepared.needs, recipe.unit_rows)
+        self.serial("plan", steps.write_plan, [*self.roles, "cells"], plan)
+        self.fit_gaussians({label: indices.target for label, indices in classes.items()})
         self.draw()
+        self.compare()
         self.write_outputs()
+
+    @property
+    def recipe(self) -> SampleRecipe:
+        """The recipe."""
+        return self.prepared.recipe
 
     @property
     def roles(self) -> list[str]:
         """The roles that have sources."""
         return ["data", *(["holdout"] if self.recipe.holdout else [])]
 
-    @property
-    def groups(self) -> dict[str, str]:
-        """The recipe's groups as plain data."""
-        return self.recipe.plan.groups.model_dump(mode="json")
-
     def read(self, role: str) -> None:
         """Read, hash, decode and describe everything the sources of a role hold."""
         recipe = self.recipe
         options = embed.EmbedOptions(
-            self.copy_encoder, recipe.sampling.device, BATCH, recipe.decode, recipe.max_unreadable
+            self.prepared.copy_encoder, recipe.sampling.device, BATCH, recipe.decode, recipe.max_unreadable
         )
         units, weights = write_listing(self.run_directory, role, DATA_UNIT)
         self.parallel(role, embed.embed, [embed.EmbedUnit(unit, options) for unit in units], [], "images", weights)
 
-    def check_cells(self) -> dict[str, list[int | None]]:
-        """Return for each class its indices [in the generator or None, in the classifier].
+    def check_cells(self) -> dict[str, ClassIndices]:
+        """Return for each class its indices in both models.
 
         Raises:
             UserError: no labelled picture, a class that a model does not have, or nothing to draw.
@@ -135,84 +142,73 @@ class Sampled(Stages):
         if not sum(shortfalls(cells, recipe.plan.fill, recipe.plan.empty_cells).values()):
             level = recipe.plan.fill or max(cells.values())
             raise UserError(f"plan.fill: every class has {level} images or more; give a larger number")
-        labels, renamed = sorted({cell.label for cell in cells}), recipe.plan.names
-        targets = match_labels(labels, self.names["classifier"], renamed, f"classifier: '{recipe.classifier}'")
-        taken = self.names["model"]
-        own = match_labels(labels, taken, renamed, f"model: '{recipe.model}'") if taken else {}
-        return {label: [own.get(label), targets[label]] for label in labels}
+        return self.match(sorted({cell.label for cell in cells}))
 
-    def fit_gaussians(self, targets: Mapping[str, int | None]) -> None:
+    def match(self, labels: Sequence[str]) -> dict[str, ClassIndices]:
+        """Return the indices of labels in both models; raises UserError for a class that a model does not have."""
+        recipe, taken = self.recipe, self.prepared.model_classes
+        names, classifier = recipe.plan.names, self.prepared.classifier_classes
+        targets = match_labels(labels, classifier, names, f"classifier: '{recipe.classifier}'")
+        indices = match_labels(labels, taken, names, f"model: '{recipe.model}'") if taken else {}
+        return {label: ClassIndices(indices.get(label), targets[label]) for label in labels}
+
+    def fit_gaussians(self, targets: Mapping[str, int]) -> None:
         """Gather the classifier's features of the real pictures into class Gaussians, where hardness needs them."""
-        recipe, wanted = self.recipe, self.recipe.guidance.criterion == "hardness"
-        self.runner.remove_stages(lambda name: name in ("features", "gaussians") and not wanted)
-        if not wanted:
+        recipe, needed = self.recipe, self.recipe.guidance.criterion == "hardness"
+        self.runner.remove_stages(lambda name: name in ("features", "gaussians") and not needed)
+        if not needed:
             return
-        common = {
-            "classifier": recipe.classifier,
-            "models": self.sampler["models"],
-            "device": recipe.sampling.device,
-            "groups": self.groups,
-            "targets": dict(targets),
-            "decode": recipe.decode.model_dump(),
-        }
         rows = self.run_directory.rows("data")
-        fit = {
-            **recipe.hardness.model_dump(include={"tying", "shrinkage", "dimensions"}),
-            "classes": len(self.names["classifier"]),
-            "tied": recipe.hardness.tied,
-        }
-        self.parallel(
-            "features",
-            steps.write_features,
-            [{"part": part, **common} for part in range(len(rows))],
-            ["data", "cells"],
-            "images",
-            rows,
-            combine=Combine(MergeGaussians(recipe.hardness.tied), "gaussians", steps.write_gaussians, fit),
-        )
+        jobs = [self.feature_unit(part, targets) for part in range(len(rows))]
+        fit = hardness.GaussianFit(len(self.prepared.classifier_classes), recipe.hardness)
+        merge = MergeGaussians(recipe.hardness.tied)
+        combine = Combine(merge, "gaussians", hardness.write_gaussians, fit)
+        self.parallel("features", hardness.write_features, jobs, ["data", "cells"], "images", rows, combine=combine)
+
+    def feature_unit(self, part: int, targets: Mapping[str, int]) -> hardness.FeatureUnit:
+        """Return the job that reads the features of one part of the data."""
+        recipe, models = self.recipe, self.prepared.sampler.models
+        device, groups = recipe.sampling.device, recipe.plan.groups
+        return hardness.FeatureUnit(part, recipe.classifier, models, device, groups, targets, recipe.decode)
 
     def draw(self) -> None:
-        """Draw the planned rows, a few of them again without feedback, and find the nearest real picture of each."""
-        recipe, run = self.recipe, self.run_directory
-        rows = _group_rows(run.parts("plan")[0])
+        """Draw the planned rows, and a few of them again without feedback."""
+        recipe, sampler = self.recipe, self.prepared.sampler
+        rows = _group_rows(self.run_directory.parts("plan")[0])
         before = ["plan", *[name for name in ("gaussians",) if name in self.digests]]
-        common = {
-            "sampler": self.sampler,
-            "seed": recipe.seed,
-            "batch": recipe.sampling.batch,
-            "decode": recipe.decode.model_dump(),
-        }
-        units = [{"unit": unit, **common} for unit in range(len(rows))]
-        self.parallel("draw", drawing.draw, units, before, "samples", rows)
-        plain = {**self.sampler, "guidance": {**self.sampler["guidance"], "omega": 0.0, "observe": True}}
-        unguided = {**common, "sampler": plain, "pairs": recipe.pairs}
-        self.parallel("unguided", drawing.draw_unguided, [unguided], before, "samples", [min(recipe.pairs, sum(rows))])
-        compare = {
-            "encoder": self.copy_encoder,
-            "device": recipe.sampling.device,
-            "threshold": recipe.copies.threshold,
-            "drop": recipe.copies.drop,
-        }
-        parts = [{"part": part, **compare} for part in range(len(rows))]
-        self.parallel("nearest", drawing.nearest_real, parts, ["data", "draw"], "samples", rows)
+        options = drawing.DrawOptions(sampler, recipe.seed, recipe.decode)
+        jobs = [drawing.DrawUnit(unit, options) for unit in range(len(rows))]
+        self.parallel("draw", drawing.draw, jobs, before, "samples", rows)
+        silent = sampler.guidance.model_copy(update={"omega": 0.0, "observe": True})
+        plain = dataclasses.replace(options, sampler=dataclasses.replace(sampler, guidance=silent))
+        pairs = drawing.UnguidedPairs(recipe.pairs, plain)
+        weights = [min(recipe.pairs, sum(rows))]
+        self.parallel("unguided", drawing.draw_unguided, [pairs], before, "samples", weights)
+
+    def compare(self) -> None:
+        """Find the nearest real picture of each sample."""
+        rows, prepared = self.run_directory.rows("draw"), self.prepared
+        device, drop = self.recipe.sampling.device, self.recipe.copies.drop
+        jobs = [
+            drawing.Comparison(part, prepared.copy_encoder, device, prepared.copy_threshold, drop)
+            for part in range(len(rows))
+        ]
+        self.parallel("nearest", drawing.nearest_real, jobs, ["data", "draw"], "samples", rows)
 
     def write_outputs(self) -> None:
         """Write shards, ledger and dead letters."""
         recipe, units = self.recipe, len(self.run_directory.rows("draw"))
         step = max(1, recipe.shards.rows // recipe.unit_rows)
-        common = {
-            "row_group": recipe.shards.row_group,
-            "omega": recipe.guidance.omega,
-            "criterion": recipe.guidance.criterion,
-        }
-        shards = [{"units": [first, min(first + step, units)], **common} for first in range(0, units, step)]
+        options = (recipe.shards.row_group, recipe.guidance.omega, recipe.guidance.criterion)
+        shards = [outputs.ShardUnits(start, min(start + step, units), *options) for start in range(0, units, step)]
         inputs = ["plan", "draw", "nearest"]
         self.parallel("shards", outputs.write_shard, shards, inputs, "shards", target="dataset/data")
-        parts = [("sample", part) for part in range(units)]
-        parts += [("data", part) for part in range(len(self.run_directory.rows("data")))]
-        ledger = [{"role": role, "part": part, "groups": self.groups} for role, part in parts]
+        groups, data = recipe.plan.groups, len(self.run_directory.rows("data"))
+        ledger = [outputs.LedgerPart("sample", part, groups) for part in range(units)]
+        ledger += [outputs.LedgerPart("data", part, groups) for part in range(data)]
         self.parallel("ledger", outputs.write_ledger, ledger, ["cells", *inputs])
-        self.serial("dead-letter", outputs.write_dead_letters, [*self.roles, "draw"], roles=self.roles)
+        roles = outputs.ReadRoles(tuple(self.roles))
+        self.serial("dead-letter", outputs.write_dead_letters, [*self.roles, "draw"], roles)
 
 
 def _group_rows(url: str) -> list[int]:
@@ -236,15 +232,16 @@ def sample(recipe: SampleRecipe, engine: Engine, console: Console | None = None)
     Raises:
         UserError: the recipe cannot be run, or a work unit failed.
     """
-    recipe, sampler, names, copy_encoder = prepared(recipe)
+    prepared = prepare(recipe)
+    recipe = prepared.recipe
     sources = {"data": recipe.data, "holdout": recipe.holdout}
     session = Session.begin(recipe, "sample", engine, console, sources, ("data", _paths))
-    run = Sampled(session.runner, recipe, sampler, names, copy_encoder)
+    run = Sampled(session.runner, prepared)
     run.run()
-    found = report_facts(session.run, steps.read_cells(session.run), recipe)
+    summary = summarise(session.run, steps.read_cells(session.run), recipe)
     facts = session.finish(
         {"default": outputs.sampled_features()},
-        {"noun": "samples", "flow": _flow(run), "notes": _notes(run), **found},
+        {"noun": "samples", "flow": _flow(run), "notes": _notes(run), **summary},
         {"default": run.markers["shards"]},
         {**CARD, "local": [*CARD["local"], *_local_models(recipe)]},
         recipe.decode,
@@ -254,37 +251,28 @@ def sample(recipe: SampleRecipe, engine: Engine, console: Console | None = None)
     return facts
 
 
-def prepared(recipe: SampleRecipe) -> tuple[SampleRecipe, dict[str, Any], dict[str, Any], PlannedEncoder]:
-    """Resolve sources and load both models once, before any work.
-
-    Returns:
-        The recipe with absolute sources and the bound of copies filled in; what units need to load the sampler; the
-        names of classes and what requests need; the copy encoder.
-
-    Raises:
-        UserError: a source is not there, or a model cannot be loaded.
-    """
+def prepare(recipe: SampleRecipe) -> Prepared:
+    """Resolve sources and load both models once, before any work; raises UserError for what is not there."""
     roles = {role: [resolve(source) for source in getattr(recipe, role)] for role in ("data", "holdout")}
     check_apart(recipe.out, roles)
-    by_folder = "(?P<class>" not in recipe.plan.groups.pattern
-    roles["data"] = [
-        source.model_copy(update={"labels": "folder"}) if source.kind == "folder" and by_folder else source
-        for source in roles["data"]
-    ]
+    if "(?P<class>" not in recipe.plan.groups.pattern:
+        roles["data"] = [_labelled_by_folder(source) for source in roles["data"]]
     copy = plan_encoder(recipe.copies.encoder, recipe.sampling.device)
     threshold = recipe.copies.threshold or encoder_of(copy, recipe.sampling.device).copy_threshold
     copies = recipe.copies.model_copy(update={"encoder": copy.spec, "threshold": threshold})
     models = {"model": _anywhere(recipe.model), "classifier": _anywhere(recipe.classifier)}
-    options = {
-        **models,
-        "guidance": recipe.guidance.model_dump(mode="json"),
-        **recipe.sampling.model_dump(mode="json", exclude={"batch"}),
-        "models": "",
-    }
-    loaded = drawing.load_sampler({**options, "guidance": {**options["guidance"], "criterion": "entropy"}})
-    names = {"model": loaded.classes, "classifier": loaded.classifier_classes, "needs": loaded.needs}
-    options["models"] = loaded.models
-    return recipe.model_copy(update={**roles, **models, "copies": copies}), options, names, copy
+    recipe = recipe.model_copy(update={**roles, **models, "copies": copies})
+    spec = SamplerSpec(recipe.model, recipe.classifier, recipe.guidance, recipe.sampling)
+    # no class Gaussians are fitted yet, and another criterion loads the same models
+    loaded = load_sampler(
+        dataclasses.replace(spec, guidance=recipe.guidance.model_copy(update={"criterion": "entropy"}))
+    )
+    spec = dataclasses.replace(spec, models=loaded.models)
+    return Prepared(recipe, spec, loaded.classes, loaded.classifier_classes, loaded.needs, copy, threshold)
+
+
+def _labelled_by_folder(source: Source) -> Source:
+    return source.model_copy(update={"labels": "folder"}) if source.kind == "folder" else source
 
 
 def _anywhere(model: str) -> str:
@@ -308,7 +296,7 @@ def _paths(recipe: SampleRecipe) -> list[str]:
     return [source.path for source in recipe.data]
 
 
-def _flow(run: Sampled) -> list[dict[str, Any]]:
+def _flow(run: Sampled) -> list[FlowRow]:
     """Return how many of the planned samples were drawn, and how many of those the comparison kept."""
     drawn, compared = (
         {name: sum(marker.counters.get(name, 0) for marker in run.markers[stage]) for name in ("ok", "dropped", "dead")}
@@ -345,4 +333,4 @@ def _notes(run: Sampled) -> list[str]:
 def write_report(url: str) -> str:
     """Write report/index.html of a finished run again; returns its URL."""
     recipe = read_recipe(url, SampleRecipe)
-    return render_report(url, recipe, read_facts(url))
+    return render_report(url, recipe, cast(SampleFacts, read_facts(url)))

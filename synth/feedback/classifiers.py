@@ -6,11 +6,9 @@ classifier (`hf:` before it is allowed).
 
 from __future__ import annotations
 
-import collections
-import re
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol, TypedDict
 
 import numpy as np
 import torch
@@ -129,6 +127,42 @@ class TransformersClassifier:
         return found[0].flatten(1).float()
 
 
+class PictureSize(TypedDict, total=False):
+    """Pixels of a picture: of both edges, or of the shorter one."""
+
+    height: int
+    width: int
+    shortest_edge: int
+
+
+class ProcessorSettings(TypedDict, total=False):
+    """The settings of an image processor that are followed; resample is a number of Pillow."""
+
+    do_resize: bool
+    size: PictureSize
+    resample: int | None
+    crop_pct: float | None
+    do_center_crop: bool
+    crop_size: PictureSize | None
+    do_rescale: bool
+    rescale_factor: float
+    do_normalize: bool
+    image_mean: list[float]
+    image_std: list[float]
+
+
+class ImageProcessor(Protocol):
+    """What is used of an image processor of `transformers`."""
+
+    def to_dict(self) -> ProcessorSettings:
+        """Return its settings."""
+        ...
+
+    def __call__(self, images: Image.Image, return_tensors: str) -> Mapping[str, Tensor]:
+        """Return {"pixel_values": (1, 3, h, w)}."""
+        ...
+
+
 class Preprocessing:
     """A Pillow image processor, followed with torch: resize, centre crop, rescale, normalise.
 
@@ -136,15 +170,15 @@ class Preprocessing:
     constructor compares both on a picture and raises UserError when the processor does anything else.
     """
 
-    def __init__(self, processor: Any, name: str) -> None:
+    def __init__(self, processor: ImageProcessor, name: str) -> None:
         self.settings = processor.to_dict()
         self.resample = RESAMPLE.get(int(self.settings.get("resample") or 2), "bicubic")
         wave = np.add.outer(np.sin(np.arange(90) / 9), np.cos(np.arange(72) / 7))
         picture = np.stack([wave, -wave, wave * 0.5], axis=2)
         pixels = ((picture + 2) * 63).astype(np.uint8)
-        wanted = processor(Image.fromarray(pixels), return_tensors="pt")["pixel_values"]
+        theirs = processor(Image.fromarray(pixels), return_tensors="pt")["pixel_values"]
         ours = self(torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255)
-        if ours.shape != wanted.shape or float((ours - wanted).abs().mean()) > 0.05:
+        if ours.shape != theirs.shape or float((ours - theirs).abs().mean()) > 0.05:
             kind = type(processor).__name__
             raise UserError(f"classifier: '{name}' prepares pictures in a way that is not known here ({kind})")
 
@@ -154,8 +188,8 @@ class Preprocessing:
         if self.settings.get("do_rescale", True):
             x = x * (255 * self.settings.get("rescale_factor", 1 / 255))
         if self.settings.get("do_normalize", True):
-            mean, deviation = (x.new_tensor(self.settings[key])[:, None, None] for key in ("image_mean", "image_std"))
-            x = (x - mean) / deviation
+            mean, std = (x.new_tensor(self.settings[key])[:, None, None] for key in ("image_mean", "image_std"))
+            x = (x - mean) / std
         return x
 
     def _resized(self, images: Tensor) -> Tensor:
@@ -195,37 +229,6 @@ class Preprocessing:
             images = F.pad(images, ((dx + 1) // 2, dx // 2, (dy + 1) // 2, dy // 2))
         top, left = (images.shape[-2] - height) // 2, (images.shape[-1] - width) // 2
         return images[..., top : top + height, left : left + width]
-
-
-def match_classes(names: Sequence[str], classes: Sequence[str], what: str) -> list[int]:
-    """Return for each of `names` its index in `classes`, by name and never by place.
-
-    Case, underscores and hyphens do not count; a class may list synonyms, as ImageNet's do ("tench, Tinca tinca").
-    Raises UserError that names the first missing or ambiguous one; what: whose classes, for the message.
-    """
-    whole = _by_name([[_plain(name)] for name in classes])
-    synonyms = _by_name([[_plain(part) for part in name.split(",")] for name in classes])
-    found = []
-    for name in names:
-        options = whole.get(_plain(name)) or synonyms.get(_plain(name), [])
-        if len(options) != 1:
-            many = f"{len(options)} classes" if options else "no class"
-            known = ", ".join(map(repr, classes[:5])) + (", ..." if len(classes) > 5 else "")
-            raise UserError(f"{what} has {many} named '{name}'; it has {known}. Name the data's classes as it does")
-        found.append(options[0])
-    return found
-
-
-def _by_name(names: Sequence[Sequence[str]]) -> dict[str, list[int]]:
-    places = collections.defaultdict(list)
-    for number, own in enumerate(names):
-        for name in dict.fromkeys(own):
-            places[name].append(number)
-    return dict(places)
-
-
-def _plain(name: str) -> str:
-    return re.sub(r"[\s_-]+", " ", name).strip().casefold()
 
 
 def _last_layer(model: nn.Module, classes: int, name: str) -> nn.Linear:

@@ -13,14 +13,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike, NDArray
-from torch import Tensor
 
 from granary.curation.errors import UserError
-from granary.synth.feedback.guidance.criteria import hardness
+
+if TYPE_CHECKING:  # sums are merged where no network runs
+    import torch
+    from torch import Tensor
 
 Array = NDArray[np.float64]
 
@@ -129,6 +131,8 @@ class ClassGaussians:
         cls, means: Mapping[int, Array], covariances: Sequence[Array], classes: int, projection: Array
     ) -> ClassGaussians:
         """Factor the covariances, one for each mean or one for all; a class that is missing gets a NaN norm."""
+        import torch
+
         k, shared = projection.shape[1], len(covariances) == 1
         centres, log_norms = np.zeros((classes, k)), np.full(classes, np.nan)
         whitening = np.zeros((1 if shared else classes, k, k))
@@ -141,7 +145,7 @@ class ClassGaussians:
 
     def missing(self) -> list[int]:
         """Return the classes that had no features."""
-        return torch.nonzero(self.log_norms.isnan()).flatten().tolist()
+        return self.log_norms.isnan().nonzero().flatten().tolist()
 
     def to(self, device: torch.device | str) -> ClassGaussians:
         """Return the same on another device."""
@@ -153,6 +157,8 @@ class ClassGaussians:
 
     def hardness(self, features: Tensor, targets: Tensor) -> Tensor:
         """Return minus the log density of features (n, d) under the Gaussians of targets (n,): (n,) nats."""
+        from granary.synth.feedback.guidance.criteria import hardness
+
         rows = features.float() @ self.projection
         whitening = self.whitening.expand(len(self.means), -1, -1)[targets]
         return hardness(rows, self.means[targets], whitening, self.log_norms[targets])

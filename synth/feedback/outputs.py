@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, TypedDict, cast
 
 import pyarrow as pa
 
@@ -12,8 +13,13 @@ from granary.curation.runs.dead_letters import dead_rows
 from granary.curation.runs.row_groups import RowGroups
 from granary.curation.runs.run import Output, Run, read_table
 from granary.curation.store import schema
+from granary.synth.feedback.drawing import DRAWN
 from granary.synth.feedback.plan import Cell
-from granary.synth.feedback.steps import real_pictures
+from granary.synth.feedback.real import real_pictures
+from granary.synth.feedback.recipe import Groups
+
+if TYPE_CHECKING:
+    from datasets import Features
 
 MEANINGS = {
     "id": "first 32 hex characters of the SHA-256 of the PNG file",
@@ -39,7 +45,7 @@ MEANINGS = {
 }
 
 
-def sampled_features() -> Any:
+def sampled_features() -> Features:
     """Return the `datasets.Features` of a drawn sample."""
     from datasets import List, Value
 
@@ -65,42 +71,88 @@ def sampled_features() -> Any:
     )
 
 
-def sample_rows(run: Run, unit: int, images: bool = True) -> Iterator[dict[str, Any]]:
-    """Yield what the plan, the drawing and the comparison say of each row of a unit."""
-    drawn = run.read("draw", unit) if images else run.read("draw", unit, _without_image(run, unit))
-    nearest = run.read("nearest", unit).drop_columns(["row_id"])
+class SampleRow(TypedDict):
+    """What the plan, the drawing and the comparison say of a row; of a dead one they know neither picture nor copy.
+
+    In a dead row all that is told of a picture is None; in one that was drawn, reason and message are.
+    """
+
+    row_id: str
+    label: str
+    group: str
+    prompt: str
+    target: int
+    condition_id: str | None
+    status: Literal["ok", "dropped", "dead"]
+    reason: str | None
+    message: str | None
+    seed: int
+    id: str
+    image: bytes
+    width: int
+    height: int
+    value: float
+    trace: list[float]
+    predicted: str
+    probability: float
+    hit: bool
+    skipped: int
+    nearest_id: str
+    nearest_index: int
+    similarity: float
+    copy: bool
+
+
+def sample_rows(run: Run, unit: int, images: bool = True) -> Iterator[SampleRow]:
+    """Yield what is known of each row of a unit; without `image` unless `images`."""
+    columns = None if images else [name for name in DRAWN.names if name != "image"]
     plan = read_table(run.parts("plan")[0], group=unit).drop_columns(["seed"])
-    tables = (plan.to_pylist(), drawn.to_pylist(), nearest.to_pylist())
-    for planned, made, compared in zip(*tables, strict=True):
-        yield {**planned, **made, **compared}
+    nearest = run.read("nearest", unit).drop_columns(["row_id"])
+    tables = (plan, run.read("draw", unit, columns), nearest)
+    for planned, drawn, compared in zip(*(table.to_pylist() for table in tables), strict=True):
+        yield cast(SampleRow, {**planned, **drawn, **compared})
 
 
-def _without_image(run: Run, unit: int) -> list[str]:
-    from granary.synth.feedback.drawing import DRAWN
-
-    return [name for name in DRAWN.names if name != "image"]
+# -- the dataset -----------------------------------------------------------------------------------------------------
 
 
-def write_shard(run: Run, arguments: Mapping[str, Any], output: Output) -> None:
-    """Write the samples of a few consecutive units. arguments: units [first, last); row_group; omega; criterion."""
-    groups = RowGroups(output, schema.arrow_schema(sampled_features()), arguments["row_group"])
-    for unit in range(*arguments["units"]):
+@dataclass(frozen=True)
+class ShardUnits:
+    """The units of one shard: the job of `write_shard`.
+
+    Args:
+        start, stop: range of units.
+        row_group: samples in a row group.
+        omega, criterion: of the guidance, noted in every sample.
+    """
+
+    start: int
+    stop: int
+    row_group: int
+    omega: float
+    criterion: str
+
+
+def write_shard(run: Run, job: ShardUnits, output: Output) -> None:
+    """Write the samples of a few consecutive units."""
+    groups = RowGroups(output, schema.arrow_schema(sampled_features()), job.row_group)
+    for unit in range(job.start, job.stop):
         for row in sample_rows(run, unit):
             if row["status"] == "ok":
-                groups.add(_sample(row, arguments), len(row["image"]))
+                groups.add(_sample(row, job), len(row["image"]))
     groups.close()
 
 
-def _sample(row: Mapping[str, Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
+def _sample(row: SampleRow, job: ShardUnits) -> dict[str, object]:
     kept = ("id", "width", "height", "label", "row_id", "group", "prompt", "seed", "copy")
     return {
-        **{column: row[column] for column in kept},
+        **{column: value for column, value in row.items() if column in kept},
         "image": {"bytes": row["image"], "path": f"{row['row_id']}.png"},
         "captions": [row["prompt"]] if row["prompt"] else [],
         "source": {"name": "sample", "uri": uri_of(row["row_id"])},
         "class": row["label"],
-        "omega": arguments["omega"],
-        "criterion": arguments["criterion"],
+        "omega": job.omega,
+        "criterion": job.criterion,
         "criterion_value": row["value"],
         "criterion_trace": row["trace"],
         "predicted_label": row["predicted"],
@@ -116,30 +168,41 @@ def uri_of(row_id: str) -> str:
     return f"sample/{row_id}"
 
 
-def write_ledger(run: Run, arguments: Mapping[str, Any], output: Output) -> None:
-    """Write the ledger rows of one unit of samples (role "sample") or of one part of the data (role "data")."""
-    if arguments["role"] == "sample":
-        rows = [_sample_verdict(row) for row in sample_rows(run, arguments["part"], images=False)]
+# -- the ledger ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class LedgerPart:
+    """The job of `write_ledger`.
+
+    Args:
+        role: whose rows: of a unit of samples, or of a part of the data.
+        part: its number.
+        groups: what divides a class.
+    """
+
+    role: Literal["sample", "data"]
+    part: int
+    groups: Groups
+
+
+def write_ledger(run: Run, job: LedgerPart, output: Output) -> None:
+    """Write the ledger rows of one unit of samples or of one part of the data."""
+    if job.role == "sample":
+        rows = [_sample_verdict(row) for row in sample_rows(run, job.part, images=False)]
     else:
-        rows = list(_data_verdicts(run, arguments["groups"], arguments["part"]))
-    for row in rows:
-        output.counters[f"{row['role']} {row['status']}"] += 1
+        rows = list(_data_verdicts(run, job.groups, job.part))
+    output.counters.update(f"{job.role} {row['status']}" for row in rows)
     output.write(pa.Table.from_pylist(rows, schema.LEDGER))
 
 
-def _sample_verdict(row: Mapping[str, Any]) -> dict[str, Any]:
-    stage, reason = "shards", f"drawn as {row['label']}"
-    if row["status"] == "dead":
-        stage, reason = "draw", f"{row['reason']}: {row['message']}"
-    elif row["status"] == "dropped":
-        stage, reason = "nearest", "a copy of a real picture"
-    elif row["copy"]:
-        reason = f"{reason}, flagged as a copy of a real picture"
+def _sample_verdict(row: SampleRow) -> dict[str, object]:
+    stage, reason = _why(row)
     return {
         "uri": uri_of(row["row_id"]),
         "id": row["id"],
         "role": "sample",
-        "status": {"ok": "kept"}.get(row["status"], row["status"]),
+        "status": "kept" if row["status"] == "ok" else row["status"],
         "stage": stage,
         "reason": reason,
         "representative": row["nearest_id"],
@@ -149,8 +212,18 @@ def _sample_verdict(row: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _data_verdicts(run: Run, groups: Mapping[str, str], part: int) -> Iterator[dict[str, Any]]:
-    cells = {row["uri"]: cell for _, row, cell in real_pictures(run, groups, part)}
+def _why(row: SampleRow) -> tuple[str, str]:
+    """Return the stage that decided about a row, and the reason."""
+    if row["status"] == "dead":
+        return "draw", f"{row['reason']}: {row['message']}"
+    if row["status"] == "dropped":
+        return "nearest", "a copy of a real picture"
+    reason = f"drawn as {row['label']}"
+    return "shards", f"{reason}, flagged as a copy of a real picture" if row["copy"] else reason
+
+
+def _data_verdicts(run: Run, groups: Groups, part: int) -> Iterator[dict[str, object]]:
+    cells = {picture.row["uri"]: picture.cell for picture in real_pictures(run, groups, part)}
     for row in run.read("data", part, ["uri", "id", "sha256", "status", "reason", "message"]).to_pylist():
         cell = cells.get(row["uri"])
         verdict = {"status": "kept", "stage": "cells", "reason": "counted"}
@@ -158,12 +231,26 @@ def _data_verdicts(run: Run, groups: Mapping[str, str], part: int) -> Iterator[d
             verdict = {"status": "dead", "stage": "decode", "reason": f"{row['reason']}: {row['message']}"}
         elif not isinstance(cell, Cell):
             verdict = {"status": "dropped", "stage": "cells", "reason": cell}
-        evidence: dict[str, Any] = {"seed_ids": [], "similarities": []}
-        yield {"role": "data", "uri": row["uri"], "id": row["id"], "sha256": row["sha256"], **verdict, **evidence}
+        facts = {column: row[column] for column in ("uri", "id", "sha256")}
+        yield {"role": "data", **facts, **verdict, "seed_ids": [], "similarities": []}
 
 
-def write_dead_letters(run: Run, arguments: Mapping[str, Any], output: Output) -> None:
+# -- the dead letters ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ReadRoles:
+    """The job of `write_dead_letters`.
+
+    Args:
+        roles: those that have sources.
+    """
+
+    roles: tuple[str, ...]
+
+
+def write_dead_letters(run: Run, job: ReadRoles, output: Output) -> None:
     """Collect the real pictures that could not be read, and the rows that could not be drawn."""
-    unread = [letter for role in arguments["roles"] for letter in dead_rows(run, role, "decode")]
+    unread = [letter for role in job.roles for letter in dead_rows(run, role, "decode")]
     undrawn = [letter._replace(uri=uri_of(letter.uri)) for letter in dead_rows(run, "draw", "draw", "row_id")]
     dead_letters.write_dead_letters([*unread, *undrawn], output)

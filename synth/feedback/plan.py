@@ -11,12 +11,13 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from itertools import product
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar
 
-from granary.curation.errors import UserError
 from granary.curation.runs.run import digest
 from granary.curation.store import sampling
-from granary.synth.feedback.classifiers import match_classes
+from granary.synth.feedback.recipe import Groups
+
+T = TypeVar("T")
 
 
 class Cell(NamedTuple):
@@ -65,65 +66,43 @@ def row_seed(seed: int, row: str, attempt: int = 0) -> int:
     return hashed(seed, "noise", row, attempt) >> 1
 
 
-def choose(items: Sequence[Any], seed: int, row: str) -> Any:
+def choose(items: Sequence[T], seed: int, row: str) -> T:
     """Return the item, of a sorted sequence, that a row is conditioned on."""
     return items[hashed(seed, "condition", row) % len(items)]
 
 
-def hashed(*values: Any) -> int:
+def hashed(*values: str | int) -> int:
     """Return a number of 64 bits, the same everywhere for the same plain values."""
     return sampling.hashed(json.dumps(values))
 
 
-def group_of(by: str, uri: str, source: str, metadata: str | None, pattern: str = "", key: str = "") -> str | None:
+def group_of(groups: Groups, uri: str, source: str, metadata: str | None) -> str | None:
     """Return the group of a real picture; None where it cannot be told.
 
     Args:
-        by: "none", "source" (its name), "path" (a regular expression with a group named `group`), or "metadata" (a
-            key of the picture's JSON).
-        uri, source, metadata: of the picture.
-        pattern: searched in the uri.
-        key: of the JSON.
+        groups: where the group is told.
+        uri, source, metadata: of the picture; its source by name.
     """
-    if by == "none":
+    if groups.by == "none":
         return ""
-    if by == "source":
+    if groups.by == "source":
         return source
-    if by == "path":
-        return _named(pattern, uri, "group")
+    if groups.by == "path":
+        return _named(groups.pattern, uri, "group")
     try:
-        value = json.loads(metadata or "{}").get(key)
+        value = json.loads(metadata or "{}").get(groups.key)
     except (ValueError, AttributeError):
         return None
     return None if value is None else str(value)
 
 
-def class_of(by: str, uri: str, label: str | None, pattern: str = "") -> str | None:
+def class_of(groups: Groups, uri: str, label: str | None) -> str | None:
     """Return the class of a real picture: what the pattern calls `class`, else the label of its source."""
-    if by == "path" and "(?P<class>" in pattern:
-        return _named(pattern, uri, "class")
+    if groups.by == "path" and "(?P<class>" in groups.pattern:
+        return _named(groups.pattern, uri, "class")
     return label
 
 
 def _named(pattern: str, uri: str, name: str) -> str | None:
-    found = re.search(pattern, uri)
-    return found.group(name) if found else None
-
-
-def match_labels(labels: Sequence[str], classes: Sequence[str], names: Mapping[str, str], what: str) -> dict[str, int]:
-    """Return for each label of the dataset the index of the class of that name; the order decides nothing.
-
-    Args:
-        labels: of the dataset.
-        classes: of the model, in its order.
-        names: label of the dataset -> name of the class, where they differ.
-        what: whose classes, for the message.
-
-    Raises:
-        UserError: a label that is no class of it.
-    """
-    try:
-        indices = match_classes([names.get(label, label) for label in labels], classes, what)
-    except UserError as error:
-        raise UserError(f"{error}, or say in plan.names which label is which class") from None
-    return dict(zip(labels, indices, strict=True))
+    match = re.search(pattern, uri)
+    return match.group(name) if match else None

@@ -9,7 +9,6 @@ from __future__ import annotations
 import gc
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -20,27 +19,36 @@ from granary.curation.errors import UserError
 from granary.synth.feedback.classifiers import ImageClassifier, load_classifier
 from granary.synth.feedback.diffusion.checkpoints import first_line
 from granary.synth.feedback.diffusion.families import class_names, decoder, family_of
+from granary.synth.feedback.diffusion.interfaces import PipelineOutput
 from granary.synth.feedback.diffusion.loading import load_pipeline
+from granary.synth.feedback.gaussians import ClassGaussians
 from granary.synth.feedback.guidance import criteria
 from granary.synth.feedback.guidance.hooks import Feedback, pictures
 from granary.synth.feedback.guidance.options import GuidanceOptions
+from granary.synth.feedback.recipe import Sampling
 from granary.synth.feedback.requests import Drawn, Request
-
-if TYPE_CHECKING:
-    from granary.synth.feedback.gaussians import ClassGaussians
 
 
 class Sampler:
     """A diffusion pipeline and a classifier that steers it.
 
+    Args:
+        model: a folder of diffusers or an id of the Hub.
+        classifier: see `load_classifier`; it stays in float32.
+        guidance: the classifier's feedback.
+        sampling: how the model is run.
+        gaussians: for the hardness criterion.
+
     Attributes:
-        pipe, classifier: what was loaded.
+        pipe: the pipeline.
         classes: names of the classes the model takes, None when it takes none.
         classifier_classes: names in the order of the classifier's logits.
         needs: what each request must have: "label", "prompt", "condition".
-        fingerprint: sha256 (hex) of all that decides a sample but its request.
-        models: sha256 (hex) of the files of model and classifier alone.
+        models: sha256 (hex) of the files of model and classifier.
         halvings: how often memory ran out and the batch was halved.
+
+    Raises:
+        UserError: a model that cannot be used, or options that do not go with it.
     """
 
     def __init__(
@@ -48,33 +56,17 @@ class Sampler:
         model: str,
         classifier: str,
         guidance: GuidanceOptions,
-        *,
-        steps: int = 30,
-        scheduler: str | None = None,
-        guidance_scale: float | None = None,
-        device: str = "auto",
-        dtype: str = "float32",
-        image_dropout: float = 0.5,
+        sampling: Sampling | None = None,
         gaussians: ClassGaussians | None = None,
     ) -> None:
-        """Load both; raises UserError for what cannot be used.
-
-        model: a folder of diffusers or an id of the Hub; classifier: see `load_classifier`; steps: of denoising;
-        scheduler: ddpm, ddim, dpm++, euler, None for the model's own; guidance_scale: of classifier-free guidance,
-        None for the pipeline's own; dtype: of the model (the classifier stays in float32); image_dropout: share of the
-        conditioning picture's embedding that is dropped; gaussians: for the hardness criterion.
-        """
         if guidance.criterion == "hardness" and gaussians is None:
             raise UserError("guidance.criterion: hardness needs class Gaussians of real images")
-        self.guidance, self.steps, self.scale, self.dropout = guidance, steps, guidance_scale, image_dropout
-        self.device = torch_device(device)
+        self.guidance, self.sampling = guidance, sampling or Sampling()
+        self.device = torch_device(self.sampling.device)
         self.classifier: ImageClassifier = load_classifier(classifier, self.device)
         self.classifier_classes = list(self.classifier.classes)
-        self.pipe, weights = load_pipeline(model, scheduler, self.device, dtype)
-        try:
-            self.pipe.scheduler.set_timesteps(steps)
-        except ValueError as error:
-            raise UserError(f"steps: {steps} do not go with the model's scheduler ({first_line(error)})") from error
+        self.pipe, weights = load_pipeline(model, self.sampling.scheduler, self.device, self.sampling.dtype)
+        self._check_steps()
         self.family = family_of(self.pipe)
         self.classes = class_names(self.pipe)
         self.needs = self.family.needs or (("label",) if self.classes else ())
@@ -83,10 +75,14 @@ class Sampler:
             for name in {self.family.denoiser, "vae"} & set(self.pipe.components):
                 getattr(self.pipe, name).enable_gradient_checkpointing()
         self.models = fingerprint([], "models-1", weights, self.classifier.fingerprint)
-        choices = (guidance.model_dump(), steps, guidance_scale, image_dropout, weights, self.classifier.fingerprint)
-        norms = gaussians.tensors() if gaussians else {}
-        self.fingerprint = fingerprint([], "sampler-1", choices, [t.cpu().numpy().tobytes() for t in norms.values()])
         self.halvings, self._most = 0, math.inf
+
+    def _check_steps(self) -> None:
+        steps = self.sampling.steps
+        try:
+            self.pipe.scheduler.set_timesteps(steps)
+        except ValueError as error:
+            raise UserError(f"steps: {steps} do not go with the model's scheduler ({first_line(error)})") from error
 
     def draw(self, requests: Sequence[Request], batch: int = 16) -> list[Drawn]:
         """Draw the requests in batches of at most `batch`, in their order.
@@ -141,11 +137,13 @@ class Sampler:
         denoiser, scheduler = getattr(self.pipe, self.family.denoiser), self.pipe.scheduler
         n, half = len(requests), self.family.conditional
         feedback = Feedback(self.guidance, denoiser, scheduler, criterion, n, half, generators)
-        arguments = self.family.arguments(self.pipe, requests, self.dropout)
-        if self.family.guided and self.scale is not None:
-            arguments["guidance_scale"] = self.scale
+        arguments = self.family.arguments(self.pipe, requests, self.sampling.image_dropout)
+        if self.family.guided and self.sampling.guidance_scale is not None:
+            arguments["guidance_scale"] = self.sampling.guidance_scale
         with feedback.attached():
-            result = self.pipe(**arguments, generator=generators, num_inference_steps=self.steps, output_type="np")
+            result = self.pipe(
+                **arguments, generator=generators, num_inference_steps=self.sampling.steps, output_type="np"
+            )
         return self._judged(requests, targets, result, feedback)
 
     def _value(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -159,9 +157,11 @@ class Sampler:
         return criteria.loss(logits, targets), logits
 
     @torch.no_grad()
-    def _judged(self, requests: Sequence[Request], targets: Tensor, result: Any, feedback: Feedback) -> list[Drawn]:
+    def _judged(
+        self, requests: Sequence[Request], targets: Tensor, result: PipelineOutput, feedback: Feedback
+    ) -> list[Drawn]:
         """Score the finished pictures as they will be stored, in 8 bits."""
-        finite = np.isfinite(result.images).all(axis=(1, 2, 3))
+        finite = [bool(np.isfinite(image).all()) for image in result.images]
         withheld = getattr(result, "nsfw_content_detected", None) or [False] * len(requests)
         images = stored(result.images)
         shown = torch.from_numpy(images).to(self.device).permute(0, 3, 1, 2).float() / 255

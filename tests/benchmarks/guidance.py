@@ -28,6 +28,7 @@ from granary.synth.feedback.diffusion.generator import small_unet
 from granary.synth.feedback.diffusion.pixel_pipeline import ClassConditionalPipeline
 from granary.synth.feedback.guidance.hooks import pictures
 from granary.synth.feedback.guidance.options import GuidanceOptions
+from granary.synth.feedback.recipe import Sampling
 from granary.synth.feedback.requests import Request
 from granary.synth.feedback.sampler import Sampler
 from granary.training.models.classifier import Classifier, ClassifierConfig
@@ -44,14 +45,14 @@ def save_models(folder, args):
     unet = small_unet(3, args.size, args.channels, 1, len(CLASSES))
     pipe = ClassConditionalPipeline(unet, DDIMScheduler(), {str(i): name for i, name in enumerate(CLASSES)})
     pipe.save_pretrained(folder / "generator", safe_serialization=True)
-    Classifier(ClassifierConfig(tuple(CLASSES), side=args.size)).save(str(folder / "classifier"))
+    Classifier(ClassifierConfig(tuple(CLASSES), img_size=args.size)).save(str(folder / "classifier"))
 
 
 def load(folder, args, **options):
     """Return a sampler over the saved models."""
     guidance = GuidanceOptions(**{"criterion": "loss", "omega": OMEGA, "every": EVERY, **options})
     where = str(folder / "generator"), f"granary:{folder / 'classifier'}"
-    return Sampler(*where, guidance, steps=STEPS, guidance_scale=args.scale, device=args.device)
+    return Sampler(*where, guidance, Sampling(steps=STEPS, guidance_scale=args.scale, device=args.device))
 
 
 def requests(n):

@@ -54,13 +54,13 @@ def fashion(kind: str) -> Pictures:
 
 def fashion_experiment(out: Path, steps: int) -> Experiment:
     """Return the comparison on Fashion-MNIST; trains the generator on the 20,000 pictures unless it is there."""
-    from granary.synth.feedback.diffusion.generator import train_generator
+    from granary.synth.feedback.diffusion.generator import GeneratorFit, train_generator
 
     pool = fashion("train")
     generator = out / "generator"
     if not (generator / "model_index.json").exists():
         images = pool.images[..., 0]
-        train_generator(images, pool.labels, CLASSES, str(generator), steps=steps, seed=0)
+        train_generator(images, pool.labels, CLASSES, str(generator), GeneratorFit(steps=steps))
     return Experiment(
         pool=pool,
         test=fashion("t10k"),

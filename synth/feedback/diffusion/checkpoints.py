@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 from granary.curation.errors import UserError
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+LOADING = threading.Lock()  # diffusers and transformers build models on a device they set for the whole process
 READ = (".safetensors", ".json", ".txt", ".model")
 
 

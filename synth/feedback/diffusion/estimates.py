@@ -14,11 +14,11 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor
 
 from granary.curation.errors import UserError
+from granary.synth.feedback.diffusion.interfaces import Scheduler, Timestep
 
 SCHEDULERS = {"ddpm": "DDPMScheduler", "ddim": "DDIMScheduler", "dpm++": "DPMSolverMultistepScheduler"}
 SCHEDULERS |= {"euler": "EulerDiscreteScheduler"}
@@ -58,7 +58,7 @@ class NoiseLevel:
         return output + (shift / self.alpha if prediction == "v_prediction" else shift)
 
 
-def noise_level(scheduler: Any, timestep: Tensor | int | float) -> NoiseLevel:
+def noise_level(scheduler: Scheduler, timestep: Timestep) -> NoiseLevel:
     """Return the noise level at one of `scheduler.timesteps`, before the scheduler's step."""
     name = type(scheduler).__name__
     if name in ("DDPMScheduler", "DDIMScheduler"):
@@ -70,13 +70,13 @@ def noise_level(scheduler: Any, timestep: Tensor | int | float) -> NoiseLevel:
     return NoiseLevel(alpha, ratio * alpha, 1 / alpha if name == "EulerDiscreteScheduler" else 1.0)
 
 
-def clips(scheduler: Any) -> bool:
+def clips(scheduler: Scheduler) -> bool:
     """Return whether a scheduler cuts its estimate of x0 and yet steps with the uncut epsilon, as DDIM's may."""
     config = scheduler.config
     return type(scheduler).__name__ == "DDIMScheduler" and bool(config.clip_sample or config.thresholding)
 
 
-def clipped_drift(scheduler: Any, timestep: Any, output: Tensor, sample: Tensor, gradient: Tensor) -> Tensor:
+def clipped_drift(scheduler: Scheduler, timestep: Timestep, output: Tensor, sample: Tensor, gradient: Tensor) -> Tensor:
     """Return what the score's gain adds to the next sample of a DDIM that clips.
 
     Its step is prev = alpha' clip(x0) + sigma' eps. Told a smaller epsilon, a clipped x0 would stay and the step would
@@ -91,19 +91,20 @@ def clipped_drift(scheduler: Any, timestep: Any, output: Tensor, sample: Tensor,
     return (abar**0.5 - (1 - abar) ** 0.5 * here.alpha / here.sigma) * change
 
 
-def clipped(scheduler: Any, clean: Tensor) -> Tensor:
+def clipped(scheduler: Scheduler, clean: Tensor) -> Tensor:
     """Cut an estimate as the scheduler does."""
     if scheduler.config.thresholding:
-        return scheduler._threshold_sample(clean)
+        threshold: Callable[[Tensor], Tensor] = getattr(scheduler, "_threshold_sample")  # noqa: B009 (of DDIM alone)
+        return threshold(clean)
     return clean.clamp(-scheduler.config.clip_sample_range, scheduler.config.clip_sample_range)
 
 
-def takes_generator(step: Callable[..., Any]) -> bool:
+def takes_generator(step: Callable[..., object]) -> bool:
     """Return whether a scheduler's step draws noise."""
     return "generator" in inspect.signature(step).parameters
 
 
-def check_scheduler(scheduler: Any) -> None:
+def check_scheduler(scheduler: Scheduler) -> None:
     """Raise UserError for a scheduler whose coefficients are not known here."""
     name, config = type(scheduler).__name__, scheduler.config
     if name not in SCHEDULERS.values():

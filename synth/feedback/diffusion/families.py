@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,9 +12,11 @@ from torch import Tensor
 from granary.curation.encoders.inference import workable
 from granary.curation.errors import UserError
 from granary.synth.feedback.diffusion.estimates import SCHEDULERS
+from granary.synth.feedback.diffusion.interfaces import Pipeline
 from granary.synth.feedback.requests import Request
 
-Arguments = Callable[[Any, "Sequence[Request]", float], dict[str, Any]]
+Keywords = dict[str, object]  # of a call of a pipeline
+Arguments = Callable[[Pipeline, Sequence[Request], float], Keywords]
 
 
 @dataclass(frozen=True)
@@ -36,23 +37,23 @@ class Family:
     schedulers: tuple[str, ...] = tuple(SCHEDULERS.values())
 
 
-def _prompts(pipe: Any, requests: Sequence[Request], dropout: float) -> dict[str, Any]:
+def _prompts(pipe: Pipeline, requests: Sequence[Request], dropout: float) -> Keywords:
     return {"prompt": [request.prompt for request in requests]}
 
 
-def _prompts_and_images(pipe: Any, requests: Sequence[Request], dropout: float) -> dict[str, Any]:
+def _prompts_and_images(pipe: Pipeline, requests: Sequence[Request], dropout: float) -> Keywords:
     return {**_prompts(pipe, requests, dropout), "image_embeds": image_embeds(pipe, requests, dropout)}
 
 
-def _labels(pipe: Any, requests: Sequence[Request], dropout: float) -> dict[str, Any]:
+def _labels(pipe: Pipeline, requests: Sequence[Request], dropout: float) -> Keywords:
     return {"class_labels": [request.label for request in requests]}
 
 
-def _labels_if_any(pipe: Any, requests: Sequence[Request], dropout: float) -> dict[str, Any]:
+def _labels_if_any(pipe: Pipeline, requests: Sequence[Request], dropout: float) -> Keywords:
     return _labels(pipe, requests, dropout) if class_names(pipe) else _count(pipe, requests, dropout)
 
 
-def _count(pipe: Any, requests: Sequence[Request], dropout: float) -> dict[str, Any]:
+def _count(pipe: Pipeline, requests: Sequence[Request], dropout: float) -> Keywords:
     return {"batch_size": len(requests)}
 
 
@@ -68,12 +69,12 @@ FAMILIES = {
 }
 
 
-def family_of(pipe: Any) -> Family:
+def family_of(pipe: Pipeline) -> Family:
     """Return the family of a pipeline."""
     return FAMILIES[type(pipe).__name__]
 
 
-def class_names(pipe: Any) -> list[str] | None:
+def class_names(pipe: Pipeline) -> list[str] | None:
     """Return the names of the classes a pipeline takes, in their order; None where it takes none."""
     if type(pipe).__name__ == "DiTPipeline":
         return dit_classes(pipe.labels)
@@ -90,7 +91,7 @@ def dit_classes(labels: dict[str, int]) -> list[str] | None:
     return [", ".join(names) for names in synonyms]
 
 
-def decoder(pipe: Any) -> Callable[[Tensor], Tensor]:
+def decoder(pipe: Pipeline) -> Callable[[Tensor], Tensor]:
     """Return the differentiable map from a pipeline's samples to pictures (n, 3, H, W), about -1..1."""
     vae = getattr(pipe, "vae", None)
     if vae is None:
@@ -98,7 +99,7 @@ def decoder(pipe: Any) -> Callable[[Tensor], Tensor]:
     return lambda z: vae.decode((z / vae.config.scaling_factor).to(vae.dtype), return_dict=False)[0]
 
 
-def image_embeds(pipe: Any, requests: Sequence[Request], dropout: float) -> Tensor:
+def image_embeds(pipe: Pipeline, requests: Sequence[Request], dropout: float) -> Tensor:
     """Return the CLIP embeddings of the conditioning pictures after dropout: (n, d).
 
     Each entry is set to 0 with probability `dropout`, by a generator of the request's own, and the others are divided

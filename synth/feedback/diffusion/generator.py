@@ -7,7 +7,8 @@ tenth of the training pictures (Ho and Salimans 2022, arXiv 2207.12598), and a m
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import TypedDict, cast
 
 import numpy as np
 import torch
@@ -21,33 +22,65 @@ from torch import Tensor
 
 from granary.curation.encoders.inference import torch_device
 from granary.curation.errors import UserError
+from granary.synth.feedback.diffusion.interfaces import Scheduler
 from granary.synth.feedback.diffusion.pixel_pipeline import ClassConditionalPipeline
 
-__all__ = ["ClassConditionalPipeline", "train_generator"]
+Labels = Sequence[int] | NDArray[np.int64]
+Report = Callable[[int, float], None]  # told step and recent loss
 
-Report = Callable[[int, float], None]
+
+@dataclass(frozen=True)
+class GeneratorFit:
+    """How a generator is made and trained.
+
+    Args:
+        steps: of Adam; a warm-up over 5% of them, then cosine decay of the rate.
+        seed: decides weights, batches and noise.
+        size: pixels of the square pictures made, a multiple of 2^(len(channels) - 1); default: of the images.
+        channels: of each level of the UNet, multiples of 16.
+        layers: residual blocks in a level.
+        batch: pictures in a step.
+        lr: largest learning rate.
+        ema_decay: of the moving average of the weights, which is what is saved.
+        class_dropout: share of the pictures shown without their class, for classifier-free guidance.
+        timesteps: noise levels.
+        prediction: epsilon, sample or v_prediction.
+        device: auto, cpu, cuda or cuda:N.
+    """
+
+    steps: int = 2000
+    seed: int = 0
+    size: int | None = None
+    channels: tuple[int, ...] = (32, 64)
+    layers: int = 1
+    batch: int = 64
+    lr: float = 2e-3
+    ema_decay: float = 0.995
+    class_dropout: float = 0.1
+    timesteps: int = 1000
+    prediction: str = "epsilon"
+    device: str = "auto"
+
+
+class Trained(TypedDict):
+    """What came of a training; losses are means of the first 20 and of the last 100 steps."""
+
+    steps: int
+    first_loss: float
+    loss: float
+    parameters: int
+    size: int
+    classes: list[str]
 
 
 def train_generator(
     images: NDArray[np.uint8],
-    labels: Sequence[int] | NDArray[np.int64],
+    labels: Labels,
     classes: Sequence[str],
     out: str,
-    *,
-    steps: int = 2000,
-    seed: int = 0,
-    size: int | None = None,
-    channels: Sequence[int] = (32, 64),
-    layers: int = 1,
-    batch: int = 64,
-    rate: float = 2e-3,
-    decay: float = 0.995,
-    dropped: float = 0.1,
-    levels: int = 1000,
-    prediction: str = "epsilon",
-    device: str = "auto",
+    options: GeneratorFit | None = None,
     report: Report | None = None,
-) -> dict[str, Any]:
+) -> Trained:
     """Train a class-conditional model and save it as a `ClassConditionalPipeline`.
 
     Args:
@@ -55,60 +88,45 @@ def train_generator(
         labels: (n,) numbers of classes.
         classes: their names.
         out: folder to write.
-        steps, batch, rate: of Adam; a warm-up over 5% of the steps, then cosine decay of the rate.
-        seed: decides weights, batches and noise.
-        size: pixels of the square pictures made, a multiple of 2^(len(channels) - 1); default: of the images.
-        channels: of each level of the UNet, multiples of 16; layers: residual blocks in a level.
-        decay: of the moving average of the weights, which is what is saved.
-        dropped: share of the training pictures shown without their class, for classifier-free guidance.
-        levels: noise levels; prediction: epsilon, sample or v_prediction.
-        device: auto, cpu, cuda or cuda:N.
-        report: called with step and recent loss about a hundred times.
-
-    Returns:
-        {"steps", "first_loss", "loss", "parameters", "size", "classes"}; losses are means of 20 and of 100 steps.
+        options: how.
+        report: called about a hundred times.
 
     Raises:
         UserError: pictures, labels or sizes that do not fit.
     """
-    pictures, targets = prepare(images, labels, classes, size, 2 ** (len(channels) - 1))
+    options = options or GeneratorFit()
+    channels = options.channels
+    pictures, targets = prepare(images, labels, classes, options.size, 2 ** (len(channels) - 1))
     if any(width < 16 or width % 16 for width in channels):
-        raise UserError(f"generator: channels are {tuple(channels)}; each must be a multiple of 16")
-    where = torch_device(device)
-    noising = DDPMScheduler(num_train_timesteps=levels, prediction_type=prediction)
+        raise UserError(f"generator: channels are {channels}; each must be a multiple of 16")
+    noising = DDPMScheduler(num_train_timesteps=options.timesteps, prediction_type=options.prediction)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        unet: Any = small_unet(pictures.shape[1], pictures.shape[2], channels, layers, len(classes))
-        unet.to(where)
-        batches = _batches(pictures, targets, steps, batch, dropped, len(classes))
-        losses = _fit(unet, noising, batches, steps, rate, decay, report)
-    # DDIM steps what DDPM trained; clipping estimates to -1..1 is right for pixels
-    sampling = DDIMScheduler.from_config(noising.config, timestep_spacing="trailing")
-    names = {str(number): str(name) for number, name in enumerate(classes)}
-    ClassConditionalPipeline(unet.eval(), sampling, names).save_pretrained(out, safe_serialization=True)
-    return {
-        "steps": steps,
-        "first_loss": float(np.mean(losses[:20])),
-        "loss": float(np.mean(losses[-100:])),
-        "parameters": sum(p.numel() for p in unet.parameters()),
-        "size": pictures.shape[2],
-        "classes": list(classes),
-    }
+        torch.manual_seed(options.seed)
+        unet = small_unet(pictures.shape[1], pictures.shape[2], channels, options.layers, len(classes))
+        torch.nn.Module.to(unet, torch_device(options.device))  # the method of diffusers has no types
+        losses = _fit(unet, noising, _batches(pictures, targets, len(classes), options), options, report)
+    _save(unet, noising, classes, out)
+    return Trained(
+        steps=options.steps,
+        first_loss=float(np.mean(losses[:20])),
+        loss=float(np.mean(losses[-100:])),
+        parameters=sum(p.numel() for p in unet.parameters()),
+        size=pictures.shape[2],
+        classes=list(classes),
+    )
 
 
 def _fit(
-    unet: Any,
-    noising: Any,
+    unet: UNet2DModel,
+    noising: DDPMScheduler,
     batches: Iterator[tuple[Tensor, Tensor]],
-    steps: int,
-    rate: float,
-    decay: float,
+    options: GeneratorFit,
     report: Report | None,
 ) -> list[float]:
     """Train in place, leave the averaged weights in the network and return the losses."""
-    optimizer = torch.optim.Adam(unet.parameters(), lr=rate)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, max(steps, 2), pct_start=0.05)
-    average = EMAModel(unet.parameters(), decay=decay, use_ema_warmup=True, power=0.75)
+    optimizer = torch.optim.Adam(unet.parameters(), lr=options.lr)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, options.lr, max(options.steps, 2), pct_start=0.05)
+    average = EMAModel(unet.parameters(), decay=options.ema_decay, use_ema_warmup=True, power=0.75)
     losses: list[float] = []
     for step, (clean, classes) in enumerate(batches):
         loss = denoising_loss(unet, noising, clean.to(unet.device), classes.to(unet.device))
@@ -119,14 +137,21 @@ def _fit(
         schedule.step()
         average.step(unet.parameters())
         losses.append(float(loss.detach()))
-        if report and step % max(1, steps // 100) == 0:
+        if report and step % max(1, options.steps // 100) == 0:
             report(step, float(np.mean(losses[-100:])))
     average.copy_to(unet.parameters())
     return losses
 
 
+def _save(unet: UNet2DModel, noising: DDPMScheduler, classes: Sequence[str], out: str) -> None:
+    # DDIM steps what DDPM trained; clipping estimates to -1..1 is right for pixels
+    scheduler = cast(Scheduler, DDIMScheduler.from_config(noising.config, timestep_spacing="trailing"))
+    names = {str(number): str(name) for number, name in enumerate(classes)}
+    ClassConditionalPipeline(unet.eval(), scheduler, names).save_pretrained(out, safe_serialization=True)
+
+
 def prepare(
-    images: NDArray[np.uint8], labels: Any, classes: Sequence[str], size: int | None, multiple: int
+    images: NDArray[np.uint8], labels: Labels, classes: Sequence[str], size: int | None, multiple: int
 ) -> tuple[Tensor, Tensor]:
     """Return pictures (n, c, size, size) float32 in -1..1 and targets (n,) int64; raises UserError when they misfit."""
     pixels = np.asarray(images)
@@ -162,22 +187,21 @@ def small_unet(inputs: int, size: int, channels: Sequence[int], layers: int, cla
     )
 
 
-def denoising_loss(unet: Any, noising: Any, clean: Tensor, classes: Tensor) -> Tensor:
+def denoising_loss(unet: UNet2DModel, noising: DDPMScheduler, clean: Tensor, classes: Tensor) -> Tensor:
     """Return the mean squared error of the prediction at random noise levels. clean: (B, c, h, w); classes: (B,)."""
     noise = torch.randn(clean.shape).to(clean.device)
-    t = torch.randint(0, noising.config.num_train_timesteps, (len(clean),)).to(clean.device)
-    noisy, kind = noising.add_noise(clean, noise, t), noising.config.prediction_type
-    wanted = noising.get_velocity(clean, noise, t) if kind == "v_prediction" else clean if kind == "sample" else noise
-    return F.mse_loss(unet(noisy, t, class_labels=classes).sample, wanted)
+    t = torch.randint(0, len(noising.alphas_cumprod), (len(clean),)).to(clean.device)
+    times = cast(torch.IntTensor, t)
+    targets = {"epsilon": noise, "sample": clean, "v_prediction": noising.get_velocity(clean, noise, times)}
+    output = unet(noising.add_noise(clean, noise, times), t, class_labels=classes).sample
+    return F.mse_loss(output, targets[noising.config["prediction_type"]])
 
 
-def _batches(
-    x: Tensor, y: Tensor, steps: int, batch: int, dropped: float, nothing: int
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield `steps` batches, each epoch in a new order, some of their classes replaced by `nothing`."""
+def _batches(x: Tensor, y: Tensor, nothing: int, options: GeneratorFit) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield a batch for each step, each epoch in a new order, some of their classes replaced by `nothing`."""
     order = torch.empty(0, dtype=torch.int64)
-    for _ in range(steps):
-        while len(order) < batch:
+    for _ in range(options.steps):
+        while len(order) < options.batch:
             order = torch.cat([order, torch.randperm(len(x))])
-        chosen, order = order[:batch], order[batch:]
-        yield x[chosen], torch.where(torch.rand(batch) < dropped, nothing, y[chosen])
+        chosen, order = order[: options.batch], order[options.batch :]
+        yield x[chosen], torch.where(torch.rand(options.batch) < options.class_dropout, nothing, y[chosen])

@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import diffusers
 import torch
@@ -19,12 +19,13 @@ from granary.curation.store import storage
 from granary.synth.feedback.diffusion.checkpoints import first_line, model_files, no_progress_bars, refuse_pickles
 from granary.synth.feedback.diffusion.estimates import SCHEDULERS, check_scheduler
 from granary.synth.feedback.diffusion.families import FAMILIES, class_names
+from granary.synth.feedback.diffusion.interfaces import Pipeline
 from granary.synth.feedback.diffusion.pixel_pipeline import ClassConditionalPipeline
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
-def load_pipeline(model: str, scheduler: str | None, device: torch.device, dtype: str) -> tuple[Any, str]:
+def load_pipeline(model: str, scheduler: str | None, device: torch.device, dtype: str) -> tuple[Pipeline, str]:
     """Return a pipeline on its device, frozen, and the fingerprint of its files.
 
     model: a folder that `save_pretrained` wrote, or an id of the Hub; scheduler: ddpm, ddim, dpm++ or euler, None for
@@ -39,7 +40,7 @@ def load_pipeline(model: str, scheduler: str | None, device: torch.device, dtype
     options = {"dtype": DTYPES[dtype], "use_safetensors": True, "trust_remote_code": False, "local_files_only": True}
     try:
         with no_progress_bars():
-            pipe = kind.from_pretrained(str(folder), **options)
+            pipe = cast(Pipeline, kind.from_pretrained(str(folder), **options))
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError) as error:
         raise UserError(f"model: '{model}' cannot be loaded ({first_line(error)})") from error
     if FAMILIES[type(pipe).__name__].needs == ("label",) and not class_names(pipe):
@@ -69,7 +70,7 @@ def local_folder(model: str) -> Path:
         raise UserError(f"model: '{model}' is no folder, and the Hub does not give it ({reason})") from error
 
 
-def _index(model: str, folder: Path) -> dict[str, Any]:
+def _index(model: str, folder: Path) -> dict[str, object]:
     """Read model_index.json; raise UserError when it is none or of an unknown family."""
     try:
         index = json.loads((folder / "model_index.json").read_text())
@@ -81,7 +82,7 @@ def _index(model: str, folder: Path) -> dict[str, Any]:
     return index
 
 
-def _check_components(model: str, folder: Path, index: dict[str, Any]) -> None:
+def _check_components(model: str, folder: Path, index: dict[str, object]) -> None:
     """Raise UserError for a missing scheduler and for pickled weights."""
     for name, spec in index.items():
         if isinstance(spec, list) and spec[:1] != [None]:
@@ -93,7 +94,7 @@ def _check_components(model: str, folder: Path, index: dict[str, Any]) -> None:
         )
 
 
-def _set_scheduler(pipe: Any, scheduler: str | None) -> None:
+def _set_scheduler(pipe: Pipeline, scheduler: str | None) -> None:
     """Put the wanted scheduler into a pipeline."""
     if scheduler is not None:
         if scheduler not in SCHEDULERS:

@@ -3,27 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
+import numpy as np
 import torch
 from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
 from diffusers.utils.torch_utils import randn_tensor
+from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from granary.synth.feedback.diffusion.estimates import takes_generator
+from granary.synth.feedback.diffusion.interfaces import Scheduler
+
+Pictures = list[Image.Image] | NDArray[np.float32] | Tensor
 
 
 class ClassConditionalPipeline(DiffusionPipeline):
     """Pictures from a UNet2DModel, of given classes or, for a model without classes, of any kind.
 
-    unet: a UNet2DModel; with k classes it has k + 1 class embeddings, the last for "no class"; scheduler: any of
-    diffusers' with set_timesteps, scale_model_input and step; id2label: {number as text: name of the class}.
+    Args:
+        unet: with k classes it has k + 1 class embeddings, the last for "no class".
+        scheduler: any of diffusers' with set_timesteps, scale_model_input and step.
+        id2label: {number as text: name of the class}.
     """
 
-    model_cpu_offload_seq: Any = "unet"
+    model_cpu_offload_seq = "unet"  # type: ignore[assignment]  # diffusers declares it as None
 
-    def __init__(self, unet: UNet2DModel, scheduler: Any, id2label: Mapping[str, str] | None = None) -> None:
+    def __init__(self, unet: UNet2DModel, scheduler: Scheduler, id2label: Mapping[str, str] | None = None) -> None:
         super().__init__()
         self.register_modules(unet=unet, scheduler=scheduler)
         self.register_to_config(id2label=dict(id2label) if id2label else None)
@@ -44,32 +51,50 @@ class ClassConditionalPipeline(DiffusionPipeline):
         generator: torch.Generator | list[torch.Generator] | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
-    ) -> Any:
+    ) -> ImagePipelineOutput | tuple[Pictures]:
         """Draw pictures.
 
-        class_labels: (n,) numbers of classes, None for a model without; batch_size: n where there are no labels;
-        guidance_scale: w of classifier-free guidance, eps = eps_0 + w (eps_y - eps_0), off at 1 or below; generator:
-        one, or one for each picture. Returns an ImagePipelineOutput, pictures (n, h, w, c) in 0..1 for "np".
+        Args:
+            class_labels: (n,) numbers of classes, None for a model without.
+            batch_size: n, where there are no labels.
+            num_inference_steps: denoising steps.
+            guidance_scale: w of classifier-free guidance, eps = eps_0 + w (eps_y - eps_0), off at 1 or below.
+            generator: one, or one for each picture.
+            output_type: "pil"; "np" for (n, h, w, c) float32 in 0..1; "pt" for (n, c, h, w).
+            return_dict: an ImagePipelineOutput, else a tuple of the pictures.
+
+        Raises:
+            ValueError: labels for a model without classes, or none for one with.
         """
         if (class_labels is None) != (self.classes is None):
             raise ValueError("class_labels must be given exactly when the model has classes")
         n = batch_size if class_labels is None else len(class_labels)
-        device, config = self._execution_device, self.unet.config
-        size = config.sample_size if isinstance(config.sample_size, list | tuple) else (config.sample_size,) * 2
+        device = self._execution_device
         self.scheduler.set_timesteps(num_inference_steps, device=device)
-        sample = randn_tensor((n, config.in_channels, *size), generator=generator, device=device, dtype=self.unet.dtype)
-        sample = sample * self.scheduler.init_noise_sigma
+        sample = self._noise(n, generator) * self.scheduler.init_noise_sigma
         predict = self._denoiser(class_labels, guidance_scale, device)
         stochastic = {"generator": generator} if takes_generator(self.scheduler.step) else {}
         for t in self.progress_bar(self.scheduler.timesteps):
             output = predict(sample, t)
             sample = self.scheduler.step(output, t, sample, **stochastic).prev_sample
-        images: Any = (sample / 2 + 0.5).clamp(0, 1)
-        if output_type != "pt":
-            images = images.float().cpu().permute(0, 2, 3, 1).numpy()
-            images = self.numpy_to_pil(images) if output_type == "pil" else images
+        pictures = self._pictures(sample, output_type)
         self.maybe_free_model_hooks()
-        return ImagePipelineOutput(images=images) if return_dict else (images,)
+        if not return_dict:
+            return (pictures,)
+        return ImagePipelineOutput(images=pictures)  # type: ignore[arg-type]  # a tensor for "pt", as diffusers has it
+
+    def _noise(self, n: int, generator: torch.Generator | list[torch.Generator] | None) -> Tensor:
+        config, device = self.unet.config, self._execution_device
+        size = config["sample_size"]
+        shape = (n, config["in_channels"], *(size if isinstance(size, list | tuple) else (size, size)))
+        return randn_tensor(shape, generator=generator, device=device, dtype=self.unet.dtype)
+
+    def _pictures(self, sample: Tensor, output_type: str) -> Pictures:
+        images = (sample / 2 + 0.5).clamp(0, 1)
+        if output_type == "pt":
+            return images
+        pixels = images.float().cpu().permute(0, 2, 3, 1).numpy()
+        return self.numpy_to_pil(pixels) if output_type == "pil" else pixels
 
     def _denoiser(
         self, class_labels: Sequence[int] | None, scale: float, device: torch.device

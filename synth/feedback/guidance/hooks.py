@@ -15,19 +15,28 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from granary.synth.feedback.diffusion.estimates import clipped_drift, clips, noise_level, takes_generator
+from granary.synth.feedback.diffusion.interfaces import Scheduler, StepResult, Timestep
 from granary.synth.feedback.guidance.options import GuidanceOptions
 
 __all__ = ["Feedback", "GuidanceOptions"]
 
 Moved = tuple[Tensor, Tensor, Tensor]  # output, sample, drift of the next sample
+
+
+class Call(NamedTuple):
+    """What a denoiser was called with: the sample, the other arguments, the keywords."""
+
+    sample: Tensor
+    rest: tuple[object, ...]
+    keywords: dict[str, object]
 
 
 class Feedback:
@@ -50,7 +59,7 @@ class Feedback:
         self,
         options: GuidanceOptions,
         denoiser: nn.Module,
-        scheduler: Any,
+        scheduler: Scheduler,
         criterion: Callable[[Tensor], Tensor],
         n: int,
         conditional: str = "second",
@@ -63,7 +72,7 @@ class Feedback:
         self.trace: list[Tensor] = []
         self.skipped = torch.zeros(n, dtype=torch.int64)
         self.taken = torch.zeros(n, dtype=torch.int64)
-        self._call: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
+        self._call: Call | None = None
         self._index, self._inside = 0, False
 
     @contextlib.contextmanager
@@ -74,7 +83,7 @@ class Feedback:
         own = {} if self.generators is None or not takes_generator(plain) else {"generator": self.generators}
 
         @functools.wraps(plain)  # pipelines look at the signature of step
-        def step(output: Tensor, timestep: Any, sample: Tensor, **kwargs: Any) -> Any:
+        def step(output: Tensor, timestep: Timestep, sample: Tensor, **kwargs: object) -> StepResult:
             twice = len(sample) == 2 * self.n  # DiT carries its samples twice; generators are for one half
             moved = self._steered(output[: self.n], timestep, sample[: self.n])
             if twice and "generator" not in own:
@@ -90,11 +99,11 @@ class Feedback:
             del self.scheduler.step
             hook.remove()
 
-    def _note(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _note(self, _: nn.Module, args: tuple[Tensor, *tuple[object, ...]], kwargs: dict[str, object]) -> None:
         if not self._inside:
-            self._call = (args, kwargs)
+            self._call = Call(args[0], args[1:], kwargs)
 
-    def _steered(self, output: Tensor, timestep: Any, sample: Tensor) -> Moved:
+    def _steered(self, output: Tensor, timestep: Timestep, sample: Tensor) -> Moved:
         """Steer, where this step gets feedback."""
         index, self._index = self._index, self._index + 1
         wanted = self.options.omega != 0 or self.options.observe
@@ -105,7 +114,7 @@ class Feedback:
         self._inside = False
         return moved
 
-    def steer(self, output: Tensor, timestep: Any, sample: Tensor) -> Moved:
+    def steer(self, output: Tensor, timestep: Timestep, sample: Tensor) -> Moved:
         """Return output and sample after one feedback step, and what to add to the next sample.
 
         With omega 0 only the trace grows.
@@ -128,7 +137,7 @@ class Feedback:
         drift = torch.where(keep, moved[2], torch.zeros_like(moved[2]))
         return torch.where(keep, moved[0], output), torch.where(keep, moved[1], sample), drift
 
-    def _moved(self, output: Tensor, timestep: Any, sample: Tensor, gradient: Tensor) -> Moved:
+    def _moved(self, output: Tensor, timestep: Timestep, sample: Tensor, gradient: Tensor) -> Moved:
         """Return output, sample and drift after the rule."""
         omega, c, still = self.options.omega, sample.shape[1], torch.zeros_like(sample)
         if self.options.rule == "normalised":
@@ -149,33 +158,34 @@ class Feedback:
         self.skipped += ~good.cpu()
         self.taken += good.cpu()
 
-    def value(self, timestep: Any, sample: Tensor) -> Tensor:
+    def value(self, timestep: Timestep, sample: Tensor) -> Tensor:
         """Return C of what the denoiser makes out of samples (n, c, h, w) now: (n,)."""
         noise = noise_level(self.scheduler, timestep)
         output = self._predict(timestep, sample)[:, : sample.shape[1]].float()
         clean = noise.clean(self.scheduler.config.prediction_type, output, sample)
         return self._saving(self.criterion, noise.mixed(clean, sample) if self.options.mixes else clean)
 
-    def _predict(self, timestep: Any, sample: Tensor) -> Tensor:
+    def _predict(self, timestep: Timestep, sample: Tensor) -> Tensor:
         """Call the denoiser as the pipeline did, with the conditional rows only."""
-        args, kwargs = self._call
-        first = args[0]
+        assert self._call is not None, "the scheduler stepped before the denoiser was called"
+        first, rest, keywords = self._call
         if len(first) == 2 * self.n:
-            args, kwargs = self._rows(args), self._rows(kwargs)
+            rest = tuple(map(self._half, rest))
+            keywords = {key: self._half(value) for key, value in keywords.items()}
 
         def call(x: Tensor) -> Tensor:
             inputs = self.scheduler.scale_model_input(x, timestep).to(first.dtype)
-            return self.denoiser(inputs, *args[1:], **kwargs)[0]
+            return self.denoiser(inputs, *rest, **keywords)[0]
 
         return self._saving(call, sample)
 
-    def _rows(self, value: Any) -> Any:
+    def _half(self, value: object) -> object:
         """Take the conditional half of every tensor that has 2 n rows."""
         if isinstance(value, Tensor) and value.ndim and len(value) == 2 * self.n:
             return value[self.conditional]
         if isinstance(value, dict):
-            return {key: self._rows(part) for key, part in value.items()}
-        return tuple(self._rows(part) for part in value) if isinstance(value, list | tuple) else value
+            return {key: self._half(part) for key, part in value.items()}
+        return tuple(map(self._half, value)) if isinstance(value, list | tuple) else value
 
     def _saving(self, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         """Call a function, keeping no activations when checkpoints are wanted and its models set none of their own."""
@@ -204,14 +214,16 @@ def pictures(x: Tensor, rescale: str) -> Tensor:
     return (x - low.view(-1, 1, 1, 1)) / (high - low).clamp(min=1e-8).view(-1, 1, 1, 1)
 
 
-def _finished(result: Any, drift: Tensor, double: bool) -> Any:
-    """Return a scheduler's output, its next sample moved where it drifts, all its samples twice where wanted."""
-    pairs = list(enumerate(result)) if isinstance(result, tuple) else list(result.items())
-    if drift.any():
-        pairs[0] = (pairs[0][0], pairs[0][1] + drift)  # prev_sample is the first
-    values = {key: torch.cat([value, value]) if double else value for key, value in pairs}
+def _finished(result: StepResult, drift: Tensor, double: bool) -> StepResult:
+    """Return a scheduler's output, its next sample moved where it drifts, all its samples twice where asked for."""
     if isinstance(result, tuple):
-        return tuple(values.values())
-    for key, value in values.items():
+        return tuple(_moved(result, drift, double))
+    for key, value in zip(list(result), _moved(result.values(), drift, double), strict=True):
         result[key] = value
     return result
+
+
+def _moved(values: Iterable[Tensor], drift: Tensor, double: bool) -> list[Tensor]:
+    first, *rest = values  # prev_sample is the first
+    moved = [first + drift if drift.any() else first, *rest]
+    return [torch.cat([value, value]) if double else value for value in moved]

@@ -34,7 +34,7 @@ from granary.pipelines.demos.union import (
 from granary.pipelines.engine.recipe import load_recipe
 from granary.pipelines.engine.units import Engine, Runner
 from granary.pipelines.kinds.sample import sample
-from granary.synth.feedback.diffusion.generator import train_generator
+from granary.synth.feedback.diffusion.generator import GeneratorFit, train_generator
 from granary.synth.feedback.recipe import SampleRecipe
 from granary.training.models.classifier import Fit, fit_classifier
 
@@ -138,7 +138,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("models")
     pool = three_digits(sample_demo.digits()[0])
-    train_generator(pool.images[..., 0], pool.labels, pool.classes, str(folder / "model"), steps=3, channels=(16, 16))
+    quick = GeneratorFit(steps=3, channels=(16, 16))
+    train_generator(pool.images[..., 0], pool.labels, pool.classes, str(folder / "model"), quick)
     options = Fit(steps=30, batch=32, width=8)
     fit_classifier(pool.images, pool.labels, pool.classes, options, seed=0).save(str(folder / "classifier"))
     rows = np.concatenate([np.flatnonzero(pool.labels == k)[: 6 - 2 * k] for k in range(3)])

@@ -23,7 +23,7 @@ from granary.pipelines import command
 from granary.pipelines.engine.recipe import load_recipe
 from granary.pipelines.engine.units import Engine, Runner
 from granary.pipelines.kinds.sample import sample, write_report
-from granary.synth.feedback import drawing
+from granary.synth.feedback import lending, sampler
 from granary.synth.feedback.guidance.options import GuidanceOptions
 from granary.synth.feedback.plan import Cell, plan_rows, row_seed, shortfalls
 from granary.synth.feedback.recipe import SampleRecipe
@@ -44,7 +44,7 @@ class FakeSampler:
     asked: ClassVar[list[tuple[float, Request]]] = []
     models = "fake-1"
 
-    def __init__(self, model: str, classifier: str, guidance: GuidanceOptions, **options: Any) -> None:
+    def __init__(self, model: str, classifier: str, guidance: GuidanceOptions, *_: Any) -> None:
         self.guidance = guidance
 
     def draw(self, requests: Sequence[Request], batch: int = 16) -> list[Drawn]:
@@ -65,8 +65,8 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> type[FakeSampler]:
     class Fake(FakeSampler):
         asked: ClassVar[list[tuple[float, Request]]] = []
 
-    monkeypatch.setattr(drawing, "Sampler", Fake)
-    monkeypatch.setattr(drawing, "_idle", {})
+    monkeypatch.setattr(sampler, "Sampler", Fake)
+    monkeypatch.setattr(lending, "_idle", {})
     return Fake
 
 
@@ -109,8 +109,8 @@ def files(out: Path, what: str) -> dict[str, bytes]:
 @pytest.fixture(scope="module")
 def made(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     patch = pytest.MonkeyPatch()
-    patch.setattr(drawing, "Sampler", FakeSampler)
-    patch.setattr(drawing, "_idle", {})
+    patch.setattr(sampler, "Sampler", FakeSampler)
+    patch.setattr(lending, "_idle", {})
     out = tmp_path_factory.mktemp("run") / "out"
     facts = run(out, data, "--guidance.omega", "0.5", beam=True)
     patch.undo()

@@ -13,7 +13,8 @@ from PIL import Image
 from tiny_pipelines import CLASSES, save_vit
 
 from granary.curation.errors import UserError
-from granary.synth.feedback.classifiers import Preprocessing, load_classifier, match_classes
+from granary.synth.feedback.classes import match_classes
+from granary.synth.feedback.classifiers import Preprocessing, load_classifier
 from granary.training.models.classifier import Classifier, ClassifierConfig
 
 PROCESSORS = {

@@ -12,9 +12,10 @@ from sklearn.datasets import load_digits
 from sklearn.neighbors import KNeighborsClassifier
 
 from granary.synth.feedback.classifiers import load_classifier
-from granary.synth.feedback.diffusion.generator import train_generator
+from granary.synth.feedback.diffusion.generator import GeneratorFit, train_generator
 from granary.synth.feedback.gaussians import ClassGaussians, ClassSums
 from granary.synth.feedback.guidance.options import GuidanceOptions
+from granary.synth.feedback.recipe import Sampling
 from granary.synth.feedback.requests import Drawn, Request
 from granary.synth.feedback.sampler import Sampler
 from granary.training.models.classifier import Fit, fit_classifier
@@ -28,7 +29,7 @@ OMEGAS = {  # below 0, 0, small, medium
     ("entropy", "score"): (0.0, 1.0, 4.0),
     ("hardness", "score"): (-0.1, 0.0, 0.01, 0.03),
 }
-SETTINGS = {"steps": 600, "channels": (32, 32), "rate": 4e-3, "decay": 0.99}
+SETTINGS = GeneratorFit(steps=600, channels=(32, 32), lr=4e-3, ema_decay=0.99)
 N = 100
 
 
@@ -46,7 +47,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     folder, digits = tmp_path_factory.mktemp("digits"), load_digits()
     images, labels = (digits.images * 255 / 16).round().astype(np.uint8), digits.target
     classes = [str(number) for number in range(10)]
-    train_generator(images, labels, classes, str(folder / "generator"), **SETTINGS)
+    train_generator(images, labels, classes, str(folder / "generator"), SETTINGS)
     colour = np.repeat(images[..., None], 3, axis=3)
     fit_classifier(colour[:300], labels[:300], classes, Fit(steps=200, width=16), seed=0).save(str(folder / "net"))
     classifier = load_classifier(f"granary:{folder / 'net'}", "cpu")
@@ -59,7 +60,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
 def draw(trained: Trained, **guidance: object) -> list[Drawn]:
     """Draw ten of each digit, with the same noise whatever the guidance."""
     options = GuidanceOptions(**guidance)  # type: ignore[arg-type]
-    sampler = Sampler(trained.generator, trained.classifier, options, guidance_scale=2.0, gaussians=trained.gaussians)
+    sampler = Sampler(trained.generator, trained.classifier, options, Sampling(guidance_scale=2.0), trained.gaussians)
     return sampler.draw([Request(str(i), i, i % 10, i % 10) for i in range(N)], 50)
 
 

@@ -13,7 +13,7 @@ from diffusers import DDIMScheduler, DDPMScheduler, EulerDiscreteScheduler, UNet
 from tiny_pipelines import classes_in_pixels, pixel_unet
 
 from granary.curation.errors import UserError
-from granary.synth.feedback.diffusion.generator import denoising_loss, prepare, train_generator
+from granary.synth.feedback.diffusion.generator import GeneratorFit, denoising_loss, prepare, train_generator
 from granary.synth.feedback.diffusion.pixel_pipeline import ClassConditionalPipeline
 
 TINY: dict[str, Any] = {"size": 8, "channels": (16,), "layers": 1, "batch": 16}
@@ -28,7 +28,7 @@ def squares(n: int = 60) -> tuple[np.ndarray, np.ndarray]:
 
 
 def test_the_saved_model_has_the_layout_of_diffusers(tmp_path: Path) -> None:
-    facts = train_generator(*squares(), ["above", "below"], str(tmp_path), steps=3, **TINY)
+    facts = train_generator(*squares(), ["above", "below"], str(tmp_path), GeneratorFit(steps=3, **TINY))
     index = json.loads((tmp_path / "model_index.json").read_text())
     assert index["_class_name"] == "ClassConditionalPipeline"
     assert index["unet"] == ["diffusers", "UNet2DModel"]
@@ -48,7 +48,7 @@ def test_the_saved_model_has_the_layout_of_diffusers(tmp_path: Path) -> None:
 def test_the_same_arguments_give_the_same_bytes_and_leave_the_random_state(tmp_path: Path) -> None:
     before = torch.random.get_rng_state()
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        train_generator(*squares(), ["above", "below"], str(tmp_path / name), steps=4, seed=seed, **TINY)
+        train_generator(*squares(), ["above", "below"], str(tmp_path / name), GeneratorFit(steps=4, seed=seed, **TINY))
     files = [(tmp_path / name / "unet/diffusion_pytorch_model.safetensors").read_bytes() for name in "abc"]
     assert files[0] == files[1]
     assert files[0] != files[2]
@@ -56,8 +56,8 @@ def test_the_same_arguments_give_the_same_bytes_and_leave_the_random_state(tmp_p
 
 
 def test_it_learns_which_class_is_which(tmp_path: Path) -> None:
-    options = {**TINY, "rate": 1e-2, "decay": 0.9, "prediction": "sample"}
-    facts = train_generator(*squares(), ["above", "below"], str(tmp_path), steps=50, **options)
+    options = {**TINY, "lr": 1e-2, "ema_decay": 0.9, "prediction": "sample"}
+    facts = train_generator(*squares(), ["above", "below"], str(tmp_path), GeneratorFit(steps=50, **options))
     assert facts["loss"] < 0.6 * facts["first_loss"]
     pipe = ClassConditionalPipeline.from_pretrained(tmp_path)
     pipe.set_progress_bar_config(disable=True)

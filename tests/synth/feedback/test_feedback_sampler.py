@@ -15,10 +15,13 @@ from PIL import Image
 from tiny_pipelines import CLASSES, save, save_net, save_vit
 
 from granary.curation.errors import UserError
+from granary.curation.runs.run import digest
 from granary.synth.feedback import sampler as module
 from granary.synth.feedback.diffusion import loading
 from granary.synth.feedback.gaussians import ClassSums
 from granary.synth.feedback.guidance.options import GuidanceOptions
+from granary.synth.feedback.lending import SamplerSpec
+from granary.synth.feedback.recipe import Sampling
 from granary.synth.feedback.requests import Drawn, Request
 from granary.synth.feedback.sampler import Sampler, out_of_memory, stored
 
@@ -34,10 +37,11 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def sampler(models: Path, name: str = "classes", steps: int = 4, **changes: Any) -> Sampler:
+def sampler(models: Path, name: str = "classes", **changes: Any) -> Sampler:
+    """Return a sampler; of the changes, `guidance`, `classifier` and `gaussians`, the rest is of `Sampling`."""
     guidance = GuidanceOptions(**({"omega": 0.05, "every": 2} | changes.pop("guidance", {})))
-    classifier = changes.pop("classifier", str(models / "vit"))
-    return Sampler(str(models / name), classifier, guidance, steps=steps, **changes)
+    classifier, gaussians = changes.pop("classifier", str(models / "vit")), changes.pop("gaussians", None)
+    return Sampler(str(models / name), classifier, guidance, Sampling(**{"steps": 4, **changes}), gaussians)
 
 
 def requests(n: int = 5) -> list[Request]:
@@ -83,17 +87,21 @@ def test_a_new_sampler_draws_the_same_ids_and_pixels(models: Path) -> None:
     """What is left of a run that was killed can be drawn by another process."""
     rows = requests(6)
     first, second = sampler(models), sampler(models)
-    assert first.fingerprint == second.fingerprint
+    assert first.models == second.models
     whole = first.draw(rows, 2)
     assert same(second.draw(rows[2:], 2), whole[2:])
 
 
-def test_the_fingerprint_tells_settings_apart(models: Path) -> None:
-    prints = [
-        sampler(models, guidance=guidance, steps=steps, scheduler=scheduler).fingerprint
-        for guidance, steps, scheduler in [({}, 4, None), ({"omega": 0.1}, 4, None), ({}, 5, None), ({}, 4, "ddpm")]
+def test_the_digest_of_what_units_load_tells_settings_apart() -> None:
+    changes: list[tuple[dict[str, Any], dict[str, Any]]] = [
+        ({}, {}),
+        ({"omega": 0.1}, {}),
+        ({}, {"steps": 5}),
+        ({}, {"scheduler": "ddpm"}),
     ]
-    assert len(set(prints)) == 4
+    specs = [SamplerSpec("m", "c", GuidanceOptions(**guidance), Sampling(**rest)) for guidance, rest in changes]
+    assert len({digest(spec) for spec in specs}) == len(set(specs)) == 4
+    assert digest(specs[0]) != digest(dataclasses.replace(specs[0], models="of other files"))
 
 
 def test_memory_that_runs_out_halves_the_batch_and_the_run_goes_on(models: Path) -> None:

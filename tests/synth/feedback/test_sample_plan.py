@@ -8,19 +8,19 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from granary.curation.errors import UserError
+from granary.synth.feedback.classes import match_labels
 from granary.synth.feedback.plan import (
     Cell,
     choose,
     class_of,
     group_of,
-    match_labels,
     plan_rows,
     row_id,
     row_seed,
     shortfalls,
 )
 from granary.synth.feedback.prompts import check_template, prompt_of
-from granary.synth.feedback.recipe import FillOptions, SampleRecipe
+from granary.synth.feedback.recipe import FillOptions, Groups, SampleRecipe
 
 COUNTS = {Cell("cat"): 1400, Cell("dog"): 1300, Cell("eel"): 20, Cell("fox"): 1}
 
@@ -100,14 +100,15 @@ def test_conditioning_pictures_are_chosen_evenly() -> None:
 
 def test_groups_are_told_by_source_path_or_metadata() -> None:
     uri, pattern = "nico/train/autumn/bird/0.jpg", r"train/(?P<group>[^/]+)/(?P<class>[^/]+)/"
-    assert group_of("none", uri, "nico", None) == ""
-    assert group_of("source", uri, "nico", None) == "nico"
-    assert group_of("path", uri, "nico", None, pattern) == "autumn"
-    assert class_of("path", uri, "train", pattern) == "bird"
-    assert group_of("path", "elsewhere", "nico", None, pattern) is None
-    assert group_of("metadata", uri, "nico", '{"context": 3}', "", "context") == "3"
-    assert group_of("metadata", uri, "nico", "[1]", "", "context") is None
-    assert group_of("metadata", uri, "nico", "no json", "", "context") is None
+    by_path, by_key = Groups(by="path", pattern=pattern), Groups(by="metadata", key="context")
+    assert group_of(Groups(), uri, "nico", None) == ""
+    assert group_of(Groups(by="source"), uri, "nico", None) == "nico"
+    assert group_of(by_path, uri, "nico", None) == "autumn"
+    assert class_of(by_path, uri, "train") == "bird"
+    assert group_of(by_path, "elsewhere", "nico", None) is None
+    assert group_of(by_key, uri, "nico", '{"context": 3}') == "3"
+    assert group_of(by_key, uri, "nico", "[1]") is None
+    assert group_of(by_key, uri, "nico", "no json") is None
 
 
 def test_classes_match_by_name_and_never_by_place() -> None:
