@@ -23,7 +23,8 @@ from torch import Tensor, nn
 
 from granary.curation.options import Options as OptionGroup
 from granary.training.data.crops import Crop
-from granary.training.data.loader import Part, Plan
+from granary.training.data.loader import Plan
+from granary.training.data.parts import Part
 from granary.training.models.vit import VisionTransformer
 from granary.training.models.vit_config import ViTConfig
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic_core import ErrorDetails
 
 from granary.curation.options import Options
 from granary.training.methods import METHODS, load_method
@@ -119,7 +120,7 @@ class TrainRecipe(Options, frozen=True):
 
     name: str = Field("trained", pattern=r"^[A-Za-z0-9._ -]+$", description="title of the model")
     method: str = Field(description="what is trained: " + ", ".join(METHODS))
-    options: dict[str, Any] = Field({}, description="options of the method")
+    options: dict[str, object] = Field({}, description="options of the method")
     model: Architecture = Field(Architecture(), description="the Vision Transformer")
     init: str | None = Field(None, description="weights to start from: a training directory, a checkpoint, hf:ID")
     data: list[Data] = Field(min_length=1, description="datasets and weights; as one line: RUN * 3 + RUN2")
@@ -152,7 +153,7 @@ class TrainRecipe(Options, frozen=True):
 
     @field_validator("data", mode="before")
     @classmethod
-    def _mixture(cls, value: Any) -> Any:
+    def _mixture(cls, value: object) -> object:
         if isinstance(value, str):
             value = value.split(" + ")
         entries = value if isinstance(value, list) else [value]
@@ -160,7 +161,7 @@ class TrainRecipe(Options, frozen=True):
 
     @model_validator(mode="before")
     @classmethod
-    def _fill_options(cls, tree: Any) -> Any:
+    def _fill_options(cls, tree: object) -> object:
         """Check the method's options and fill in their defaults."""
         if not isinstance(tree, dict) or tree.get("method") not in METHODS:
             return tree
@@ -195,13 +196,13 @@ class TrainRecipe(Options, frozen=True):
         return self.steps or max(1, math.ceil((self.epochs or 1.0) * samples / self.batch))
 
 
-def _weighted(text: str) -> dict[str, Any]:
+def _weighted(text: str) -> dict[str, str]:
     """Read `PATH` or `PATH * weight`."""
     path, star, weight = text.strip().rpartition(" * ")
     return {"path": path.strip(), "weight": weight} if star else {"path": text.strip()}
 
 
-def _sentence(problem: Any) -> str:
+def _sentence(problem: ErrorDetails) -> str:
     key = ".".join(["options", *(str(word) for word in problem["loc"])])
     if problem["type"] == "extra_forbidden":
         return f"{key}: there is no such key"

@@ -10,13 +10,12 @@ import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.random.bit_generator import ISeedSequence
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from granary.curation.images.decode import DecodeLimits
 from granary.training.data.pixels import decode_pixels
@@ -46,15 +45,15 @@ class _Digest(ISeedSequence):
     def __init__(self, digest: bytes) -> None:
         self.words = np.frombuffer(digest, "<u8").astype(np.uint64)
 
-    def generate_state(self, n_words: int, dtype: Any = np.uint32) -> NDArray[np.uint64]:
+    def generate_state(self, n_words: int, dtype: DTypeLike = np.uint32) -> NDArray[np.uint64]:
         """Return the four words that PCG64 asks for."""
         return self.words
 
 
 def sample_generator(seed: int, epoch: int, identity: str) -> np.random.Generator:
     """Return the generator of a sample: it depends on (run seed, epoch, id), never on order, worker or batch."""
-    state: Any = _Digest(hashlib.blake2b(f"{seed}/{epoch}/{identity}".encode(), digest_size=32).digest())
-    return np.random.Generator(np.random.PCG64(state))
+    state = _Digest(hashlib.blake2b(f"{seed}/{epoch}/{identity}".encode(), digest_size=32).digest())
+    return np.random.Generator(np.random.PCG64(state))  # type: ignore[arg-type]
 
 
 def random_box(width: int, height: int, crop: Crop, generator: np.random.Generator) -> Box:

@@ -11,7 +11,7 @@ import math
 import signal
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -23,10 +23,10 @@ from granary.curation.store import storage
 from granary.training.data import shards
 from granary.training.data.crops import DRAWS, Crop, cut_views, sample_generator
 from granary.training.data.order import Mixture, Order
+from granary.training.data.parts import Dead, Part, divided, joined, stacked
 from granary.training.data.ring import Ring
 
-Part = dict[str, Any]
-Dead = tuple[str, str, str]  # uri, error, message
+T = TypeVar("T")
 PATIENCE = 100  # samples in a row that may be undecodable
 RUN = 64  # pictures that a worker makes and hands over at a time: a message costs as much as several small pictures
 RUN_BYTES = 2**22  # of their views at most
@@ -136,26 +136,6 @@ def views_of(row: Part, generator: np.random.Generator, crops: Mapping[str, Crop
     return views
 
 
-def stacked(found: Sequence[tuple[Part, Part]]) -> Part:
-    """Return rows and their views as one part."""
-    first = found[0][0]
-    part: Part = {name: torch.from_numpy(np.stack([views[name] for _, views in found])) for name in found[0][1]}
-    part["id"] = [row["key"] for row, _ in found]
-    if "label" in first:
-        part["label"] = torch.tensor([row["label"] for row, _ in found])
-    if "captions" in first:
-        part["captions"] = [row["captions"] for row, _ in found]
-    return part
-
-
-def divided(run: Part) -> Iterator[Part]:
-    """Yield what `Parts` made, step by step."""
-    size = len(run["id"]) // len(run["dead"])
-    entries = {name: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for name, v in run.items()}
-    for step, dead in enumerate(entries.pop("dead")):
-        yield {**{name: value[step * size : (step + 1) * size] for name, value in entries.items()}, "dead": dead}
-
-
 class _Handed(Dataset[Part]):
     """`Parts` as a worker hands them over: pictures in a slot of the ring, other tensors as arrays.
 
@@ -243,31 +223,13 @@ def _deaf(worker: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def _as_is(part: Any) -> Any:
+def _as_is(part: T) -> T:
     return part
 
 
 def _context(plan: Plan) -> str:
     """Fork where all is local; the threads of remote file systems do not survive a fork."""
     return "fork" if all(storage.is_local(dataset.path) for dataset in plan.datasets) else "forkserver"
-
-
-def joined(parts: Sequence[Part]) -> Part:
-    """Concatenate parts, a copy even of one: tensors along the first axis, lists end to end."""
-    first = parts[0]
-    return {
-        name: _concatenated([part[name] for part in parts])
-        if isinstance(value, torch.Tensor)
-        else [entry for part in parts for entry in part[name]]
-        for name, value in first.items()
-    }
-
-
-def _concatenated(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Concatenate along the first axis; on the CPU without torch's threads, which spin on after so short a task."""
-    if tensors[0].device.type == "cpu":
-        return torch.from_numpy(np.concatenate([tensor.numpy() for tensor in tensors]))
-    return torch.cat(list(tensors))
 
 
 def in_order(

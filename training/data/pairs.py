@@ -7,9 +7,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import NotRequired, TypedDict
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +18,7 @@ from PIL import Image
 
 from granary.curation.dense.crops import cut
 from granary.curation.dense.masks import pixels_of
+from granary.curation.dense.schema import ImageFile, MaskRow, NegativeRow, PairRow, StoredPixels
 from granary.curation.errors import UserError
 from granary.curation.images.decode import DecodeLimits, decode
 from granary.curation.store import storage
@@ -27,6 +28,19 @@ TEXTS = ("id", "file", "key", "base", "split", "captions", "negatives")
 PICTURES = ("image", "box", "mask", "darkened")
 LIMITS = DecodeLimits()
 ROWS = 16  # read at a time
+
+
+class StoredPair(PairRow):
+    """A row of the config `pairs`; without a picture, box and mask say what to cut out of the original."""
+
+    image: ImageFile | None
+
+
+class Original(TypedDict):
+    """A row of the config `data`: a whole image, and its masks where they were asked for."""
+
+    image: ImageFile
+    masks: NotRequired[list[MaskRow]]
 
 
 @dataclass(frozen=True)
@@ -55,7 +69,7 @@ class Entry:
     negatives: tuple[Negative, ...]
     data: bytes = field(default=b"", repr=False)
     box: tuple[int, int, int, int] | None = None
-    mask: Mapping[str, Any] | None = field(default=None, repr=False)
+    mask: StoredPixels | None = field(default=None, repr=False)
 
     def image(self) -> Image.Image:
         """Decode the picture to RGB, and cut it where it must be; raises DecodeError."""
@@ -142,7 +156,7 @@ def shuffled_entries(
             yield entry_of(rows[place], originals)
 
 
-def group_rows(place: tuple[str, int], split: str | None) -> list[dict[str, Any]]:
+def group_rows(place: tuple[str, int], split: str | None) -> list[StoredPair]:
     """Return the rows of a split in a (shard, row group)."""
     shard, group = place
     with opened(shard) as parquet:
@@ -164,18 +178,31 @@ def opened(shard: str, *columns: str) -> Iterator[pq.ParquetFile]:
         raise UserError(f"data: {shard!r} cannot be read ({reason}); run the same `granary pack` again") from error
 
 
-def entry_of(row: dict[str, Any], originals: Originals) -> Entry:
+def entry_of(row: StoredPair, originals: Originals) -> Entry:
     """Return the entry of a row of `pairs`; originals: where whole images are, for rows without a picture."""
-    names = {name: row[name] for name in ("id", "file", "key", "base", "split")}
-    captions = tuple(caption for caption in row["captions"] or [] if caption and caption.strip())
-    given = [Negative(n["kind"], n["text"], n["score"]) for n in row["negatives"] or [] if (n["text"] or "").strip()]
-    entry = Entry(**names, captions=captions, negatives=tuple(given), data=(row["image"] or {}).get("bytes") or b"")
+    entry = Entry(
+        id=row["id"],
+        file=row["file"],
+        key=row["key"],
+        base=row["base"],
+        split=row["split"],
+        captions=tuple(caption for caption in row["captions"] or [] if caption and caption.strip()),
+        negatives=tuple(_negatives(row["negatives"] or [])),
+        data=row["image"]["bytes"] or b"" if row["image"] else b"",
+    )
     if entry.data:
         return entry
     whole = originals.read(row)
-    masks = [mask for mask in whole.get("masks", []) if mask["key"] == row["mask"]]
-    picture = {"data": whole["image"]["bytes"], "box": tuple(row["box"]), "mask": masks[0] if masks else None}
-    return replace(entry, **picture)
+    left, top, right, bottom = row["box"]
+    mask = next((mask for mask in whole.get("masks", []) if mask["key"] == row["mask"]), None)
+    return replace(entry, data=whole["image"]["bytes"], box=(left, top, right, bottom), mask=mask)
+
+
+def _negatives(rows: Sequence[NegativeRow]) -> Iterator[Negative]:
+    """Yield the negatives that are not blank."""
+    for row in rows:
+        if row["text"] and row["text"].strip():
+            yield Negative(row["kind"], row["text"], row["score"])
 
 
 class Originals:
@@ -188,10 +215,10 @@ class Originals:
     def __init__(self, data: str) -> None:
         self.data = data
         self.places: dict[str, tuple[str, int, int]] | None = None
-        self.group: tuple[Any, ...] | None = None
-        self.rows: list[dict[str, Any]] = []
+        self.group: tuple[str, int, tuple[str, ...]] | None = None
+        self.rows: list[Original] = []
 
-    def read(self, row: dict[str, Any]) -> dict[str, Any]:
+    def read(self, row: StoredPair) -> Original:
         """Return image, and where needed masks, of a row of `pairs`. Raises UserError where they are not there."""
         if self.places is None:
             self.places = dict(self._index())

@@ -10,10 +10,11 @@ import math
 from collections.abc import Mapping
 from functools import cached_property
 from multiprocessing.sharedctypes import RawArray
-from typing import Any
 
 import torch
 from torch import Tensor
+
+from granary.training.data.parts import Part
 
 
 class Ring:
@@ -35,13 +36,13 @@ class Ring:
             for name, memory in self.memory.items()
         }
 
-    def put(self, slot: int, run: Mapping[str, Any]) -> dict[str, Any]:
+    def put(self, slot: int, run: Part) -> Part:
         """Move the pictures of a run into a slot, in a worker; the rest is what the worker hands over."""
         for name, pictures in self.pictures.items():
             pictures[slot, : len(run[name])] = run[name]
         return {name: value for name, value in run.items() if name not in self.pictures} | {"slot": slot}
 
-    def take(self, handed: dict[str, Any], pin: bool = False) -> dict[str, Any]:
+    def take(self, handed: Part, pin: bool = False) -> Part:
         """Return the run of what a worker handed over; its pictures lie in the ring, or in pinned memory."""
         slot, rows = handed.pop("slot"), len(handed["id"])
         views: dict[str, Tensor] = {name: pictures[slot, :rows] for name, pictures in self.pictures.items()}

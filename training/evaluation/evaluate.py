@@ -16,7 +16,7 @@ from granary.curation.store import storage
 from granary.training.evaluation.protocols.registry import PROTOCOLS, load_protocol
 
 if TYPE_CHECKING:  # the recipe is read, and --help printed, without torch
-    from granary.training.evaluation.protocol import Measured, Protocol
+    from granary.training.evaluation.protocol import AnyProtocol, Measured
 
 
 class EvaluateRecipe(Options, frozen=True):
@@ -36,11 +36,13 @@ class EvaluateRecipe(Options, frozen=True):
     batch: int | None = Field(None, ge=1, description="samples encoded at once; default: the protocol's own")
     limit: int | None = Field(None, ge=1, description="only the first so many samples, for a quick look")
     seed: int = Field(0, ge=0, lt=2**63, description="decides every random choice")
-    options: dict[str, Any] = Field({}, description="further options of a protocol, for example --options.images DIR")
+    options: dict[str, object] = Field(
+        {}, description="further options of a protocol, for example --options.images DIR"
+    )
 
     @field_validator("protocols", mode="before")
     @classmethod
-    def _one_or_many(cls, value: Any) -> Any:
+    def _one_or_many(cls, value: object) -> object:
         return [value] if isinstance(value, str) else value
 
     @field_validator("protocols")
@@ -74,7 +76,7 @@ def evaluate(recipe: EvaluateRecipe, say: Callable[[str], None] = print) -> dict
     check(recipe, protocols)
     options = {name: protocol.read(recipe.options) for name, protocol in protocols.items()}
     results: dict[str, dict[str, Any]] = {}
-    used: dict[str, dict[str, Any]] = {}
+    used: dict[str, dict[str, object]] = {}
     told: set[str] = set()
     with shared_features():
         for name, protocol in protocols.items():
@@ -92,7 +94,7 @@ def evaluate(recipe: EvaluateRecipe, say: Callable[[str], None] = print) -> dict
     return results
 
 
-def check(recipe: EvaluateRecipe, protocols: Mapping[str, Protocol[Any]]) -> None:
+def check(recipe: EvaluateRecipe, protocols: Mapping[str, AnyProtocol]) -> None:
     """Raise UserError for a setting that a protocol would ignore, or an option that none of them has."""
     for name, protocol in protocols.items():
         for key in ("split", "test_data", "limit"):
@@ -104,7 +106,7 @@ def check(recipe: EvaluateRecipe, protocols: Mapping[str, Protocol[Any]]) -> Non
         raise UserError(f"options.{min(unknown)}: no such option; the options are {', '.join(known) or 'none'}")
 
 
-def measured_by(recipe: EvaluateRecipe, protocol: Protocol[Any]) -> Measured:
+def measured_by(recipe: EvaluateRecipe, protocol: AnyProtocol) -> Measured:
     """Return what a recipe says of what is measured, to be handed to a protocol."""
     from granary.training.evaluation.protocol import Measured
 
@@ -112,13 +114,13 @@ def measured_by(recipe: EvaluateRecipe, protocol: Protocol[Any]) -> Measured:
     return Measured(**{**shared, "batch": recipe.batch or protocol.batch})
 
 
-def settings_of(measured: Measured, protocol: Protocol[Any], options: Options) -> dict[str, Any]:
+def settings_of(measured: Measured, protocol: AnyProtocol, options: Options) -> dict[str, object]:
     """Return everything a protocol goes by but model and data, by name."""
     shared = {key: getattr(measured, key) for key in ("device", "dtype", *protocol.takes)}
     return {**options.model_dump(), **shared}
 
 
-def table(name: str, scores: Mapping[str, Any], notes: tuple[str, ...] = ()) -> str:
+def table(name: str, scores: Mapping[str, float | None], notes: tuple[str, ...] = ()) -> str:
     """Return scores as lines: the value, the chance level beside it, what it was measured on."""
     lines = [name]
     for metric, value in scores.items():
@@ -133,7 +135,7 @@ def table(name: str, scores: Mapping[str, Any], notes: tuple[str, ...] = ()) -> 
     return "\n".join([*lines, *(f"  {note}" for note in notes)])
 
 
-def shown(value: Any) -> str:
+def shown(value: float | None) -> str:
     """Write a value in a few characters."""
     if value is None:
         return "-"

@@ -11,7 +11,6 @@ import os
 from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,8 +23,10 @@ from granary.curation.store import storage
 from granary.training.data import shards
 from granary.training.data.augment import normalised, to_unit
 from granary.training.data.crops import Crop
-from granary.training.data.loader import Dead, Part, in_order
+from granary.training.data.loader import in_order
+from granary.training.data.parts import Dead, Part
 from granary.training.evaluation.protocol import Measured
+from granary.training.evaluation.scores import DeadLetter, dead_letter
 from granary.training.evaluation.subjects import Subject, load_subject
 from granary.training.models.clip_transformers import DTYPES
 
@@ -62,7 +63,8 @@ class Features:
         return Features(self.cls[chosen], mean, self.labels[chosen], ids, self.dead)
 
 
-_kept: ContextVar[dict[Any, tuple[int, Features]] | None] = ContextVar("features", default=None)
+Key = tuple[Measured, str, str | None, int, tuple[str, ...]]  # how, dataset, split, rows, classes
+_kept: ContextVar[dict[Key, tuple[int, Features]] | None] = ContextVar("features", default=None)
 
 
 @contextlib.contextmanager
@@ -184,9 +186,9 @@ def pieces(
     yield from DataLoader(source, batch_size=None, num_workers=workers, multiprocessing_context=context)
 
 
-def dead_letters(part: Features) -> list[dict[str, str]]:
-    """Return what could not be decoded as rows: uri, stage, error, message."""
-    return [{"uri": uri, "stage": "decode", "error": error, "message": text} for uri, error, text in part.dead]
+def dead_letters(part: Features) -> list[DeadLetter]:
+    """Return what could not be decoded."""
+    return [dead_letter(*dead) for dead in part.dead]
 
 
 def distinct(ids: list[str]) -> list[str]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -124,8 +124,8 @@ def sgd_heads(
         for values, moment, gradient in zip((weight, bias), moments, gradients, strict=True):
             moment.mul_(MOMENTUM).add_(gradient)
             values.sub_(rate * moment)
-    none: Any = torch.zeros(x.shape[1], device=x.device), torch.ones(x.shape[1], device=x.device)
-    return [Head(weight[:, number], bias[number], *none) for number in range(len(rates))]
+    mean, std = torch.zeros(x.shape[1], device=x.device), torch.ones(x.shape[1], device=x.device)
+    return [Head(weight[:, number], bias[number], mean, std) for number in range(len(rates))]
 
 
 def _orders(n: int, size: int, generator: torch.Generator) -> Iterator[Tensor]:

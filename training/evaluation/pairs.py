@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
@@ -23,8 +24,10 @@ from granary.curation.images.decode import DecodeError, DecodeLimits, decode
 from granary.training.data import shards
 from granary.training.data.augment import normalised, to_unit
 from granary.training.data.crops import Crop, cut_views
-from granary.training.data.loader import Part, read_row
+from granary.training.data.loader import read_row
+from granary.training.data.parts import Part
 from granary.training.data.tokenizer import filled
+from granary.training.evaluation.scores import DeadLetter, dead_letter
 from granary.training.models.checkpoint import checkpoint_folder
 from granary.training.models.clip_transformers import DTYPES, THREADS, ClipModel
 from granary.training.models.clip_weights import load_clip
@@ -32,7 +35,6 @@ from granary.training.models.dual_encoder import DualEncoder
 from granary.training.models.registry import read_name
 
 COLUMNS = ("id", "row_id", "source")
-Dead = dict[str, str]
 
 
 class ImageTextModel(Protocol):
@@ -133,7 +135,7 @@ def _decoded(file: bytes) -> Image.Image | DecodeError:
         return error
 
 
-def _central(side: int, file: bytes) -> Any:
+def _central(side: int, file: bytes) -> NDArray[np.uint8] | DecodeError:
     """Return the middle of a picture, (side, side, 3) uint8, or a DecodeError."""
     crop, unused = {"image": Crop(1, side, centre=True)}, np.random.default_rng(0)
     try:
@@ -161,7 +163,7 @@ class Encoded(NamedTuple):
 
     rows: list[Part]
     vectors: Tensor
-    dead: list[Dead]
+    dead: list[DeadLetter]
 
 
 def encode_rows(
@@ -187,11 +189,11 @@ def encode_rows(
     """
     kept: list[Part] = []
     vectors: list[Tensor] = []
-    dead: list[Dead] = []
+    dead: list[DeadLetter] = []
     for chunk in _chunks(dataset, column, classes, batch, limit):
         for row, found in zip(chunk, model.pictures([row.pop("data") for row in chunk]), strict=True):
             if isinstance(found, DecodeError):
-                dead.append({"uri": row["uri"], "stage": "decode", "error": found.kind, "message": str(found)})
+                dead.append(dead_letter(row["uri"], found.kind, str(found)))
             else:
                 kept.append(row)
                 vectors.append(found)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 from pydantic import Field, ValidationError
 
@@ -88,3 +88,6 @@ class Protocol(Generic[OwnOptions]):
     def has(self, option: str) -> bool:
         """Say whether an option is one of its own."""
         return option in self.options.model_fields or option in self.options.FORMER
+
+
+AnyProtocol = Protocol[Any]  # of whatever options: it reads them itself

@@ -8,7 +8,6 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any
 
 from granary.curation.errors import UserError, needs
 from granary.curation.store import storage
@@ -27,7 +26,7 @@ class Row:
 
     name: str
     scores: dict[str, dict[str, float | None]]
-    used: dict[str, dict[str, Any]]
+    used: dict[str, dict[str, object]]
 
     def value(self, column: str) -> float | None:
         """Return a value by `protocol/metric`; None where there is none."""
@@ -185,9 +184,8 @@ def drawn(rows: Sequence[Row], columns: Sequence[str], kind: str) -> bytes:
 
         matplotlib.use("Agg")
         from matplotlib import pyplot
-    settings: Any = {"svg.hashsalt": "granary", "svg.fonttype": "none"}
     stamp = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}[kind]
-    with matplotlib.rc_context(settings):
+    with matplotlib.rc_context({"svg.hashsalt": "granary", "svg.fonttype": "none"}):
         figure, panels = pyplot.subplots(
             1, len(columns), figsize=(2 + 2.6 * len(columns), 1.2 + 0.35 * len(rows)), squeeze=False, sharey=True
         )

@@ -3,11 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Any
+from typing import Annotated, TypedDict
 
 import torch
 from pydantic import BeforeValidator
 from torch import Tensor
+
+
+class DeadLetter(TypedDict):
+    """What could not be read, where, and why."""
+
+    uri: str
+    stage: str
+    error: str
+    message: str
+
+
+def dead_letter(uri: str, error: str, message: str) -> DeadLetter:
+    """Return the row of what cannot be decoded."""
+    return {"uri": uri, "stage": "decode", "error": error, "message": message}
 
 
 class Scores(dict[str, float | None]):
@@ -20,13 +34,13 @@ class Scores(dict[str, float | None]):
     """
 
     def __init__(
-        self, values: Mapping[str, float | None], notes: Iterable[str] = (), settings: Mapping[str, Any] = {}
+        self, values: Mapping[str, float | None], notes: Iterable[str] = (), settings: Mapping[str, object] = {}
     ) -> None:
         super().__init__(values)
         self.notes, self.settings = tuple(notes), dict(settings)
 
 
-def _listed(value: Any) -> Any:
+def _listed(value: object) -> object:
     """Take `10,20` and a single number for a list."""
     if isinstance(value, str):
         return [word.strip() for word in value.split(",") if word.strip()]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import NotRequired, TypedDict
 
 import torch
 
@@ -13,9 +13,28 @@ from granary.curation.errors import UserError
 from granary.training.data import shards
 from granary.training.evaluation.features import Features, dead_letters, features_of
 from granary.training.evaluation.protocol import Measured, Shared
+from granary.training.evaluation.scores import DeadLetter
 from granary.training.models.registry import resolved
 
 PROBE: tuple[Shared, ...] = ("split", "test_data", "batch", "limit", "seed")  # what every probe goes by
+
+
+class Side(TypedDict):
+    """Where the pictures of one side of a task are from."""
+
+    data: str
+    split: str | None
+
+
+class TaskSettings(TypedDict):
+    """What was decided while a task was made: `left_out` counts pictures, `drawn_by_hash` is a share."""
+
+    model: str
+    train: Side
+    test: Side
+    left_out: dict[str, int]
+    dead: list[DeadLetter]
+    drawn_by_hash: NotRequired[float]
 
 
 @dataclass(frozen=True)
@@ -30,7 +49,7 @@ class Task:
     classes: list[str]
     shared: bool
     notes: list[str]
-    settings: dict[str, Any]
+    settings: TaskSettings
 
     def counts(self, name: str = "accuracy") -> dict[str, float | None]:
         """Return the chance level and the numbers of pictures as details of a metric."""
@@ -68,7 +87,7 @@ def train_and_test(measured: Measured, holdout: float = 0.1, layers: int = 1, wh
     )
     both = zip(("train", "test"), found, strict=True)
     left_out = {f"{name}_{what}": count for name, part in both for what, count in _lost(part)}
-    settings: dict[str, Any] = {
+    settings: TaskSettings = {
         "model": resolved(measured.model),
         "train": {"data": opened[0][0].path, "split": opened[0][1]},
         "test": {"data": opened[1][0].path, "split": opened[1][1]},
@@ -128,7 +147,8 @@ def without_test(task: Task, why: str) -> Task:
         raise UserError(f"split: training and test pictures are the same; {why} needs others to learn from")
     count = int((~apart).sum())
     note = f"{count:,} training pictures are test pictures too and were left out of training"
-    settings = {**task.settings, "left_out": {**task.settings["left_out"], "train_in_test": count}}
+    left_out = {**task.settings["left_out"], "train_in_test": count}
+    settings: TaskSettings = {**task.settings, "left_out": left_out}
     return dataclasses.replace(
         task, train=task.train.rows(apart), shared=False, notes=[*task.notes, note], settings=settings
     )

@@ -8,7 +8,7 @@ of its gradients, is that of the whole batch on one.
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.distributed as dist
@@ -52,18 +52,24 @@ class Pairs(NamedTuple):
         return torch.where(known[self.own], terms, 0).sum() / share
 
 
+class _Context(Protocol):
+    """What the backward pass must know."""
+
+    count: int
+
+
 class _Gathered(torch.autograd.Function):
     """Rows (n, ...) of all processes, (N, ...): the gradient of a process' rows is the sum over all processes."""
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor) -> Tensor:
+    def forward(ctx: _Context, rows: Tensor) -> Tensor:
         ctx.count = len(rows)
         parts = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
         dist.all_gather(parts, rows.contiguous())
         return torch.cat(parts)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+    def backward(ctx: _Context, *gradients: Tensor) -> Tensor:
         gradient = gradients[0].clone(memory_format=torch.contiguous_format)
         dist.all_reduce(gradient)
         start = dist.get_rank() * ctx.count

@@ -8,30 +8,32 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Concatenate, ParamSpec, TypeVar
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+P = ParamSpec("P")
+R = TypeVar("R")
 EPSILON = 1e-8  # of KoLeo, as in the authors' code
 SAME = 1e-6  # unit features of one picture, computed twice, are nearer than this
 TINY = 1e-30
 
 
-def _in_float32(function: Callable[..., Any]) -> Callable[..., Any]:
+def _in_float32(function: Callable[Concatenate[Tensor, P], R]) -> Callable[Concatenate[Tensor, P], R]:
     """Compute in float32 whatever the precision of the step: temperatures of 0.04 are too sharp for half precision."""
 
     @functools.wraps(function)
-    def exact(first: Tensor, *rest: Any, **named: Any) -> Any:
+    def exact(first: Tensor, *rest: P.args, **named: P.kwargs) -> R:
         with torch.autocast(first.device.type, enabled=False):
             return function(first.float(), *rest, **named)
 
     return exact
 
 
-def _over_processes(x: Tensor, operation: Any) -> Tensor:
+def _over_processes(x: Tensor, operation: dist.ReduceOp.RedOpType) -> Tensor:
     if dist.is_available() and dist.is_initialized():
         dist.all_reduce(x, operation)
     return x

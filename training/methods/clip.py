@@ -21,7 +21,8 @@ from granary.curation.store import storage
 from granary.curation.store.sampling import priority
 from granary.training.data.augment import Photometric, normalised, photometric, to_unit
 from granary.training.data.crops import Crop
-from granary.training.data.loader import Part, Plan
+from granary.training.data.loader import Plan
+from granary.training.data.parts import Part
 from granary.training.data.tokenizer import corpus, filled, read_tokenizer, train_tokenizer
 from granary.training.losses.contrastive import Pairs, contrastive_loss, gathered_pairs, sigmoid_loss
 from granary.training.method import Method, Moment

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import TYPE_CHECKING, ClassVar, Literal, TypeVar
 
 import torch
 import yaml
@@ -34,9 +34,12 @@ from granary.training.models.checkpoint import flatten, nest
 from granary.training.models.clip_transformers import ClipModel
 from granary.training.models.lora import Lora, adapt, learning, save_adapter, save_merged
 
+if TYPE_CHECKING:  # in an extra
+    from lightning_fabric import Fabric
+
 T = TypeVar("T")
 STATE = "training.safetensors"
-PRECISIONS = {"float32": "32-true", "bfloat16": "bf16-mixed"}
+PRECISIONS: dict[str, Literal["32-true", "bf16-mixed"]] = {"float32": "32-true", "bfloat16": "bf16-mixed"}
 COUNTERS = ("step", "epoch", "lines", "validations", "lost", "skipped")
 FREE = ("out", "epochs", "steps", "accelerator")  # fields that may change when a run is continued
 COLUMNS = ("step", "epoch", "loss", "clip_loss", "negative_loss")
@@ -100,7 +103,7 @@ class Encoders(nn.Module):
 class Finetuning:
     """The state of a fine-tuning: model, optimiser, how far it is, the best weights so far."""
 
-    def __init__(self, recipe: FinetuneRecipe, fabric: Any, say: Callable[[str], None]) -> None:
+    def __init__(self, recipe: FinetuneRecipe, fabric: Fabric, say: Callable[[str], None]) -> None:
         self.recipe, self.fabric, self.say = recipe, fabric, say
         self.clip = ClipModel.load(recipe.model, "cpu")
         torch.manual_seed(recipe.seed)  # adapters are drawn at random
@@ -250,7 +253,7 @@ class Finetuning:
         self.say(f"going on after epoch {self.epoch}, step {self.step}")
 
 
-def finetune(recipe: FinetuneRecipe, say: Callable[[str], None] = print) -> dict[str, Any]:
+def finetune(recipe: FinetuneRecipe, say: Callable[[str], None] = print) -> dict[str, object]:
     """Fine-tune, write adapters, merged model, losses and facts to `recipe.out`, and return the facts.
 
     Raises:
@@ -293,15 +296,16 @@ def prepare(recipe: FinetuneRecipe, write: bool) -> None:
         storage.write_bytes(path, yaml.safe_dump(plain, sort_keys=False, allow_unicode=True).encode())
 
 
-def fabric_of(recipe: FinetuneRecipe) -> Any:
+def fabric_of(recipe: FinetuneRecipe) -> Fabric:
     """Start the devices; raises UserError where there are not as many."""
     with needs("train"):
         from lightning_fabric import Fabric
     cuda = recipe.accelerator == "cuda" or (recipe.accelerator == "auto" and torch.cuda.is_available())
     if cuda and torch.cuda.device_count() < recipe.devices:
         raise UserError(f"devices: {recipe.devices} is not right: there are {torch.cuda.device_count()} CUDA devices")
-    precision: Any = PRECISIONS[recipe.precision]
-    fabric = Fabric(accelerator="cuda" if cuda else "cpu", devices=recipe.devices, precision=precision)
+    fabric = Fabric(
+        accelerator="cuda" if cuda else "cpu", devices=recipe.devices, precision=PRECISIONS[recipe.precision]
+    )
     fabric.launch()
     return fabric
 
@@ -313,7 +317,7 @@ def progress(state: Finetuning) -> str:
     return f"epoch {state.epoch}, step {state.step}: loss {sum(lines) / max(len(lines), 1):.4f}{validation}"
 
 
-def finish(state: Finetuning) -> dict[str, Any]:
+def finish(state: Finetuning) -> dict[str, object]:
     """Write the results with the best weights."""
     recipe = state.recipe
     load_weights(state.network, state.best)

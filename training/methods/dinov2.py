@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from granary.curation.errors import UserError
 from granary.curation.options import Options
 from granary.training.data.augment import Photometric, normalised, photometric, to_unit
 from granary.training.data.crops import Crop
-from granary.training.data.loader import Part
+from granary.training.data.parts import Part
 from granary.training.losses.self_distillation import Centre, dino_losses, ibot_loss, koleo_loss, sinkhorn_knopp
 from granary.training.masking.block_wise import draw_block_masks
 from granary.training.method import Method, Moment, ParameterGroup
@@ -85,7 +85,7 @@ class Head(nn.Module):
         for name, parameter in self.mlp.named_parameters():
             nn.init.zeros_(parameter) if name.endswith("bias") else nn.init.trunc_normal_(parameter, std=0.02)
         self.last_layer = weight_norm(nn.Linear(bottleneck, prototypes, bias=False))
-        lengths: Any = self.last_layer.get_parameter("parametrizations.weight.original0")  # (K, 1), trained
+        lengths = self.last_layer.get_parameter("parametrizations.weight.original0")  # (K, 1), trained
         nn.init.ones_(lengths)
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -225,7 +225,7 @@ class DINOv2(Method):
     def targets(self, whole: Tensor, masked: Masked, temperature: float) -> tuple[Tensor, Tensor | None]:
         """Return the targets of the whole views, unmasked: (2, B, K), and of the masked patches (M, K) or None."""
         source = "teacher" if self.options.teacher is None else "frozen"
-        heads: Any = getattr(self, f"{source}_heads")
+        heads: nn.ModuleDict = getattr(self, f"{source}_heads")
         tokens = getattr(self, source)(whole)
         wanted = self._balanced("dino", heads["dino"](tokens.cls), temperature).unflatten(0, (2, -1))
         if not self.options.ibot:

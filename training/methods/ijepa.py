@@ -18,7 +18,7 @@ from granary.curation.errors import UserError
 from granary.curation.options import Options
 from granary.training.data.augment import normalised, to_unit
 from granary.training.data.crops import Crop
-from granary.training.data.loader import Part
+from granary.training.data.parts import Part
 from granary.training.masking.multi_block import MultiBlock, draw_masks
 from granary.training.method import Method, Moment, ParameterGroup, standard_groups
 from granary.training.models.predictor import Predictor

@@ -15,7 +15,7 @@ from granary.curation.errors import UserError
 from granary.curation.options import Options
 from granary.training.data.augment import Photometric, normalised, photometric, to_unit
 from granary.training.data.crops import Crop
-from granary.training.data.loader import Part
+from granary.training.data.parts import Part
 from granary.training.losses.classification import Loss, classification_loss
 from granary.training.method import Method, Moment
 from granary.training.models.vit import VisionTransformer

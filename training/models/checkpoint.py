@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from safetensors.torch import load, save
@@ -24,6 +24,18 @@ FORMAT = 1
 FOLDER = "checkpoints"
 STATE = "state.json"
 FILES = ("config.json", "model.safetensors", "training.safetensors")
+
+
+class Facts(TypedDict, total=False):
+    """What state.json says: how far the training was, and the digests of the other files by name."""
+
+    format: int
+    step: int
+    method: str
+    alarms: dict[str, str]
+    probe: dict[str, float]
+    metrics: dict[str, float]
+    sha256: dict[str, str]
 
 
 class Damaged(Exception):
@@ -53,7 +65,7 @@ def write_checkpoint(
     config: ViTConfig,
     model: Mapping[str, Tensor],
     training: Mapping[str, Tensor],
-    facts: Mapping[str, Any],
+    facts: Facts,
 ) -> None:
     """Write a checkpoint; it counts when the last of its files stands.
 
@@ -61,7 +73,7 @@ def write_checkpoint(
         folder: of `step_folder`.
         config, model: architecture and weights of the model to use.
         training: every tensor that training needs, by name.
-        facts: plain data, for example the step.
+        facts: how far the training was.
     """
     storage.remove(storage.join(folder, STATE))
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in training.items()}
@@ -73,10 +85,10 @@ def write_checkpoint(
     storage.write_bytes(storage.join(folder, STATE), json.dumps(state, indent=2).encode())
 
 
-def read_checkpoint(folder: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def read_checkpoint(folder: str) -> tuple[dict[str, Tensor], Facts]:
     """Return the tensors and the facts of a checkpoint; raises Damaged, naming the file."""
     try:
-        facts = json.loads(storage.read_bytes(storage.join(folder, STATE)))
+        facts: Facts = json.loads(storage.read_bytes(storage.join(folder, STATE)))
         if facts["format"] != FORMAT:
             raise Damaged(f"{STATE} is of format {facts['format']}, this version reads {FORMAT}")
         data = {name: storage.read_bytes(storage.join(folder, name)) for name in FILES}
@@ -106,7 +118,7 @@ def _digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+def flatten(tree: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, Tensor]]:
     """Yield (name, tensor) of a nested dictionary of tensors and numbers, names joined by `/`."""
     for name, value in tree.items():
         if isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""Any model of `transformers` that scores an image against a text by two encoders: CLIP, SigLIP and their kin.
+"""Any model of `transformers` that scores an image against a text by two encoders: CLIP, SigLIP and models like them.
 
 Shapes: B images, T texts, D dimensions of the shared space. Vectors have unit length;
 logits = exp(scale) * image . text + bias, where bias is 0 for CLIP.
@@ -7,9 +7,9 @@ logits = exp(scale) * image . text + bias, where bias is 0 for CLIP.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +21,10 @@ from granary.curation.encoders.inference import torch_device, workable
 from granary.curation.errors import UserError
 from granary.curation.images.decode import DecodeError
 from granary.training.models.registry import read_name
+
+if TYPE_CHECKING:  # takes seconds to import
+    from transformers import BaseImageProcessor, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 PADDED = ("siglip", "siglip2")  # trained on texts padded to the whole context, without an attention mask
@@ -42,7 +46,13 @@ class ClipModel:
         truncated: texts truncated so far.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, processor: Any, name: str = "model") -> None:
+    def __init__(
+        self,
+        model: Any,  # there is no type of what CLIP and SigLIP have alike
+        tokenizer: PreTrainedTokenizerBase,
+        processor: BaseImageProcessor,
+        name: str = "model",
+    ) -> None:
         self.model, self.tokenizer, self.processor, self.name = model, tokenizer, processor, name
         self.context = context_of(model, tokenizer)
         self.truncated = 0
@@ -167,13 +177,14 @@ class ClipModel:
         return logits
 
 
-def unit_rows(output: Any) -> Tensor:
+def unit_rows(output: Tensor | BaseModelOutputWithPooling) -> Tensor:
     """Return features, or the pooled output that holds them, as float32 rows of length 1."""
     features = output if isinstance(output, Tensor) else output.pooler_output
+    assert features is not None
     return F.normalize(features.float(), dim=-1)
 
 
-def context_of(model: Any, tokenizer: Any) -> int:
+def context_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
     """Return how many tokens a text may have: what both the positions of the model and the tokenizer allow."""
     config = model.config.text_config if hasattr(model.config, "text_config") else model.config
     limits = [getattr(config, "max_position_embeddings", None), tokenizer.model_max_length]
@@ -197,7 +208,7 @@ def model_folder(source: str) -> str:
     return folder
 
 
-def check_model(source: str, model: Any, missing: Any) -> None:
+def check_model(source: str, model: PreTrainedModel, missing: Iterable[str]) -> None:
     """Raise UserError for a model that does not score images against texts, or lacks weights."""
     needed = ("get_image_features", "get_text_features", "logit_scale")
     if not all(hasattr(model, name) for name in needed):

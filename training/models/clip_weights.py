@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -16,6 +16,9 @@ from granary.training.models import weights
 from granary.training.models.checkpoint import STATE, Damaged, read_checkpoint
 from granary.training.models.dual_encoder import KINDS, DualEncoder, DualEncoderOptions, Kind
 from granary.training.models.vit_config import read_config
+
+if TYPE_CHECKING:  # takes seconds to import
+    from transformers import CLIPConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast, SiglipConfig
 
 TEXT = {  # their name in the text encoder, ours; the others are as in `granary.training.models.weights`
     "embeddings.token_embedding.weight": "embed.weight",
@@ -62,7 +65,7 @@ def load_clip(folder: str) -> DualEncoder:
     return model.eval()
 
 
-def to_transformers(model: DualEncoder) -> Any:
+def to_transformers(model: DualEncoder) -> PreTrainedModel:
     """Return the `CLIPModel` or `SiglipModel` with our weights.
 
     A CLIP trained with the sigmoid loss has a bias that `CLIPModel` has no place for: its logits are lower by that.
@@ -72,7 +75,7 @@ def to_transformers(model: DualEncoder) -> Any:
 
     state = model.state_dict()
     if model.kind == "siglip":
-        theirs: Any = SiglipModel(_siglip_config(model)).eval()
+        theirs: PreTrainedModel = SiglipModel(_siglip_config(model)).eval()
         carried = dict(_pooling(state))
         carried |= _carried("vision_model.", "image.", theirs, state)
         carried |= {"logit_scale": state["scale"], "logit_bias": state["bias"]}
@@ -90,7 +93,7 @@ def to_transformers(model: DualEncoder) -> Any:
     return theirs
 
 
-def _carried(prefix: str, own: str, theirs: Any, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _carried(prefix: str, own: str, theirs: PreTrainedModel, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return our weights under their names and in their shapes: one of their encoders, without its pooling."""
     found = {}
     for name, tensor in theirs.state_dict().items():
@@ -114,7 +117,7 @@ def _pooling(state: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
         )
 
 
-def _text_settings(model: DualEncoder) -> dict[str, Any]:
+def _text_settings(model: DualEncoder) -> dict[str, object]:
     text = model.text.config
     return {
         "vocab_size": text.vocabulary,
@@ -131,7 +134,7 @@ def _text_settings(model: DualEncoder) -> dict[str, Any]:
     }
 
 
-def _clip_config(model: DualEncoder, vision: Any) -> Any:
+def _clip_config(model: DualEncoder, vision: PreTrainedConfig) -> CLIPConfig:
     from transformers import CLIPConfig
 
     if model.tokenizer.end == 2:  # which transformers takes for a mark of old models, and looks for the largest number
@@ -141,7 +144,7 @@ def _clip_config(model: DualEncoder, vision: Any) -> Any:
     return CLIPConfig(text_config=text, vision_config={**vision.to_dict(), "projection_dim": size}, projection_dim=size)
 
 
-def _siglip_config(model: DualEncoder) -> Any:
+def _siglip_config(model: DualEncoder) -> SiglipConfig:
     from transformers import SiglipConfig
 
     config = model.config
@@ -169,7 +172,7 @@ def _siglip_config(model: DualEncoder) -> Any:
     return SiglipConfig(text_config={**_text_settings(model), "projection_size": config.width}, vision_config=vision)
 
 
-def transformers_tokenizer(model: DualEncoder) -> Any:
+def transformers_tokenizer(model: DualEncoder) -> PreTrainedTokenizerFast:
     """Return the tokenizer, with the frame that the text encoder was trained on."""
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from typing import Any
+from typing import TYPE_CHECKING
 
 from granary.curation.errors import UserError
 from granary.curation.store import storage
@@ -13,6 +13,9 @@ from granary.training.models.checkpoint import checkpoint_folder
 from granary.training.models.registry import load_model, read_name
 from granary.training.models.vit_config import ViTConfig
 from granary.training.models.weights import to_transformers
+
+if TYPE_CHECKING:  # takes seconds to import
+    from transformers import PreTrainedModel
 
 
 def export(model: str, out: str) -> str:
@@ -39,7 +42,7 @@ def export(model: str, out: str) -> str:
     return type(theirs).__name__
 
 
-def _converted(model: str, out: str) -> tuple[Any, ViTConfig]:
+def _converted(model: str, out: str) -> tuple[PreTrainedModel, ViTConfig]:
     """Return the model of transformers and the architecture of its image encoder; a tokenizer goes to `out`."""
     folder = checkpoint_folder(model) if read_name(model).way == "path" else None
     if folder is None or clip_weights.kind_of(folder) is None:
@@ -51,7 +54,7 @@ def _converted(model: str, out: str) -> tuple[Any, ViTConfig]:
     return theirs, both.config
 
 
-def _preprocessing(config: ViTConfig) -> dict[str, Any]:
+def _preprocessing(config: ViTConfig) -> dict[str, object]:
     """Return what the image processor of `transformers` does: short edge to the side, centre square, normalise."""
     return {
         "image_processor_type": "CLIPImageProcessor" if config.pre_norm else "BitImageProcessor",

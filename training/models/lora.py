@@ -6,16 +6,19 @@ import os
 import tempfile
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING
 
 from pydantic import Field
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, nn
 
 from granary.curation.errors import UserError, needs
 from granary.curation.options import Options
 from granary.curation.store import storage
 from granary.training.models.clip_transformers import ClipModel
+
+if TYPE_CHECKING:  # in an extra
+    from peft import PeftModel
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2", "visual_projection", "text_projection")
 
@@ -28,7 +31,7 @@ class Lora(Options, frozen=True):
     dropout: float = Field(0.2, ge=0, lt=1, description="of their inputs")
 
 
-def adapt(clip: ClipModel, lora: Lora) -> Any:
+def adapt(clip: ClipModel, lora: Lora) -> PeftModel:
     """Put adapters into the projections and MLPs of both encoders of a CLIP; they and those layers' biases learn.
 
     The adapters are drawn with torch's generator. Returns peft's wrapper; `clip` computes with the adapters from now
@@ -53,12 +56,12 @@ def adapt(clip: ClipModel, lora: Lora) -> Any:
         return get_peft_model(clip.model, config)
 
 
-def learning(network: Any) -> dict[str, Tensor]:
+def learning(network: nn.Module) -> dict[str, Tensor]:
     """Return the parameters that learn, by name."""
     return {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}
 
 
-def save_adapter(network: Any, url: str) -> None:
+def save_adapter(network: PeftModel, url: str) -> None:
     """Write adapters and biases as peft reads them: adapter_config.json and adapter_model.safetensors."""
     from peft import get_peft_model_state_dict
 
@@ -71,7 +74,7 @@ def save_adapter(network: Any, url: str) -> None:
     save_folder(lambda folder: config.save_pretrained(folder), url)
 
 
-def save_merged(clip: ClipModel, network: Any, url: str) -> None:
+def save_merged(clip: ClipModel, network: PeftModel, url: str) -> None:
     """Add the adapters to the weights, for good, and write the model as `transformers` reads it."""
     clip.model = network.merge_and_unload()
     save_folder(clip.save, url)

@@ -7,8 +7,8 @@ mean the same: query, key and value are one matrix here, and the position of the
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -16,6 +16,9 @@ from torch import Tensor
 from granary.curation.errors import UserError
 from granary.training.models.vit import VisionTransformer
 from granary.training.models.vit_config import ViTConfig
+
+if TYPE_CHECKING:  # takes seconds to import
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 KINDS = {  # model_type of transformers -> class of the model
     "dinov2": "Dinov2Model",
@@ -59,7 +62,7 @@ def our_name(theirs: str) -> str:
     raise KeyError(theirs)
 
 
-def from_transformers(model: Any) -> VisionTransformer:
+def from_transformers(model: PreTrainedModel) -> VisionTransformer:
     """Return our model with the weights of a `transformers` model of one of the four kinds.
 
     Its tokens equal theirs; CLIP's norm, which they apply to the class token alone, is applied to all tokens.
@@ -87,7 +90,7 @@ def _joined(theirs: dict[str, Tensor], config: ViTConfig) -> dict[str, Tensor]:
     return state
 
 
-def _our_config(theirs: Any) -> ViTConfig:
+def _our_config(theirs: PreTrainedConfig) -> ViTConfig:
     """Return the architecture of a `transformers` configuration; raises UserError where ours has no such part."""
     kind = theirs.model_type
     if kind not in KINDS:
@@ -117,15 +120,16 @@ def _our_config(theirs: Any) -> ViTConfig:
     )
 
 
-def _pixels(size: Any) -> int:
+def _pixels(size: int | Sequence[int]) -> int:
     """Return the side of a square given as a number or a pair."""
-    sides = set(size) if isinstance(size, list | tuple) else {size}
-    if len(sides) != 1:
+    if isinstance(size, int):
+        return size
+    if len(set(size)) != 1:
         raise UserError(f"model: pictures or patches of {size} pixels are not square")
-    return int(sides.pop())
+    return int(size[0])
 
 
-def to_transformers(model: VisionTransformer) -> Any:
+def to_transformers(model: VisionTransformer) -> PreTrainedModel:
     """Return a `transformers` model with our weights, of the kind that has our parts.
 
     Raises UserError where none of the four kinds has them: rotary positions, a final norm of another kind.
@@ -170,10 +174,10 @@ def _their_kind(config: ViTConfig) -> str:
     return "dinov2_with_registers" if config.registers else kind
 
 
-def _their_config(kind: str, config: ViTConfig) -> Any:
+def _their_config(kind: str, config: ViTConfig) -> PreTrainedConfig:
     from transformers import AutoConfig
 
-    settings: dict[str, Any] = {
+    settings: dict[str, object] = {
         "image_size": config.img_size,
         "patch_size": config.patch_size,
         "hidden_size": config.width,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -14,6 +14,8 @@ from granary.training.recipe import Device
 
 if TYPE_CHECKING:  # needed when a run begins, and in an extra
     from lightning_fabric import Fabric
+    from lightning_fabric.strategies import Strategy
+    from torch.distributed.device_mesh import DeviceMesh
 
 
 def make_fabric(device: Device) -> Fabric:
@@ -29,7 +31,7 @@ def make_fabric(device: Device) -> Fabric:
         raise UserError(
             f"device.devices: {device.devices} is not right: this machine has {torch.cuda.device_count()} CUDA devices"
         )
-    strategy: Any = device.strategy
+    strategy: str | Strategy = device.strategy
     if strategy == "fsdp":
         strategy = ModelParallelStrategy(_sharded, device.devices * device.nodes, tensor_parallel_size=1)
     elif strategy == "auto" and device.devices * device.nodes > 1:
@@ -39,11 +41,12 @@ def make_fabric(device: Device) -> Fabric:
     )
 
 
-def _sharded(module: nn.Module, mesh: Any) -> Any:
+def _sharded(module: nn.Module, mesh: DeviceMesh) -> nn.Module:
     """Shard blocks, then models, then the rest: teacher and student are cut alike, so averages stay local."""
     own = mesh["data_parallel"]
     for kind in (Block, VisionTransformer):
         for child in module.modules():
             if isinstance(child, kind):
                 fully_shard(child, mesh=own)
-    return fully_shard(module, mesh=own)
+    fully_shard(module, mesh=own)
+    return module

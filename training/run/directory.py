@@ -7,19 +7,38 @@ import io
 import json
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Literal, TypedDict
 
 import yaml
 from pydantic import ValidationError
 from rich.console import Console
+from torch import Tensor
 
 from granary.curation.errors import UserError
 from granary.curation.store import storage
-from granary.training.models.checkpoint import STATE, Damaged, read_checkpoint, usable
+from granary.training.models.checkpoint import STATE, Damaged, Facts, read_checkpoint, usable
 from granary.training.recipe import TrainRecipe
 
 # What may differ from the recipe that began the run: how fast it is and how closely it is watched, not what it does.
 FREE = ("name", "out", "workers", "logs", "checkpoints", "alarm", "probe", "device")
+
+
+class RunFacts(TypedDict):
+    """What run.json says of a training: how far it is, its last metrics and scores, what happened."""
+
+    kind: Literal["train"]
+    name: str
+    method: str
+    step: int
+    steps: int
+    finished: bool
+    metrics: dict[str, float]
+    probe: dict[str, float]
+    alarms: list[str]
+    dead: int
+    checkpoint: str
+    pictures_per_second: float
+    versions: dict[str, str]
 
 
 def check(recipe: TrainRecipe) -> None:
@@ -39,7 +58,7 @@ def check(recipe: TrainRecipe) -> None:
         raise UserError(f"out: {recipe.out} is not empty and holds no training; give another --out")
 
 
-def _in_names_of_now(earlier: dict[str, Any]) -> dict[str, Any]:
+def _in_names_of_now(earlier: dict[str, object]) -> dict[str, object]:
     """Return a recipe that was written, perhaps by version 0.1, as it would be now; as it is where it is not one."""
     try:
         return TrainRecipe.model_validate(earlier).model_dump(mode="json")
@@ -61,8 +80,8 @@ def write_files(out: str, files: Mapping[str, bytes]) -> None:
 
 
 def _differences(
-    earlier: Mapping[str, Any], tree: Mapping[str, Any], prefix: str = ""
-) -> Iterator[tuple[str, Any, Any]]:
+    earlier: Mapping[str, object], tree: Mapping[str, object], prefix: str = ""
+) -> Iterator[tuple[str, object, object]]:
     """Yield (key, old value, new value) of what decides the result and is not the same."""
     for key in (key for key in tree if prefix or key not in FREE):
         old, new = earlier.get(key), tree[key]
@@ -72,7 +91,7 @@ def _differences(
             yield f"{prefix}{key}", old, new
 
 
-def last_state(out: str, console: Console | None, write: bool) -> tuple[dict[str, Any], dict[str, Any], str] | None:
+def last_state(out: str, console: Console | None, write: bool) -> tuple[dict[str, Tensor], Facts, str] | None:
     """Return tensors, facts and folder of the last checkpoint that is whole; damaged ones are named and set aside."""
     for folder in list(usable(out)):
         try:
@@ -85,7 +104,7 @@ def last_state(out: str, console: Console | None, write: bool) -> tuple[dict[str
     return None
 
 
-def write_facts(out: str, facts: Mapping[str, Any]) -> None:
+def write_facts(out: str, facts: RunFacts) -> None:
     """Write run.json."""
     storage.write_bytes(storage.join(out, "run.json"), json.dumps(facts, indent=2).encode())
 
@@ -113,7 +132,7 @@ class DeadLetters:
             storage.write_bytes(self.url, text.getvalue().encode())
 
 
-def summary(facts: dict[str, Any], out: str) -> str:
+def summary(facts: RunFacts, out: str) -> str:
     """Return the closing lines of a session."""
     done = "trained" if facts["finished"] else "stopped and saved; the same command goes on. Trained"
     numbers = {"loss": facts["metrics"].get("loss", math.nan), **facts["probe"]}

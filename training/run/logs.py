@@ -6,7 +6,7 @@ import csv
 import io
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -15,6 +15,9 @@ from granary.curation.errors import UserError, needs
 from granary.curation.runs.notebook import CellBar
 from granary.curation.store import storage
 from granary.training.recipe import TrainRecipe
+
+if TYPE_CHECKING:  # in an extra
+    from torch.utils.tensorboard import SummaryWriter
 
 PAUSE = 30.0  # seconds between lines where there is no terminal
 
@@ -29,14 +32,14 @@ class Curve:
 
     def __init__(self, url: str, step: int) -> None:
         self.url, self.local = url, storage.is_local(url)
-        self.rows: list[dict[str, Any]] = []
+        self.rows: list[dict[str, str | float]] = []
         if storage.exists(url):
             found = csv.DictReader(io.StringIO(storage.read_bytes(url).decode()))
             self.rows = [row for row in found if step and (row["step"] or "").isdecimal() and int(row["step"]) <= step]
         if self.rows or storage.exists(url):
             self.flush()
 
-    def add(self, row: Mapping[str, Any]) -> None:
+    def add(self, row: Mapping[str, float]) -> None:
         """Add a row; a column that was not there before rewrites the file."""
         fits = bool(self.rows) and set(row) <= set(self.rows[0])
         self.rows.append(dict(row))
@@ -56,6 +59,16 @@ class Curve:
         storage.write_bytes(self.url, text.getvalue().encode())
 
 
+class Remote(Protocol):
+    """A run of Weights & Biases."""
+
+    def log(self, data: dict[str, float], step: int) -> object:
+        """Send numbers of a step."""
+
+    def finish(self) -> object:
+        """End the run."""
+
+
 class Logs:
     """The logs of a run, on its first process.
 
@@ -68,8 +81,8 @@ class Logs:
     def __init__(self, recipe: TrainRecipe, step: int, active: bool) -> None:
         self.active = active
         self.curves: dict[str, Curve] = {}
-        self.board: Any = None
-        self.remote: Any = None
+        self.board: SummaryWriter | None = None
+        self.remote: Remote | None = None
         if active:
             self.curves = {name: Curve(storage.join(recipe.out, f"{name}.csv"), step) for name in ("metrics", "probe")}
             if recipe.logs.tensorboard and storage.is_local(recipe.out):
@@ -107,12 +120,15 @@ class Logs:
             self.remote.finish()
 
 
-def _wandb(recipe: TrainRecipe) -> Any:
+def _wandb(recipe: TrainRecipe) -> Remote:
     try:
         import wandb
     except ImportError:
         raise UserError("logs.wandb: the package wandb is missing; install it (pip install wandb)") from None
-    return wandb.init(project=recipe.logs.wandb, name=recipe.name, config=recipe.model_dump(mode="json"), id=None)
+    remote: Remote = wandb.init(
+        project=recipe.logs.wandb, name=recipe.name, config=recipe.model_dump(mode="json"), id=None
+    )
+    return remote
 
 
 class Bar:

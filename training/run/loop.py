@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from rich.console import Console
@@ -18,14 +18,16 @@ from torch.distributed.tensor import DTensor
 from torch.nn.utils import clip_grad_norm_
 
 from granary.curation.errors import UserError
-from granary.training.data.loader import Part, batches
+from granary.training.data.loader import batches
+from granary.training.data.parts import Part
 from granary.training.evaluation import collapse
 from granary.training.method import Moment, ParameterGroup
 from granary.training.methods import load_method
-from granary.training.models.checkpoint import prune, step_folder, write_checkpoint
+from granary.training.models.checkpoint import Facts, prune, step_folder, write_checkpoint
 from granary.training.recipe import TrainRecipe
 from granary.training.run import directory
 from granary.training.run.devices import make_fabric
+from granary.training.run.directory import RunFacts
 from granary.training.run.logs import Bar, Logs
 from granary.training.run.probe import OnlineProbe
 from granary.training.run.setup import build_method, open_plan, prepare_models
@@ -41,7 +43,7 @@ class Stopped(UserError):
     """Training stopped before its end, with the state saved; the message says where, why and what to do."""
 
 
-def train(recipe: TrainRecipe, console: Console | None = None) -> dict[str, Any]:
+def train(recipe: TrainRecipe, console: Console | None = None) -> RunFacts:
     """Train, going on from the last checkpoint of `recipe.out` where there is one.
 
     Args:
@@ -55,11 +57,11 @@ def train(recipe: TrainRecipe, console: Console | None = None) -> dict[str, Any]
     Raises:
         UserError: a mistake in the recipe or the data, before any work; `Stopped` after it.
     """
-    launch: Any = make_fabric(recipe.device).launch
-    return launch(_trained, recipe, console)
+    facts: RunFacts = make_fabric(recipe.device).launch(partial(_trained, recipe=recipe, console=console))
+    return facts
 
 
-def _trained(fabric: Fabric, recipe: TrainRecipe, console: Console | None) -> dict[str, Any]:
+def _trained(fabric: Fabric, recipe: TrainRecipe, console: Console | None) -> RunFacts:
     if recipe.device.threads:
         torch.set_num_threads(recipe.device.threads)
     return Training(fabric, recipe, console if fabric.is_global_zero else None).run()
@@ -93,7 +95,7 @@ class Training:
         self.scores: dict[str, float] = {}
         self.last: dict[str, float] = {}
 
-    def run(self) -> dict[str, Any]:
+    def run(self) -> RunFacts:
         """Train to the end, or until a signal asks to stop."""
         step, bad, stop = self._resume(), 0, False
         logs = Logs(self.recipe, step, self.fabric.is_global_zero)
@@ -194,7 +196,8 @@ class Training:
         if self.fabric.world_size == 1:
             return values
         tensor = torch.tensor(list(values.values()), dtype=torch.float64, device=self.fabric.device)
-        mean: Any = self.fabric.all_reduce(tensor, reduce_op="mean")
+        mean = self.fabric.all_reduce(tensor, reduce_op="mean")
+        assert isinstance(mean, Tensor)
         return dict(zip(values, mean.tolist(), strict=True))
 
     def _alarm(self, step: int, symptoms: dict[str, str], logs: Logs) -> None:
@@ -211,7 +214,7 @@ class Training:
         tensors = gather_state(self.method, self.optimiser)
         if self.fabric.is_global_zero:
             logs.flush()
-            facts = {"step": step, "method": self.recipe.method, "alarms": self.alarms, "probe": self.scores}
+            facts: Facts = {"step": step, "method": self.recipe.method, "alarms": self.alarms, "probe": self.scores}
             facts["metrics"] = self.last
             weights = encoder_weights(tensors, self.method.evaluated)
             config = self.method.evaluated_model().config
@@ -232,9 +235,9 @@ class Training:
             self.console.print(f"going on at step {facts['step']:,} of {self.steps:,} from {folder}", soft_wrap=True)
         return int(facts["step"])
 
-    def _facts(self, step: int, rate: float) -> dict[str, Any]:
+    def _facts(self, step: int, rate: float) -> RunFacts:
         recipe = self.recipe
-        facts = {
+        facts: RunFacts = {
             "kind": "train",
             "name": recipe.name,
             "method": recipe.method,

@@ -10,7 +10,8 @@ from torch import Tensor
 from granary.curation.errors import UserError
 from granary.training.data import shards
 from granary.training.data.crops import Crop
-from granary.training.data.loader import Parts, Plan, divided
+from granary.training.data.loader import Parts, Plan
+from granary.training.data.parts import divided
 from granary.training.evaluation.features import encode
 from granary.training.evaluation.heads import ridge_heads
 from granary.training.evaluation.protocols.knn import TEMPERATURE, votes

@@ -6,7 +6,7 @@ import contextlib
 import signal
 import threading
 from collections.abc import Iterator
-from typing import Any
+from types import FrameType
 
 
 @contextlib.contextmanager
@@ -18,7 +18,7 @@ def stop_signals() -> Iterator[threading.Event]:
         return
     earlier = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
 
-    def ask(number: int, frame: Any) -> None:
+    def ask(number: int, frame: FrameType | None) -> None:
         event.set()
         signal.signal(number, earlier[signal.Signals(number)])
 

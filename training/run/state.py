@@ -26,8 +26,8 @@ LOCAL = StateDictOptions(full_state_dict=True)  # every process has read the who
 
 def gather_state(method: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
     """Return all tensors by name: `method/NAME`, `optimiser/NAME/exp_avg` ...; whole on the first process."""
-    weights: Any = get_model_state_dict(method, options=WHOLE)
-    state: dict[str, Tensor] = {f"method/{name}": tensor for name, tensor in weights.items()}
+    weights = get_model_state_dict(method, options=WHOLE)
+    state = {f"method/{name}": tensor for name, tensor in weights.items() if isinstance(tensor, Tensor)}
     inner: Any = get_optimizer_state_dict(method, optimiser, options=WHOLE)
     return {**state, **dict(flatten(inner.get("state", {}), "optimiser/"))}
 

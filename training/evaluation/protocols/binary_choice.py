@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from typing import Any
 
 import torch
 from PIL import Image
@@ -183,7 +182,7 @@ def read_questions(data: str) -> dict[str, list[Question]] | None:
     return questions
 
 
-def records(file: str) -> Iterator[tuple[str, Any]]:
+def records(file: str) -> Iterator[tuple[str, object]]:
     """Yield (place, record) of a .json or .jsonl file, plain or .gz."""
     try:
         data = storage.read_bytes(file)
@@ -203,7 +202,7 @@ def records(file: str) -> Iterator[tuple[str, Any]]:
         ) from error
 
 
-def question_of(record: Any, file: str, place: str) -> tuple[str, Question]:
+def question_of(record: object, file: str, place: str) -> tuple[str, Question]:
     """Return the stem of the picture of a record, and its question. Raises UserError where a field is missing."""
     fields = record if isinstance(record, dict) else {}
     key = next((fields[name] for name in KEYS if isinstance(fields.get(name), str)), None)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # the recipe is read, and --help printed, without torch
-    from granary.training.evaluation.protocol import Protocol
+    from granary.training.evaluation.protocol import AnyProtocol
 
 PROTOCOLS = {  # name on the command line -> module, which has a PROTOCOL
     "sdci": "granary.training.evaluation.protocols.sdci",
@@ -22,7 +22,7 @@ PROTOCOLS = {  # name on the command line -> module, which has a PROTOCOL
 }
 
 
-def load_protocol(name: str) -> Protocol[Any]:
+def load_protocol(name: str) -> AnyProtocol:
     """Return a protocol by its name; its options are of its own type. Raises KeyError."""
-    protocol: Protocol[Any] = importlib.import_module(PROTOCOLS[name]).PROTOCOL
+    protocol: AnyProtocol = importlib.import_module(PROTOCOLS[name]).PROTOCOL
     return protocol

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -28,7 +28,7 @@ from granary.training.data.augment import normalised, to_unit
 from granary.training.evaluation.davis import boundary_accuracy, over_time, region_similarity
 from granary.training.evaluation.features import load
 from granary.training.evaluation.protocol import Measured, Protocol
-from granary.training.evaluation.scores import Scores
+from granary.training.evaluation.scores import DeadLetter, Scores, dead_letter
 from granary.training.evaluation.subjects import Subject
 from granary.training.evaluation.videos import Labels, Video, Videos
 from granary.training.models.clip_transformers import DTYPES
@@ -39,6 +39,7 @@ NOTES = (
     "first_mask: the mask of the first frame kept for all frames; what a model must beat.",
 )
 T = TypeVar("T")
+Values = dict[str, list[float]]  # of one object, frame by frame: J, F, first_J, first_F
 TARGETS = 1024  # patches whose neighbours are sought at once
 
 
@@ -66,8 +67,8 @@ def evaluate(measured: Measured, options: SegmentationOptions) -> Scores:
         raise UserError("rows, k, temperature: must be above 0; before and radius at least 0")
     videos = Videos(measured.data)
     propagator = Propagator(load(measured), options, torch_device(measured.device), measured.dtype)
-    results: dict[str, list[dict[str, Any]]] = {}
-    dead: list[dict[str, str]] = []
+    results: dict[str, list[Values]] = {}
+    dead: list[DeadLetter] = []
     with torch.inference_mode():
         for video in videos.sequences[: measured.limit]:
             results[video.name] = judged(videos, video, propagator, dead)
@@ -81,7 +82,7 @@ def evaluate(measured: Measured, options: SegmentationOptions) -> Scores:
 PROTOCOL = Protocol(evaluate, SegmentationOptions, ("limit", "seed"), notes=NOTES)
 
 
-def summary(results: Mapping[str, list[dict[str, Any]]]) -> dict[str, float | None]:
+def summary(results: Mapping[str, list[Values]]) -> dict[str, float | None]:
     """Return the means over all objects, then those of each sequence.
 
     results: for each object the values of all frames: J, F, first_J, first_F.
@@ -106,7 +107,7 @@ def summary(results: Mapping[str, list[dict[str, Any]]]) -> dict[str, float | No
     return found
 
 
-def judged(videos: Videos, video: Video, propagator: Propagator, dead: list[dict[str, str]]) -> list[dict[str, Any]]:
+def judged(videos: Videos, video: Video, propagator: Propagator, dead: list[DeadLetter]) -> list[Values]:
     """Return for each object of the first mask J and F of every frame with a mask but the first and the last.
 
     dead: what cannot be decoded is added: a frame or a mask, and with the first one the whole sequence.
@@ -115,7 +116,7 @@ def judged(videos: Videos, video: Video, propagator: Propagator, dead: list[dict
     start, first = read.frame(video.frames[0]), read.mask(video.masks[video.frames[0]])
     if start is None or first is None:
         return []
-    found: dict[int, dict[str, Any]] = {
+    found: dict[int, Values] = {
         number: {"J": [], "F": [], "first_J": [], "first_F": []} for number in np.unique(first).tolist() if number
     }
     middle = set(video.frames[1:-1] or video.frames[1:])
@@ -139,7 +140,7 @@ class Reading:
     """Reads frames and masks; notes in `dead` what cannot be decoded, and gives None for it."""
 
     videos: Videos
-    dead: list[dict[str, str]]
+    dead: list[DeadLetter]
 
     def frame(self, name: str) -> Image.Image | None:
         """Return an RGB picture."""
@@ -154,7 +155,7 @@ class Reading:
             return read(name)
         except DecodeError as error:
             uri = f"{self.videos.path}#{name}"
-            self.dead.append({"uri": uri, "stage": "decode", "error": error.kind, "message": str(error)})
+            self.dead.append(dead_letter(uri, error.kind, str(error)))
             return None
 
 
