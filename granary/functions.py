@@ -193,22 +193,23 @@ def _run(name: str, given: dict[str, Any]) -> Run:
     """Run the pipeline of one kind."""
     from granary.pipelines.engine.profiles import load_profile
     from granary.pipelines.engine.units import Engine
-    from granary.pipelines.kinds.registry import KINDS, load
+    from granary.pipelines.kinds.registry import KINDS
 
     workers, runner, beam, quiet = (given.pop(key, default) for key, default in CALL.items())
     kind = KINDS[name]
-    recipe = _recipe(load(kind.recipe), given)
+    recipe = _recipe(kind.model(), given)
     engine = Engine(load_profile(runner, beam) if runner else beam, workers)
-    load(kind.run)(recipe, engine, _console(quiet))
+    kind.start(recipe, engine, _console(quiet))
     return open_run(recipe.out)
 
 
 def _recipe(model: type[BaseModel], given: dict[str, Any]) -> Any:
     """Return the recipe that a config and keyword arguments make."""
-    from granary.pipelines.engine.recipe import fields, merged, validated
+    from granary.pipelines.engine.fields import fields
+    from granary.pipelines.engine.recipe import merged, validated
 
     values = {key: _plain(value) for key, value in given.items() if value is not None}
-    config, keys = values.pop("config", None), [key for key, _, _ in fields(model)]
+    config, keys = values.pop("config", None), [field.key for field in fields(model)]
     return validated(model, merged(config, dict(_dotted(values, keys))))
 
 

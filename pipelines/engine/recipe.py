@@ -5,17 +5,15 @@ from __future__ import annotations
 import difflib
 import importlib.resources
 import pathlib
-import types
-import typing
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
-from pydantic_core import PydanticUndefined
 
 from granary.curation.errors import UserError
 from granary.curation.store import storage
+from granary.pipelines.engine.fields import fields
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -137,45 +135,8 @@ def _set(tree: Any, path: list[str], value: Any, key: str) -> None:
     _set(below, rest, value, key)
 
 
-def fields(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str, str]]:
-    """Yield (key, default, help text) of every field of a recipe, nested ones with dots."""
-    for name, field in model.model_fields.items():
-        key = prefix + (field.alias or name)
-        inner = _model_of(field.annotation)
-        if inner is not None:
-            yield from fields(inner, key + ".")
-        if inner is None or typing.get_origin(field.annotation) is list:
-            default = field.get_default(call_default_factory=True)
-            yield (
-                key,
-                "required" if default is PydanticUndefined else _plain(default),
-                field.description or "",
-            )
-
-
-class _OneLine(yaml.SafeDumper):
-    """Writes a value on one line, without anchors."""
-
-    def ignore_aliases(self, data: Any) -> bool:
-        return True
-
-
-def _plain(default: Any) -> str:
-    """Write a default as YAML on one line."""
-    value = default.model_dump(mode="json") if isinstance(default, BaseModel) else default
-    value = list(value) if isinstance(value, tuple) else value
-    text = yaml.dump(value, Dumper=_OneLine, default_flow_style=True, width=float("inf"))
-    return text.removesuffix("...\n").strip()
-
-
-def _model_of(annotation: Any) -> type[BaseModel] | None:
-    if isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias):
-        return annotation if issubclass(annotation, BaseModel) else None
-    return next(filter(None, map(_model_of, typing.get_args(annotation))), None)
-
-
 def _sentences(model: type[BaseModel], error: ValidationError) -> Iterator[str]:
-    known = [key for key, _, _ in fields(model)]
+    known = [field.key for field in fields(model)]
     for problem in error.errors():
         words = [str(word) for word in problem["loc"] if not isinstance(word, int)]
         key = ".".join(words) or "recipe"

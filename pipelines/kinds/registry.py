@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, cast
+
+from granary.curation.errors import needs
+from granary.curation.options import RunRecipe
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from granary.pipelines.engine.units import Engine
 
 
 @dataclasses.dataclass(frozen=True)
@@ -12,18 +22,45 @@ class Kind:
     """One way in: a recipe's model and what is done with it.
 
     Args:
-        recipe: "module:class" of the recipe.
-        run: "module:function", called with the recipe and the engine.
+        recipe: "module:class" of the recipe, a `RunRecipe`.
+        run: "module:function", called as `run(recipe, engine, console, **flags)`.
         report: "module:function", called with the URL of a finished run; returns the URL of its report.
-        usage: the options a user gives most, for `--help`.
+        usage: the options a user gives most, each with its value, for `--help`.
+        examples: whole commands, for `--help`.
         flags: switches of the command itself, handed to `run` as keyword arguments, with their help texts.
+        extra: of granary-data that has its packages; None where the base has them all.
     """
 
     recipe: str
     run: str
     report: str
-    usage: str
+    usage: tuple[str, ...]
+    examples: tuple[str, ...]
     flags: tuple[tuple[str, str], ...] = ()
+    extra: str | None = None
+
+    def model(self) -> type[RunRecipe]:
+        """Import the recipe's model."""
+        return cast(type[RunRecipe], load(self.recipe))
+
+    def start(self, recipe: RunRecipe, engine: Engine, console: Console | None = None, **flags: bool) -> None:
+        """Run the pipeline of this kind.
+
+        Args:
+            recipe: an instance of the model.
+            engine: where the work units run.
+            console: for progress and the closing table; stderr by default.
+            flags: those of the command.
+
+        Raises:
+            UserError: the recipe cannot be run, a work unit failed, or a package of the extra is not installed.
+        """
+        with needs(self.extra) if self.extra else contextlib.nullcontext():
+            load(self.run)(recipe, engine, console, **flags)
+
+    def write_report(self, url: str) -> str:
+        """Write the report of a finished run again; returns its URL."""
+        return str(load(self.report)(url))
 
 
 KINDS = {
@@ -31,31 +68,48 @@ KINDS = {
         "granary.curation.recipe:CurateRecipe",
         "granary.pipelines.kinds.curate_session:curate",
         "granary.pipelines.kinds.curate_session:write_report",
-        "--pool DIR_OR_URL [--seeds DIR_OR_URL] [--references DIR_OR_URL]",
+        ("--pool DIR_OR_URL", "[--seeds DIR_OR_URL]", "[--references DIR_OR_URL]", "--out RUN"),
+        (
+            "granary curate --pool photos --out runs/distinct",
+            "granary curate --config curate/folder.yaml --pool photos --seeds favourites --references benchmark"
+            " --out runs/mine --dedup.threshold 0.9",
+        ),
     ),
     "render": Kind(
         "granary.synth.pug.recipe:RenderRecipe",
         "granary.pipelines.kinds.render:render",
         "granary.pipelines.kinds.render:write_report",
-        "",
+        ("--out RUN",),
+        (
+            "granary render --config render/animals_demo.yaml --out runs/animals",
+            "granary render --config render/pug_animals.yaml --out runs/pug --dry-run",
+        ),
         (("dry-run", "print the number of rows and the first few, and stop"),),
+        "render",
     ),
     "sample": Kind(
         "granary.synth.feedback.recipe:SampleRecipe",
         "granary.pipelines.kinds.sample:sample",
         "granary.pipelines.kinds.sample:write_report",
-        "--data DIR_OR_URL --model PATH_OR_ID --classifier PATH",
+        ("--data DIR_OR_URL", "--model PATH_OR_ID", "--classifier PATH", "--out RUN"),
+        (
+            "granary sample --config sample/imagenet_lt.yaml --data photos --model PATH_OR_ID --classifier PATH"
+            " --out runs/filled",
+        ),
+        extra="sample",
     ),
     "pack": Kind(
         "granary.curation.dense.recipe:PackRecipe",
         "granary.pipelines.kinds.pack:pack",
         "granary.pipelines.kinds.pack:write_report",
-        "--annotations DIR_OR_URL --images DIR_OR_URL",
+        ("--annotations DIR_OR_URL", "--images DIR_OR_URL", "--out RUN"),
+        ("granary pack --config pack/dci.yaml --annotations dci/annotations --images dci/photos --out runs/dci",),
     ),
 }
 
 
-def load(where: str) -> Any:
-    """Import what "module:name" names."""
+def load(where: str) -> Callable[..., object]:
+    """Import the function or class that "module:name" names."""
     module, _, name = where.partition(":")
-    return getattr(importlib.import_module(module), name)
+    loaded: Callable[..., object] = getattr(importlib.import_module(module), name)
+    return loaded

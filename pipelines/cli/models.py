@@ -1,0 +1,193 @@
+"""The commands about models: train, evaluate, results, export."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import click
+from click.shell_completion import CompletionItem
+from pydantic import BaseModel
+
+from granary.curation.errors import needs
+from granary.pipelines.cli.plain_command import PlainCommand
+from granary.pipelines.cli.recipe_command import Further, Given, RecipeCommand
+
+
+def _train_recipe(given: Given) -> type[BaseModel]:
+    """Return the recipe of the method that was named; only that of dci_lora is another."""
+    if given.tree().get("method") == "dci_lora":
+        with needs("train"):
+            from granary.training.methods.dci_lora import FinetuneRecipe
+        return FinetuneRecipe
+    from granary.training.recipe import TrainRecipe
+
+    return TrainRecipe
+
+
+def _method_options(given: Given) -> Iterator[Further]:
+    """Yield the options of the method that was named, if that is one."""
+    from granary.training.methods import METHODS, load_method
+
+    method = given.tree().get("method")
+    if method in METHODS:
+        with needs("train"):
+            yield Further(f"Options of {method}", load_method(str(method)).Options)
+
+
+def _train(given: Given) -> int:
+    if given.tree().get("method") == "dci_lora":
+        return _finetune(given)
+    from rich.console import Console
+
+    from granary.pipelines.engine.recipe import load_recipe
+    from granary.training.recipe import TrainRecipe
+
+    with needs("train"):
+        from granary.training.run.loop import train
+
+        recipe = load_recipe(TrainRecipe, given.config, given.overrides)
+        facts = train(recipe, Console(stderr=True, highlight=False, markup=False))
+    print(facts["checkpoint"])
+    return 0 if facts["finished"] else 130
+
+
+def _finetune(given: Given) -> int:
+    from granary.pipelines.engine.recipe import load_recipe
+
+    with needs("train"):
+        from granary.training.methods.dci_lora import FinetuneRecipe, finetune
+
+        finetune(load_recipe(FinetuneRecipe, given.config, given.overrides))
+    return 0
+
+
+train = RecipeCommand(
+    "train",
+    _train,
+    _train_recipe,
+    ["--data RUN", "--out TRAIN"],
+    [
+        "granary train --config train/supervised_tiny.yaml --data runs/animals --out runs/first",
+        "granary train --help --method dinov2",
+    ],
+    further=_method_options,
+    naming="; with --method NAME the options of that method too",
+)
+
+
+class _Protocols(click.Argument):
+    """The protocols before the options; left to the recipe, completed from their names."""
+
+    def add_to_parser(self, parser: object, ctx: click.Context) -> None:
+        """Leave the word to the recipe."""
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem[str]]:
+        """Return the protocols that begin so, after those that are there already."""
+        from granary.training.evaluation.evaluate import PROTOCOLS
+
+        before, comma, begun = incomplete.rpartition(",")
+        return [CompletionItem(before + comma + name) for name in PROTOCOLS if name.startswith(begun)]
+
+
+class _Evaluate(RecipeCommand):
+    """Takes the protocols before the options, with commas between them."""
+
+    def spelt_out(self, overrides: list[str]) -> list[str]:
+        """Return the words with the protocols written as options."""
+        if not overrides or overrides[0].startswith("-"):
+            return overrides
+        named = [word for name in overrides[0].split(",") for word in ("--protocols", name)]
+        return [*named, *overrides[1:]]
+
+
+def _evaluate_recipe(given: Given) -> type[BaseModel]:
+    from granary.training.evaluation.evaluate import EvaluateRecipe
+
+    return EvaluateRecipe
+
+
+def _protocols_named(given: Given) -> Sequence[str]:
+    named = given.tree().get("protocols") or []
+    return [named] if isinstance(named, str) else [str(name) for name in named] if isinstance(named, list) else []
+
+
+def _protocol_options(given: Given) -> Iterator[Further]:
+    """Yield the options of each protocol that was named."""
+    from granary.training.evaluation.protocols.registry import PROTOCOLS, load_protocol
+
+    for name in _protocols_named(given):
+        if name in PROTOCOLS:
+            with needs("train"):
+                yield Further(f"Options of {name}", load_protocol(name).options)
+
+
+def _evaluate(given: Given) -> int:
+    from granary.pipelines.engine.recipe import load_recipe
+    from granary.training.evaluation.evaluate import EvaluateRecipe, evaluate
+
+    with needs("train"):
+        evaluate(load_recipe(EvaluateRecipe, given.config, given.overrides))
+    return 0
+
+
+evaluate = _Evaluate(
+    "evaluate",
+    _evaluate,
+    _evaluate_recipe,
+    ["PROTOCOL[,PROTOCOL]", "--model PATH", "--data RUN", "[--out scores.json]"],
+    [
+        "granary evaluate knn,few-shot --model runs/first --data runs/animals --out runs/first/scores.json",
+        "granary evaluate knn --help",
+    ],
+    [_Protocols(["protocols"], required=False, expose_value=False, metavar="PROTOCOL[,PROTOCOL]")],
+    _protocol_options,
+    "; after a protocol its options too",
+)
+
+
+def _results(scores: Sequence[str], metric: Sequence[str], csv: str | None, plot: str | None) -> int:
+    from granary.training.evaluation.results import results
+
+    with needs("train"):
+        print(results(scores, metric, csv, plot))
+    return 0
+
+
+results = PlainCommand(
+    "results",
+    _results,
+    "Show the scores of several models side by side: files of granary evaluate, folders with scores.json, or training "
+    "directories.",
+    [
+        click.Argument(["scores"], nargs=-1, required=True, metavar="[NAME=]PATH..."),
+        click.Option(["--metric"], multiple=True, metavar="NAME", help="knn, linear/accuracy*, ...; repeat for more"),
+        click.Option(["--csv"], metavar="FILE", help="CSV file to write, with every metric"),
+        click.Option(["--plot"], metavar="FILE", help="picture to write: .svg, .png or .pdf"),
+    ],
+    ["granary results trained=runs/first random=runs/random.json --plot runs/table.svg"],
+)
+
+
+def _export(model: str, out: str) -> int:
+    from granary.training.models.export import export
+
+    name = export(model, out)
+    print(f"{out}: transformers.{name}.from_pretrained reads it")
+    return 0
+
+
+export = PlainCommand(
+    "export",
+    _export,
+    "Write a trained model in the format of transformers.",
+    [
+        click.Option(
+            ["--model"],
+            required=True,
+            metavar="PATH",
+            help="a training directory, a checkpoint folder or hf:ID_OR_PATH",
+        ),
+        click.Option(["--out"], required=True, metavar="DIR", help="a new local folder"),
+    ],
+    ["granary export --model runs/first --out models/first"],
+)
