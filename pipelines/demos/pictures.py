@@ -5,7 +5,6 @@ from __future__ import annotations
 import pathlib
 import shutil
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -28,10 +27,13 @@ def photo_tiles(side: int) -> Iterator[tuple[str, Image.Image]]:
                     yield f"{photo}/{top:03d}-{left:03d}", tile
 
 
-def save_picture(path: pathlib.Path, image: Image.Image, **options: Any) -> None:
-    """Write a picture in the format that the path's ending names; options: of Pillow."""
+def save_picture(path: pathlib.Path, image: Image.Image, quality: int | None = None) -> None:
+    """Write a picture in the format that the path's ending names. quality: of JPEG; None for other formats."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    image.save(path, **options)
+    if quality is None:
+        image.save(path)
+    else:
+        image.save(path, quality=quality)
 
 
 def own_folder(out: str) -> pathlib.Path:

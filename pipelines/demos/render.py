@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from collections.abc import Mapping
 
 from rich.console import Console
 
@@ -15,7 +15,7 @@ from granary.pipelines.engine.units import Engine
 from granary.pipelines.kinds.render import render
 from granary.synth.pug.recipe import RenderRecipe
 
-POOL: dict[str, Any] = {
+POOL: Mapping[str, object] = {
     "world_name": ["Meadow", "Beach", "Snow"],
     "character_name": ["Elephant", "Penguin", "Fox", "Teapot"],
     "camera_yaw": [45, 315],
@@ -45,7 +45,7 @@ def demo(out: str, engine: Engine) -> int:
 
 
 def rendered_pool(
-    out: str, run: str, engine: Engine, factors: dict[str, Any] | None = None, side: int = 144
+    out: str, run: str, engine: Engine, factors: Mapping[str, object] = POOL, side: int = 144
 ) -> list[str]:
     """Render pictures of the embedded world as PNG files, for a pool to curate.
 
@@ -59,7 +59,7 @@ def rendered_pool(
     Returns:
         The paths of the files, relative to `out`, in order.
     """
-    plain = json.dumps(factors or POOL)
+    plain = json.dumps(factors)
     words = ["--out", run, "--factors", plain, "--image.width", str(side), "--image.height", str(side)]
     render(load_recipe(RenderRecipe, None, words), engine, Console(stderr=True, highlight=False, markup=False))
     paths = []

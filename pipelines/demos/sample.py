@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import pathlib
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 from rich.console import Console
@@ -17,7 +16,7 @@ from rich.console import Console
 from granary.curation.errors import needs
 from granary.curation.store.threads import limit_threads
 from granary.pipelines.demos.pictures import own_folder
-from granary.pipelines.demos.union import ARMS, Experiment, Pictures, compare, gains, table_of
+from granary.pipelines.demos.union import ARMS, Experiment, Pictures, SeedResult, compare, gains, table_of
 from granary.pipelines.engine.recipe import shipped
 from granary.pipelines.engine.units import Engine
 from granary.training.models.classifier import Fit
@@ -82,25 +81,27 @@ def demo(out: str, engine: Engine, steps: int = STEPS, seeds: int = SEEDS) -> in
     """
     console, folder = Console(highlight=False), own_folder(out)
     limit_threads(1)  # more make so small a model no faster, and its last bits depend on their number
-    started, asked = time.monotonic(), experiment(folder)
+    started, comparison = time.monotonic(), experiment(folder)
     console.print(f"Training a diffusion model on {POOL:,} handwritten digits, {steps:,} steps ...")
-    train_model(asked.pool, folder / "generator", steps, console)
+    train_model(comparison.pool, folder / "generator", steps, console)
 
-    def report(seed: int, found: dict[str, Any]) -> None:
-        few = ", ".join(f"{arm} {found[arm]['few']:.1f}" for arm in ARMS)
+    def report(seed: int, result: SeedResult) -> None:
+        few = ", ".join(f"{arm} {result.accuracy[arm]['few']:.1f}" for arm in ARMS)
         console.print(f"seed {seed}       few-class accuracy: {few}", soft_wrap=True)
 
-    results = compare(asked, range(seeds), engine, report)
-    print_results(console, results, asked)
+    results = compare(comparison, range(seeds), engine, report)
+    print_results(console, results, comparison)
     console.print(f"\n{time.monotonic() - started:,.0f} s. The report: {out}/seed-0/guided/report/index.html")
     plain, guided = values(results)
     return 0 if guided > plain and gains(results)[ARMS[0]][0] > 0 else 1
 
 
-def print_results(console: Console, results: Sequence[Mapping[str, Any]], asked: Experiment) -> None:
+def print_results(console: Console, results: Sequence[SeedResult], comparison: Experiment) -> None:
     """Print the table of accuracies and the paired gains."""
-    console.print(f"\nAccuracy in percent on {len(asked.test.labels):,} other pictures, mean over {len(results)} seeds")
-    console.print(f"(many: classes of more than {asked.many} real pictures; few: of fewer than {asked.few}):")
+    console.print(
+        f"\nAccuracy in percent on {len(comparison.test.labels):,} other pictures, mean over {len(results)} seeds"
+    )
+    console.print(f"(many: classes of more than {comparison.many} real pictures; few: of fewer than {comparison.few}):")
     console.print(table_of(results))
     for baseline, (mean, error) in gains(results).items():
         console.print(f"few classes: {ARMS[2]} minus {baseline}: {mean:+.1f} ± {error:.1f} points")
@@ -108,7 +109,7 @@ def print_results(console: Console, results: Sequence[Mapping[str, Any]], asked:
     console.print(f"mean criterion of the samples: plain {plain:.3f}, guided {guided:.3f}")
 
 
-def values(results: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
+def values(results: Sequence[SeedResult]) -> tuple[float, float]:
     """Return the mean criterion of the plain and of the guided samples."""
-    plain, guided = (float(np.mean([found[f"{arm}: samples"]["value"] for found in results])) for arm in ARMS[1:])
+    plain, guided = (float(np.mean([result.samples[arm].value for result in results])) for arm in ARMS[1:])
     return plain, guided

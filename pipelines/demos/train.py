@@ -19,7 +19,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,7 +62,7 @@ class Sizes:
     leaks: int = 30
 
 
-def drawn(digit: NDArray[Any], generator: np.random.Generator) -> Image.Image:
+def drawn(digit: NDArray[np.float64], generator: np.random.Generator) -> Image.Image:
     """Draw a digit (8, 8) of values 0..16 in dark ink on light paper, at a random size, place and contrast."""
     side = int(generator.integers(10, 15))
     left, top = (int(place) for place in generator.integers(0, SIDE - side + 1, 2))
@@ -87,25 +87,29 @@ def make_pictures(folder: pathlib.Path, sizes: Sizes, seed: int) -> None:
     generator, known = np.random.default_rng(seed), load_digits()
     order = generator.permutation(len(known.images))[: sizes.labelled + sizes.seeds + sizes.digits]
     images = [drawn(known.images[row], generator) for row in order]
-    found = [tile for _, tile in photo_tiles(SIDE)]
-    found = [found[row] for row in generator.permutation(len(found))[: sizes.tiles]]
+    tiles = [tile for _, tile in photo_tiles(SIDE)]
+    tiles = [tiles[row] for row in generator.permutation(len(tiles))[: sizes.tiles]]
     labelled, rest = images[: sizes.labelled], images[sizes.labelled :]
     for number, (row, image) in enumerate(zip(order, labelled, strict=False)):
         save_picture(folder / "labelled" / str(known.target[row]) / f"{number:04d}.png", image)
     kinds = {
         "seeds": rest[: sizes.seeds],
         "pool/digits": rest[sizes.seeds :],
-        "pool/tiles": found,
+        "pool/tiles": tiles,
         "pool/leaks": labelled[: sizes.leaks],
     }
     for kind, members in kinds.items():
         for number, image in enumerate(members):
             save_picture(folder / kind / f"{number:04d}.png", image)
-    originals = [*kinds["pool/digits"], *kinds["pool/tiles"]]
+    _copy(folder / "pool" / "copies", [*kinds["pool/digits"], *tiles], sizes, generator)
+
+
+def _copy(folder: pathlib.Path, originals: Sequence[Image.Image], sizes: Sizes, generator: np.random.Generator) -> None:
+    """Write near copies of some of the originals, many of each."""
     for original in generator.permutation(len(originals))[: sizes.copied]:
         for number in range(sizes.copies):
             copy, quality = edited(originals[original], generator)
-            save_picture(folder / "pool" / "copies" / f"{original:04d}-{number:02d}.jpg", copy, quality=quality)
+            save_picture(folder / f"{original:04d}-{number:02d}.jpg", copy, quality=quality)
 
 
 def select(folder: pathlib.Path, engine: Engine, console: Console) -> dict[str, Counter[str]]:
@@ -122,16 +126,30 @@ def select(folder: pathlib.Path, engine: Engine, console: Console) -> dict[str, 
     return kept
 
 
-def train_on(folder: pathlib.Path, name: str, seed: int, overrides: Sequence[str], console: Console) -> dict[str, Any]:
-    """Train the demo's model on one selection, going on where it was stopped; returns what its run.json holds, and
-    under "seen" how many pictures it took, repeats too."""
+class Trained(NamedTuple):
+    """What a training came to: whether it went to its end, and the pictures that it took, repeats too."""
+
+    finished: bool
+    pictures: int
+
+
+def train_on(folder: pathlib.Path, name: str, seed: int, overrides: Sequence[str], console: Console) -> Trained:
+    """Train the demo's model on one selection, going on where it was stopped.
+
+    Args:
+        folder: of the demo.
+        name: of the selection.
+        seed: of the initial weights and the order.
+        overrides: words for the recipe.
+        console: for progress.
+    """
     from granary.training.recipe import TrainRecipe
     from granary.training.run.loop import train
 
     words = ["--data", str(folder / "runs" / name), "--out", str(folder / "models" / name), "--seed", str(seed)]
     recipe = load_recipe(TrainRecipe, shipped("demo/dinov2.yaml"), [*words, *overrides])
     facts = train(recipe, console)
-    return {**facts, "seen": facts["step"] * recipe.batch}
+    return Trained(facts["finished"], facts["step"] * recipe.batch)
 
 
 def accuracy(folder: pathlib.Path, model: str, seed: int) -> float:
@@ -158,24 +176,30 @@ def demo(out: str, engine: Engine, seed: int = 0, sizes: Sizes = Sizes(), overri
         UserError: the folder holds something that is not the demo's.
     """
     started, console = time.monotonic(), Console(highlight=False)
-    told = Console(stderr=True, highlight=False, markup=False)
+    progress = Console(stderr=True, highlight=False, markup=False)
     limit_threads(1)
     folder = prepared(out, seed, sizes, overrides)
-    kept = select(folder, engine, told)
+    kept = select(folder, engine, progress)
     for name in SELECTIONS:
         console.print(f"Training on {name}: {sum(kept[name].values()):,} pictures ...")
-        trained = train_on(folder, name, seed, overrides, told)
-        if not trained["finished"]:
+        trained = train_on(folder, name, seed, overrides, progress)
+        if not trained.finished:
             return 130
-    subjects = {"raw pixels": "pixels", "random weights": f"random:{folder / 'models' / 'pool'}"}
-    subjects |= {name: str(folder / "models" / name) for name in SELECTIONS}
-    scores = {name: accuracy(folder, model, seed) for name, model in subjects.items()}
+    scores = accuracies(folder, seed)
     results = {"seed": seed, "accuracy": scores, "kept": {name: dict(kept[name]) for name in kept}}
     (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n")
-    console.print(table_of(scores, kept, trained["seen"]))
+    console.print(table_of(scores, kept, trained.pictures))
     console.print(conclusion(scores, kept), soft_wrap=True)
     console.print(f"\n{time.monotonic() - started:,.0f} s. The reports: {out}/runs/*/report/index.html", soft_wrap=True)
     return 0
+
+
+def accuracies(folder: pathlib.Path, seed: int) -> dict[str, float]:
+    """Return the accuracy of raw pixels, of random weights and of the model trained on each selection."""
+    models = folder / "models"
+    subjects = {"raw pixels": "pixels", "random weights": f"random:{models / 'pool'}"}
+    subjects |= {name: str(models / name) for name in SELECTIONS}
+    return {name: accuracy(folder, model, seed) for name, model in subjects.items()}
 
 
 def prepared(out: str, seed: int, sizes: Sizes, overrides: Sequence[str]) -> pathlib.Path:

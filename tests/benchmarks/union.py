@@ -17,14 +17,13 @@ import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
 from rich.console import Console
 
 from granary.pipelines.demos import sample as sample_demo
-from granary.pipelines.demos.union import ARMS, Experiment, Pictures, compare
+from granary.pipelines.demos.union import ARMS, Experiment, Pictures, SeedResult, compare
 from granary.pipelines.engine.recipe import shipped
 from granary.pipelines.engine.units import Engine
 from granary.training.models.classifier import Fit
@@ -78,13 +77,13 @@ def fashion_experiment(out: Path, steps: int) -> Experiment:
 
 def digits_experiment(out: Path, steps: int) -> Experiment:
     """Return the comparison on digits; trains the generator unless it is there."""
-    asked = sample_demo.experiment(out)
+    experiment = sample_demo.experiment(out)
     if not (out / "generator" / "model_index.json").exists():
-        sample_demo.train_model(asked.pool, out / "generator", steps, Console(stderr=True))
-    return asked
+        sample_demo.train_model(experiment.pool, out / "generator", steps, Console(stderr=True))
+    return experiment
 
 
-def main(words: Sequence[str] | None = None) -> list[dict[str, Any]]:
+def main(words: Sequence[str] | None = None) -> list[SeedResult]:
     """Run the comparison and print the table; finished sampling of an earlier call is kept."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data", choices=["digits", "fashion"])
@@ -99,15 +98,15 @@ def main(words: Sequence[str] | None = None) -> list[dict[str, Any]]:
         "fashion": (fashion_experiment, 6000),
     }[known.data]
     started, used = time.monotonic(), time.process_time()
-    asked = dataclasses.replace(make(out, known.steps or steps), overrides=overrides)
+    experiment = dataclasses.replace(make(out, known.steps or steps), overrides=overrides)
     console = Console(width=110, highlight=False)
 
-    def report(seed: int, found: dict[str, Any]) -> None:
-        line = {arm: {split: round(value, 1) for split, value in found[arm].items()} for arm in ARMS}
+    def report(seed: int, result: SeedResult) -> None:
+        line = {arm: {split: round(value, 1) for split, value in result.accuracy[arm].items()} for arm in ARMS}
         console.print(f"seed {seed} {json.dumps(line)}", soft_wrap=True)
 
-    results = compare(asked, range(known.seeds), Engine(), report)
-    sample_demo.print_results(console, results, asked)
+    results = compare(experiment, range(known.seeds), Engine(), report)
+    sample_demo.print_results(console, results, experiment)
     console.print(f"{time.monotonic() - started:,.0f} s, {time.process_time() - used:,.0f} s of CPU in this process")
     return results
 

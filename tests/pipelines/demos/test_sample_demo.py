@@ -23,6 +23,7 @@ from granary.pipelines.demos.union import (
     ARMS,
     Experiment,
     Pictures,
+    SeedResult,
     compare,
     gains,
     long_tail,
@@ -98,7 +99,7 @@ def test_standard_errors_and_paired_gains_by_hand() -> None:
     assert math.isnan(standard_error([1.0]))
     rest = {"all": 1.0, "many": 1.0, "medium": 1.0}
     results = [
-        {arm: {**rest, "few": few} for arm, few in zip(ARMS, values, strict=True)}
+        SeedResult({arm: {**rest, "few": few} for arm, few in zip(ARMS, values, strict=True)}, {})
         for values in ((50.0, 60.0, 64.0), (40.0, 58.0, 60.0))
     ]
     assert gains(results) == {"real only": (17.0, pytest.approx(3.0)), "real + plain": (3.0, pytest.approx(1.0))}
@@ -203,7 +204,7 @@ def test_pictures_of_any_size_are_data(models: Path, tmp_path: Path) -> None:
 
 def test_the_comparison_runs_all_arms_on_the_same_tail(models: Path, tmp_path: Path) -> None:
     pool, test = (three_digits(pictures) for pictures in sample_demo.digits())
-    asked = Experiment(
+    experiment = Experiment(
         pool=pool,
         test=test.take(np.arange(60)),
         generator=str(models / "model"),
@@ -219,15 +220,15 @@ def test_the_comparison_runs_all_arms_on_the_same_tail(models: Path, tmp_path: P
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Runner, "_run", pools.run_in_a_loop)
-        [found] = compare(asked, [3], Engine(workers=1), lambda seed, result: None)
-    assert all(found[arm].keys() == {"all", "many", "medium", "few"} for arm in ARMS)
+        [result] = compare(experiment, [3], Engine(workers=1), lambda *_: None)
+    assert all(result.accuracy[arm].keys() == {"all", "many", "medium", "few"} for arm in ARMS)
     for arm in ("plain", "guided"):
         run = pools.Run(str(tmp_path / "seed-3" / arm))
-        assert found[f"real + {arm}: samples"]["count"] == len(run.samples) == 1 + 4 + 5  # the tail has 6, 3 and 2
+        assert result.samples[f"real + {arm}"].count == len(run.samples) == 1 + 4 + 5  # the tail has 6, 3 and 2
         assert (max(row["omega"] for row in run.samples) > 0) == (arm == "guided")
     runs = [pools.Run(str(tmp_path / "seed-3" / arm)) for arm in ("plain", "guided")]
     assert [row["seed"] for row in runs[0].samples] == [row["seed"] for row in runs[1].samples]
-    values = [found[f"real + {arm}: samples"]["value"] for arm in ("plain", "guided")]
+    values = [result.samples[f"real + {arm}"].value for arm in ("plain", "guided")]
     assert values[1] > values[0]
 
 
