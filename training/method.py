@@ -22,9 +22,9 @@ import numpy as np
 from torch import Tensor, nn
 
 from granary.curation.options import Options as OptionGroup
+from granary.training.data.collate import Part
 from granary.training.data.crops import Crop
-from granary.training.data.loader import Plan
-from granary.training.data.parts import Part
+from granary.training.data.loader import BatchPlan
 from granary.training.models.vit import VisionTransformer
 from granary.training.models.vit_config import ViTConfig
 
@@ -101,7 +101,7 @@ class Method(nn.Module, abc.ABC):
         self.config = config
 
     @classmethod
-    def learn(cls, options: OptionGroup, plan: Plan, out: str) -> object:
+    def learn(cls, options: OptionGroup, plan: BatchPlan, out: str) -> object:
         """Return what must be known of the data before the modules can be built; it is done before any is written.
 
         By default that is label -> its share of the samples. Image-text models return their tokenizer.

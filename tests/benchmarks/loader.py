@@ -32,7 +32,7 @@ from torch.utils.data import DataLoader
 
 from granary.curation.store.schema import arrow_schema, sample_features
 from granary.training.data.crops import Crop, random_box
-from granary.training.data.loader import Plan, batches
+from granary.training.data.loader import BatchPlan, batches
 from granary.training.data.shards import open_dataset
 from tests.places import SHARED
 
@@ -92,8 +92,8 @@ class Cut:
 
 def of_granary(folder: Path, crop: Crop, workers: int, count: int) -> Iterator[int]:
     """Yield the sizes of the batches of our loader."""
-    plan = Plan([open_dataset(str(folder))], [1.0], {"image": crop}, batch=BATCH, window=BUFFER)
-    for batch in batches(plan, 0, count // BATCH, workers=workers):
+    plan = BatchPlan([open_dataset(str(folder))], [1.0], {"image": crop}, batch=BATCH, window=BUFFER)
+    for batch in batches(plan, range(count // BATCH), workers=workers):
         yield len(batch["image"])
 
 

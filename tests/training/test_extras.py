@@ -13,11 +13,11 @@ from tiny_clip import tiny_clip
 
 from granary.curation.errors import UserError
 from granary.training.data.augment import Photometric, photometric
-from granary.training.evaluation.results import Row, drawn
+from granary.training.evaluation.results import ModelScores, drawn
 from granary.training.models.lora import Lora, adapt
 from granary.training.recipe import Device, TrainRecipe
 from granary.training.run.devices import make_fabric
-from granary.training.run.logs import Logs
+from granary.training.run.logs import LogWriter
 
 HEAVY = ("torch", "numpy", "kornia", "lightning_fabric", "matplotlib", "sklearn", "tensorboard", "peft", "transformers")
 
@@ -31,13 +31,13 @@ def test_what_help_needs_imports_nothing_heavy(module: str) -> None:
 
 def _write_logs() -> None:
     tree = {"method": "ijepa", "data": "RUN", "out": str(Path.cwd() / "out"), "steps": 1}
-    Logs(TrainRecipe.model_validate(tree), 0, active=True)
+    LogWriter(TrainRecipe.model_validate(tree), 0, active=True)
 
 
 USES: dict[str, Callable[[], object]] = {
     "kornia": lambda: photometric(torch.zeros(2, 3, 4, 4), torch.zeros(2, 16), Photometric()),
     "lightning_fabric": lambda: make_fabric(Device(accelerator="cpu")),
-    "matplotlib": lambda: drawn([Row("a", {"knn": {"accuracy": 0.5}}, {})], ["knn/accuracy"], "png"),
+    "matplotlib": lambda: drawn([ModelScores("a", {"knn": {"accuracy": 0.5}}, {})], ["knn/accuracy"], "png"),
     "peft": lambda: adapt(tiny_clip(), Lora()),
     "tensorboard": _write_logs,
 }

@@ -25,8 +25,12 @@ ORDERS = torch.tensor(list(itertools.permutations(range(4))))  # (24, 4)
 class Photometric:
     """Chances and strengths, as DINOv2 names them (arXiv 2304.07193).
 
-    flip, jitter, grey, blur, solarize: chances; brightness, contrast, saturation, hue: strengths s, factors are uniform
-    in 1 - s .. 1 + s, hue in -s .. s turns; sigma: of the blur in pixels; threshold: 0..1, above it solarize inverts.
+    Args:
+        flip, jitter, grey, blur, solarize: chances.
+        brightness, contrast, saturation: strengths s; a factor is uniform in 1 - s .. 1 + s.
+        hue: strength s; the turn is uniform in -s .. s.
+        sigma: least and largest blur in pixels.
+        threshold: 0..1; solarize inverts what is above it.
     """
 
     flip: float = 0.5

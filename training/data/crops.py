@@ -28,8 +28,12 @@ Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels
 class Crop:
     """A kind of view.
 
-    count: views of this kind in a sample; side: pixels; scale: share of the picture's area; ratio: width to height;
-    centre: no draw, the short edge becomes `side` and the middle is cut out.
+    Args:
+        count: views of this kind in a sample.
+        side: pixels of the square.
+        scale: least and largest share of the picture's area.
+        ratio: least and largest ratio of width to height.
+        centre: draw nothing: the short edge becomes `side` and the middle is cut out.
     """
 
     count: int
@@ -82,8 +86,8 @@ def central_box(width: int, height: int, ratio: float) -> Box:
 def needed_side(width: int, height: int, boxes: Mapping[str, list[Box]], crops: Mapping[str, Crop]) -> int:
     """Return the short side that the decoded picture needs so that no crop is enlarged by DCT scaling."""
     short, side = min(width, height), 1
-    for name, own in boxes.items():
-        smallest = min(min(right - left, bottom - top) for left, top, right, bottom in own)
+    for name, drawn in boxes.items():
+        smallest = min(min(right - left, bottom - top) for left, top, right, bottom in drawn)
         side = max(side, math.ceil(crops[name].side * short / max(smallest, 1.0)))
     return side
 
@@ -105,7 +109,10 @@ def cut_views(
         limits: of decoding.
 
     Returns:
-        For each name (count, side, side, 3) uint8. Raises DecodeError.
+        For each name (count, side, side, 3) uint8.
+
+    Raises:
+        DecodeError: the file is damaged or beyond the limits.
     """
     picture, fast = None, not any(crop.centre for crop in crops.values())
     if size is None:

@@ -21,9 +21,9 @@ from granary.curation.errors import UserError
 from granary.curation.images.decode import DecodeError, DecodeLimits
 from granary.curation.store import storage
 from granary.training.data import shards
+from granary.training.data.collate import Dead, Part, divided, joined, stacked
 from granary.training.data.crops import DRAWS, Crop, cut_views, sample_generator
 from granary.training.data.order import Mixture, Order
-from granary.training.data.parts import Dead, Part, divided, joined, stacked
 from granary.training.data.ring import Ring
 
 T = TypeVar("T")
@@ -33,12 +33,19 @@ RUN_BYTES = 2**22  # of their views at most
 IMAGE_COLUMNS = ("id", "row_id", "width", "height", "source")
 
 
-class Plan(NamedTuple):
+class BatchPlan(NamedTuple):
     """What the batches of a run are.
 
-    datasets, weights: the mixture; crops: the views by name; columns: besides "image" any of "label" and "captions";
-    classes: names of the labels; batch: pictures of a step over all processes; streams: parts it is made of; window:
-    rows shuffled with one another, over all streams; seed: of the run.
+    Args:
+        datasets, weights: the mixture.
+        crops: the views by name.
+        columns: "image", and any of "label" and "captions".
+        classes: names of the labels.
+        batch: pictures of a step over all processes.
+        streams: parts a step is made of.
+        window: rows shuffled with one another, over all streams.
+        seed: of the run.
+        limits: of decoding.
     """
 
     datasets: Sequence[shards.Dataset]
@@ -53,7 +60,7 @@ class Plan(NamedTuple):
     limits: DecodeLimits = DecodeLimits()
 
 
-def check_plan(plan: Plan, processes: int = 1) -> None:
+def check_plan(plan: BatchPlan, processes: int = 1) -> None:
     """Raise UserError where batch, streams, processes and data do not fit together."""
     smallest = min(dataset.count for dataset in plan.datasets)
     if smallest < plan.batch and len(plan.datasets) == 1:
@@ -69,7 +76,7 @@ def check_plan(plan: Plan, processes: int = 1) -> None:
 class Parts:
     """Makes the parts of a stream for a run of steps."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: BatchPlan) -> None:
         self.plan, self.size = plan, plan.batch // plan.streams
         window = max(1, plan.window // plan.streams)
         orders = [Order([g.rows for g in d.groups], plan.seed, plan.streams, window) for d in plan.datasets]
@@ -87,8 +94,8 @@ class Parts:
         first, stream, count = key
         dead: list[list[Dead]] = [[] for _ in range(count)]
         positions = range(first * self.size, (first + count) * self.size)
-        found = [self._alive(stream, p, dead[p // self.size - first]) for p in positions]
-        return {**stacked(found), "dead": dead}
+        samples = [self._alive(stream, p, dead[p // self.size - first]) for p in positions]
+        return {**stacked(samples), "dead": dead}
 
     def _alive(self, stream: int, position: int, dead: list[Dead]) -> tuple[Part, Part]:
         """Return row and views of the first sample from a position on that can be decoded."""
@@ -104,7 +111,7 @@ class Parts:
         raise UserError(f"data: {PATIENCE} samples in a row cannot be decoded, the first of them {dead[-PATIENCE][0]}")
 
 
-def _reader(dataset: shards.Dataset, plan: Plan, window: int) -> shards.GroupReader:
+def _reader(dataset: shards.Dataset, plan: BatchPlan, window: int) -> shards.GroupReader:
     """Return a reader that keeps the groups of one window of every stream."""
     rows = max(1, dataset.count // len(dataset.groups))
     return shards.GroupReader(_wanted(dataset, plan.columns), plan.streams * (window // rows + 3))
@@ -115,17 +122,17 @@ def _wanted(dataset: shards.Dataset, columns: Sequence[str]) -> list[str]:
     return ["image.bytes", *named]
 
 
-def read_row(rows: shards.Rows, row: int, columns: Sequence[str], classes: Mapping[str, int]) -> Part:
+def read_row(rows: shards.GroupRows, row: int, columns: Sequence[str], classes: Mapping[str, int]) -> Part:
     """Return one row: data, size, key (row_id or id), uri, and label and captions where they are asked for."""
     width, height = rows.cell("width", row), rows.cell("height", row)
-    found: Part = {"data": rows.image(row), "size": (width, height) if width and height else None}
-    found["key"] = str(rows.cell("row_id", row) or rows.cell("id", row) or row)
-    found["uri"] = str((rows.cell("source", row) or {}).get("uri") or found["key"])
+    sample: Part = {"data": rows.image(row), "size": (width, height) if width and height else None}
+    sample["key"] = str(rows.cell("row_id", row) or rows.cell("id", row) or row)
+    sample["uri"] = str((rows.cell("source", row) or {}).get("uri") or sample["key"])
     if "label" in columns:
-        found["label"] = classes.get(str(rows.cell("label", row)), -1)
+        sample["label"] = classes.get(str(rows.cell("label", row)), -1)
     if "captions" in columns:
-        found["captions"] = rows.cell("captions", row) or []
-    return found
+        sample["captions"] = rows.cell("captions", row) or []
+    return sample
 
 
 def views_of(row: Part, generator: np.random.Generator, crops: Mapping[str, Crop], limits: DecodeLimits) -> Part:
@@ -142,7 +149,7 @@ class _Handed(Dataset[Part]):
     A worker would hand over each tensor by a file of its own.
     """
 
-    def __init__(self, plan: Plan, ring: Ring) -> None:
+    def __init__(self, plan: BatchPlan, ring: Ring) -> None:
         self.plan, self.ring = plan, ring
 
     @cached_property
@@ -157,28 +164,36 @@ class _Handed(Dataset[Part]):
         return {name: v.numpy() if isinstance(v, torch.Tensor) else v for name, v in run.items()}
 
 
-def _keys(start: int, stop: int, count: int, streams: Sequence[int]) -> Iterator[tuple[int, int, int]]:
+def _keys(steps: range, count: int, streams: Sequence[int]) -> Iterator[tuple[int, int, int]]:
     """Yield the keys of one process from a step on, in order: all streams for some steps, then for the next."""
-    for step in range(start, stop, count):
-        yield from ((step, stream, min(count, stop - step)) for stream in streams)
+    for step in steps[::count]:
+        yield from ((step, stream, min(count, steps.stop - step)) for stream in streams)
+
+
+class Process(NamedTuple):
+    """A process among those that train together: number `rank` of `total`."""
+
+    rank: int
+    total: int
+
+
+ALONE = Process(0, 1)
 
 
 def batches(
-    plan: Plan,
-    start: int,
-    stop: int,
-    rank: int = 0,
-    processes: int = 1,
+    plan: BatchPlan,
+    steps: range,
+    process: Process = ALONE,
     workers: int = 2,
     place: Callable[[Part], Part] = lambda part: part,
     pin: bool = False,
 ) -> Iterator[Part]:
-    """Yield the batches of steps start .. stop - 1 of one process.
+    """Yield the batches of some steps of one process.
 
     Args:
         plan: of the run; see `check_plan`.
-        start, stop: steps.
-        rank, processes: this process and how many there are: each takes an equal run of the streams.
+        steps: one after another.
+        process: which one; each takes an equal run of the streams.
         workers: worker processes; 0 works in this one. They change nothing but the speed.
         place: puts a part on the device.
         pin: pin memory for it.
@@ -186,18 +201,18 @@ def batches(
     Yields:
         What `Parts` makes for a step, parts of the process one after another.
     """
-    share = plan.streams // processes
+    share = plan.streams // process.total
     part = plan.batch // plan.streams * sum(crop.count * crop.side**2 * 3 for crop in plan.crops.values())  # bytes
     count = max(1, min(RUN * plan.streams // plan.batch, RUN_BYTES // part))
-    keys = _keys(start, stop, count, range(rank * share, (rank + 1) * share))
+    keys = _keys(steps, count, range(process.rank * share, (process.rank + 1) * share))
     runs = _handed_over(plan, keys, share, count, workers, pin) if workers else map(Parts(plan).__getitem__, keys)
-    while steps := [divided(run) for run in itertools.islice(runs, share)]:
-        for parts in zip(*steps, strict=True):
+    while runs_of_all := [divided(run) for run in itertools.islice(runs, share)]:
+        for parts in zip(*runs_of_all, strict=True):
             yield joined([place(part) for part in parts])
 
 
 def _handed_over(
-    plan: Plan, keys: Iterator[tuple[int, int, int]], share: int, count: int, workers: int, pin: bool
+    plan: BatchPlan, keys: Iterator[tuple[int, int, int]], share: int, count: int, workers: int, pin: bool
 ) -> Iterator[Part]:
     """Yield the runs of keys from worker processes; the pictures of the last `share` of them are there at a time."""
     ahead = max(2, math.ceil(2 * share / workers))  # runs that a worker may have ready: all need those of two rounds
@@ -227,7 +242,7 @@ def _as_is(part: T) -> T:
     return part
 
 
-def _context(plan: Plan) -> str:
+def _context(plan: BatchPlan) -> str:
     """Fork where all is local; the threads of remote file systems do not survive a fork."""
     return "fork" if all(storage.is_local(dataset.path) for dataset in plan.datasets) else "forkserver"
 
@@ -246,7 +261,7 @@ def in_order(
     Args:
         dataset: of `open_dataset`.
         crop: the only view, named "image"; `centre=True` draws nothing.
-        columns, classes: as in `Plan`.
+        columns, classes: as in `BatchPlan`.
         batch: rows at a time; what cannot be decoded is left out, and listed in `dead`.
         limit: rows at most.
         seed: of random crops.
@@ -256,7 +271,7 @@ def in_order(
     for group in dataset.groups:
         if not left:
             return
-        rows = shards.Rows(shards.read_group(group, _wanted(dataset, columns)))
+        rows = shards.GroupRows(shards.read_group(group, _wanted(dataset, columns)))
         taken = min(rows.count, left)
         for start in range(0, taken, batch):
             part = [read_row(rows, row, columns, numbers) for row in range(start, min(start + batch, taken))]
@@ -266,12 +281,12 @@ def in_order(
 
 def _in_part(rows: Sequence[Part], crop: Crop, seed: int) -> Part:
     """Return rows as a part, without those that cannot be decoded."""
-    found, dead = [], list[Dead]()
+    samples, dead = [], list[Dead]()
     for row in rows:
         try:
             views = views_of(row, sample_generator(seed, 0, row["key"]), {"image": crop}, DecodeLimits())
-            found.append((row, views))
+            samples.append((row, views))
         except DecodeError as error:
             dead.append((row["uri"], error.kind, str(error)))
     empty: Part = {"image": torch.empty(0, 1, crop.side, crop.side, 3, dtype=torch.uint8), "id": []}
-    return {**(stacked(found) if found else empty), "dead": dead}
+    return {**(stacked(samples) if samples else empty), "dead": dead}

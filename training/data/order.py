@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-BLOCK = 1024  # positions over which a mixture keeps its shares exactly
+PERIOD = 1024  # positions over which a mixture keeps its shares exactly
 WINDOW, GROUPS, SHARES = 1, 2, 3  # purposes of random draws
 
 
@@ -84,28 +84,28 @@ class Mixture:
 
     def __init__(self, orders: Sequence[Order], weights: Sequence[float], seed: int) -> None:
         self.orders, self.seed = list(orders), seed
-        exact = BLOCK * np.asarray(weights, float) / np.sum(weights)
+        exact = PERIOD * np.asarray(weights, float) / np.sum(weights)
         self.counts = np.floor(exact).astype(np.int64)
-        largest = np.argsort(self.counts - exact, kind="stable")[: BLOCK - self.counts.sum()]
+        largest = np.argsort(self.counts - exact, kind="stable")[: PERIOD - self.counts.sum()]
         self.counts[largest] += 1
-        self._block = functools.lru_cache(maxsize=2 * orders[0].streams)(self._draw)
+        self._period = functools.lru_cache(maxsize=2 * orders[0].streams)(self._draw)
 
     def place(self, stream: int, position: int) -> Place:
         """Return where sample number `position` of a stream comes from."""
         if len(self.orders) == 1:
             return Place(0, *self.orders[0].place(stream, position))
-        block, offset = divmod(position, BLOCK)
-        datasets, ranks = self._block(stream, block)
+        period, offset = divmod(position, PERIOD)
+        datasets, ranks = self._period(stream, period)
         dataset = int(datasets[offset])
-        within = block * int(self.counts[dataset]) + int(ranks[offset])
+        within = period * int(self.counts[dataset]) + int(ranks[offset])
         return Place(dataset, *self.orders[dataset].place(stream, within))
 
-    def _draw(self, stream: int, block: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return the dataset of each position of a block, and how many of the same dataset come before it."""
+    def _draw(self, stream: int, period: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the dataset of each position of a period, and how many of the same dataset come before it."""
         datasets = np.repeat(np.arange(len(self.counts)), self.counts)
-        datasets = np.random.default_rng([self.seed, SHARES, stream, block]).permutation(datasets)
-        ranks = np.zeros(BLOCK, np.int64)
+        datasets = np.random.default_rng([self.seed, SHARES, stream, period]).permutation(datasets)
+        ranks = np.zeros(PERIOD, np.int64)
         for dataset in range(len(self.counts)):
-            mine = datasets == dataset
-            ranks[mine] = np.arange(mine.sum())
+            members = datasets == dataset
+            ranks[members] = np.arange(members.sum())
         return datasets, ranks

@@ -56,8 +56,13 @@ class Negative:
 class Entry:
     """One crop with its texts.
 
-    captions: the first summary first, blank ones left out. data: bytes of the picture; where they are those of the
-    whole image, box: x0, y0, x1, y1 to cut out of it, x1 and y1 exclusive, and mask: outside of which it is darkened.
+    Args:
+        id, file, key, base, split: as in the shard.
+        captions: the first summary first, blank ones left out.
+        negatives: in the order of the shard.
+        data: bytes of the picture.
+        box: where the bytes are those of the whole image, what to cut out: x0, y0, x1, y1, x1 and y1 exclusive.
+        mask: outside of it the crop is darkened.
     """
 
     id: str
@@ -99,9 +104,9 @@ def pair_shards(data: str) -> list[str]:
         UserError: where there are none.
     """
     for folder in (storage.join(data, "dataset", "pairs"), storage.join(data, "pairs"), data):
-        found = [name for name in storage.names(folder) if name.endswith(".parquet")]
-        if found:
-            return [storage.join(folder, name) for name in found]
+        names = [name for name in storage.names(folder) if name.endswith(".parquet")]
+        if names:
+            return [storage.join(folder, name) for name in names]
     raise UserError(f"data: {data!r} holds no config `pairs`; give a run of `granary pack`")
 
 
@@ -131,14 +136,14 @@ def read_entries(data: str, split: str | None = None) -> Iterator[Entry]:
 
 def row_groups(data: str, split: str | None = None) -> list[tuple[str, int]]:
     """Return (shard, row group) of those that hold entries of a split, in order."""
-    found = []
+    groups = []
     for shard in pair_shards(data):
         with opened(shard, *TEXTS, *PICTURES) as parquet:
             for group in range(parquet.num_row_groups):
                 splits = parquet.read_row_group(group, columns=["split"])["split"].unique().to_pylist()
                 if split in (None, *splits):
-                    found.append((shard, group))
-    return found
+                    groups.append((shard, group))
+    return groups
 
 
 def shuffled_entries(
@@ -166,7 +171,7 @@ def group_rows(place: tuple[str, int], split: str | None) -> list[StoredPair]:
 
 @contextlib.contextmanager
 def opened(shard: str, *columns: str) -> Iterator[pq.ParquetFile]:
-    """Open a shard; raises UserError where it is broken or has not these columns."""
+    """Open a shard; raises UserError where it is broken or lacks a column."""
     try:
         with storage.open_read(shard) as file, pq.ParquetFile(file, pre_buffer=False) as parquet:
             missing = sorted(set(columns) - set(parquet.schema_arrow.names))

@@ -25,7 +25,7 @@ ORIENTED = (b"Exif\0\0", b"Orientation")  # EXIF, XMP: what may say that the pic
 COLOURS = ("YCbCr", "Gray")
 
 
-class Picture(NamedTuple):
+class DecodedPixels(NamedTuple):
     """An upright picture: pixels (H, W, 3) uint8, read-only or not; width, height of the original before scaling."""
 
     pixels: NDArray[np.uint8]
@@ -33,20 +33,27 @@ class Picture(NamedTuple):
     height: int
 
 
-def decode_pixels(data: bytes, limits: DecodeLimits, side: int | None = None, fast: bool = False) -> Picture:
-    """Decode the first frame to RGB; see `curation.images.decode.decode` for arguments and errors.
+def decode_pixels(data: bytes, limits: DecodeLimits, side: int | None = None, fast: bool = False) -> DecodedPixels:
+    """Decode the first frame to RGB, as `curation.images.decode.decode` does, but faster where it can be.
 
-    fast: repeat the colours of a JPEG that stores them at half the size rather than smooth them, which saves a sixth of
-    the time: for views that are cropped and changed at random anyway.
+    Args:
+        data: the file.
+        limits: what is refused.
+        side: the short side that the picture is needed at; None decodes in full.
+        fast: repeat the colours of a JPEG that stores them at half the size rather than smooth them, which saves a
+            sixth of the time: for views that are cropped and changed at random anyway.
+
+    Raises:
+        DecodeError: the file is damaged or beyond the limits.
     """
     picture = _plain_jpeg(data, limits, side, fast)
     if picture is None:
         decoded = decode(data, limits, side)
-        picture = Picture(np.asarray(decoded.image), decoded.width, decoded.height)
+        picture = DecodedPixels(np.asarray(decoded.image), decoded.width, decoded.height)
     return picture
 
 
-def _plain_jpeg(data: bytes, limits: DecodeLimits, side: int | None, fast: bool) -> Picture | None:
+def _plain_jpeg(data: bytes, limits: DecodeLimits, side: int | None, fast: bool) -> DecodedPixels | None:
     """Return the picture of an undamaged upright JPEG within the limits; None for any other."""
     if not data.startswith(JPEG) or len(data) > limits.max_bytes:
         return None
@@ -59,7 +66,7 @@ def _plain_jpeg(data: bytes, limits: DecodeLimits, side: int | None, fast: bool)
             return None
         scale = next(n for n in (8, 4, 2, 1) if n == 1 or (side and n <= min(width, height) // side))
         least = {"min_height": -(-height // scale), "min_width": -(-width // scale), "min_factor": scale}
-        return Picture(simplejpeg.decode_jpeg(data, fastupsample=fast, **least), width, height)
+        return DecodedPixels(simplejpeg.decode_jpeg(data, fastupsample=fast, **least), width, height)
     except ValueError:  # damaged, or of a kind that this library does not take
         return None
 

@@ -14,7 +14,7 @@ from multiprocessing.sharedctypes import RawArray
 import torch
 from torch import Tensor
 
-from granary.training.data.parts import Part
+from granary.training.data.collate import Part
 
 
 class Ring:

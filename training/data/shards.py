@@ -26,7 +26,7 @@ READERS = 16  # threads that read footers: a remote one takes a round trip
 UNLABELLED = ("", "-1")
 
 
-class Group(NamedTuple):
+class RowGroup(NamedTuple):
     """A row group of a shard; chosen: numbers of the rows of the split in it, None for all."""
 
     url: str
@@ -40,7 +40,7 @@ class Dataset:
     """An opened dataset: its row groups in order, and the columns it has."""
 
     path: str
-    groups: list[Group]
+    groups: list[RowGroup]
     columns: list[str]
 
     @property
@@ -86,7 +86,9 @@ def open_dataset(
         raise UserError(
             f"data: {path} has no column {missing[0]!r}, which {why} needs; its columns are {', '.join(columns)}"
         )
-    groups = [Group(url, i, n, None) for url, (_, rows) in zip(urls, footers, strict=True) for i, n in enumerate(rows)]
+    groups = [
+        RowGroup(url, i, n, None) for url, (_, rows) in zip(urls, footers, strict=True) for i, n in enumerate(rows)
+    ]
     if split is not None:
         groups = _of_split(groups, columns, split, holdout)
     groups = [group for group in groups if group.rows]
@@ -113,7 +115,7 @@ def _columns(path: str, schema: pa.Schema) -> list[str]:
     return list(schema.names)
 
 
-def _of_split(groups: list[Group], columns: Sequence[str], split: str, holdout: float) -> list[Group]:
+def _of_split(groups: list[RowGroup], columns: Sequence[str], split: str, holdout: float) -> list[RowGroup]:
     """Choose the rows of a split in every group."""
     stated = "split" in columns
     if not stated and split not in ("train", "test"):
@@ -129,7 +131,7 @@ def _of_split(groups: list[Group], columns: Sequence[str], split: str, holdout: 
         for group in groups:
             if group.url == url:
                 rows = np.flatnonzero(inside[start : start + group.rows])
-                chosen.append(Group(url, group.number, len(rows), rows))
+                chosen.append(RowGroup(url, group.number, len(rows), rows))
                 start += group.rows
     return chosen
 
@@ -139,7 +141,7 @@ def held_out(ids: NDArray[np.str_], holdout: float) -> NDArray[np.bool_]:
     return priority(0, ids, "holdout") < np.uint64(min(holdout * 2.0**64, 2.0**64 - 2048))
 
 
-def read_group(group: Group, columns: Sequence[str]) -> pa.RecordBatch:
+def read_group(group: RowGroup, columns: Sequence[str]) -> pa.RecordBatch:
     """Read columns of the chosen rows of a row group."""
     table = read_table(group.url, list(columns), group.number)
     chosen = table if group.chosen is None else table.take(pa.array(group.chosen))
@@ -168,7 +170,7 @@ def _natural(label: str) -> tuple[int, int, str]:
     return (0, int(label), label) if label.isdecimal() else (1, 0, label)
 
 
-class Rows:
+class GroupRows:
     """The chosen rows of a row group: small columns as Python lists, pictures as bytes on request."""
 
     def __init__(self, batch: pa.RecordBatch) -> None:
@@ -191,12 +193,12 @@ class GroupReader:
 
     def __init__(self, columns: Sequence[str], keep: int) -> None:
         self.read = functools.lru_cache(maxsize=keep)(functools.partial(self._read, tuple(columns)))
-        self.groups: dict[tuple[str, int], Group] = {}
+        self.groups: dict[tuple[str, int], RowGroup] = {}
 
-    def rows(self, group: Group) -> Rows:
+    def rows(self, group: RowGroup) -> GroupRows:
         """Return the chosen rows of a group."""
         self.groups[group.url, group.number] = group
         return self.read(group.url, group.number)
 
-    def _read(self, columns: tuple[str, ...], url: str, number: int) -> Rows:
-        return Rows(read_group(self.groups[url, number], columns))
+    def _read(self, columns: tuple[str, ...], url: str, number: int) -> GroupRows:
+        return GroupRows(read_group(self.groups[url, number], columns))

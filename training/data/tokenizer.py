@@ -59,9 +59,9 @@ class TextTokenizer:
         L is the longest of them where the encoder is causal, since it does not see the padding; else the context.
         """
         encoded = [self.inner.encode(text) for text in texts]  # one by one: no threads, which forks do not survive
-        self.truncated += sum(bool(each.overflowing) for each in encoded)
-        length = max((len(each.ids) for each in encoded), default=1) if self.causal else self.context
-        rows = [each.ids + [self.pad] * (length - len(each.ids)) for each in encoded]
+        self.truncated += sum(bool(encoding.overflowing) for encoding in encoded)
+        length = max((len(encoding.ids) for encoding in encoded), default=1) if self.causal else self.context
+        rows = [encoding.ids + [self.pad] * (length - len(encoding.ids)) for encoding in encoded]
         return torch.tensor(rows, dtype=torch.int64).reshape(len(texts), length)
 
 
@@ -106,18 +106,19 @@ def train_tokenizer(captions: Iterable[str], vocabulary: int) -> str:
 def corpus(datasets: Sequence[shards.Dataset]) -> Iterator[str]:
     """Yield the captions of datasets that are not blank, row groups in an order drawn by hash.
 
-    Raises UserError where the column holds no lists of texts, or no caption at all.
+    Raises:
+        UserError: the column holds something other than lists of texts, or no caption at all.
     """
     groups = [(dataset.path, group) for dataset in datasets for group in dataset.groups]
-    found = False
+    any_text = False
     for place in priority(0, range(len(groups)), "corpus").argsort():
         path, group = groups[place]
         column = shards.read_group(group, [COLUMN])[COLUMN]
         check_captions(path, column.type)
         for caption in filled(column.flatten().to_pylist()):
-            found = True
+            any_text = True
             yield caption
-    if not found:
+    if not any_text:
         paths = ", ".join(dataset.path for dataset in datasets)
         raise UserError(f"data: the column {COLUMN} of {paths} has no text in any row; image-text training needs some")
 

@@ -16,7 +16,11 @@ UNIFORM = 0.999  # of ln K: a teacher that has learned nothing or has been flatt
 def relative_std(features: Tensor) -> float:
     """Return the mean standard deviation of a channel over pictures, divided by the root mean square of all values.
 
-    It is 0 when all pictures have one vector, 1 when the mean is 0. features: (n, D).
+    Args:
+        features: (n, D).
+
+    Returns:
+        0 when all pictures have one vector, 1 when the mean is 0.
     """
     x = features.float()
     return float(x.std(dim=0).mean() / x.square().mean().sqrt().clamp(min=1e-12))
@@ -49,29 +53,29 @@ def measure(features: Tensor, teacher: Tensor | None = None) -> dict[str, float]
     """Return what the alarm looks at: relative_std, rank_me, effective_rank and, with a teacher, its two entropies."""
     if not torch.isfinite(features).all():
         return {"relative_std": math.nan}
-    found = {
+    measures = {
         "relative_std": relative_std(features),
         "rank_me": rank_me(features),
         "effective_rank": effective_rank(features),
     }
     if teacher is not None:
-        found["teacher_entropy"], found["teacher_mean_entropy"] = teacher_entropy(teacher)
-    return found
+        measures["teacher_entropy"], measures["teacher_mean_entropy"] = teacher_entropy(teacher)
+    return measures
 
 
-def symptoms(found: Mapping[str, float], limits: Alarm) -> dict[str, str]:
+def symptoms(measures: Mapping[str, float], limits: Alarm) -> dict[str, str]:
     """Return name and sentence of each thing that looks like collapse; none when all is well."""
-    said = {}
-    std = found["relative_std"]
+    sentences = {}
+    std = measures["relative_std"]
     if math.isnan(std):
         return {"not finite": "features are not finite"}
     if std < limits.std:
-        said["std"] = f"features hardly differ: their relative std is {std:.4g}, below {limits.std:g}"
-    if found["effective_rank"] < limits.rank:
-        said["rank"] = f"features vary in {found['effective_rank']:.3g} directions, fewer than {limits.rank:g}"
-    if found.get("teacher_mean_entropy", 1.0) < limits.entropy:
-        mean = found["teacher_mean_entropy"]
-        said["same answer"] = f"the teacher gives all pictures the same answer: entropy {mean:.3g} ln K"
-    if found.get("teacher_entropy", 0.0) > UNIFORM:
-        said["uniform"] = f"the teacher's answers are uniform: entropy {found['teacher_entropy']:.4g} ln K"
-    return said
+        sentences["std"] = f"features hardly differ: their relative std is {std:.4g}, below {limits.std:g}"
+    if measures["effective_rank"] < limits.rank:
+        sentences["rank"] = f"features vary in {measures['effective_rank']:.3g} directions, fewer than {limits.rank:g}"
+    if measures.get("teacher_mean_entropy", 1.0) < limits.entropy:
+        mean = measures["teacher_mean_entropy"]
+        sentences["same answer"] = f"the teacher gives all pictures the same answer: entropy {mean:.3g} ln K"
+    if measures.get("teacher_entropy", 0.0) > UNIFORM:
+        sentences["uniform"] = f"the teacher's answers are uniform: entropy {measures['teacher_entropy']:.4g} ln K"
+    return sentences

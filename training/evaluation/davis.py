@@ -18,10 +18,10 @@ RIGHT = 0.5  # from here on a frame counts for recall
 PARTS = 4  # of a sequence: decay compares the first with the last
 
 
-def region_similarity(found: Mask, truth: Mask) -> float:
+def region_similarity(predicted: Mask, truth: Mask) -> float:
     """Return J, intersection over union of two masks (h, w); 1 when both are empty."""
-    union = (found | truth).sum()
-    return float((found & truth).sum() / union) if union else 1.0
+    union = (predicted | truth).sum()
+    return float((predicted & truth).sum() / union) if union else 1.0
 
 
 def boundary(mask: Mask) -> Mask:
@@ -34,19 +34,19 @@ def boundary(mask: Mask) -> Mask:
     return (mask ^ right) | (mask ^ below) | (mask ^ diagonal)
 
 
-def boundary_accuracy(found: Mask, truth: Mask, tolerance: float = TOLERANCE) -> float:
+def boundary_accuracy(predicted: Mask, truth: Mask, tolerance: float = TOLERANCE) -> float:
     """Return F, 2 P R / (P + R) of boundary pixels that are near the other boundary.
 
     Near is within a disk of ceil(tolerance * diagonal) pixels. Without any boundary pixel on one side its share is 1,
     the other's 0; without any on both sides F is 1.
 
     Args:
-        found, truth: (h, w).
+        predicted, truth: (h, w).
         tolerance: share of the diagonal; from 1 on pixels.
     """
-    radius = tolerance if tolerance >= 1 else math.ceil(tolerance * math.hypot(*found.shape))
-    mine, theirs = boundary(found), boundary(truth)
-    precision, recall = _near(mine, theirs, radius), _near(theirs, mine, radius)
+    radius = tolerance if tolerance >= 1 else math.ceil(tolerance * math.hypot(*predicted.shape))
+    edge, true_edge = boundary(predicted), boundary(truth)
+    precision, recall = _near(edge, true_edge, radius), _near(true_edge, edge, radius)
     return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
 
 

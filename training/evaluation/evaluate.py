@@ -77,7 +77,7 @@ def evaluate(recipe: EvaluateRecipe, say: Callable[[str], None] = print) -> dict
     options = {name: protocol.read(recipe.options) for name, protocol in protocols.items()}
     results: dict[str, dict[str, Any]] = {}
     used: dict[str, dict[str, object]] = {}
-    told: set[str] = set()
+    printed: set[str] = set()
     with shared_features():
         for name, protocol in protocols.items():
             measured = measured_by(recipe, protocol)
@@ -85,8 +85,8 @@ def evaluate(recipe: EvaluateRecipe, say: Callable[[str], None] = print) -> dict
             results[name] = scores
             used[name] = {**settings_of(measured, protocol, options[name]), **scores.settings}
             notes = [*protocol.notes, *scores.notes]
-            say(table(name, scores, tuple(note for note in notes if note not in told)))
-            told.update(notes)
+            say(table(name, scores, tuple(note for note in notes if note not in printed)))
+            printed.update(notes)
     results["settings"] = {**recipe.model_dump(mode="json"), "used": used}
     if recipe.out:
         storage.write_bytes(recipe.out, (json.dumps(results, indent=2) + "\n").encode())

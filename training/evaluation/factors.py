@@ -1,4 +1,4 @@
-"""Accuracy for each value of each factor of variation, from predictions: which model made them is no matter.
+"""Accuracy for each value of each factor of variation, from predictions of whatever model.
 
 PUG (Bordes et al. 2023, arXiv 2308.03977). `granary evaluate factors` is its command.
 """

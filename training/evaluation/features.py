@@ -22,9 +22,9 @@ from granary.curation.errors import UserError
 from granary.curation.store import storage
 from granary.training.data import shards
 from granary.training.data.augment import normalised, to_unit
+from granary.training.data.collate import Dead, Part
 from granary.training.data.crops import Crop
 from granary.training.data.loader import in_order
-from granary.training.data.parts import Dead, Part
 from granary.training.evaluation.protocol import Measured
 from granary.training.evaluation.scores import DeadLetter, dead_letter
 from granary.training.evaluation.subjects import Subject, load_subject
@@ -40,9 +40,12 @@ BATCH = 256
 class Features:
     """Features of n pictures.
 
-    cls: (n, L, D) float32, class tokens after the last L blocks, or mean patches where there is no class token; mean:
-    (n, D), mean patch after the last block, None where cls is that; labels: (n,) int64, -1 for none; ids: n names;
-    dead: what could not be decoded, as (uri, error, message).
+    Args:
+        cls: (n, L, D) float32, class tokens after the last L blocks, or mean patches where there is no class token.
+        mean: (n, D), the mean patch after the last block; None where cls is that.
+        labels: (n,) int64, -1 for none.
+        ids: n names.
+        dead: what could not be decoded, as (uri, error, message).
     """
 
     cls: Tensor
@@ -89,15 +92,15 @@ def features_of(
         layers: the last so many blocks, fewer where the model has fewer.
     """
     kept, key = _kept.get(), (measured, dataset.path, split, dataset.count, tuple(classes))
-    asked, found = (kept or {}).get(key, (0, None))
-    if found is None or asked < layers:
+    computed, features = (kept or {}).get(key, (0, None))
+    if features is None or computed < layers:
         subject = load(measured)
         roomy = 4 * min(dataset.count, measured.limit or dataset.count) * subject.config.width * LAYERS <= ROOM
-        asked = max(layers, LAYERS) if kept is not None and roomy else layers
-        found = extract(subject, dataset, measured, classes, asked)
+        computed = max(layers, LAYERS) if kept is not None and roomy else layers
+        features = extract(subject, dataset, measured, classes, computed)
         if kept is not None:
-            kept[key] = asked, found
-    return dataclasses.replace(found, cls=found.cls[:, -layers:])
+            kept[key] = computed, features
+    return dataclasses.replace(features, cls=features.cls[:, -layers:])
 
 
 def load(measured: Measured) -> Subject:
@@ -111,20 +114,20 @@ def extract(
     subject: Subject, dataset: shards.Dataset, measured: Measured, classes: Sequence[str] = (), layers: int = 1
 ) -> Features:
     """Run a model over a dataset: short edge to the model's side, the middle cut out, no augmentation."""
-    config, found, labels, ids, dead = subject.config, [], [], [], []
+    config, encoded, labels, ids, dead = subject.config, [], [], [], []
     crop, device = Crop(1, config.img_size, centre=True), torch_device(measured.device)
     for part in pieces(dataset, crop, ("image", "label") if classes else ("image",), classes, measured):
         dead += part["dead"]
         ids += part["id"]
         if part["id"]:
             labels.append(part.get("label", torch.full((len(part["id"]),), -1)))
-            found += [
+            encoded += [
                 encode(subject, x, device, layers, measured.dtype) for x in part["image"][:, 0].split(measured.batch)
             ]
-    if not found:
+    if not encoded:
         raise UserError(f"data: none of the {len(dead):,} pictures of {dataset.path} can be decoded: {dead[0][2]}")
-    mean = torch.cat([mean for _, mean in found]) if config.class_token else None
-    return Features(torch.cat([cls for cls, _ in found]), mean, torch.cat(labels), ids, dead)
+    mean = torch.cat([mean for _, mean in encoded]) if config.class_token else None
+    return Features(torch.cat([cls for cls, _ in encoded]), mean, torch.cat(labels), ids, dead)
 
 
 @torch.inference_mode()
@@ -145,10 +148,10 @@ def encode(
     """
     config = subject.config
     x = normalised(to_unit(pixels.to(device, non_blocking=True)), config.mean, config.std)
-    wanted = range(max(0, config.depth - layers), config.depth)
+    blocks = range(max(0, config.depth - layers), config.depth)
     with torch.autocast(device.type, DTYPES[dtype], enabled=dtype != "float32"):
         # a sharded model gathers its weights when it is called, not when one of its functions is
-        outputs = [subject(x)] if layers == 1 else subject.intermediate(x, wanted)
+        outputs = [subject(x)] if layers == 1 else subject.intermediate(x, blocks)
     cls = torch.stack([tokens.cls.float() for tokens in outputs], dim=1)
     return cls.cpu(), outputs[-1].patches.float().mean(dim=1).cpu()
 
@@ -161,7 +164,7 @@ class _Pieces(TorchDataset[Part]):
     ) -> None:
         self.dataset, self.arguments, self.seed = dataset, (crop, columns, classes), measured.seed
         left = dataset.count if measured.limit is None else measured.limit
-        self.parts: list[tuple[shards.Group, int]] = []
+        self.parts: list[tuple[shards.RowGroup, int]] = []
         for group in dataset.groups:
             if left > 0:
                 self.parts.append((group, min(group.rows, left)))
@@ -194,8 +197,8 @@ def dead_letters(part: Features) -> list[DeadLetter]:
 def distinct(ids: list[str]) -> list[str]:
     """Return ids made distinct, the second of equal ones with a number."""
     seen: dict[str, int] = {}
-    found = []
+    names = []
     for name in ids:
         seen[name] = seen.get(name, -1) + 1
-        found.append(f"{name}/{seen[name]}" if seen[name] else name)
-    return found
+        names.append(f"{name}/{seen[name]}" if seen[name] else name)
+    return names

@@ -16,7 +16,7 @@ from torch import Tensor
 SGD_BATCH, MOMENTUM = 128, 0.9
 
 
-class Head(NamedTuple):
+class LinearHead(NamedTuple):
     """A linear classifier: logits ((x - mean) / std) W + b; W (D, K), b (K,), mean and std (D,)."""
 
     weight: Tensor
@@ -41,10 +41,17 @@ def _standard(x: Tensor) -> tuple[Tensor, Tensor]:
     return mean, torch.where(std > 1e-6, std, 1.0)
 
 
-def ridge_heads(x: Tensor, labels: Tensor, classes: int, penalties: Sequence[float]) -> list[Head]:
+def ridge_heads(x: Tensor, labels: Tensor, classes: int, penalties: Sequence[float]) -> list[LinearHead]:
     """Solve min_W |Z W - Y|^2 + n penalty |W|^2 in closed form, Z standardised features, Y centred one-hot labels.
 
-    x: (n, D); labels: (n,). Returns a head for each penalty, float64.
+    Args:
+        x: (n, D).
+        labels: (n,) int64.
+        classes: K.
+        penalties: G of them.
+
+    Returns:
+        A head for each penalty, float64.
     """
     mean, std = _standard(x)
     z, y = (x - mean) / std, F.one_hot(labels, classes).double()
@@ -55,26 +62,34 @@ def ridge_heads(x: Tensor, labels: Tensor, classes: int, penalties: Sequence[flo
     heads = []
     for penalty in penalties:
         weight = vectors @ (seen / (values.clamp(min=0)[:, None] + len(z) * penalty))
-        heads.append(Head(z.T @ weight if few else weight, share, mean, std))
+        heads.append(LinearHead(z.T @ weight if few else weight, share, mean, std))
     return heads
 
 
 def logistic_heads(
     x: Tensor, labels: Tensor, classes: int, penalties: Sequence[float], iterations: int = 100
-) -> list[Head]:
+) -> list[LinearHead]:
     """Solve min_W,b mean cross-entropy + penalty / 2 |W|^2 by L-BFGS on standardised features.
 
     From the greatest penalty to the smallest, each starting where the one before it ended.
 
-    x: (n, D); labels: (n,); iterations: for each penalty at most. Returns a head for each penalty, float64.
+    Args:
+        x: (n, D).
+        labels: (n,) int64.
+        classes: K.
+        penalties: G of them.
+        iterations: for each penalty at most.
+
+    Returns:
+        A head for each penalty, float64.
     """
     mean, std = _standard(x)
-    z, heads = (x - mean) / std, dict[float, Head]()
+    z, heads = (x - mean) / std, dict[float, LinearHead]()
     weight = torch.zeros(x.shape[1], classes, dtype=torch.float64, device=x.device, requires_grad=True)
     bias = torch.zeros(classes, dtype=torch.float64, device=x.device, requires_grad=True)
     for penalty in sorted(set(penalties), reverse=True):
         _minimise(z, labels, weight, bias, penalty, iterations)
-        heads[penalty] = Head(weight.detach().clone(), bias.detach().clone(), mean, std)
+        heads[penalty] = LinearHead(weight.detach().clone(), bias.detach().clone(), mean, std)
     return [heads[penalty] for penalty in penalties]
 
 
@@ -95,7 +110,7 @@ def _minimise(z: Tensor, labels: Tensor, weight: Tensor, bias: Tensor, penalty: 
 @torch.no_grad()
 def sgd_heads(
     x: Tensor, labels: Tensor, classes: int, rates: Sequence[float], iterations: int, seed: int = 0
-) -> list[Head]:
+) -> list[LinearHead]:
     """Train a head for every learning rate at once by SGD with momentum 0.9, without weight decay, cosine to 0.
 
     The gradient of the mean cross-entropy is written out, x^T (softmax - one-hot) / b: the heads share a product.
@@ -116,16 +131,16 @@ def sgd_heads(
     moments = torch.zeros_like(weight), torch.zeros_like(bias)
     scaled = torch.tensor(rates, device=x.device)[:, None] * size / 256  # (G, 1)
     for step, rows in zip(range(iterations), _orders(n, size, generator), strict=False):
-        part, wanted = x[rows.to(x.device)], F.one_hot(labels[rows.to(x.device)], classes)
+        part, truth = x[rows.to(x.device)], F.one_hot(labels[rows.to(x.device)], classes)
         logits = (part @ weight.flatten(1)).unflatten(1, bias.shape) + bias  # (b, G, K)
-        error = (logits.softmax(dim=2) - wanted[:, None]) / size
+        error = (logits.softmax(dim=2) - truth[:, None]) / size
         gradients = (part.T @ error.flatten(1)).unflatten(1, bias.shape), error.sum(dim=0)
         rate = scaled * (1 + math.cos(math.pi * step / iterations)) / 2
         for values, moment, gradient in zip((weight, bias), moments, gradients, strict=True):
             moment.mul_(MOMENTUM).add_(gradient)
             values.sub_(rate * moment)
     mean, std = torch.zeros(x.shape[1], device=x.device), torch.ones(x.shape[1], device=x.device)
-    return [Head(weight[:, number], bias[number], mean, std) for number in range(len(rates))]
+    return [LinearHead(weight[:, number], bias[number], mean, std) for number in range(len(rates))]
 
 
 def _orders(n: int, size: int, generator: torch.Generator) -> Iterator[Tensor]:

@@ -16,7 +16,12 @@ MANY, FEW = 100, 20  # more than 100 pictures; fewer than 20
 def splits(counts: np.ndarray, many: int = MANY, few: int = FEW) -> dict[str, np.ndarray]:
     """Return the classes of each split: more than `many` pictures, fewer than `few`, and the rest.
 
-    counts: (K,) real training pictures of each class. Returns boolean masks (K,).
+    Args:
+        counts: (K,) real training pictures of each class.
+        many, few: bounds of the splits.
+
+    Returns:
+        Masks (K,) bool of many, medium and few.
     """
     return {"many": counts > many, "medium": (counts <= many) & (counts >= few), "few": counts < few}
 
@@ -53,10 +58,10 @@ def group_accuracy(predicted: np.ndarray, labels: np.ndarray, groups: Sequence[H
     """
     names = sorted(set(groups), key=str)
     right = predicted == labels
-    each = [_percent(right[[group == name for group in groups]]) for name in names]
-    if not each:
+    per_group = [_percent(right[[group == name for group in groups]]) for name in names]
+    if not per_group:
         return dict.fromkeys(("all", "groups", "worst"), math.nan)
-    return {"all": _percent(right), "groups": float(np.mean(each)), "worst": min(each)}
+    return {"all": _percent(right), "groups": float(np.mean(per_group)), "worst": min(per_group)}
 
 
 def _percent(right: np.ndarray) -> float:

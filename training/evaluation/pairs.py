@@ -23,9 +23,9 @@ from granary.curation.errors import UserError
 from granary.curation.images.decode import DecodeError, DecodeLimits, decode
 from granary.training.data import shards
 from granary.training.data.augment import normalised, to_unit
+from granary.training.data.collate import Part
 from granary.training.data.crops import Crop, cut_views
 from granary.training.data.loader import read_row
-from granary.training.data.parts import Part
 from granary.training.data.tokenizer import filled
 from granary.training.evaluation.scores import DeadLetter, dead_letter
 from granary.training.models.checkpoint import checkpoint_folder
@@ -45,7 +45,7 @@ class ImageTextModel(Protocol):
         """Texts cut to the context so far."""
 
     def pictures(self, files: Sequence[bytes]) -> list[Tensor | DecodeError]:
-        """Return for each file its vector (D,) on the CPU, or why it is no picture."""
+        """Return for each file its vector (D,) on the CPU, or why it cannot be decoded."""
 
     def texts(self, texts: Sequence[str]) -> Tensor:
         """Return (T, D) on the CPU."""
@@ -68,24 +68,24 @@ class TrainedPair:
         """Cut the middle out of each picture, its short edge at the model's side, and encode."""
         config = self.model.config
         with ThreadPoolExecutor(THREADS) as pool:
-            found = list(pool.map(partial(_central, config.img_size), files))
-        views = [view for view in found if isinstance(view, np.ndarray)]
+            decoded = list(pool.map(partial(_central, config.img_size), files))
+        views = [view for view in decoded if isinstance(view, np.ndarray)]
         if not views:
-            return [error for error in found if isinstance(error, DecodeError)]
+            return [error for error in decoded if isinstance(error, DecodeError)]
         pixels = to_unit(torch.from_numpy(np.stack(views)).to(self.device))
         with self.autocast():
             vectors = iter(_unit(self.model.images(normalised(pixels, config.mean, config.std))))
-        return [view if isinstance(view, DecodeError) else next(vectors) for view in found]
+        return [view if isinstance(view, DecodeError) else next(vectors) for view in decoded]
 
     @torch.inference_mode()
     def texts(self, texts: Sequence[str]) -> Tensor:
         """Encode texts, a batch at a time."""
-        found = []
+        vectors = []
         for start in range(0, len(texts), self.batch):
             tokens = self.model.tokenizer.numbers(texts[start : start + self.batch])
             with self.autocast():
-                found.append(_unit(self.model.texts(tokens.to(self.device))))
-        return torch.cat(found)
+                vectors.append(_unit(self.model.texts(tokens.to(self.device))))
+        return torch.cat(vectors)
 
 
 class TransformersPair:
@@ -102,12 +102,12 @@ class TransformersPair:
     def pictures(self, files: Sequence[bytes]) -> list[Tensor | DecodeError]:
         """Prepare each picture as the model's processor does, and encode."""
         with ThreadPoolExecutor(THREADS) as pool:
-            found = list(pool.map(self._prepared, files))
-        pixels = [each for each in found if isinstance(each, Tensor)]
+            prepared = list(pool.map(self._prepared, files))
+        pixels = [picture for picture in prepared if isinstance(picture, Tensor)]
         if not pixels:
-            return [error for error in found if isinstance(error, DecodeError)]
+            return [error for error in prepared if isinstance(error, DecodeError)]
         vectors = iter(_finite(self.model.images(torch.stack(pixels)).cpu()))
-        return [each if isinstance(each, DecodeError) else next(vectors) for each in found]
+        return [picture if isinstance(picture, DecodeError) else next(vectors) for picture in prepared]
 
     def _prepared(self, file: bytes) -> Tensor | DecodeError:
         image = _decoded(file)
@@ -157,8 +157,10 @@ def load_image_text_model(source: str, device: str = "auto", dtype: str = "float
 class Encoded(NamedTuple):
     """What could be read of a dataset.
 
-    rows: n, as `training.data.loader.read_row` gives them, without data and blank captions; vectors: (n, D); dead: uri,
-    stage, error and message of the pictures that cannot be decoded.
+    Args:
+        rows: n, as `training.data.loader.read_row` gives them, without data and blank captions.
+        vectors: (n, D).
+        dead: the pictures that cannot be decoded.
     """
 
     rows: list[Part]
@@ -191,12 +193,12 @@ def encode_rows(
     vectors: list[Tensor] = []
     dead: list[DeadLetter] = []
     for chunk in _chunks(dataset, column, classes, batch, limit):
-        for row, found in zip(chunk, model.pictures([row.pop("data") for row in chunk]), strict=True):
-            if isinstance(found, DecodeError):
-                dead.append(dead_letter(row["uri"], found.kind, str(found)))
+        for row, vector in zip(chunk, model.pictures([row.pop("data") for row in chunk]), strict=True):
+            if isinstance(vector, DecodeError):
+                dead.append(dead_letter(row["uri"], vector.kind, str(vector)))
             else:
                 kept.append(row)
-                vectors.append(found)
+                vectors.append(vector)
     if not vectors:
         reason = f"its pictures cannot be decoded, for example {dead[0]['uri']}" if dead else f"no row has {column}"
         raise UserError(f"data: {dataset.path} has nothing to measure on: {reason}")
@@ -207,12 +209,12 @@ def _chunks(
     dataset: shards.Dataset, column: str, classes: Sequence[str], batch: int, limit: int | None
 ) -> Iterator[list[Part]]:
     """Yield the rows with a value in the column, `batch` at a time."""
-    wanted = ["image.bytes", *(name for name in (*COLUMNS, column) if name in dataset.columns)]
+    columns = ["image.bytes", *(name for name in (*COLUMNS, column) if name in dataset.columns)]
     numbers = {name: number for number, name in enumerate(classes)}
     left = dataset.count if limit is None else limit
     chunk: list[Part] = []
     for group in dataset.groups:
-        rows = shards.Rows(shards.read_group(group, wanted))
+        rows = shards.GroupRows(shards.read_group(group, columns))
         for number in range(min(rows.count, left)):
             row = read_row(rows, number, (column,), numbers)
             if column == "captions":

@@ -18,10 +18,13 @@ ONLINE = "online probe"
 
 
 @dataclass(frozen=True)
-class Row:
+class ModelScores:
     """The scores of one model.
 
-    name: of the file or folder; scores: protocol -> metric -> value; used: protocol -> settings.
+    Args:
+        name: of the file or folder.
+        scores: protocol -> metric -> value.
+        used: protocol -> settings.
     """
 
     name: str
@@ -63,7 +66,7 @@ def results(
     return "\n".join([written_table(rows, columns), *differences(rows, columns)])
 
 
-def read_row(path: str) -> Row:
+def read_row(path: str) -> ModelScores:
     """Read the scores at PATH or NAME=PATH; see `results`. Raises UserError."""
     name, equals, place = path.partition("=")
     if not equals or storage.exists(path):  # a folder may be called lr=0.1
@@ -74,10 +77,12 @@ def read_row(path: str) -> Row:
     for file in (SCORES, "run.json"):
         if storage.exists(storage.join(place, file)):
             return _row(folder, storage.join(place, file))
-    raise UserError(f"results: {place} is no JSON file and no folder with {SCORES}; granary evaluate --out writes one")
+    raise UserError(
+        f"results: {place} is neither a JSON file nor a folder with {SCORES}; granary evaluate --out writes one"
+    )
 
 
-def _row(name: str, file: str) -> Row:
+def _row(name: str, file: str) -> ModelScores:
     try:
         tree = json.loads(storage.read_bytes(file))
     except (OSError, ValueError) as error:
@@ -87,16 +92,16 @@ def _row(name: str, file: str) -> Row:
         tree = {ONLINE: tree.get("probe")}
     settings = tree.pop("settings", None)
     scores = {
-        protocol: {metric: value for metric, value in found.items() if value is None or isinstance(value, int | float)}
-        for protocol, found in tree.items()
-        if isinstance(found, dict)
+        protocol: {name: value for name, value in metrics.items() if value is None or isinstance(value, int | float)}
+        for protocol, metrics in tree.items()
+        if isinstance(metrics, dict)
     }
     if not any(scores.values()):
         raise UserError(f"results: {file} holds no scores; granary evaluate --out writes such a file")
-    return Row(name, scores, settings.get("used", {}) if isinstance(settings, dict) else {})
+    return ModelScores(name, scores, settings.get("used", {}) if isinstance(settings, dict) else {})
 
 
-def all_columns(rows: Sequence[Row]) -> list[str]:
+def all_columns(rows: Sequence[ModelScores]) -> list[str]:
     """Return `protocol/metric` of every score, in the order they come."""
     protocols = dict.fromkeys(protocol for row in rows for protocol in row.scores)
     return [
@@ -106,22 +111,22 @@ def all_columns(rows: Sequence[Row]) -> list[str]:
     ]
 
 
-def chosen_columns(rows: Sequence[Row], metrics: Sequence[str]) -> list[str]:
+def chosen_columns(rows: Sequence[ModelScores], metrics: Sequence[str]) -> list[str]:
     """Return the columns that patterns name; see `results`. Raises UserError for a pattern that names none."""
     every = all_columns(rows)
     first = {column.partition("/")[0]: column for column in reversed(every)}
     if not metrics:
         return [column for column in every if column in first.values()]
-    found: dict[str, None] = {}
+    columns: dict[str, None] = {}
     for pattern in metrics:
         fitting = [first[pattern]] if pattern in first else [c for c in every if fnmatchcase(c, pattern)]
         if not fitting:
             raise UserError(f"metrics: {pattern!r} is not right: there is no such score; there are {', '.join(every)}")
-        found |= dict.fromkeys(fitting)
-    return list(found)
+        columns |= dict.fromkeys(fitting)
+    return list(columns)
 
 
-def written_table(rows: Sequence[Row], columns: Sequence[str]) -> str:
+def written_table(rows: Sequence[ModelScores], columns: Sequence[str]) -> str:
     """Return a Markdown table, the chance level as its last row where it is known."""
     chance = {column: next(_chances(rows, column), None) for column in columns}
     lines = [["model", *(column.replace("/", " ") for column in columns)]]
@@ -138,16 +143,16 @@ def _padded(cells: Sequence[str], widths: Sequence[int]) -> Iterator[str]:
         yield cell.rjust(width) if number else cell.ljust(width)
 
 
-def _chances(rows: Sequence[Row], column: str) -> Iterator[float]:
+def _chances(rows: Sequence[ModelScores], column: str) -> Iterator[float]:
     """Yield the chance level of a metric where a row states it: its own, or that of the protocol's first metric."""
     protocol = column.partition("/")[0]
     for row in rows:
-        found = row.value(f"{column}.chance")
-        if found is None and row.value(column) is not None and _accuracy(column):
+        chance = row.value(f"{column}.chance")
+        if chance is None and row.value(column) is not None and _accuracy(column):
             stated = [value for name, value in row.scores[protocol].items() if name.endswith(".chance")]
-            found = stated[0] if len(set(stated)) == 1 else None
-        if found is not None:
-            yield found
+            chance = stated[0] if len(set(stated)) == 1 else None
+        if chance is not None:
+            yield chance
 
 
 def _accuracy(column: str) -> bool:
@@ -158,7 +163,7 @@ def _shown(value: float | None) -> str:
     return "-" if value is None else f"{value:.4g}"
 
 
-def differences(rows: Sequence[Row], columns: Sequence[str]) -> Iterator[str]:
+def differences(rows: Sequence[ModelScores], columns: Sequence[str]) -> Iterator[str]:
     """Yield a sentence for each protocol whose rows were not measured alike."""
     for protocol in dict.fromkeys(column.partition("/")[0] for column in columns):
         used = [row.used[protocol] for row in rows if protocol in row.used]
@@ -168,7 +173,7 @@ def differences(rows: Sequence[Row], columns: Sequence[str]) -> Iterator[str]:
             yield f"{protocol}: the models were measured with different {', '.join(apart)}; do not compare them"
 
 
-def as_csv(rows: Sequence[Row], columns: Sequence[str]) -> str:
+def as_csv(rows: Sequence[ModelScores], columns: Sequence[str]) -> str:
     """Return CSV with all digits: a row for each model, empty where a value is missing."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -177,7 +182,7 @@ def as_csv(rows: Sequence[Row], columns: Sequence[str]) -> str:
     return text.getvalue()
 
 
-def drawn(rows: Sequence[Row], columns: Sequence[str], kind: str) -> bytes:
+def drawn(rows: Sequence[ModelScores], columns: Sequence[str], kind: str) -> bytes:
     """Return a picture: a panel of bars for each column, a line at its chance level. Same scores, same bytes."""
     with needs("train"):
         import matplotlib

@@ -55,8 +55,11 @@ Words = Annotated[tuple[str, ...], BeforeValidator(_listed)]
 def accuracies(predicted: Tensor, truth: Tensor, name: str = "accuracy") -> dict[str, float]:
     """Return the share of right predictions, and its mean over the classes that occur.
 
-    predicted, truth: (n,) int64 classes.
+    Args:
+        predicted, truth: (n,) int64 classes.
+        name: of the metric.
     """
     right = (predicted == truth).double()
-    each = [float(right[truth == number].mean()) for number in truth.unique().tolist()]
-    return {name: float(right.mean()), f"{name}.mean_per_class": float(torch.tensor(each, dtype=torch.float64).mean())}
+    per_class = [float(right[truth == number].mean()) for number in truth.unique().tolist()]
+    mean = torch.tensor(per_class, dtype=torch.float64).mean()
+    return {name: float(right.mean()), f"{name}.mean_per_class": float(mean)}

@@ -41,7 +41,12 @@ class TaskSettings(TypedDict):
 class Task:
     """Labelled pictures to learn from and others to be tested on; every label is known and among `classes`.
 
-    shared: whether some pictures are in both; notes, settings: as in `Scores`; counts: as details of a metric.
+    Args:
+        train, test: their features.
+        classes: names of the labels.
+        shared: whether some pictures are in both.
+        notes: as in `Scores`.
+        settings: what was decided.
     """
 
     train: Features
@@ -53,10 +58,10 @@ class Task:
 
     def counts(self, name: str = "accuracy") -> dict[str, float | None]:
         """Return the chance level and the numbers of pictures as details of a metric."""
-        found = {"chance": 1 / len(self.classes), "classes": len(self.classes)}
-        found |= {"train": len(self.train.ids), "test": len(self.test.ids)}
-        found |= {key: value for key, value in self.settings["left_out"].items() if value}
-        return {f"{name}.{key}": value for key, value in found.items()}
+        details = {"chance": 1 / len(self.classes), "classes": len(self.classes)}
+        details |= {"train": len(self.train.ids), "test": len(self.test.ids)}
+        details |= {key: value for key, value in self.settings["left_out"].items() if value}
+        return {f"{name}.{key}": value for key, value in details.items()}
 
 
 def train_and_test(measured: Measured, holdout: float = 0.1, layers: int = 1, why: str = "a probe") -> Task:
@@ -78,21 +83,21 @@ def train_and_test(measured: Measured, holdout: float = 0.1, layers: int = 1, wh
     opened = list(_opened(measured, holdout, why))
     classes = shards.class_names([dataset for dataset, _ in opened])
     if len(classes) < 2:
-        said = f"have one class, {classes[0]!r}" if classes else "are all missing"
-        raise UserError(f"data: the labels of {measured.data} {said}; {why} needs two classes or more")
-    found = [features_of(measured, dataset, part, classes, layers) for dataset, part in opened]
+        problem = f"have one class, {classes[0]!r}" if classes else "are all missing"
+        raise UserError(f"data: the labels of {measured.data} {problem}; {why} needs two classes or more")
+    both_features = [features_of(measured, dataset, part, classes, layers) for dataset, part in opened]
     train, test = (
         labelled(features, f"{dataset.path}, split {part}" if part else dataset.path)
-        for features, (dataset, part) in zip(found, opened, strict=True)
+        for features, (dataset, part) in zip(both_features, opened, strict=True)
     )
-    both = zip(("train", "test"), found, strict=True)
+    both = zip(("train", "test"), both_features, strict=True)
     left_out = {f"{name}_{what}": count for name, part in both for what, count in _lost(part)}
     settings: TaskSettings = {
         "model": resolved(measured.model),
         "train": {"data": opened[0][0].path, "split": opened[0][1]},
         "test": {"data": opened[1][0].path, "split": opened[1][1]},
         "left_out": left_out,
-        "dead": [row for part in found for row in dead_letters(part)],
+        "dead": [row for part in both_features for row in dead_letters(part)],
     }
     drawn = [dataset for dataset, part in opened if part and "split" not in dataset.columns]
     if drawn:
@@ -131,8 +136,8 @@ def _lost(part: Features) -> Iterator[tuple[str, int]]:
 def _notes(train: Features, test: Features, classes: Sequence[str], drawn: bool, holdout: float) -> Iterator[str]:
     if drawn:
         yield f"the shards have no column split: {holdout:.0%} of the ids, drawn by hash, are the test pictures"
-    taught, asked = set(train.labels.tolist()), set(test.labels.tolist())
-    unseen = [classes[number] for number in sorted(asked - taught)]
+    taught, tested = set(train.labels.tolist()), set(test.labels.tolist())
+    unseen = [classes[number] for number in sorted(tested - taught)]
     if unseen:
         yield f"{len(unseen)} classes of the test pictures have no training picture, for example {unseen[0]!r}"
 
@@ -141,8 +146,8 @@ def without_test(task: Task, why: str) -> Task:
     """Return a task whose training pictures are none of the test pictures, and say how many were left out."""
     if not task.shared:
         return task
-    asked = set(task.test.ids)
-    apart = torch.tensor([name not in asked for name in task.train.ids])
+    tested = set(task.test.ids)
+    apart = torch.tensor([name not in tested for name in task.train.ids])
     if not apart.any():
         raise UserError(f"split: training and test pictures are the same; {why} needs others to learn from")
     count = int((~apart).sum())

@@ -73,7 +73,8 @@ class Videos:
     def mask(self, name: str) -> Labels:
         """Return the object numbers (h, w) of a mask: a palette's indices; anything else is 1 where it is not black.
 
-        Raises DecodeError.
+        Raises:
+            DecodeError: the file is damaged, or has an orientation.
         """
         data = self.read(name)
         size = decode(data, LIMITS).image.size  # refuses what is too large or broken
@@ -87,14 +88,14 @@ class Videos:
 
 def _sequences(names: list[str]) -> Iterator[Video]:
     """Yield the sequences among file names; of several resolutions of DAVIS the first by name."""
-    found: dict[str, dict[str, dict[str, str]]] = {"frames": defaultdict(dict), "masks": defaultdict(dict)}
+    files: dict[str, dict[str, dict[str, str]]] = {"frames": defaultdict(dict), "masks": defaultdict(dict)}
     for kind, pattern in (("frames", FRAME), ("masks", MASK)):
         for name in sorted(names):
             match = pattern.fullmatch(name)
             if match:
-                found[kind][match[2]].setdefault(match[3], name)
-    for name, frames in sorted(found["frames"].items()):
-        masks = found["masks"].get(name, {})
+                files[kind][match[2]].setdefault(match[3], name)
+    for name, frames in sorted(files["frames"].items()):
+        masks = files["masks"].get(name, {})
         ordered = sorted(frames)
         if len(ordered) > 1 and ordered[0] in masks:
             paths = {frames[number]: masks[number] for number in ordered if number in masks}

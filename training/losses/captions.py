@@ -23,9 +23,12 @@ PICK = 5
 def pool_captions(logits: Tensor, captions: int, pooling: Pooling = "mean") -> Tensor:
     """Pool the captions of each entry: B x (B * N) -> B x B, whose diagonal holds the positives.
 
-    mean: of the N logits. hardest: the maximum off the diagonal and the minimum on it, as the benchmark scores.
-    hardest_as_published: the maximum everywhere. The released code pools by maximum before it would take the minimum
-    of the diagonal, so its positives are the easiest captions; here it is there to reproduce that.
+    Args:
+        logits: (B, B * N).
+        captions: N.
+        pooling: mean: of the N logits. hardest: the maximum off the diagonal and the minimum on it, as the benchmark
+            scores. hardest_as_published: the maximum everywhere. The released code pools by maximum before it would
+            take the minimum of the diagonal, so its positives are the easiest captions; this is there to reproduce it.
     """
     groups = logits.unflatten(1, (-1, captions))  # (B, B, N)
     if pooling == "mean":
@@ -33,11 +36,11 @@ def pool_captions(logits: Tensor, captions: int, pooling: Pooling = "mean") -> T
     highest = groups.amax(dim=2)
     if pooling == "hardest_as_published":
         return highest
-    own = torch.eye(len(logits), dtype=torch.bool, device=logits.device)
-    return torch.where(own, groups.amin(dim=2), highest)
+    diagonal = torch.eye(len(logits), dtype=torch.bool, device=logits.device)
+    return torch.where(diagonal, groups.amin(dim=2), highest)
 
 
-def contrastive_loss(matching: Tensor) -> Tensor:
+def matching_loss(matching: Tensor) -> Tensor:
     """Return the CLIP loss of B x B logits: cross-entropy of rows and of columns, averaged."""
     target = torch.arange(len(matching), device=matching.device)
     return (F.cross_entropy(matching, target) + F.cross_entropy(matching.T, target)) / 2
@@ -70,8 +73,12 @@ def choose_captions(entry: Entry, choice: Captions, seed: int, epoch: int) -> li
 def choose_negative(entry: Entry, kind: str, choice: str, seed: int, epoch: int) -> str | None:
     """Return the negative of a visit, or None.
 
-    kind: swaps, basic, layout, ... or "any". choice: "first", "random" (another for each visit) or "hardest" (the
-    highest score; the first where none is scored).
+    Args:
+        entry: that is visited.
+        kind: swaps, basic, layout, ... or "any".
+        choice: "first", "random" (another for each visit) or "hardest" (the highest score; the first where none has
+            one).
+        seed, epoch: decide a random choice.
     """
     fitting = [negative for negative in entry.negatives if kind in ("any", negative.kind)]
     if not fitting:

@@ -20,8 +20,10 @@ from torch.utils.checkpoint import checkpoint
 class Pairs(NamedTuple):
     """The pairs of a batch over all processes.
 
-    images, texts: (N, D) rows of unit length, with gradients to the processes that made them; keys: (N,) int64, 0 for a
-    sample without a caption, equal where captions are; first, size: the rows that are this process' own.
+    Args:
+        images, texts: (N, D) rows of unit length, with gradients to the processes that made them.
+        keys: (N,) int64, 0 for a sample without a caption, equal where captions are.
+        first, size: the rows of this process are first .. first + size - 1.
     """
 
     images: Tensor
@@ -31,25 +33,25 @@ class Pairs(NamedTuple):
     size: int
 
     def distinct(self) -> Pairs:
-        """Return the pairs with every caption its own."""
+        """Return the pairs as if no two captions were equal."""
         numbers = torch.arange(1, len(self.keys) + 1, device=self.keys.device)
         return self._replace(keys=torch.where(self.keys == 0, 0, numbers))
 
     @property
-    def own(self) -> Tensor:
-        """(n,) the rows of this process."""
+    def local(self) -> Tensor:
+        """(n,) int64, the numbers of the rows of this process."""
         return torch.arange(self.first, self.first + self.size, device=self.keys.device)
 
     def hidden(self, columns: Tensor) -> Tensor:
-        """(n, columns) bool: neither a positive nor a negative: no caption, or the same one as the row's own."""
-        keys, own = self.keys[columns][None], self.keys[self.own][:, None]
-        return ((keys == 0) | (keys == own)) & (columns[None] != self.own[:, None])
+        """(n, columns) bool: neither a positive nor a negative: no caption, or the same one as that of the row."""
+        keys, row_keys = self.keys[columns][None], self.keys[self.local][:, None]
+        return ((keys == 0) | (keys == row_keys)) & (columns[None] != self.local[:, None])
 
     def mean(self, terms: Tensor) -> Tensor:
-        """Return the sum of (n,) terms of the own rows that have a caption, over this process' share of all that do."""
+        """Return the sum of (n,) terms of local rows that have a caption, over this process' share of all that do."""
         known = self.keys != 0
         share = known.sum().clamp(min=1) * (self.size / len(self.keys))
-        return torch.where(known[self.own], terms, 0).sum() / share
+        return torch.where(known[self.local], terms, 0).sum() / share
 
 
 class _Context(Protocol):
@@ -77,9 +79,11 @@ class _Gathered(torch.autograd.Function):
 
 
 def gathered_pairs(images: Tensor, texts: Tensor, keys: Tensor | None = None) -> Pairs:
-    """Bring features (n, D) of this process to unit length, in float32 or above, and gather those of all processes.
+    """Bring features of this process to unit length, in float32 or above, and gather those of all processes.
 
-    keys: (n,) as in `Pairs`; by default every caption is its own.
+    Args:
+        images, texts: (n, D).
+        keys: (n,) as in `Pairs`; by default all captions differ.
     """
     count = len(images)
     wide = torch.promote_types(images.dtype, torch.float32)
@@ -94,16 +98,19 @@ def gathered_pairs(images: Tensor, texts: Tensor, keys: Tensor | None = None) ->
 def contrastive_loss(pairs: Pairs, scale: Tensor) -> Tensor:
     """Return (CE(L, arange N) + CE(L^T, arange N)) / 2 of the logits L = exp(alpha) S (arXiv 2103.00020, figure 3).
 
-    Hidden columns take no part in a row's softmax. scale: alpha, (1,). On several processes: this one's rows of L and
-    of L^T.
+    Hidden columns take no part in a row's softmax. On several processes: this one's rows of L and of L^T.
+
+    Args:
+        pairs: of the batch.
+        scale: alpha, (1,).
     """
-    own, everyone = pairs.own, torch.arange(len(pairs.keys), device=pairs.keys.device)
+    local, everyone = pairs.local, torch.arange(len(pairs.keys), device=pairs.keys.device)
     hidden = pairs.hidden(everyone)
     terms = []
     with torch.autocast(pairs.images.device.type, enabled=False):
         for rows, columns in ((pairs.images, pairs.texts), (pairs.texts, pairs.images)):
-            logits = scale.exp() * (rows[own] @ columns.T)  # (n, N)
-            terms.append(F.cross_entropy(logits.masked_fill(hidden, -math.inf), own, reduction="none"))
+            logits = scale.exp() * (rows[local] @ columns.T)  # (n, N)
+            terms.append(F.cross_entropy(logits.masked_fill(hidden, -math.inf), local, reduction="none"))
     return pairs.mean(terms[0] + terms[1]) / 2
 
 
@@ -128,6 +135,6 @@ def sigmoid_loss(pairs: Pairs, scale: Tensor, bias: Tensor, chunk: int | None = 
 def _sigmoid_terms(pairs: Pairs, scale: Tensor, bias: Tensor, columns: Tensor) -> Tensor:
     """Return (n,): -sum_j log sigmoid(y_ij L_ij) of some columns."""
     with torch.autocast(pairs.images.device.type, enabled=False):
-        logits = scale.exp() * (pairs.images[pairs.own] @ pairs.texts[columns].T) + bias  # (n, columns)
-        sign = torch.where(columns[None] == pairs.own[:, None], -1, 1)
+        logits = scale.exp() * (pairs.images[pairs.local] @ pairs.texts[columns].T) + bias  # (n, columns)
+        sign = torch.where(columns[None] == pairs.local[:, None], -1, 1)
         return F.softplus(sign * logits).masked_fill(pairs.hidden(columns), 0).sum(dim=1)

@@ -103,7 +103,7 @@ class Centre(nn.Module):
 
 
 @_in_float32
-def cross_entropy(logits: Tensor, targets: Tensor, temperature: float) -> Tensor:
+def soft_cross_entropy(logits: Tensor, targets: Tensor, temperature: float) -> Tensor:
     """Return -sum_k q_k log softmax(z / temperature)_k: (..., K) logits, targets that broadcast to it -> (...)."""
     return -(F.log_softmax(logits / temperature, dim=-1) * targets).sum(dim=-1)
 
@@ -120,9 +120,11 @@ def dino_losses(whole: Tensor, local: Tensor, targets: Tensor, temperature: floa
         temperature: of the student.
     """
     terms = 2 + 2 * len(local)
-    first, second = (cross_entropy(whole[c], targets[1 - c], temperature).mean() for c in range(2))
+    first, second = (soft_cross_entropy(whole[c], targets[1 - c], temperature).mean() for c in range(2))
     # CE is linear in q, so one pass over z_l serves both targets
-    return (first + second) / terms, cross_entropy(local, targets.sum(dim=0), temperature).mean(dim=1).sum() / terms
+    return (first + second) / terms, soft_cross_entropy(local, targets.sum(dim=0), temperature).mean(
+        dim=1
+    ).sum() / terms
 
 
 def ibot_loss(logits: Tensor, targets: Tensor, weights: Tensor, crops: int, temperature: float = 0.1) -> Tensor:
@@ -135,7 +137,7 @@ def ibot_loss(logits: Tensor, targets: Tensor, weights: Tensor, crops: int, temp
         crops: all crops, those without a mask among them.
         temperature: of the student.
     """
-    return (cross_entropy(logits, targets, temperature) * weights).sum() / crops
+    return (soft_cross_entropy(logits, targets, temperature) * weights).sum() / crops
 
 
 @_in_float32

@@ -16,9 +16,14 @@ PATIENCE = 20  # failures of the context block before one more target may overla
 class MultiBlock:
     """How masks are drawn.
 
-    grid: patches along a side; targets: M; target_scale, context_scale: share of the grid; target_aspect: height to
-    width; min_keep: every mask has more patches than this; reference: draw as the authors' code does, where the last
-    offset of a block is never drawn and the context keeps the first patches in raster order.
+    Args:
+        grid: patches along a side.
+        targets: M.
+        target_scale, context_scale: least and largest share of the grid.
+        target_aspect: least and largest ratio of height to width.
+        min_keep: every mask has more patches than this.
+        reference: draw as the authors' code does, where the last offset of a block is never drawn and the context keeps
+            the first patches in raster order.
     """
 
     grid: int
@@ -98,9 +103,9 @@ def _contexts(
     relaxed = np.zeros(len(taken), bool)
     pending, tries, excluded = np.arange(len(taken)), 0, taken.shape[1]
     while len(pending):
-        found = place_blocks(blocks, size, (len(pending),), generator) & ~taken[pending, :excluded].any(axis=1)
-        good = found.sum(axis=1) > blocks.min_keep
-        kept[pending[good]] = found[good]
+        proposed = place_blocks(blocks, size, (len(pending),), generator) & ~taken[pending, :excluded].any(axis=1)
+        good = proposed.sum(axis=1) > blocks.min_keep
+        kept[pending[good]] = proposed[good]
         relaxed[pending[good]] = excluded < taken.shape[1]
         pending, tries = pending[~good], tries + 1
         excluded -= tries % PATIENCE == 0

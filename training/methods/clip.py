@@ -20,9 +20,9 @@ from granary.curation.options import Options as OptionGroup
 from granary.curation.store import storage
 from granary.curation.store.sampling import priority
 from granary.training.data.augment import Photometric, normalised, photometric, to_unit
+from granary.training.data.collate import Part
 from granary.training.data.crops import Crop
-from granary.training.data.loader import Plan
-from granary.training.data.parts import Part
+from granary.training.data.loader import BatchPlan
 from granary.training.data.tokenizer import corpus, filled, read_tokenizer, train_tokenizer
 from granary.training.losses.contrastive import Pairs, contrastive_loss, gathered_pairs, sigmoid_loss
 from granary.training.method import Method, Moment
@@ -107,10 +107,11 @@ class CLIP(Method, DualEncoder):
         self._ddp_params_and_buffers_to_ignore = ["described"]  # else DDP would send it round at every step
 
     @classmethod
-    def learn(cls, options: OptionGroup, plan: Plan, out: str) -> str:
+    def learn(cls, options: OptionGroup, plan: BatchPlan, out: str) -> str:
         """Return the JSON of the tokenizer: of the run that goes on in `out`, the given one, or one trained now.
 
-        Raises UserError where it cannot be read, or no sample has a caption.
+        Raises:
+            UserError: it cannot be read, or no sample has a caption.
         """
         assert isinstance(options, PairOptions)
         earlier = storage.join(out, TOKENIZER)
@@ -177,8 +178,8 @@ class SigLIP(CLIP):
 def draw_captions(captions: Sequence[Sequence[str]], ids: Sequence[str], moment: Moment) -> list[str | None]:
     """Draw one caption of each sample by (seed, step, id); None where a sample has none that is not blank."""
     drawn = priority(moment.seed, list(ids), f"caption/{moment.step}").tolist()
-    own = [filled(each) for each in captions]
-    return [texts[number % len(texts)] if texts else None for texts, number in zip(own, drawn, strict=True)]
+    choices = [filled(texts) for texts in captions]
+    return [texts[number % len(texts)] if texts else None for texts, number in zip(choices, drawn, strict=True)]
 
 
 def caption_keys(captions: Sequence[str | None], tokens: Tensor, end: int) -> Tensor:

@@ -77,9 +77,13 @@ class FinetuneRecipe(Options, frozen=True):
 
 @dataclass(frozen=True)
 class Batch:
-    """Inputs of a step: pixels (B, 3, h, w); tokens of B * N captions, then of M negatives; rows: (M,) whose they are.
+    """Inputs of a step.
 
-    captions: N.
+    Args:
+        pixels: (B, 3, h, w).
+        tokens: of B * N captions, then of M negatives.
+        rows: (M,) int64, the entries that the negatives are of.
+        captions: N.
     """
 
     pixels: Tensor
@@ -168,7 +172,7 @@ class Finetuning:
         choice = (recipe.negatives, recipe.negative_choice, recipe.seed, epoch)
         chosen = [dci.choose_negative(entry, *choice) if recipe.beta else None for entry, _ in pairs]
         negatives = {row: text for row, text in enumerate(chosen) if text is not None}
-        texts = [*(text for own in captions for text in own), *negatives.values()]
+        texts = [*(text for texts_of_one in captions for text in texts_of_one), *negatives.values()]
         stacked = torch.stack([picture for _, picture in pairs])
         return Batch(stacked, self.clip.tokens(texts), torch.tensor([*negatives], dtype=torch.long), len(captions[0]))
 
@@ -180,7 +184,7 @@ class Finetuning:
         matching = dci.pool_captions(logits, batch.captions, self.recipe.pooling)
         rows = batch.rows.to(images.device)
         negatives = self.clip.scaled((images[rows] * texts[positives:]).sum(dim=1))  # (M,)
-        clip, negative = dci.contrastive_loss(matching), dci.negative_loss(matching.diagonal()[rows], negatives)
+        clip, negative = dci.matching_loss(matching), dci.negative_loss(matching.diagonal()[rows], negatives)
         loss = self.recipe.alpha * clip + self.recipe.beta * negative
         return {"loss": loss, "clip_loss": clip, "negative_loss": negative}
 
@@ -257,7 +261,7 @@ def finetune(recipe: FinetuneRecipe, say: Callable[[str], None] = print) -> dict
     """Fine-tune, write adapters, merged model, losses and facts to `recipe.out`, and return the facts.
 
     Raises:
-        UserError: for a model that is no CLIP, data that are no pairs, a batch larger than the data, a loss that is
+        UserError: for a model that is not a CLIP, data that are not pairs, a batch larger than the data, a loss that is
             not finite, a folder with something else.
     """
     groups = row_groups(recipe.data, recipe.split)

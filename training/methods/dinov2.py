@@ -22,8 +22,8 @@ from torch.nn.utils.parametrizations import weight_norm
 from granary.curation.errors import UserError
 from granary.curation.options import Options
 from granary.training.data.augment import Photometric, normalised, photometric, to_unit
+from granary.training.data.collate import Part
 from granary.training.data.crops import Crop
-from granary.training.data.parts import Part
 from granary.training.losses.self_distillation import Centre, dino_losses, ibot_loss, koleo_loss, sinkhorn_knopp
 from granary.training.masking.block_wise import draw_block_masks
 from granary.training.method import Method, Moment, ParameterGroup
@@ -74,7 +74,7 @@ class DINOv2Options(Options, frozen=True):
     patch_lr: float = Field(0.2, gt=0, description="factor of the patch embedding's learning rate")
 
 
-class Head(nn.Module):
+class DINOHead(nn.Module):
     """Tokens (R, D) -> logits (R, K): an MLP of three layers, unit length, then prototypes of learned length."""
 
     def __init__(self, width: int, hidden: int, bottleneck: int, prototypes: int) -> None:
@@ -119,11 +119,13 @@ class DINOv2(Method):
         if not (options.untied and options.ibot):
             del prototypes["ibot"]
         if options.teacher is not None:
-            self.frozen, self.frozen_heads, prototypes = load_teacher(options.teacher, config, Head, options.ibot > 0)
+            self.frozen, self.frozen_heads, prototypes = load_teacher(
+                options.teacher, config, DINOHead, options.ibot > 0
+            )
         bottlenecks = {"dino": options.bottleneck, "ibot": options.patch_bottleneck}
         self.student = VisionTransformer(self.config)
         self.student_heads = nn.ModuleDict(
-            {name: Head(config.width, options.hidden, bottlenecks[name], k) for name, k in prototypes.items()}
+            {name: DINOHead(config.width, options.hidden, bottlenecks[name], k) for name, k in prototypes.items()}
         )
         if distilled or not options.ibot:
             self.student.mask_token.requires_grad_(False)
@@ -200,26 +202,30 @@ class DINOv2(Method):
     def compare(self, whole: Tensor, local: Tensor | None, masked: Masked, temperature: float) -> dict[str, Tensor]:
         """Return the losses of views whose patches are masked for the student.
 
-        whole: (2B, 3, S, S), local: (L * B, 3, s, s) or None, normalised; temperature: of the targets.
+        Args:
+            whole: (2B, 3, S, S), normalised.
+            local: (L * B, 3, s, s), normalised, or None.
+            masked: patches of the whole views.
+            temperature: of the targets.
         """
         options, crops = self.options, len(whole)
-        wanted, wanted_patches = self.targets(whole, masked, temperature)
+        targets, patch_targets = self.targets(whole, masked, temperature)
         seen = self.student(whole, masked=masked.chosen if options.ibot else None)
         tokens = seen.cls if local is None else torch.cat([seen.cls, self.student(local).cls])
         logits = self.student_heads["dino"](tokens).unflatten(0, (-1, crops // 2))  # (2 + L, B, K)
         heat = options.student_temperature
-        both = dino_losses(logits[:2], logits[2:], wanted, heat)
-        found = dict(zip(("dino_global", "dino_local"), both, strict=True))
-        if wanted_patches is not None:
+        both = dino_losses(logits[:2], logits[2:], targets, heat)
+        losses = dict(zip(("dino_global", "dino_local"), both, strict=True))
+        if patch_targets is not None:
             head = self.student_heads["ibot" if "ibot" in self.student_heads else "dino"]
             patches = head(seen.patches.flatten(0, 1)[masked.places])  # (M, K)
-            found["ibot"] = ibot_loss(patches, wanted_patches, masked.weights, crops, heat)
+            losses["ibot"] = ibot_loss(patches, patch_targets, masked.weights, crops, heat)
         if options.koleo:
             terms, doubles = zip(*(koleo_loss(view) for view in seen.cls.chunk(2)), strict=True)
-            found |= {"koleo": sum(terms), "doubles": sum(doubles)}
-        loss = found["dino_global"] + found["dino_local"]
-        loss = loss + options.ibot * found.get("ibot", 0.0) + options.koleo * found.get("koleo", 0.0)
-        return {"loss": loss, **found, "features": seen.cls[: crops // 2].detach(), "teacher": wanted[0]}
+            losses |= {"koleo": sum(terms), "doubles": sum(doubles)}
+        loss = losses["dino_global"] + losses["dino_local"]
+        loss = loss + options.ibot * losses.get("ibot", 0.0) + options.koleo * losses.get("koleo", 0.0)
+        return {"loss": loss, **losses, "features": seen.cls[: crops // 2].detach(), "teacher": targets[0]}
 
     @torch.no_grad()
     def targets(self, whole: Tensor, masked: Masked, temperature: float) -> tuple[Tensor, Tensor | None]:
@@ -227,12 +233,12 @@ class DINOv2(Method):
         source = "teacher" if self.options.teacher is None else "frozen"
         heads: nn.ModuleDict = getattr(self, f"{source}_heads")
         tokens = getattr(self, source)(whole)
-        wanted = self._balanced("dino", heads["dino"](tokens.cls), temperature).unflatten(0, (2, -1))
+        targets = self._balanced("dino", heads["dino"](tokens.cls), temperature).unflatten(0, (2, -1))
         if not self.options.ibot:
-            return wanted, None
+            return targets, None
         patches = tokens.patches.flatten(0, 1)[masked.places]
         head = heads["ibot" if "ibot" in heads else "dino"]
-        return wanted, self._balanced("ibot", head(patches), temperature)
+        return targets, self._balanced("ibot", head(patches), temperature)
 
     def _balanced(self, name: str, logits: Tensor, temperature: float) -> Tensor:
         if self.options.targets == "sinkhorn":

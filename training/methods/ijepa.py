@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from granary.curation.errors import UserError
 from granary.curation.options import Options
 from granary.training.data.augment import normalised, to_unit
+from granary.training.data.collate import Part
 from granary.training.data.crops import Crop
-from granary.training.data.parts import Part
 from granary.training.masking.multi_block import MultiBlock, draw_masks
 from granary.training.method import Method, Moment, ParameterGroup, standard_groups
 from granary.training.models.predictor import Predictor
@@ -83,20 +83,23 @@ class IJEPA(Method):
         drawn = draw_masks(self.blocks, len(pixels), moment.generator(SIZES, shared=True), moment.generator(PLACES))
         context = torch.from_numpy(drawn.context).to(pixels.device, non_blocking=True)
         targets = torch.from_numpy(drawn.targets).to(pixels.device, non_blocking=True)
-        predicted, wanted, features = self.compare(pixels, context, targets)
-        return {"loss": prediction_loss(predicted, wanted, self.options.loss), "features": features}
+        predicted, truth, features = self.compare(pixels, context, targets)
+        return {"loss": prediction_loss(predicted, truth, self.options.loss), "features": features}
 
     def compare(self, pixels: Tensor, context: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return predicted and wanted target tokens (M * B, Kp, D), block-major, and pooled target features (B, D).
+        """Return predicted and true target tokens (M * B, Kp, D), block-major, and pooled target features (B, D).
 
-        pixels: (B, 3, S, S) normalised; context: (B, Kc), targets: (M, B, Kp), patch numbers.
+        Args:
+            pixels: (B, 3, S, S), normalised.
+            context: (B, Kc) int64, patch numbers.
+            targets: (M, B, Kp) int64, patch numbers.
         """
         with torch.no_grad():
             whole = self.target(pixels).patches  # the whole picture: masks apply to the output
             whole = F.layer_norm(whole, whole.shape[-1:])  # (B, N, D), no affine parameters
-            wanted = torch.cat([gather_tokens(whole, block) for block in targets])
+            truth = torch.cat([gather_tokens(whole, block) for block in targets])
         tokens = self.context(pixels, keep=context).patches  # (B, Kc, D)
-        return self.predictor(tokens, context, targets), wanted, whole.mean(dim=1)
+        return self.predictor(tokens, context, targets), truth, whole.mean(dim=1)
 
     @torch.no_grad()
     def after_step(self, moment: Moment) -> None:
@@ -121,16 +124,18 @@ def initialise(module: nn.Module, std: float) -> None:
             nn.init.zeros_(module.bias)
 
 
-def prediction_loss(predicted: Tensor, wanted: Tensor, kind: str) -> Tensor:
-    """Return the loss of predicted against wanted tokens, both (M * B, Kp, D).
+def prediction_loss(predicted: Tensor, truth: Tensor, kind: str) -> Tensor:
+    """Return the loss of predicted against true tokens.
 
-    smooth_l1: mean over all elements of x^2 / 2 for |x| < 1, else |x| - 1/2. l2: (1 / M) sum over blocks and patches of
-    the squared distance, mean over pictures (the paper's equation in section 3).
+    Args:
+        predicted, truth: (M * B, Kp, D).
+        kind: smooth_l1: mean over all elements of x^2 / 2 for |x| < 1, else |x| - 1/2. l2: (1 / M) sum over blocks and
+            patches of the squared distance, mean over pictures (the paper's equation in section 3).
     """
-    predicted, wanted = predicted.float(), wanted.float()
+    predicted, truth = predicted.float(), truth.float()
     if kind == "smooth_l1":
-        return F.smooth_l1_loss(predicted, wanted)
-    return (predicted - wanted).square().sum() / len(predicted)  # rows are M * B
+        return F.smooth_l1_loss(predicted, truth)
+    return (predicted - truth).square().sum() / len(predicted)  # rows are M * B
 
 
 def _multi_block(grid: int, options: IJEPAOptions) -> MultiBlock:

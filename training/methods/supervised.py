@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from granary.curation.errors import UserError
 from granary.curation.options import Options
 from granary.training.data.augment import Photometric, normalised, photometric, to_unit
+from granary.training.data.collate import Part
 from granary.training.data.crops import Crop
-from granary.training.data.parts import Part
 from granary.training.losses.classification import Loss, classification_loss
 from granary.training.method import Method, Moment
 from granary.training.models.vit import VisionTransformer
@@ -44,8 +44,8 @@ class Supervised(Method):
     def __init__(self, config: ViTConfig, options: SupervisedOptions, classes: Mapping[str, float]) -> None:
         super().__init__(config, options, classes)
         if len(classes) < 2:
-            found = f"one class, {next(iter(classes))!r}" if classes else "no row with a label (-1 is none)"
-            raise UserError(f"data: the column label has {found}; supervised training needs at least two classes")
+            labels = f"one class, {next(iter(classes))!r}" if classes else "no row with a label (-1 is none)"
+            raise UserError(f"data: the column label has {labels}; supervised training needs at least two classes")
         self.options = options
         self.encoder = VisionTransformer(config)
         self.head = nn.Linear(config.width, len(classes))
@@ -71,9 +71,9 @@ class Supervised(Method):
         A batch without any label has the loss 0 and moves nothing.
         """
         labelled = labels >= 0
-        told = {"unlabelled": (~labelled).float().mean()}
+        watched = {"unlabelled": (~labelled).float().mean()}
         if not labelled.any():
-            return {"loss": logits.sum() * 0, "accuracy": logits.new_zeros(()), **told}
-        known, wanted = logits[labelled].float(), labels[labelled]
-        loss = classification_loss(self.options.loss, known, wanted, self.counts)
-        return {"loss": loss, "accuracy": (known.argmax(dim=1) == wanted).float().mean(), **told}
+            return {"loss": logits.sum() * 0, "accuracy": logits.new_zeros(()), **watched}
+        known, truth = logits[labelled].float(), labels[labelled]
+        loss = classification_loss(self.options.loss, known, truth, self.counts)
+        return {"loss": loss, "accuracy": (known.argmax(dim=1) == truth).float().mean(), **watched}

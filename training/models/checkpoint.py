@@ -1,7 +1,7 @@
 """Checkpoints: OUT/checkpoints/step-NNNNNNNNN/ with config.json and model.safetensors (the model to use),
 training.safetensors (all weights and the optimiser's state) and state.json (counters, the digests of the others).
 
-state.json is written last: a folder without it is none. Nothing is pickled. Damage is seen by the digests.
+state.json is written last: a folder without it does not count. Nothing is pickled. Damage is seen by the digests.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def prune(out: str, keep: int) -> None:
     """Remove all but the last `keep` checkpoints, and folders that were never completed before them."""
     complete = list(usable(out))
     for folder in complete[keep:]:
-        storage.remove(storage.join(folder, STATE))  # first: from here on the folder is none
+        storage.remove(storage.join(folder, STATE))  # first: from here on the folder does not count
         storage.remove(folder)
     if complete:
         parent, kept = storage.join(out, FOLDER), {folder.rsplit("/", 1)[1] for folder in complete[:keep]}

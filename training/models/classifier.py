@@ -118,7 +118,11 @@ class Classifier(nn.Module):
 
     @classmethod
     def load(cls, folder: str, device: str | torch.device = "cpu") -> Classifier:
-        """Read what `save` wrote; raises OSError, ValueError, TypeError or RuntimeError when it is no such folder."""
+        """Read what `save` wrote.
+
+        Raises:
+            OSError, ValueError, TypeError, RuntimeError: the folder holds something else.
+        """
         fields: dict[str, Any] = json.loads(storage.read_bytes(storage.join(folder, "config.json")))
         if fields.pop("model", None) != "classifier":
             raise ValueError("config.json is of another kind of model")
@@ -232,7 +236,14 @@ def _order(groups: np.ndarray, options: Fit, rng: np.random.Generator) -> Iterat
 def augment(images: Tensor, shift: int, flip: bool, rng: np.random.Generator) -> Tensor:
     """Move each picture by up to `shift` pixels, its edge repeated, and mirror half of them on request.
 
-    images: (B, 3, h, w); returns the same shape.
+    Args:
+        images: (B, 3, h, w).
+        shift: pixels.
+        flip: whether pictures are mirrored.
+        rng: draws.
+
+    Returns:
+        (B, 3, h, w).
     """
     b, _, h, w = images.shape
     if flip:
@@ -251,8 +262,8 @@ def augment(images: Tensor, shift: int, flip: bool, rng: np.random.Generator) ->
 def predict(model: Classifier, images: np.ndarray, batch: int = 256) -> np.ndarray:
     """Return the most probable class of each picture: (n, h, w, 3) uint8 -> (n,) int64."""
     device = next(model.parameters()).device
-    found = []
+    predicted = []
     for start in range(0, len(images), batch):
         pixels = torch.from_numpy(images[start : start + batch]).to(device).permute(0, 3, 1, 2).float() / 255
-        found.append(model(pixels).argmax(dim=1).cpu().numpy())
-    return np.concatenate(found) if found else np.empty(0, np.int64)
+        predicted.append(model(pixels).argmax(dim=1).cpu().numpy())
+    return np.concatenate(predicted) if predicted else np.empty(0, np.int64)

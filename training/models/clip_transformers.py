@@ -118,9 +118,10 @@ class ClipModel:
         return dict(inputs)
 
     def prepared(self, pictures: Sequence[Callable[[], Image.Image]]) -> list[Tensor | None]:
-        """Open and prepare pictures on threads: (3, h, w) each, None for one that raises DecodeError.
+        """Open and prepare pictures on threads; as many as threads are in memory at full size.
 
-        As many pictures as threads are in memory at full size.
+        Returns:
+            (3, h, w) for each picture, None for one that raises DecodeError.
         """
 
         def prepare(picture: Callable[[], Image.Image]) -> Tensor | None:
@@ -159,9 +160,17 @@ class ClipModel:
 
     @torch.inference_mode()
     def own_logits(self, images: Tensor, texts: Tensor) -> Tensor:
-        """Return (B, N) logits of (B, D) images against N texts of their own (B, N, D); equal texts tie exactly.
+        """Return the logits of images against texts of their own; equal texts tie exactly.
 
-        Raises UserError where one is not finite.
+        Args:
+            images: (B, D) unit rows.
+            texts: (B, N, D) unit rows.
+
+        Returns:
+            (B, N).
+
+        Raises:
+            UserError: a logit is not finite.
         """
         return self._finite(self.scaled((texts * images[:, None]).sum(dim=2)))
 

@@ -69,7 +69,9 @@ def to_transformers(model: DualEncoder) -> PreTrainedModel:
     """Return the `CLIPModel` or `SiglipModel` with our weights.
 
     A CLIP trained with the sigmoid loss has a bias that `CLIPModel` has no place for: its logits are lower by that.
-    Raises UserError where transformers has no such parts.
+
+    Raises:
+        UserError: transformers has no such parts.
     """
     from transformers import CLIPModel, SiglipModel
 
@@ -93,17 +95,17 @@ def to_transformers(model: DualEncoder) -> PreTrainedModel:
     return theirs
 
 
-def _carried(prefix: str, own: str, theirs: PreTrainedModel, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _carried(prefix: str, ours_prefix: str, theirs: PreTrainedModel, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return our weights under their names and in their shapes: one of their encoders, without its pooling."""
-    found = {}
+    carried = {}
     for name, tensor in theirs.state_dict().items():
         inner = name.removeprefix(prefix)
-        if not name.startswith(prefix) or (own == "image." and inner.startswith("head.")):
+        if not name.startswith(prefix) or (ours_prefix == "image." and inner.startswith("head.")):
             continue
         ours, _, part = (TEXT.get(inner) or weights.our_name(inner)).partition("/")
-        weight = state[own + ours]
-        found[name] = (weight.chunk(3)[int(part)] if part else weight).reshape(tensor.shape)
-    return found
+        weight = state[ours_prefix + ours]
+        carried[name] = (weight.chunk(3)[int(part)] if part else weight).reshape(tensor.shape)
+    return carried
 
 
 def _pooling(state: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:

@@ -103,7 +103,7 @@ class DualEncoder(nn.Module):
 
 
 def _pool(kind: Kind, config: ViTConfig, dimension: int) -> nn.Module:
-    """Return what makes one vector of the image encoder's tokens; raises UserError for tokens it has no use for."""
+    """Return what makes one vector of the tokens of a picture; raises UserError for tokens it would leave unused."""
     if kind == "siglip":
         if config.class_token or config.registers:
             raise UserError("model: SigLIP has no class token and no registers")

@@ -34,8 +34,17 @@ class Lora(Options, frozen=True):
 def adapt(clip: ClipModel, lora: Lora) -> PeftModel:
     """Put adapters into the projections and MLPs of both encoders of a CLIP; they and those layers' biases learn.
 
-    The adapters are drawn with torch's generator. Returns peft's wrapper; `clip` computes with the adapters from now
-    on. Raises UserError where it is no CLIP.
+    The adapters are drawn with torch's generator.
+
+    Args:
+        clip: the model; it computes with the adapters from now on.
+        lora: their sizes.
+
+    Returns:
+        The wrapper of peft.
+
+    Raises:
+        UserError: the model is not a CLIP.
     """
     with needs("train"):
         from peft import LoraConfig, get_peft_model

@@ -149,6 +149,6 @@ def _of_recipe(path: str) -> VisionTransformer:
             tree["steps"] = 1
         recipe = TrainRecipe.model_validate(tree)
     except (OSError, yaml.YAMLError, TypeError, UnicodeDecodeError, ValidationError) as error:
-        raise UserError(f"model: {path} is no training recipe ({' '.join(str(error).split())})") from error
+        raise UserError(f"model: {path} is not a training recipe ({' '.join(str(error).split())})") from error
     method = load_method(recipe.method)
     return method.untrained(recipe.config(), method.Options.model_validate(recipe.options))

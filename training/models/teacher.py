@@ -47,9 +47,9 @@ def load_teacher(
     heads, prototypes = nn.ModuleDict(), {}
     for name in ("dino", "ibot") if patches else ("dino",):
         prefix = f"{HEADS}{name}."
-        own = {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
-        if own:
-            heads[name], prototypes[name] = _built(own, head), len(own[DIRECTIONS])
+        weights = {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
+        if weights:
+            heads[name], prototypes[name] = _built(weights, head), len(weights[DIRECTIONS])
     if "dino" not in heads:
         raise UserError(f"options.teacher: {path} has no heads; give a training directory of method dinov2")
     return backbone.requires_grad_(False).eval(), heads.requires_grad_(False).eval(), prototypes

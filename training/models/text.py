@@ -21,8 +21,14 @@ from granary.training.models.vit_config import ViTConfig
 class TextConfig:
     """The architecture of a text transformer.
 
-    vocabulary: tokens there are; context: L at most; width, depth, heads: W, blocks, heads; dimension: D; causal:
-    CLIP's kind, else SigLIP's; end: number of the token that ends a text; mlp, norm_eps: as in `ViTConfig`.
+    Args:
+        vocabulary: number of tokens.
+        context: L at most.
+        width, depth, heads: W, number of blocks, heads.
+        dimension: D.
+        causal: CLIP's kind, else SigLIP's.
+        end: number of the token that ends a text.
+        mlp, norm_eps: as in `ViTConfig`.
     """
 
     vocabulary: int
@@ -52,15 +58,15 @@ class TextTransformer(nn.Module):
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
         self.config = config
-        block = ViTConfig(
+        layer = ViTConfig(
             width=config.width, heads=config.heads, mlp=config.mlp, layer_scale=0.0, norm_eps=config.norm_eps
         )
         self.embed = nn.Embedding(config.vocabulary, config.width)
         self.positions = nn.Parameter(torch.empty(1, config.context, config.width))
-        self.blocks = nn.ModuleList(Block(block) for _ in range(config.depth))
+        self.blocks = nn.ModuleList(Block(layer) for _ in range(config.depth))
         if config.causal:
-            for each in self.blocks:
-                each.attention = CausalAttention(config.width, config.heads)
+            for block in self.blocks:
+                block.attention = CausalAttention(config.width, config.heads)
         self.norm = nn.LayerNorm(config.width, eps=config.norm_eps)
         self.out = nn.Linear(config.width, config.dimension, bias=not config.causal)
         nn.init.normal_(self.embed.weight, std=0.02)

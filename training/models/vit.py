@@ -247,7 +247,11 @@ class VisionTransformer(nn.Module):
 
     @classmethod
     def load(cls, folder: str, device: str | torch.device = "cpu") -> VisionTransformer:
-        """Read what `save` wrote; raises OSError, ValueError, TypeError or RuntimeError when it is no such folder."""
+        """Read what `save` wrote.
+
+        Raises:
+            OSError, ValueError, TypeError, RuntimeError: the folder holds something else.
+        """
         model = cls(read_config(folder))
         model.load_state_dict(load(storage.read_bytes(storage.join(folder, "model.safetensors"))))
         return model.to(device)

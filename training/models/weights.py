@@ -66,7 +66,9 @@ def from_transformers(model: PreTrainedModel) -> VisionTransformer:
     """Return our model with the weights of a `transformers` model of one of the four kinds.
 
     Its tokens equal theirs; CLIP's norm, which they apply to the class token alone, is applied to all tokens.
-    Raises UserError for another kind of model.
+
+    Raises:
+        UserError: the model is of another kind.
     """
     model = getattr(model, "vision_model", model) if model.config.model_type == "clip" else model
     ours = VisionTransformer(_our_config(model.config))
@@ -132,7 +134,8 @@ def _pixels(size: int | Sequence[int]) -> int:
 def to_transformers(model: VisionTransformer) -> PreTrainedModel:
     """Return a `transformers` model with our weights, of the kind that has our parts.
 
-    Raises UserError where none of the four kinds has them: rotary positions, a final norm of another kind.
+    Raises:
+        UserError: none of the four kinds has them: rotary positions, a final norm of another kind.
     """
     import transformers
 

@@ -19,9 +19,12 @@ if TYPE_CHECKING:  # needed when a run begins, and in an extra
 
 
 def make_fabric(device: Device) -> Fabric:
-    """Return the Fabric of a run. Raises UserError where there are not as many devices.
+    """Return the Fabric of a run.
 
     Mixed precision is the loop's own autocast: Fabric's would round the random numbers of the views to bfloat16 too.
+
+    Raises:
+        UserError: there are not as many devices.
     """
     with needs("train"):
         from lightning_fabric import Fabric
@@ -43,10 +46,10 @@ def make_fabric(device: Device) -> Fabric:
 
 def _sharded(module: nn.Module, mesh: DeviceMesh) -> nn.Module:
     """Shard blocks, then models, then the rest: teacher and student are cut alike, so averages stay local."""
-    own = mesh["data_parallel"]
+    processes = mesh["data_parallel"]
     for kind in (Block, VisionTransformer):
         for child in module.modules():
             if isinstance(child, kind):
-                fully_shard(child, mesh=own)
-    fully_shard(module, mesh=own)
+                fully_shard(child, mesh=processes)
+    fully_shard(module, mesh=processes)
     return module

@@ -51,7 +51,7 @@ def check(recipe: TrainRecipe) -> None:
         except (yaml.YAMLError, UnicodeDecodeError):
             earlier = None
         if not isinstance(earlier, dict) or "method" not in earlier:
-            raise UserError(f"out: {recipe.out} holds no training but something else; give another --out")
+            raise UserError(f"out: {recipe.out} holds something other than a training; give another --out")
         for key, old, new in _differences(_in_names_of_now(earlier), tree):
             raise UserError(f"out: {recipe.out} holds a training with {key} {old!r}, not {new!r}; give another --out")
     elif storage.names(recipe.out):
@@ -112,19 +112,21 @@ def write_facts(out: str, facts: RunFacts) -> None:
 class DeadLetters:
     """What could not be decoded, once each, in dead-letter.csv: uri, stage, error, message.
 
-    write: whether this process writes; each process sees its own samples, and only the first one's are in the file.
+    Args:
+        out: the training directory.
+        write: whether this process writes; each process sees its own samples, and only the first one's are in the file.
     """
 
     def __init__(self, out: str, write: bool) -> None:
         self.url, self.write = storage.join(out, "dead-letter.csv"), write
         self.rows: dict[str, list[str]] = {}
         if write and storage.exists(self.url):
-            found = csv.reader(io.StringIO(storage.read_bytes(self.url).decode()))
-            self.rows = {row[0]: row for row in found if row and row[0] != "uri"}
+            rows = csv.reader(io.StringIO(storage.read_bytes(self.url).decode()))
+            self.rows = {row[0]: row for row in rows if row and row[0] != "uri"}
 
-    def add(self, found: list[tuple[str, str, str]]) -> None:
+    def add(self, dead: list[tuple[str, str, str]]) -> None:
         """Note samples as (uri, error, message)."""
-        new = {uri: [uri, "decode", error, message] for uri, error, message in found if uri not in self.rows}
+        new = {uri: [uri, "decode", error, message] for uri, error, message in dead if uri not in self.rows}
         self.rows |= new
         if new and self.write:
             text = io.StringIO()

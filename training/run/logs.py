@@ -34,8 +34,8 @@ class Curve:
         self.url, self.local = url, storage.is_local(url)
         self.rows: list[dict[str, str | float]] = []
         if storage.exists(url):
-            found = csv.DictReader(io.StringIO(storage.read_bytes(url).decode()))
-            self.rows = [row for row in found if step and (row["step"] or "").isdecimal() and int(row["step"]) <= step]
+            rows = csv.DictReader(io.StringIO(storage.read_bytes(url).decode()))
+            self.rows = [row for row in rows if step and (row["step"] or "").isdecimal() and int(row["step"]) <= step]
         if self.rows or storage.exists(url):
             self.flush()
 
@@ -69,7 +69,7 @@ class Remote(Protocol):
         """End the run."""
 
 
-class Logs:
+class LogWriter:
     """The logs of a run, on its first process.
 
     Args:
@@ -140,9 +140,9 @@ class Bar:
         self.bar: Progress | None = None
         self.cell = CellBar("train", steps) if console is not None and console.is_jupyter else None
         if console is not None and console.is_terminal:
-            columns = (TextColumn("train"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[said]}"))
+            columns = (TextColumn("train"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[status]}"))
             self.bar = Progress(*columns, TimeRemainingColumn(compact=True), console=console)
-            self.task = self.bar.add_task("train", total=steps, completed=start, said="")
+            self.task = self.bar.add_task("train", total=steps, completed=start, status="")
 
     def rate(self, step: int) -> float:
         """Return the pictures per second of this session."""
@@ -150,15 +150,15 @@ class Bar:
 
     def show(self, step: int, loss: float) -> None:
         """Tell that `step` steps are done."""
-        said = f"loss {loss:.4f}, {self.rate(step):,.0f} pictures/s"
+        status = f"loss {loss:.4f}, {self.rate(step):,.0f} pictures/s"
         if self.bar is not None:
-            self.bar.update(self.task, completed=step, said=said)
+            self.bar.update(self.task, completed=step, status=status)
         elif self.cell is not None:
-            self.cell.show(step, said)
+            self.cell.show(step, status)
         elif self.console is not None and time.monotonic() - self.last > PAUSE:
             self.last = time.monotonic()
             left = (self.steps - step) * (self.last - self.began) / max(1, step - self.start)
-            self.console.print(f"train {step:,}/{self.steps:,} steps, {said}, {left:,.0f} s left", soft_wrap=True)
+            self.console.print(f"train {step:,}/{self.steps:,} steps, {status}, {left:,.0f} s left", soft_wrap=True)
 
     def __enter__(self) -> Bar:
         if self.bar is not None:

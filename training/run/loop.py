@@ -18,8 +18,8 @@ from torch.distributed.tensor import DTensor
 from torch.nn.utils import clip_grad_norm_
 
 from granary.curation.errors import UserError
-from granary.training.data.loader import batches
-from granary.training.data.parts import Part
+from granary.training.data.collate import Part
+from granary.training.data.loader import Process, batches
 from granary.training.evaluation import collapse
 from granary.training.method import Moment, ParameterGroup
 from granary.training.methods import load_method
@@ -28,7 +28,7 @@ from granary.training.recipe import TrainRecipe
 from granary.training.run import directory
 from granary.training.run.devices import make_fabric
 from granary.training.run.directory import RunFacts
-from granary.training.run.logs import Bar, Logs
+from granary.training.run.logs import Bar, LogWriter
 from granary.training.run.probe import OnlineProbe
 from granary.training.run.setup import build_method, open_plan, prepare_models
 from granary.training.run.signals import stop_signals
@@ -64,10 +64,10 @@ def train(recipe: TrainRecipe, console: Console | None = None) -> RunFacts:
 def _trained(fabric: Fabric, recipe: TrainRecipe, console: Console | None) -> RunFacts:
     if recipe.device.threads:
         torch.set_num_threads(recipe.device.threads)
-    return Training(fabric, recipe, console if fabric.is_global_zero else None).run()
+    return TrainingSession(fabric, recipe, console if fabric.is_global_zero else None).run()
 
 
-class Training:
+class TrainingSession:
     """One session of a run, on one process."""
 
     def __init__(self, fabric: Fabric, recipe: TrainRecipe, console: Console | None) -> None:
@@ -98,13 +98,13 @@ class Training:
     def run(self) -> RunFacts:
         """Train to the end, or until a signal asks to stop."""
         step, bad, stop = self._resume(), 0, False
-        logs = Logs(self.recipe, step, self.fabric.is_global_zero)
+        logs = LogWriter(self.recipe, step, self.fabric.is_global_zero)
         if step == 0 and self.recipe.device.strategy != "fsdp":  # which needs a step of the whole before its parts
             self._probe(step, logs)
-        with Bar(self.console, step, self.steps, self.recipe.batch) as bar, stop_signals() as asked:
+        with Bar(self.console, step, self.steps, self.recipe.batch) as bar, stop_signals() as interrupted:
             for batch in self._batches(step):
                 output = self._backward(batch, step)
-                finite, stop = self._agree(math.isfinite(self.last["loss"]), not asked.is_set())
+                finite, stop = self._agree(math.isfinite(self.last["loss"]), not interrupted.is_set())
                 if finite:
                     self._update(step)
                 step, bad, stop = step + 1, 0 if finite else bad + 1, not stop
@@ -128,9 +128,9 @@ class Training:
 
     def _batches(self, start: int) -> Iterator[Part]:
         device, recipe = self.fabric.device, self.recipe
-        rank, processes = self.fabric.global_rank, self.fabric.world_size
+        process = Process(self.fabric.global_rank, self.fabric.world_size)
         place, pin = partial(on_device, device), device.type == "cuda"
-        return batches(self.plan, start, self.steps, rank, processes, recipe.workers, place, pin)
+        return batches(self.plan, range(start, self.steps), process, recipe.workers, place, pin)
 
     def _backward(self, batch: Part, step: int) -> dict[str, Tensor]:
         """Compute losses and gradients of a step; keeps the numbers to log, returns the last output of the method."""
@@ -173,19 +173,19 @@ class Training:
         self.method.after_step(Moment(step, self.steps, self.recipe.seed, self.fabric.global_rank))
         self.last |= {"lr": rate, "weight_decay": decay}
 
-    def _watch(self, step: int, output: dict[str, Tensor], logs: Logs) -> None:
+    def _watch(self, step: int, output: dict[str, Tensor], logs: LogWriter) -> None:
         """Log, raise the alarm, probe: each every so many steps."""
         recipe = self.recipe
         if recipe.alarm.every and step % recipe.alarm.every == 0 and "features" in output:
-            found = collapse.measure(output["features"].detach(), output.get("teacher"))
-            self.last |= found
-            self._alarm(step, collapse.symptoms(found, recipe.alarm), logs)
+            measures = collapse.measure(output["features"].detach(), output.get("teacher"))
+            self.last |= measures
+            self._alarm(step, collapse.symptoms(measures, recipe.alarm), logs)
         if step % recipe.logs.every == 0 or step in (1, self.steps):
             logs.add("metrics", step, self._shared(self.last))
         if recipe.probe.every and (step % recipe.probe.every == 0 or step == self.steps):
             self._probe(step, logs)
 
-    def _probe(self, step: int, logs: Logs) -> None:
+    def _probe(self, step: int, logs: LogWriter) -> None:
         """Score the model on labelled pictures; at step 0 that is what random weights are worth."""
         if self.probe is not None:
             self.scores = self.probe.scores(self.method.evaluated_model(), self.fabric.device)
@@ -200,7 +200,7 @@ class Training:
         assert isinstance(mean, Tensor)
         return dict(zip(values, mean.tolist(), strict=True))
 
-    def _alarm(self, step: int, symptoms: dict[str, str], logs: Logs) -> None:
+    def _alarm(self, step: int, symptoms: dict[str, str], logs: LogWriter) -> None:
         """Say what is new; stop where the recipe says so."""
         for kind, text in symptoms.items():
             if kind not in self.alarms and self.console is not None:
@@ -210,7 +210,7 @@ class Training:
             self._save(step, logs)
             raise Stopped(f"collapse alarm at step {step}: {'; '.join(symptoms.values())}; the state is saved")
 
-    def _save(self, step: int, logs: Logs) -> None:
+    def _save(self, step: int, logs: LogWriter) -> None:
         tensors = gather_state(self.method, self.optimiser)
         if self.fabric.is_global_zero:
             logs.flush()
@@ -224,11 +224,11 @@ class Training:
 
     def _resume(self) -> int:
         """Go on from the last whole checkpoint; returns the step to begin with."""
-        found = directory.last_state(self.recipe.out, self.console, self.fabric.is_global_zero)
+        state = directory.last_state(self.recipe.out, self.console, self.fabric.is_global_zero)
         self.fabric.barrier()
-        if found is None:
+        if state is None:
             return 0
-        tensors, facts, folder = found
+        tensors, facts, folder = state
         restore_state(self.method, self.optimiser, tensors, folder)
         self.alarms, self.scores, self.last = facts["alarms"], facts["probe"], facts["metrics"]
         if self.console is not None:

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from granary.curation.errors import UserError
 from granary.training.data import shards
+from granary.training.data.collate import divided
 from granary.training.data.crops import Crop
-from granary.training.data.loader import Parts, Plan
-from granary.training.data.parts import divided
+from granary.training.data.loader import BatchPlan, Parts
 from granary.training.evaluation.features import encode
 from granary.training.evaluation.heads import ridge_heads
 from granary.training.evaluation.protocols.knn import TEMPERATURE, votes
@@ -56,7 +56,7 @@ def _labelled(
     """Return up to `count` pictures (n, side, side, 3) uint8 drawn by seed, and their labels (n,); none unlabelled."""
     count = min(count, dataset.count)
     crops = {"image": Crop(1, side, centre=True)}
-    plan = Plan([dataset], [1.0], crops, ("image", "label"), classes, count, 1, count, seed)
+    plan = BatchPlan([dataset], [1.0], crops, ("image", "label"), classes, count, 1, count, seed)
     part = next(divided(Parts(plan)[0, 0, 1]))
     known = part["label"] >= 0
     if not known.any():

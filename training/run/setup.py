@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from granary.curation.errors import UserError
 from granary.training.data import shards
-from granary.training.data.loader import Plan, check_plan
+from granary.training.data.loader import BatchPlan, check_plan
 from granary.training.method import Method
 from granary.training.methods import load_method
 from granary.training.models.registry import load_model
@@ -12,12 +12,12 @@ from granary.training.models.vit import VisionTransformer
 from granary.training.recipe import TrainRecipe
 
 
-def open_plan(recipe: TrainRecipe, columns: tuple[str, ...], processes: int) -> Plan:
+def open_plan(recipe: TrainRecipe, columns: tuple[str, ...], processes: int) -> BatchPlan:
     """Open the data of a recipe; returns the plan without its views. Raises UserError where they do not fit."""
     sets = [shards.open_dataset(d.path, columns, recipe.split, recipe.holdout, recipe.method) for d in recipe.data]
     weights, streams = [entry.weight for entry in recipe.data], recipe.parts(processes)
     classes = shards.class_shares(sets, weights) if "label" in columns else {}
-    plan = Plan(sets, weights, {}, columns, classes, recipe.batch, streams, recipe.window, recipe.seed)
+    plan = BatchPlan(sets, weights, {}, columns, classes, recipe.batch, streams, recipe.window, recipe.seed)
     check_plan(plan, processes)
     if recipe.batch // processes % recipe.accumulate:
         raise UserError(
@@ -27,7 +27,7 @@ def open_plan(recipe: TrainRecipe, columns: tuple[str, ...], processes: int) -> 
     return plan
 
 
-def build_method(recipe: TrainRecipe, plan: Plan) -> Method:
+def build_method(recipe: TrainRecipe, plan: BatchPlan) -> Method:
     """Return the method of a recipe with its initial weights, and what it must know of the data."""
     kind = load_method(recipe.method)
     options = kind.Options.model_validate(recipe.options)

@@ -35,13 +35,13 @@ def gather_state(method: nn.Module, optimiser: torch.optim.Optimizer) -> dict[st
 def restore_state(method: nn.Module, optimiser: torch.optim.Optimizer, tensors: dict[str, Tensor], where: str) -> None:
     """Set what `gather_state` returned; raises UserError when it belongs to another architecture."""
     tree = nest(tensors)
-    found = {name: tuple(tensor.shape) for name, tensor in tree["method"].items()}
-    wanted = {name: tuple(tensor.shape) for name, tensor in method.state_dict().items()}
-    wrong = next((name for name in sorted(found | wanted) if found.get(name) != wanted.get(name)), None)
+    saved = {name: tuple(tensor.shape) for name, tensor in tree["method"].items()}
+    expected = {name: tuple(tensor.shape) for name, tensor in method.state_dict().items()}
+    wrong = next((name for name in sorted(saved | expected) if saved.get(name) != expected.get(name)), None)
     if wrong:
         raise UserError(
-            f"out: {where} is a checkpoint of another architecture: {wrong} is {found.get(wrong, 'not there')}, not "
-            f"{wanted.get(wrong, 'there')}; give another --out"
+            f"out: {where} is a checkpoint of another architecture: {wrong} is {saved.get(wrong, 'not there')}, not "
+            f"{expected.get(wrong, 'there')}; give another --out"
         )
     inner: Any = get_optimizer_state_dict(method, optimiser)  # for the names in its groups
     state: Any = {"state": tree.get("optimiser", {}), "param_groups": inner["param_groups"]}

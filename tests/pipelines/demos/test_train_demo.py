@@ -83,7 +83,7 @@ def test_a_folder_that_is_not_the_demos_is_refused_with_one_sentence(
 def test_the_demo_stops_when_asked_and_goes_on_where_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    original, steps = loop.Training._update, []
+    original, steps = loop.TrainingSession._update, []
 
     def asking(self: Any, step: int) -> None:
         original(self, step)
@@ -91,7 +91,7 @@ def test_the_demo_stops_when_asked_and_goes_on_where_it_was(
         if len(steps) == 9:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(loop.Training, "_update", asking)
+    monkeypatch.setattr(loop.TrainingSession, "_update", asking)
     monkeypatch.setattr(Runner, "_run", pools.run_in_a_loop)
     out = tmp_path / "demo"
     assert train_demo.demo(str(out), Engine(workers=1), 3, SMALL, WORDS) == 130

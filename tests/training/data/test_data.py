@@ -21,8 +21,9 @@ from granary.curation.errors import UserError
 from granary.curation.images.decode import DecodeLimits
 from granary.training.data import crops, shards
 from granary.training.data import loader as data
+from granary.training.data.collate import Part
 from granary.training.data.crops import Crop
-from granary.training.data.loader import Part, Plan, batches, check_plan
+from granary.training.data.loader import BatchPlan, Process, batches, check_plan
 
 LIMITS = DecodeLimits()
 VIEWS = {"large": Crop(2, 16, (0.4, 1.0)), "small": Crop(3, 8, (0.1, 0.4))}
@@ -34,10 +35,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_shards(tmp_path_factory.mktemp("run"), shapes(48), group=8)
 
 
-def plan_of(*paths: Path, **changes: Any) -> Plan:
+def plan_of(*paths: Path, **changes: Any) -> BatchPlan:
     sets = [shards.open_dataset(str(path)) for path in paths]
     settings: dict[str, Any] = {"crops": VIEWS, "batch": 12, "streams": 4, "window": 24, "seed": 5}
-    return Plan(sets, [1.0] * len(sets), **{**settings, **changes})
+    return BatchPlan(sets, [1.0] * len(sets), **{**settings, **changes})
 
 
 def same(left: Part, right: Part) -> bool:
@@ -48,7 +49,7 @@ def same(left: Part, right: Part) -> bool:
 
 def test_a_batch_has_its_shapes(run: Path) -> None:
     plan = plan_of(run, columns=("image", "label", "captions"), classes=("circle", "cross"))
-    batch = next(batches(plan, 0, 1, workers=0))
+    batch = next(batches(plan, range(1), workers=0))
     assert {name: tuple(value.shape) for name, value in batch.items() if isinstance(value, torch.Tensor)} == {
         "large": (12, 2, 16, 16, 3),
         "large_draws": (12, 2, 16),
@@ -68,7 +69,7 @@ def test_processes_cover_an_epoch_exactly_once(run: Path, processes: int) -> Non
     seen = Counter(
         name
         for rank in range(processes)
-        for batch in batches(plan, 0, 4, rank, processes, workers=0)
+        for batch in batches(plan, range(4), Process(rank, processes), workers=0)
         for name in batch["id"]
     )
     assert len(seen) == 48
@@ -77,15 +78,15 @@ def test_processes_cover_an_epoch_exactly_once(run: Path, processes: int) -> Non
 
 def test_processes_together_see_what_one_sees(run: Path) -> None:
     plan = plan_of(run)
-    whole = [batch["id"] for batch in batches(plan, 0, 3, workers=0)]
-    halves = [[batch["id"] for batch in batches(plan, 0, 3, rank, 2, workers=0)] for rank in range(2)]
+    whole = [batch["id"] for batch in batches(plan, range(3), workers=0)]
+    halves = [[batch["id"] for batch in batches(plan, range(3), Process(rank, 2), workers=0)] for rank in range(2)]
     assert whole == [left + right for left, right in zip(*halves, strict=True)]
 
 
 @pytest.mark.parametrize("workers", [1, 3])
 def test_workers_change_nothing(run: Path, workers: int) -> None:
     plan = plan_of(run)
-    alone, shared = (list(batches(plan, 0, 6, workers=n)) for n in (0, workers))
+    alone, shared = (list(batches(plan, range(6), workers=n)) for n in (0, workers))
     assert all(same(a, b) for a, b in zip(alone, shared, strict=True))
 
 
@@ -94,7 +95,7 @@ def test_workers_of_remote_shards_change_nothing(run: Path, monkeypatch: pytest.
     monkeypatch.setattr(data.storage, "is_local", lambda _: False)
     plan = plan_of(run)
     assert data._context(plan) == "forkserver"
-    alone, shared = (list(batches(plan, 0, 6, workers=n)) for n in (0, 2))
+    alone, shared = (list(batches(plan, range(6), workers=n)) for n in (0, 2))
     assert all(same(a, b) for a, b in zip(alone, shared, strict=True))
 
 
@@ -103,7 +104,7 @@ def test_batches_outlive_the_memory_they_came_in(run: Path, monkeypatch: pytest.
     """Every slot of the ring is written several times, while whoever asked keeps all batches."""
     monkeypatch.setattr(data, "RUN_BYTES", 1)  # one step at a time
     plan = plan_of(run, streams=streams)
-    alone, shared = (list(batches(plan, 0, 30, workers=n)) for n in (0, 2))
+    alone, shared = (list(batches(plan, range(30), workers=n)) for n in (0, 2))
     assert all(same(a, b) for a, b in zip(alone, shared, strict=True))
 
 
@@ -114,15 +115,15 @@ def test_a_small_dev_shm_changes_nothing(run: Path, tmp_path: Path, monkeypatch:
     monkeypatch.setattr(heap.os, "statvfs", lambda _: full)
     monkeypatch.setattr(heap.util, "get_temp_dir", lambda: places.append(tmp_path) or str(tmp_path))
     plan = plan_of(run)
-    alone, shared = (list(batches(plan, 0, 6, workers=n)) for n in (0, 2))
+    alone, shared = (list(batches(plan, range(6), workers=n)) for n in (0, 2))
     assert places
     assert all(same(a, b) for a, b in zip(alone, shared, strict=True))
 
 
 def test_going_on_in_the_middle_of_an_epoch_gives_the_rest(run: Path) -> None:
     plan = plan_of(run)
-    whole = list(batches(plan, 0, 9, workers=0))
-    assert all(same(a, b) for a, b in zip(whole[2:], batches(plan, 2, 9, workers=2), strict=True))
+    whole = list(batches(plan, range(9), workers=0))
+    assert all(same(a, b) for a, b in zip(whole[2:], batches(plan, range(2, 9), workers=2), strict=True))
 
 
 def test_how_many_steps_are_made_at_a_time_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,7 +133,7 @@ def test_how_many_steps_are_made_at_a_time_changes_nothing(tmp_path: Path, monke
     plan, found = plan_of(write_shards(tmp_path, rows, group=8)), []
     for pictures in (1, 9, 64):
         monkeypatch.setattr(data, "RUN", pictures)
-        found.append(list(batches(plan, 2, 9, workers=0)))
+        found.append(list(batches(plan, range(2, 9), workers=0)))
     dead = [len(batch["dead"]) for batch in found[0]]
     assert 0 < sum(dead) < len(dead)
     assert all(same(a, b) and same(a, c) for a, b, c in zip(*found, strict=True))
@@ -143,7 +144,7 @@ def test_a_sample_is_cut_the_same_whoever_is_with_it(run: Path) -> None:
     found: dict[str, Part] = {}
     for changes in ({}, {"batch": 6, "streams": 2}, {"batch": 16, "streams": 8, "window": 8}):
         plan = plan_of(run, **changes)
-        for batch in batches(plan, 0, 48 // plan.batch, workers=0):
+        for batch in batches(plan, range(48 // plan.batch), workers=0):
             for row, name in enumerate(batch["id"]):
                 views = {key: batch[key][row] for key in ("large", "small", "large_draws", "small_draws")}
                 assert all(torch.equal(views[key], found.setdefault(name, views)[key]) for key in views)
@@ -153,7 +154,7 @@ def test_a_sample_is_cut_the_same_whoever_is_with_it(run: Path) -> None:
 def test_epochs_cut_a_sample_differently(run: Path) -> None:
     plan = plan_of(run)
     first, second = ({}, {})
-    for step, batch in enumerate(batches(plan, 0, 8, workers=0)):
+    for step, batch in enumerate(batches(plan, range(8), workers=0)):
         (first if step < 4 else second).update(zip(batch["id"], batch["large_draws"], strict=True))
     assert first.keys() == second.keys()
     assert not any(torch.equal(first[name], second[name]) for name in first)
@@ -163,7 +164,7 @@ def test_a_mixture_takes_from_all(run: Path, tmp_path: Path) -> None:
     other = write_shards(tmp_path, shapes(16, first=1000), shards=1)
     ids = {name: {row["id"] for row in rows} for name, rows in (("a", shapes(48)), ("b", shapes(16, first=1000)))}
     plan = plan_of(run, other)._replace(weights=[3.0, 1.0])
-    seen = [name for batch in batches(plan, 0, 64, workers=0) for name in batch["id"]]
+    seen = [name for batch in batches(plan, range(64), workers=0) for name in batch["id"]]
     assert sum(name in ids["a"] for name in seen) / len(seen) == pytest.approx(0.75, abs=0.06)
     assert set(seen) == ids["a"] | ids["b"]
 
@@ -225,7 +226,7 @@ def test_what_cannot_be_decoded_is_told_and_replaced(tmp_path: Path) -> None:
     rows[3] = sample(b"no image", (32, 32), label="circle")
     rows[5] = sample(b"", (32, 32), label="circle")
     plan = plan_of(write_shards(tmp_path, rows, shards=1), batch=8, streams=1)
-    batch = next(batches(plan, 0, 1, workers=0))
+    batch = next(batches(plan, range(1), workers=0))
     assert sorted((uri, kind) for uri, kind, _ in batch["dead"]) == sorted(
         [(rows[3]["source"]["uri"], "UnidentifiedImageError"), (rows[5]["source"]["uri"], "EmptyFile")]
     )
@@ -233,7 +234,7 @@ def test_what_cannot_be_decoded_is_told_and_replaced(tmp_path: Path) -> None:
     assert len(batch["id"]) == 8
     broken = write_shards(tmp_path / "all", [sample(b"%d" % i, (32, 32)) for i in range(8)], shards=1)
     with pytest.raises(UserError, match="100 samples in a row cannot be decoded"):
-        next(batches(plan_of(broken, batch=8, streams=1), 0, 1, workers=0))
+        next(batches(plan_of(broken, batch=8, streams=1), range(1), workers=0))
 
 
 # -- datasets --------------------------------------------------------------------------------------------------------
@@ -272,7 +273,7 @@ def test_remote_shards_are_read(run: Path) -> None:
     memory = fsspec.filesystem("memory")
     memory.put(str(run / "dataset"), "/training/dataset", recursive=True)
     plan = plan_of(run)._replace(datasets=[shards.open_dataset("memory://training")])
-    assert same(next(batches(plan, 0, 1, workers=0)), next(batches(plan_of(run), 0, 1, workers=0)))
+    assert same(next(batches(plan, range(1), workers=0)), next(batches(plan_of(run), range(1), workers=0)))
     memory.rm("/training", recursive=True)
 
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from granary.training.data.order import BLOCK, Mixture, Order, Place
+from granary.training.data.order import PERIOD, Mixture, Order, Place
 
 
 @settings(max_examples=60, deadline=None)
@@ -68,16 +68,16 @@ def test_a_mixture_keeps_its_shares_in_every_block(weights: list[float]) -> None
     orders = [Order([50] * 4, 7, 2, 30) for _ in weights]
     mixture = Mixture(orders, weights, 7)
     for block in range(2):
-        found = collections.Counter(mixture.place(1, p).dataset for p in range(block * BLOCK, (block + 1) * BLOCK))
+        found = collections.Counter(mixture.place(1, p).dataset for p in range(block * PERIOD, (block + 1) * PERIOD))
         for dataset, weight in enumerate(weights):
-            assert abs(found[dataset] - BLOCK * weight / sum(weights)) < 1
+            assert abs(found[dataset] - PERIOD * weight / sum(weights)) < 1
 
 
 def test_each_dataset_of_a_mixture_is_read_in_its_own_order() -> None:
     """Leaving the others out gives the order the dataset has alone."""
     orders = [Order([50] * 4, 7, 2, 30), Order([20] * 9, 7, 2, 30)]
     mixture = Mixture(orders, [1, 2], 7)
-    places = [mixture.place(0, p) for p in range(3 * BLOCK)]
+    places = [mixture.place(0, p) for p in range(3 * PERIOD)]
     for dataset, order in enumerate(orders):
         own = [place for place in places if place.dataset == dataset]
         assert own == [Place(dataset, *order.place(0, p)) for p in range(len(own))]

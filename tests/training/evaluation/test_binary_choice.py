@@ -153,7 +153,7 @@ def test_a_random_scorer_is_right_half_of_the_time() -> None:
 
     generator = torch.Generator().manual_seed(0)
     asked = [binary_choice.Question("k", f"a{n}", f"b{n}") for n in range(4000)]
-    stream = [binary_choice.Picture(lambda: scene(0)[1], asked[at : at + 4]) for at in range(0, 4000, 4)]
+    stream = [binary_choice.AskedPicture(lambda: scene(0)[1], asked[at : at + 4]) for at in range(0, 4000, 4)]
     scores = binary_choice.choices(Random(), stream)  # type: ignore[arg-type]
     assert abs((scores["accuracy"] or 0) - 0.5) < 4.5 * (0.25 / 4000) ** 0.5
 

@@ -13,7 +13,7 @@ from sklearn.linear_model import LogisticRegression, Ridge
 
 from granary.curation.errors import UserError
 from granary.training.evaluation.features import Features
-from granary.training.evaluation.heads import Head, logistic_heads, ridge_heads, sgd_heads
+from granary.training.evaluation.heads import LinearHead, logistic_heads, ridge_heads, sgd_heads
 from granary.training.evaluation.protocols.linear import Input, inputs, probe
 from granary.training.evaluation.tasks import Task
 
@@ -115,7 +115,7 @@ def test_test_labels_decide_nothing() -> None:
 def test_the_held_out_part_is_not_trained_on() -> None:
     seen: list[tuple[int, list[float]]] = []
 
-    def fit(x: torch.Tensor, y: torch.Tensor, classes: int, grid: Sequence[float]) -> list[Head]:
+    def fit(x: torch.Tensor, y: torch.Tensor, classes: int, grid: Sequence[float]) -> list[LinearHead]:
         seen.append((len(x), list(grid)))
         return ridge_heads(x, y, classes, grid)
 

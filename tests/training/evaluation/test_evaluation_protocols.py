@@ -267,7 +267,7 @@ def test_models_and_options_that_are_not_right(run: str, model: str, tmp_path: P
         ("random:" + str(tmp_path / "none"), "is neither a training directory"),
         ("random:tiny?img_size=33", "must be a multiple of patch"),
         ("random:tiny?depth=3", "unknown option 'depth'"),
-        ("random:" + str(tmp_path / "bad.yaml"), "is no training recipe"),
+        ("random:" + str(tmp_path / "bad.yaml"), "is not a training recipe"),
     ]:
         with pytest.raises(UserError, match=message):
             measure(knn, name, run, device="cpu")

@@ -90,7 +90,7 @@ def test_folders_have_scores_or_an_online_probe(tmp_path: Path) -> None:
     (tmp_path / "bad.json").write_text("{")
     (tmp_path / "list.json").write_text("[1]")
     for path, message in [
-        (tmp_path / "three", "no folder with scores.json"),
+        (tmp_path / "three", "nor a folder with scores.json"),
         (tmp_path / "bad.json", "cannot be read as JSON"),
         (tmp_path / "list.json", "holds no scores"),
         (tmp_path / "missing.json", "cannot be read"),

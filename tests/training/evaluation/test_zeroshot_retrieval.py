@@ -29,7 +29,7 @@ from granary.training.evaluation.evaluate import EvaluateRecipe, evaluate
 from granary.training.evaluation.pairs import load_image_text_model
 from granary.training.evaluation.protocols import retrieval, zeroshot
 from granary.training.evaluation.protocols.retrieval import hit_chance, ranks, recalls
-from granary.training.evaluation.protocols.zeroshot import accuracies, class_vectors, wrong_above
+from granary.training.evaluation.protocols.zeroshot import class_vectors, top_accuracies, wrong_above
 from granary.training.models.export import export
 from granary.training.recipe import TrainRecipe
 from granary.training.run.loop import train
@@ -151,7 +151,7 @@ def test_accuracies_equal_those_of_scikit_learn() -> None:
     random = np.random.default_rng(0)
     labels, scores = np.append(random.integers(0, 8, 72), np.arange(8)), random.normal(size=(80, 8))
     scores[np.arange(80), labels] += 1
-    found = accuracies(wrong_above(torch.from_numpy(scores), torch.from_numpy(labels)), torch.from_numpy(labels), 8)
+    found = top_accuracies(wrong_above(torch.from_numpy(scores), torch.from_numpy(labels)), torch.from_numpy(labels), 8)
     assert found["top1"] == pytest.approx(top_k_accuracy_score(labels, scores, k=1))
     assert found["top5"] == pytest.approx(top_k_accuracy_score(labels, scores, k=5))
     assert found["top1.mean_per_class"] == pytest.approx(balanced_accuracy_score(labels, scores.argmax(axis=1)))
@@ -160,7 +160,7 @@ def test_accuracies_equal_those_of_scikit_learn() -> None:
 
 def test_ties_are_wrong_wherever_the_right_class_stands() -> None:
     ranks = wrong_above(torch.ones(3, 4), torch.tensor([0, 1, 3]))
-    assert accuracies(ranks, torch.tensor([0, 1, 3]), 4)["top1"] == 0
+    assert top_accuracies(ranks, torch.tensor([0, 1, 3]), 4)["top1"] == 0
 
 
 # -- on datasets -------------------------------------------------------------------------------------------------------
@@ -318,7 +318,7 @@ def test_a_model_that_knows_finds_all(tmp_path: Path, monkeypatch: pytest.Monkey
     [
         ("a photo\n", "templates", r"options.templates: .* has a line without \{\}"),
         ("", "templates", r"options.templates: .* has a line without \{\}"),
-        ("not json", "names", "options.names: .* is no JSON"),
+        ("not json", "names", "options.names: .* is not JSON"),
         ('["a"]', "names", "options.names: .* must be an object"),
         ('{"circle": "cross"}', "names", "options.names: two classes have the name 'cross'"),
     ],

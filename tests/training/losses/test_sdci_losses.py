@@ -40,14 +40,14 @@ def test_one_caption_needs_no_pooling() -> None:
 
 def test_the_clip_loss_is_symmetric_and_starts_at_ln_n() -> None:
     logits = torch.randn(7, 7, dtype=torch.float64)
-    torch.testing.assert_close(dci.contrastive_loss(logits), dci.contrastive_loss(logits.T))
-    assert dci.contrastive_loss(torch.zeros(64, 64)).item() == pytest.approx(math.log(64))
+    torch.testing.assert_close(dci.matching_loss(logits), dci.matching_loss(logits.T))
+    assert dci.matching_loss(torch.zeros(64, 64)).item() == pytest.approx(math.log(64))
 
 
 def test_the_clip_loss_of_the_golden_similarities() -> None:
     """S = [[0.8, 0], [0.96, 0.8]] at temperature 0.07: see clip-siglip.md."""
     similarities = torch.tensor([[0.8, 0.0], [0.96, 0.8]], dtype=torch.float64)
-    assert dci.contrastive_loss(similarities / 0.07).item() == pytest.approx(1.1912904354682, abs=1e-12)
+    assert dci.matching_loss(similarities / 0.07).item() == pytest.approx(1.1912904354682, abs=1e-12)
 
 
 def test_the_negative_loss_is_the_mean_cross_entropy_of_both_columns() -> None:

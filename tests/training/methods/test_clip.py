@@ -495,17 +495,17 @@ def test_a_run_that_fails_at_a_step_goes_on_as_if_it_had_not(
 ) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     train(make(run, whole))
-    original = loop.Training._update
+    original = loop.TrainingSession._update
 
     def failing(self: Any, step: int) -> None:
         if step == at:
             raise MemoryError
         original(self, step)
 
-    monkeypatch.setattr(loop.Training, "_update", failing)
+    monkeypatch.setattr(loop.TrainingSession, "_update", failing)
     with pytest.raises(MemoryError):
         train(make(run, broken))
-    monkeypatch.setattr(loop.Training, "_update", original)
+    monkeypatch.setattr(loop.TrainingSession, "_update", original)
     assert train(make(run, broken))["finished"]
     one, two = weights(whole), weights(broken)
     assert curve(whole) == curve(broken)

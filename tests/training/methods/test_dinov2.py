@@ -281,17 +281,17 @@ def test_a_run_that_fails_goes_on_as_if_it_had_not(
 ) -> None:
     options = {**OPTIONS, "targets": targets}
     train(recipe_of(run, tmp_path / "whole", options=options))
-    original = loop.Training._update
+    original = loop.TrainingSession._update
 
     def failing(self: Any, step: int) -> None:
         if step == 3:
             raise MemoryError
         original(self, step)
 
-    monkeypatch.setattr(loop.Training, "_update", failing)
+    monkeypatch.setattr(loop.TrainingSession, "_update", failing)
     with pytest.raises(MemoryError):
         train(recipe_of(run, tmp_path / "broken", options=options))
-    monkeypatch.setattr(loop.Training, "_update", original)
+    monkeypatch.setattr(loop.TrainingSession, "_update", original)
     train(recipe_of(run, tmp_path / "broken", options=options))
     one, two = weights(tmp_path / "whole"), weights(tmp_path / "broken")
     assert one.keys() == two.keys()

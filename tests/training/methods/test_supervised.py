@@ -156,17 +156,17 @@ def weights(out: Path) -> dict[str, Tensor]:
 
 def test_a_run_that_fails_goes_on_as_if_it_had_not(run: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     train(recipe_of(run, tmp_path / "whole"))
-    original = loop.Training._update
+    original = loop.TrainingSession._update
 
     def failing(self: Any, step: int) -> None:
         if step == 3:
             raise MemoryError
         original(self, step)
 
-    monkeypatch.setattr(loop.Training, "_update", failing)
+    monkeypatch.setattr(loop.TrainingSession, "_update", failing)
     with pytest.raises(MemoryError):
         train(recipe_of(run, tmp_path / "broken"))
-    monkeypatch.setattr(loop.Training, "_update", original)
+    monkeypatch.setattr(loop.TrainingSession, "_update", original)
     train(recipe_of(run, tmp_path / "broken"))
     one, two = weights(tmp_path / "whole"), weights(tmp_path / "broken")
     assert one.keys() == two.keys()

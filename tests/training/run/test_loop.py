@@ -91,17 +91,17 @@ def test_a_run_that_fails_at_a_step_goes_on_as_if_it_had_not(
     make: Any, at: int, run: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train(make(run, tmp_path / "whole"))
-    original = loop.Training._update
+    original = loop.TrainingSession._update
 
     def failing(self: Any, step: int) -> None:
         if step == at:
             raise MemoryError
         original(self, step)
 
-    monkeypatch.setattr(loop.Training, "_update", failing)
+    monkeypatch.setattr(loop.TrainingSession, "_update", failing)
     with pytest.raises(MemoryError):
         train(make(run, tmp_path / "broken"))
-    monkeypatch.setattr(loop.Training, "_update", original)
+    monkeypatch.setattr(loop.TrainingSession, "_update", original)
     console = Console(file=io.StringIO(), width=200)
     facts = train(make(run, tmp_path / "broken"), console)
     assert facts["finished"]
@@ -134,14 +134,14 @@ def test_a_run_killed_at_random_moments_ends_like_the_undisturbed_one(run: str, 
 
 def test_sigterm_saves_and_the_same_call_goes_on(run: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     train(recipe_of(run, tmp_path / "whole"))
-    original = loop.Training._update
+    original = loop.TrainingSession._update
 
     def asking(self: Any, step: int) -> None:
         original(self, step)
         if step == 5:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(loop.Training, "_update", asking)
+    monkeypatch.setattr(loop.TrainingSession, "_update", asking)
     before = signal.getsignal(signal.SIGTERM)
     console = Console(file=io.StringIO(), width=200)
     facts = train(recipe_of(run, tmp_path / "stopped"), console)
@@ -150,7 +150,7 @@ def test_sigterm_saves_and_the_same_call_goes_on(run: str, tmp_path: Path, monke
     assert facts["step"] in (6, 7)
     assert facts["checkpoint"].endswith(f"step-{facts['step']:09d}")
     assert "stopped and saved" in console.file.getvalue()  # type: ignore[attr-defined]
-    monkeypatch.setattr(loop.Training, "_update", original)
+    monkeypatch.setattr(loop.TrainingSession, "_update", original)
     assert train(recipe_of(run, tmp_path / "stopped"))["finished"]
     assert equal_runs(tmp_path / "whole", tmp_path / "stopped")
 

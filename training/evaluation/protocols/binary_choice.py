@@ -43,7 +43,7 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Picture:
+class AskedPicture:
     """A picture, decoded when called for, and the questions about it."""
 
     image: Callable[[], Image.Image]
@@ -71,16 +71,16 @@ def evaluate(measured: Measured, options: BinaryChoiceOptions) -> Scores:
         questions, of those without a picture or with one that cannot be decoded, and of texts cut to the context.
     """
     data, limit = measured.data, measured.limit
-    asked = read_questions(data)
-    if asked is None:
+    questions = read_questions(data)
+    if questions is None:
         pictures = pictures_of_run(data, measured.split)
     elif options.images is None:
         raise UserError(f"images: missing; give the folder or tar with the pictures of {data!r}")
     else:
-        pictures = pictures_of_source(asked, options.images)
+        pictures = pictures_of_source(questions, options.images)
     model = ClipModel.load(measured.model, measured.device, measured.dtype)
     scores = choices(model, islice(pictures, limit), measured.batch)
-    total = scores["questions"] if asked is None or limit else sum(map(len, asked.values()))
+    total = scores["questions"] if questions is None or limit else sum(map(len, questions.values()))
     missing = (total or 0) - (scores["questions"] or 0)
     return Scores({**scores, "questions": total, "questions.without_picture": missing})
 
@@ -88,7 +88,7 @@ def evaluate(measured: Measured, options: BinaryChoiceOptions) -> Scores:
 PROTOCOL = Protocol(evaluate, BinaryChoiceOptions, batch=32)
 
 
-def choices(model: ClipModel, pictures: Iterable[Picture], batch: int = 32) -> dict[str, float | None]:
+def choices(model: ClipModel, pictures: Iterable[AskedPicture], batch: int = 32) -> dict[str, float | None]:
     """Ask the questions of pictures that come one after another; see `evaluate`."""
     results: dict[str, list[bool]] = defaultdict(list)
     questions = unreadable = 0
@@ -100,24 +100,32 @@ def choices(model: ClipModel, pictures: Iterable[Picture], batch: int = 32) -> d
             unreadable += len(picture.questions) if prepared is None else 0
         answer(model, [(p.questions, x) for p, x in zip(chunk, pixels, strict=True) if x is not None], results)
     counts = {"questions": questions, "questions.unreadable": unreadable}
-    return accuracies(results) | counts | {"texts.truncated": model.truncated - before}
+    return accuracies_by_kind(results) | counts | {"texts.truncated": model.truncated - before}
 
 
-def answer(model: ClipModel, asked: list[tuple[list[Question], torch.Tensor]], results: dict[str, list[bool]]) -> None:
-    """Add to `results`, for each kind, whether captions win; asked: questions and their prepared picture (3, h, w)."""
-    rows = [(question, at) for at, (questions, _) in enumerate(asked) for question in questions]
+def answer(
+    model: ClipModel, pictures: list[tuple[list[Question], torch.Tensor]], results: dict[str, list[bool]]
+) -> None:
+    """Add to `results`, for each kind, whether captions win.
+
+    Args:
+        model: scores texts.
+        pictures: questions and their prepared picture (3, h, w).
+        results: kind -> whether the caption won, question by question.
+    """
+    rows = [(question, at) for at, (questions, _) in enumerate(pictures) for question in questions]
     if not rows:
         return
     distinct = dict.fromkeys(text for question, _ in rows for text in (question.caption, question.negative))
     vectors = dict(zip(distinct, model.texts(list(distinct)), strict=True))
-    images = model.images(torch.stack([pixels for _, pixels in asked]))[[at for _, at in rows]]  # (n, D)
+    images = model.images(torch.stack([pixels for _, pixels in pictures]))[[at for _, at in rows]]  # (n, D)
     texts = [torch.stack([vectors[question.caption], vectors[question.negative]]) for question, _ in rows]
     logits = model.own_logits(images, torch.stack(texts))  # (n, 2)
     for (question, _), won in zip(rows, (logits[:, 0] > logits[:, 1]).tolist(), strict=True):
         results[question.kind].append(won)
 
 
-def accuracies(results: Mapping[str, list[bool]]) -> dict[str, float | None]:
+def accuracies_by_kind(results: Mapping[str, list[bool]]) -> dict[str, float | None]:
     """Return the accuracy of every kind, their mean, and the accuracy over all questions; None without questions."""
     kinds = {kind: sum(won) / len(won) for kind, won in sorted(results.items())}
     counts = {f"{kind}.questions": len(won) for kind, won in sorted(results.items())}
@@ -129,18 +137,18 @@ def accuracies(results: Mapping[str, list[bool]]) -> dict[str, float | None]:
     return {**kinds, **means, "chance": 0.5, **counts}
 
 
-def pictures_of_run(data: str, split: str | None) -> Iterator[Picture]:
+def pictures_of_run(data: str, split: str | None) -> Iterator[AskedPicture]:
     """Yield the entries of a packed run that have a summary and negatives."""
     for entry in read_entries(data, split):
         if entry.captions and entry.negatives:
             questions = [Question(n.kind, entry.captions[0], n.text) for n in entry.negatives]
-            yield Picture(entry.image, questions)
+            yield AskedPicture(entry.image, questions)
 
 
-def pictures_of_source(asked: Mapping[str, list[Question]], path: str) -> Iterator[Picture]:
+def pictures_of_source(by_stem: Mapping[str, list[Question]], path: str) -> Iterator[AskedPicture]:
     """Yield the pictures of a folder or tar that have questions, each name once."""
     source = resolve(Source(name="images", path=path))
-    waiting = dict(asked)
+    waiting = dict(by_stem)
     with Reader(source, LIMITS.max_bytes) as reader:
         for piece in list_pieces(source):
             for candidate in read_piece(source, piece, LIMITS.max_bytes):
@@ -149,7 +157,7 @@ def pictures_of_source(asked: Mapping[str, list[Question]], path: str) -> Iterat
                     data = candidate.data
                     if data is None:
                         data = reader.read(candidate.path, candidate.offset, candidate.size)
-                    yield Picture(partial(decoded, data), questions)
+                    yield AskedPicture(partial(decoded, data), questions)
 
 
 def decoded(data: bytes) -> Image.Image:
@@ -208,7 +216,7 @@ def question_of(record: object, file: str, place: str) -> tuple[str, Question]:
     key = next((fields[name] for name in KEYS if isinstance(fields.get(name), str)), None)
     caption, negative = fields.get("caption"), fields.get("negative_caption")
     if not (key and isinstance(caption, str) and isinstance(negative, str)):
-        wanted = f"caption, negative_caption and one of {', '.join(KEYS)}"
-        raise UserError(f"data: {file!r}, {place}: a field is missing; a question has {wanted}")
+        needed = f"caption, negative_caption and one of {', '.join(KEYS)}"
+        raise UserError(f"data: {file!r}, {place}: a field is missing; a question has {needed}")
     kind = fields.get("kind") or posixpath.basename(file).split(".")[0]
     return stem(key), Question(str(kind), caption, negative)

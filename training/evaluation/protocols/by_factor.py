@@ -18,7 +18,7 @@ from granary.curation.errors import UserError
 from granary.training.data import shards
 from granary.training.evaluation.factors import ALL, Accuracy, Value, accuracy_by_factor
 from granary.training.evaluation.features import BATCH
-from granary.training.evaluation.heads import Head, ridge_heads
+from granary.training.evaluation.heads import LinearHead, ridge_heads
 from granary.training.evaluation.protocol import Measured, Protocol, SplitOptions
 from granary.training.evaluation.protocols.knn import TEMPERATURE, predictions
 from granary.training.evaluation.protocols.linear import PENALTIES, probe
@@ -75,7 +75,7 @@ def _probed(task: Task, classifier: str, device: torch.device) -> tuple[Task, Te
         return task, predictions(task, [K], TEMPERATURE, device)[K]
     task = without_test(task, "a ridge probe")
 
-    def heads(x: Tensor, y: Tensor, count: int, grid: Sequence[float]) -> list[Head]:
+    def heads(x: Tensor, y: Tensor, count: int, grid: Sequence[float]) -> list[LinearHead]:
         return ridge_heads(x.to(device), y.to(device), count, grid)
 
     return task, probe(task, [1], PENALTIES, heads)[1]
@@ -101,7 +101,7 @@ def spreads(rows: Sequence[Accuracy], factors: Sequence[str]) -> dict[str, float
 
 
 def columns_of(task: Task, names: list[str]) -> dict[str, list[Value]]:
-    """Return columns of the test pictures of a task, (n,) values each; those that the shards have not are left out."""
+    """Return columns of the test pictures of a task, (n,) values each; those that the shards lack are left out."""
     place = task.settings["test"]
     holdout = task.settings.get("drawn_by_hash", 0.1)
     dataset = shards.open_dataset(place["data"], ("image",), place["split"], holdout)
@@ -109,8 +109,8 @@ def columns_of(task: Task, names: list[str]) -> dict[str, list[Value]]:
     if not keys:
         raise UserError(f"data: {place['data']} has no column id, by which pictures are told apart")
     there = [name for name in names if name in dataset.columns]
-    wanted = list(dict.fromkeys([*keys, *there]))
-    table = pa.Table.from_batches([shards.read_group(group, wanted) for group in dataset.groups])
+    columns = list(dict.fromkeys([*keys, *there]))
+    table = pa.Table.from_batches([shards.read_group(group, columns) for group in dataset.groups])
     numbers: dict[str, int] = {}
     for number, row in enumerate(table.select(keys).to_pylist()):
         numbers.setdefault(str(next(filter(None, row.values()), number)), number)

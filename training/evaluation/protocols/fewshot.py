@@ -52,7 +52,7 @@ def evaluate(measured: Measured, options: FewShotOptions) -> Scores:
         raise UserError(f"shots, draws: {shots} and {draws} are not right; give numbers above 0")
     task = without_test(train_and_test(measured, options.holdout, why="few-shot"), "few-shot")
     where, count = torch_device(measured.device), len(task.classes)
-    test, found = task.test.last.to(where), dict[str, float | None]()
+    test, scores = task.test.last.to(where), dict[str, float | None]()
     for number in shots:
         results = []
         for chosen in drawn(task.train, number, draws, measured.seed):
@@ -60,11 +60,11 @@ def evaluate(measured: Measured, options: FewShotOptions) -> Scores:
             predicted = classify(train, labels, test, count, options.classifier)
             results.append(float((predicted == task.test.labels).double().mean()))
         name = f"accuracy_{number}"
-        found |= {name: float(np.mean(results)), f"{name}.std": float(np.std(results, ddof=1)) if draws > 1 else None}
-        found |= {f"{name}.low": min(results), f"{name}.high": max(results), f"{name}.draws": draws}
+        scores |= {name: float(np.mean(results)), f"{name}.std": float(np.std(results, ddof=1)) if draws > 1 else None}
+        scores |= {f"{name}.low": min(results), f"{name}.high": max(results), f"{name}.draws": draws}
     least = int(task.train.labels.bincount(minlength=count).min())
     notes = [f"the smallest class has {least} training pictures, fewer than {max(shots)}"] if least < max(shots) else []
-    return Scores({**found, **task.counts(f"accuracy_{shots[0]}")}, [*task.notes, *notes], task.settings)
+    return Scores({**scores, **task.counts(f"accuracy_{shots[0]}")}, [*task.notes, *notes], task.settings)
 
 
 PROTOCOL = Protocol(evaluate, FewShotOptions, PROBE, BATCH)
@@ -75,8 +75,8 @@ def drawn(train: Features, shots: int, draws: int, seed: int) -> Iterator[Tensor
     ids, labels = np.array(distinct(train.ids)), train.labels.numpy()
     rows = [np.flatnonzero(labels == number) for number in np.unique(labels)]
     for draw in range(draws):
-        each = [own[bounded_sample(ids[own], shots, seed, f"few-shot/{draw}")] for own in rows]
-        yield torch.from_numpy(np.sort(np.concatenate(each)))
+        chosen = [members[bounded_sample(ids[members], shots, seed, f"few-shot/{draw}")] for members in rows]
+        yield torch.from_numpy(np.sort(np.concatenate(chosen)))
 
 
 def classify(train: Tensor, labels: Tensor, test: Tensor, classes: int, classifier: Classifier) -> Tensor:

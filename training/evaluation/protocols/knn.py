@@ -45,13 +45,13 @@ def evaluate(measured: Measured, options: KNNOptions) -> Scores:
         raise UserError(f"k, temperature: {k} and {temperature} are not right; both must be above 0")
     task = train_and_test(measured, options.holdout, why="kNN")
     predicted = predictions(task, k, temperature, torch_device(measured.device))
-    found: dict[str, float | None] = {}
+    scores: dict[str, float | None] = {}
     for number in dict.fromkeys(k):
         name = "accuracy" if number == k[0] else f"accuracy_k{number}"
-        found |= accuracies(predicted[number], task.test.labels, name)
+        scores |= accuracies(predicted[number], task.test.labels, name)
     few = [number for number in k if number > len(task.train.ids)]
     notes = [f"k = {min(few)}: there are only {len(task.train.ids)} training pictures; all vote"] if few else []
-    return Scores({**found, **task.counts(), "accuracy.k": k[0]}, [*task.notes, *notes], task.settings)
+    return Scores({**scores, **task.counts(), "accuracy.k": k[0]}, [*task.notes, *notes], task.settings)
 
 
 PROTOCOL = Protocol(evaluate, KNNOptions, PROBE, BATCH)
@@ -87,18 +87,18 @@ def votes(
         groups: (n,) and (m,) numbers; what has the number of a test picture does not vote for it.
     """
     bank, queries = F.normalize(train, dim=1), F.normalize(test, dim=1)
-    most, found = min(max(k), len(bank)), []
+    most, winners = min(max(k), len(bank)), []
     rows = max(1, CELLS // (len(bank) + most * classes))
     for start in range(0, len(queries), rows):
         similarity = queries[start : start + rows] @ bank.T
         if groups is not None:
-            own = groups[1][start : start + rows, None] == groups[0]
-            similarity.masked_fill_(own.to(similarity.device), -torch.inf)
+            same = groups[1][start : start + rows, None] == groups[0]
+            similarity.masked_fill_(same.to(similarity.device), -torch.inf)
         nearest = similarity.topk(most, dim=1)
         nearer = nearest.values - nearest.values[:, :1].clamp(min=-1)  # a common factor of all weights
         weights = (nearer / temperature).exp()  # (rows, most); 0 for the picture itself
-        found.append(torch.stack([_winner(weights[:, :n], labels[nearest.indices[:, :n]], classes) for n in k]))
-    return dict(zip(k, torch.cat(found, dim=1).cpu(), strict=True))
+        winners.append(torch.stack([_winner(weights[:, :n], labels[nearest.indices[:, :n]], classes) for n in k]))
+    return dict(zip(k, torch.cat(winners, dim=1).cpu(), strict=True))
 
 
 def _winner(weights: Tensor, labels: Tensor, classes: int) -> Tensor:

@@ -21,7 +21,7 @@ from granary.curation.encoders.inference import torch_device
 from granary.curation.errors import UserError
 from granary.training.data.shards import held_out
 from granary.training.evaluation.features import BATCH, Features
-from granary.training.evaluation.heads import Head, logistic_heads, ridge_heads, sgd_heads
+from granary.training.evaluation.heads import LinearHead, logistic_heads, ridge_heads, sgd_heads
 from granary.training.evaluation.protocol import Measured, Protocol, SplitOptions
 from granary.training.evaluation.scores import Real, Scores, Whole, accuracies
 from granary.training.evaluation.tasks import PROBE, Task, train_and_test, without_test
@@ -93,11 +93,11 @@ def evaluate(measured: Measured, options: LinearOptions) -> Scores:
     best, predicted = probe(task, options.layers, grid, fit, options.validation, refit=solver != "sgd")
     chosen: dict[str, float] = {"layers": best.input.layers, "with_mean": int(best.input.with_mean)}
     chosen |= {"learning_rate" if solver == "sgd" else "penalty": best.point}
-    found: dict[str, float | None] = {**accuracies(predicted, task.test.labels), "accuracy.validation": best.score}
-    found |= {f"accuracy.{key}": value for key, value in chosen.items()} | task.counts()
+    scores: dict[str, float | None] = {**accuracies(predicted, task.test.labels), "accuracy.validation": best.score}
+    scores |= {f"accuracy.{key}": value for key, value in chosen.items()} | task.counts()
     edge = len(set(grid)) > 2 and best.point in (min(grid), max(grid))
     notes = [f"the best point of the grid, {best.point:g}, is at its edge: give more"] if edge else []
-    return Scores(found, [*task.notes, *notes], {**task.settings, "solver": solver, "chosen": chosen})
+    return Scores(scores, [*task.notes, *notes], {**task.settings, "solver": solver, "chosen": chosen})
 
 
 def _check(options: LinearOptions) -> None:
@@ -125,7 +125,7 @@ class Best(NamedTuple):
         return other is None or (self.score, -self.loss) > (other.score, -other.loss)
 
 
-Fit = Callable[[Tensor, Tensor, int, Sequence[float]], list[Head]]
+Fit = Callable[[Tensor, Tensor, int, Sequence[float]], list[LinearHead]]
 
 
 def probe(
@@ -155,12 +155,12 @@ def probe(
     best, head, count = None, None, len(task.classes)
     for source in inputs(task.train, layers):
         x, y = source.of(task.train), task.train.labels
-        for point, each in zip(grid, fit(x[~apart], y[~apart], count, grid), strict=True):
-            logits, truth = each.logits(x[apart]).double(), y[apart]
+        for point, fitted in zip(grid, fit(x[~apart], y[~apart], count, grid), strict=True):
+            logits, truth = fitted.logits(x[apart]).double(), y[apart]
             score, loss = (logits.argmax(dim=1) == truth).double().mean(), F.cross_entropy(logits, truth)
             candidate = Best(source, point, float(score), float(loss))
             if candidate.beats(best):
-                best, head = candidate, each
+                best, head = candidate, fitted
     assert best is not None
     assert head is not None
     if refit:
@@ -169,7 +169,7 @@ def probe(
 
 
 def inputs(features: Features, layers: Sequence[int]) -> Iterator[Input]:
-    """Yield what heads may read, without what the model has not: fewer layers, no class token beside the mean."""
+    """Yield what heads may read, without what the model does not have: fewer layers, no class token beside the mean."""
     for count in sorted({min(n, features.cls.shape[1]) for n in layers}):
         yield Input(count, False)
         if features.mean is not None:
@@ -177,7 +177,7 @@ def inputs(features: Features, layers: Sequence[int]) -> Iterator[Input]:
 
 
 def _solver(solver: str, iterations: int, seed: int, device: torch.device) -> Fit:
-    def fit(x: Tensor, y: Tensor, classes: int, grid: Sequence[float]) -> list[Head]:
+    def fit(x: Tensor, y: Tensor, classes: int, grid: Sequence[float]) -> list[LinearHead]:
         x, y = x.to(device), y.to(device)
         if solver == "sgd":
             return sgd_heads(x, y, classes, grid, iterations, seed)

@@ -50,8 +50,8 @@ def evaluate(measured: Measured, options: RetrievalOptions) -> Scores:
     distinct = list(dict.fromkeys(text for texts in captions for text in texts))  # equal captions score exactly alike
     places = {text: place for place, text in enumerate(distinct)}
     before = encoder.truncated
-    texts = encoder.texts(distinct)[[places[text] for own in captions for text in own]]
-    owner = torch.tensor([number for number, own in enumerate(captions) for _ in own])
+    texts = encoder.texts(distinct)[[places[text] for texts_of_one in captions for text in texts_of_one]]
+    owner = torch.tensor([number for number, texts_of_one in enumerate(captions) for _ in texts_of_one])
     read = min(dataset.count, dataset.count if limit is None else limit)
     counts = {
         "pictures": len(captions),
@@ -79,15 +79,15 @@ def recalls(images: Tensor, texts: Tensor, owner: Tensor, k: Sequence[int] = K) 
         k: K.
     """
     by_text, by_image = ranks(images, texts, owner)
-    each = torch.bincount(owner, minlength=len(images)).tolist()
+    captions = torch.bincount(owner, minlength=len(images)).tolist()
     scores: dict[str, float | None] = {}
-    for direction, found, chance in (
+    for direction, rank, chance in (
         ("text_to_image", by_text, lambda n: min(1.0, n / len(images))),
-        ("image_to_text", by_image, lambda n: hit_chance(each, len(texts), n)),
+        ("image_to_text", by_image, lambda n: hit_chance(captions, len(texts), n)),
     ):
         for number in k:
             name = f"{direction}_R@{number}"
-            scores |= {name: float((found < number).double().mean()), f"{name}.chance": chance(number)}
+            scores |= {name: float((rank < number).double().mean()), f"{name}.chance": chance(number)}
     return scores
 
 
@@ -104,13 +104,19 @@ def ranks(images: Tensor, texts: Tensor, owner: Tensor) -> tuple[Tensor, Tensor]
         by_text.append((scores >= right).sum(dim=1) - 1)
     for start in range(0, len(images), count):
         scores = images[start : start + count] @ texts.T  # (count, T)
-        own = owner == torch.arange(start, start + len(scores))[:, None]
-        right = scores.masked_fill(~own, -torch.inf).amax(dim=1, keepdim=True)
-        by_image.append(((scores >= right) & ~own).sum(dim=1))
+        belongs = owner == torch.arange(start, start + len(scores))[:, None]
+        right = scores.masked_fill(~belongs, -torch.inf).amax(dim=1, keepdim=True)
+        by_image.append(((scores >= right) & ~belongs).sum(dim=1))
     return torch.cat(by_text), torch.cat(by_image)
 
 
-def hit_chance(each: Sequence[int], total: int, k: int) -> float:
-    """Return the share of pictures a random order finds: mean of 1 - C(total - n, k) / C(total, k) over n = each."""
+def hit_chance(captions: Sequence[int], total: int, k: int) -> float:
+    """Return the share of pictures that a random order finds: the mean of 1 - C(total - n, k) / C(total, k).
+
+    Args:
+        captions: n of every picture.
+        total: captions of all pictures.
+        k: captions that count.
+    """
     k = min(k, total)
-    return sum(1 - math.comb(total - n, k) / math.comb(total, k) for n in each) / len(each)
+    return sum(1 - math.comb(total - n, k) / math.comb(total, k) for n in captions) / len(captions)

@@ -34,8 +34,12 @@ NOTES = (
 class Column:
     """A pair of columns of the paper's table.
 
-    matching: name of the SCM column, "" where the paper reports none; negatives: of the Neg column; texts: N, entries
-    with fewer do not take part; base: whole images only; kind: of the negative, "hardest" for the highest score.
+    Args:
+        matching: name of the SCM column, "" where the paper reports none.
+        negatives: name of the Neg column.
+        texts: N; entries with fewer do not take part.
+        base: whole images only.
+        kind: of the negative, "hardest" for the highest score.
     """
 
     matching: str
@@ -68,8 +72,8 @@ COLUMNS = (
 def pooled(logits: Tensor, texts: int) -> Tensor:
     """Pool the texts of each entry, B x (B * N) -> B x B: by their maximum, but by their minimum on the diagonal."""
     groups = logits.unflatten(1, (-1, texts))  # (B, B, N)
-    own = torch.eye(len(logits), dtype=torch.bool, device=logits.device)
-    return torch.where(own, groups.amin(dim=2), groups.amax(dim=2))
+    diagonal = torch.eye(len(logits), dtype=torch.bool, device=logits.device)
+    return torch.where(diagonal, groups.amin(dim=2), groups.amax(dim=2))
 
 
 def matched(logits: Tensor, texts: int) -> Tensor:
@@ -133,15 +137,15 @@ class Tally:
 
     def scores(self) -> dict[str, float | None]:
         """Return accuracies, chance levels and counts; an accuracy over no entries is None."""
-        column, found = self.column, dict[str, float | None]()
+        column, values = self.column, dict[str, float | None]()
         if column.matching:
-            found |= {
+            values |= {
                 column.matching: self.matches / self.entries if self.entries else None,
                 f"{column.matching}.chance": self.chance / self.entries if self.entries else None,
                 f"{column.matching}.entries": self.entries,
                 f"{column.matching}.last_batch": self.last,
             }
-        return found | {
+        return values | {
             column.negatives: self.wins / self.pairs if self.pairs else None,
             f"{column.negatives}.chance": 1 / (column.texts + 1),
             f"{column.negatives}.entries": self.pairs,
@@ -197,8 +201,8 @@ def score(entries: list[tuple[Entry, Tensor]], model: ClipModel, tallies: list[T
     for entry, _ in entries:
         for tally in tallies:
             if tally.column.takes(entry):
-                wanted = [*entry.captions[: tally.column.texts], tally.column.negative(entry)]
-                texts.update(dict.fromkeys(text for text in wanted if text is not None))
+                needed = [*entry.captions[: tally.column.texts], tally.column.negative(entry)]
+                texts.update(dict.fromkeys(text for text in needed if text is not None))
     vectors = dict(zip(texts, model.texts(list(texts)), strict=True))
     for (entry, _), image in zip(entries, model.images(torch.stack([pixels for _, pixels in entries])), strict=True):
         for tally in tallies:

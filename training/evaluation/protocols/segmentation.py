@@ -85,38 +85,43 @@ PROTOCOL = Protocol(evaluate, SegmentationOptions, ("limit", "seed"), notes=NOTE
 def summary(results: Mapping[str, list[Values]]) -> dict[str, float | None]:
     """Return the means over all objects, then those of each sequence.
 
-    results: for each object the values of all frames: J, F, first_J, first_F.
+    Args:
+        results: for each sequence, and each of its objects, the values of all frames.
     """
-    objects = [one for own in results.values() for one in own]
+    objects = [one for values in results.values() for one in values]
     times = {name: [over_time(one[name]) for one in objects] for name in ("J", "F", "first_J", "first_F")}
-    means = {name: float(np.mean([each["mean"] for each in own])) for name, own in times.items()}
-    found: dict[str, float | None] = {
+    means = {name: float(np.mean([one["mean"] for one in measures])) for name, measures in times.items()}
+    scores: dict[str, float | None] = {
         "J&F": (means["J"] + means["F"]) / 2,
         "J&F.first_mask": (means["first_J"] + means["first_F"]) / 2,
         "J&F.sequences": len(results),
         "J&F.objects": len(objects),
-        "J&F.frames": sum(len(own[0]["J"]) for own in results.values() if own),
+        "J&F.frames": sum(len(values[0]["J"]) for values in results.values() if values),
     }
     for name in ("J", "F"):
-        found |= {name: means[name], f"{name}.first_mask": means[f"first_{name}"]}
-        found |= {f"{name}.{key}": float(np.mean([one[key] for one in times[name]])) for key in ("recall", "decay")}
-    for sequence, own in results.items():
-        if own:
-            found[sequence] = float(np.mean([np.mean(one["J"]) for one in own]))
-            found |= {f"{sequence}.F": float(np.mean([np.mean(one["F"]) for one in own]))}
-    return found
+        scores |= {name: means[name], f"{name}.first_mask": means[f"first_{name}"]}
+        scores |= {f"{name}.{key}": float(np.mean([one[key] for one in times[name]])) for key in ("recall", "decay")}
+    for sequence, values in results.items():
+        if values:
+            scores[sequence] = float(np.mean([np.mean(one["J"]) for one in values]))
+            scores |= {f"{sequence}.F": float(np.mean([np.mean(one["F"]) for one in values]))}
+    return scores
 
 
 def judged(videos: Videos, video: Video, propagator: Propagator, dead: list[DeadLetter]) -> list[Values]:
     """Return for each object of the first mask J and F of every frame with a mask but the first and the last.
 
-    dead: what cannot be decoded is added: a frame or a mask, and with the first one the whole sequence.
+    Args:
+        videos: that the sequence is of.
+        video: the sequence.
+        propagator: hands the labels on.
+        dead: what cannot be decoded is added: a frame or a mask, and with the first one the whole sequence.
     """
     read = Reading(videos, dead)
     start, first = read.frame(video.frames[0]), read.mask(video.masks[video.frames[0]])
     if start is None or first is None:
         return []
-    found: dict[int, Values] = {
+    objects: dict[int, Values] = {
         number: {"J": [], "F": [], "first_J": [], "first_F": []} for number in np.unique(first).tolist() if number
     }
     middle = set(video.frames[1:-1] or video.frames[1:])
@@ -128,11 +133,11 @@ def judged(videos: Videos, video: Video, propagator: Propagator, dead: list[Dead
         answer = propagator.follow(image)
         truth = read.mask(video.masks[frame], first.shape) if frame in middle and frame in video.masks else None
         if truth is not None:
-            for number, values in found.items():
+            for number, values in objects.items():
                 for prefix, labels in (("", answer), ("first_", first)):
                     values[f"{prefix}J"].append(region_similarity(labels == number, truth == number))
                     values[f"{prefix}F"].append(boundary_accuracy(labels == number, truth == number))
-    return [values for values in found.values() if values["J"]]
+    return [values for values in objects.values() if values["J"]]
 
 
 @dataclass
@@ -222,17 +227,17 @@ def propagate(features: Tensor, context: list[tuple[Tensor, Tensor]], options: S
     """
     rows, columns = features.shape[:2]
     targets = features.flatten(0, 1)
-    sources = torch.cat([each.flatten(0, 1) for each, _ in context])  # (S N, D)
-    labels = torch.cat([each.flatten(0, 1) for _, each in context])  # (S N, O)
+    sources = torch.cat([frame.flatten(0, 1) for frame, _ in context])  # (S N, D)
+    labels = torch.cat([shares.flatten(0, 1) for _, shares in context])  # (S N, O)
     down, across = _places(rows, columns, features.device)
-    found = []
+    propagated = []
     for part in torch.arange(len(targets), device=features.device).split(TARGETS):
         near = (down[part, None] - down).abs().maximum((across[part, None] - across).abs()) <= options.radius
         cosine = (targets[part] @ sources.T).masked_fill(~near.repeat(1, len(context)), -torch.inf)
         nearest = cosine.topk(min(options.k, cosine.shape[1]), dim=1)
         weights = (nearest.values / options.temperature).softmax(dim=1)  # (n, k); 0 for what is too far
-        found.append(torch.einsum("nk,nko->no", weights, labels[nearest.indices]))
-    return torch.cat(found).unflatten(0, (rows, columns))
+        propagated.append(torch.einsum("nk,nko->no", weights, labels[nearest.indices]))
+    return torch.cat(propagated).unflatten(0, (rows, columns))
 
 
 def _places(rows: int, columns: int, device: torch.device) -> tuple[Tensor, Tensor]:

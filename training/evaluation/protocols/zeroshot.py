@@ -72,7 +72,7 @@ def evaluate(measured: Measured, options: ZeroShotOptions) -> Scores:
         "top1.unreadable": len(encoded.dead),
     }
     settings = {"split": measured.split, "templates": sentences, "names": words, "dead": encoded.dead}
-    return Scores({**accuracies(rank, labels, len(classes)), **counts}, (), settings)
+    return Scores({**top_accuracies(rank, labels, len(classes)), **counts}, (), settings)
 
 
 PROTOCOL = Protocol(evaluate, ZeroShotOptions)
@@ -87,8 +87,8 @@ def class_vectors(encode: Callable[[Sequence[str]], Tensor], names: Sequence[str
         templates: sentences with {} for the name.
     """
     sentences = [template.replace("{}", name) for name in names for template in templates]
-    each = encode(sentences).unflatten(0, (len(names), len(templates)))  # (C, P, D)
-    return F.normalize(each.mean(dim=1), dim=1)
+    vectors = encode(sentences).unflatten(0, (len(names), len(templates)))  # (C, P, D)
+    return F.normalize(vectors.mean(dim=1), dim=1)
 
 
 def wrong_above(scores: Tensor, labels: Tensor) -> Tensor:
@@ -96,14 +96,14 @@ def wrong_above(scores: Tensor, labels: Tensor) -> Tensor:
     return (scores >= scores.gather(1, labels[:, None])).sum(dim=1) - 1
 
 
-def accuracies(rank: Tensor, labels: Tensor, classes: int) -> dict[str, float | None]:
+def top_accuracies(rank: Tensor, labels: Tensor, classes: int) -> dict[str, float | None]:
     """Return the share of pictures whose class is among the first 1 and 5, and for 1 its mean over classes."""
     scores: dict[str, float | None] = {}
     for top in TOP:
         scores |= {f"top{top}": float((rank < top).double().mean()), f"top{top}.chance": min(1.0, top / classes)}
     right = (rank < 1).double()
-    each = [float(right[labels == number].mean()) for number in labels.unique().tolist()]
-    return {**scores, "top1.mean_per_class": sum(each) / len(each)}
+    per_class = [float(right[labels == number].mean()) for number in labels.unique().tolist()]
+    return {**scores, "top1.mean_per_class": sum(per_class) / len(per_class)}
 
 
 def read_templates(path: str | None) -> list[str]:
@@ -129,12 +129,12 @@ def read_names(path: str | None, classes: Sequence[str]) -> list[str]:
 
 def _json(path: str) -> dict[str, str]:
     try:
-        found = json.loads(_text(path, "names"))
+        tree = json.loads(_text(path, "names"))
     except ValueError as error:
-        raise UserError(f"options.names: {path} is no JSON ({error})") from error
-    if not isinstance(found, dict) or not all(isinstance(name, str) and name for name in found.values()):
+        raise UserError(f"options.names: {path} is not JSON ({error})") from error
+    if not isinstance(tree, dict) or not all(isinstance(name, str) and name for name in tree.values()):
         raise UserError(f"options.names: {path} is not right; it must be an object, label -> name")
-    return found
+    return tree
 
 
 def _text(path: str, option: str) -> str:

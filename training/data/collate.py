@@ -12,15 +12,15 @@ Part = dict[str, Any]  # column -> a tensor, or a list of as many entries: which
 Dead = tuple[str, str, str]  # uri, error, message
 
 
-def stacked(found: Sequence[tuple[Part, Part]]) -> Part:
+def stacked(samples: Sequence[tuple[Part, Part]]) -> Part:
     """Return rows and their views as one part."""
-    first = found[0][0]
-    part: Part = {name: torch.from_numpy(np.stack([views[name] for _, views in found])) for name in found[0][1]}
-    part["id"] = [row["key"] for row, _ in found]
+    first = samples[0][0]
+    part: Part = {name: torch.from_numpy(np.stack([views[name] for _, views in samples])) for name in samples[0][1]}
+    part["id"] = [row["key"] for row, _ in samples]
     if "label" in first:
-        part["label"] = torch.tensor([row["label"] for row, _ in found])
+        part["label"] = torch.tensor([row["label"] for row, _ in samples])
     if "captions" in first:
-        part["captions"] = [row["captions"] for row, _ in found]
+        part["captions"] = [row["captions"] for row, _ in samples]
     return part
 
 
