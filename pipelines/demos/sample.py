@@ -49,7 +49,7 @@ def train_model(pool: Pictures, out: pathlib.Path, steps: int, console: Console)
 
     images = pool.images[..., 0]
     options = GeneratorFit(steps=steps, channels=(32, 32), lr=4e-3, ema_decay=0.99)
-    train_generator(images, pool.labels, pool.classes, str(out), options, report)
+    train_generator(images, pool.labels.astype(np.int64), pool.classes, str(out), options, report)
 
 
 def experiment(out: pathlib.Path) -> Experiment:

@@ -13,7 +13,7 @@ import io
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, TypedDict, cast
+from typing import TypedDict, cast
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -49,7 +49,8 @@ class SampleFacts(Facts):
     classes: list[DrawnClass]
 
 
-class Samples(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Samples:
     """The samples of one arm: how many, and the means of the criterion and of the classifier's agreement."""
 
     count: int

@@ -129,7 +129,8 @@ def test_a_failed_unit_is_one_sentence_and_the_others_stay(runner, caplog):
     assert "\n" not in str(error.value)
     assert logging.getLogger("apache_beam").level == logging.NOTSET
     files = modified(runner)
-    done = {name: at for name, at in files.items() if name.replace(".parquet", ".done") in files}  # others may be at work
+    # of the units that are done; others may be at work
+    done = {name: at for name, at in files.items() if name.replace(".parquet", ".done") in files}
     assert "part-00002-of-00006.done" not in done
     assert not runner.run.parts("squares")
     repaired = stage_of([0, 1, 2, 3, 4, 5])
