@@ -193,8 +193,6 @@ class Stage(Generic[J]):
 
 
 def _digested(job: Any) -> dict[str, Any]:
-    if isinstance(job, Mapping):  # TODO: goes when every step takes a dataclass
-        return {name: value for name, value in job.items() if name not in ("max_unreadable", "service")}
     return {
         field.name: getattr(job, field.name)
         for field in dataclasses.fields(job)

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Concatenate, Generic, Literal, TypedDict, TypeVar, Unpack
 
-from granary.curation.runs.run import J, Marker, NoJob, Output, Run, Stage, Unit
+from granary.curation.runs.run import J, Marker, Output, Run, Stage, Unit
 from granary.pipelines.engine.merge import A, Merge
 from granary.pipelines.engine.units import Runner
 
@@ -89,10 +89,9 @@ class Stages:
             merged = (combine.function, target)
         self.markers[name] = self.runner.stage(stage, merged)
 
-    def serial(self, name: str, step: Step[J], inputs: Iterable[str], job: J | None = None, **arguments: Any) -> Marker:
+    def serial(self, name: str, step: Step[J], inputs: Iterable[str], job: J) -> Marker:
         """Run a stage of one unit, which may use every core."""
-        told: Any = job if job is not None else arguments or NoJob()  # TODO: arguments go with the last step of dicts
-        stage = Stage(name, step, [Unit(0, told)], [self.digests[i] for i in inputs], cores="all")
+        stage = Stage(name, step, [Unit(0, job)], [self.digests[i] for i in inputs], cores="all")
         self.digests[name] = stage.digest
         self.markers[name] = self.runner.stage(stage)
         return self.markers[name][0]
