@@ -62,7 +62,7 @@ class RecipeSchema(GenerateJsonSchema):
         if schema["schema"]["type"] != "function-before":
             return whole
         for name, field in whole.get("properties", {}).items():
-            if field.get("type") == "array" and "$ref" in field["items"]:
+            if field.get("type") == "array" and "$ref" in field.get("items", {}):
                 whole["properties"][name] = _or_one_entry(field)
         return {"anyOf": [whole, {"type": "array"}, {"type": "string"}, {"type": "number"}]}
 
