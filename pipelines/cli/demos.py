@@ -45,7 +45,7 @@ DEMOS = {
     "train": Demo(
         "train a tiny model on a pool as it is, deduplicated and curated",
         "train",
-        "granary.training.run.loop",
+        "lightning_fabric",
     ),
 }
 OWN = {  # options of one demo alone
