@@ -167,6 +167,6 @@ def test_fields_are_those_of_the_dump():
         for key, value in tree.items():
             yield from leaves(value, f"{prefix}{key}.") if isinstance(value, dict) and value else [prefix + key]
 
-    keys = [key for key, _, _ in fields(CurateRecipe)]
+    keys = [field.key for field in fields(CurateRecipe)]
     assert len(keys) == len(set(keys))
     assert set(leaves(yaml.safe_load(dump_recipe(recipe())))) <= set(keys)
