@@ -208,10 +208,10 @@ def mesh_hashes(recipe: RenderRecipe) -> dict[str, str]:
 
 def missing_assets(work: Planned, assets: Mapping[str, Collection[str]]) -> dict[str, list[str]]:
     """Return by kind the names the recipe shows that the renderer lacks; kinds it does not list are not judged."""
-    wanted = named(work.parts(), work.recipe.scene)
+    named_assets = named(work.parts(), work.recipe.scene)
     shown = work.recipe.assets
     missing = {}
-    for kind, names in wanted.items():
+    for kind, names in named_assets.items():
         if kind in assets:
             known = {*assets[kind], *(work.recipe.meshes if kind == "objects" else ())}
             lacking = sorted({shown.get(name, name) for name in names} - known)
