@@ -24,7 +24,7 @@ from granary.curation.sources import Source
 from granary.curation.store import storage
 from granary.curation.store.hashing import HashingFile
 
-FORMAT = 1  # of markers and parts; a new number redoes every stage
+FORMAT = 2  # of markers and parts; a new number redoes every stage
 INDEX = "index.json"  # names and row counts of the parts of a finished stage, so that units read one file for it
 
 

@@ -27,6 +27,7 @@ from granary.curation.sources import Source
 from granary.curation.store import storage
 from granary.pipelines.engine.progress import Progress
 from granary.pipelines.engine.recipe import dump_recipe
+from granary.pipelines.engine.source_table import print_sources
 from granary.pipelines.engine.units import Engine, Runner
 
 if TYPE_CHECKING:
@@ -176,6 +177,8 @@ class Session(Generic[R]):
             table.add_row(row["stage"], *(f"{row[key]:,}" for key in ("in", "kept", "dropped", "dead")))
         self.console.print()
         self.console.print(table)
+        if facts.get("sources"):
+            print_sources(self.console, facts["sources"])
         seconds = sum(row["seconds"] for row in facts["stages"])
         items = facts["flow"][0]["in"]
         rate = f", {items / seconds:,.1f} {facts.get('noun', 'files')}/s" if seconds else ""
