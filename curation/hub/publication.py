@@ -27,6 +27,7 @@ from granary.curation.hub.croissant import croissant
 from granary.curation.hub.upload import Upload
 from granary.curation.images.decode import DecodeLimits
 from granary.curation.runs.facts import Counts, Facts
+from granary.curation.runs.integrity import path_in, written
 from granary.curation.runs.run import Run, read_table
 from granary.curation.store import storage
 
@@ -112,7 +113,11 @@ def _shards(run: Run, config: str, counts: Counts) -> list[Upload]:
     """Return the shards of a config; a folder that lost or gained one since the run counted them is an error."""
     folder = run.path("dataset", folder_of(config))
     urls = {name: storage.join(folder, name) for name in storage.names(folder) if name.endswith(".parquet")}
-    shards = [Upload(f"{folder_of(config)}/{name}", storage.size(url), url) for name, url in urls.items()]
+    hashes = written(run, urls)
+    shards = [
+        Upload(f"{folder_of(config)}/{name}", storage.size(url), url, written=hashes.get(path_in(run, url), ""))
+        for name, url in urls.items()
+    ]
     size = sum(shard.size for shard in shards)
     if not shards or (len(shards), size) != (counts["shards"], counts["bytes"]):
         raise UserError(
@@ -167,7 +172,7 @@ def _merge(tables: Tables, folder: str, config: str) -> list[Upload]:
     groups = _regroup(tables)
     for first in groups:
         paths.append(os.path.join(folder, f"{len(paths)}.parquet"))
-        with pq.ParquetWriter(paths[-1], first.schema, compression="zstd") as writer:
+        with pq.ParquetWriter(paths[-1], first.schema, compression="zstd", write_page_checksum=True) as writer:
             for group in itertools.chain([first], itertools.islice(groups, FILE_ROWS // GROUP_ROWS - 1)):
                 writer.write_table(group)
     if not paths:

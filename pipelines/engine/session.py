@@ -86,7 +86,7 @@ class Session(Generic[R]):
             UserError: the directory holds something else, or cannot be written.
         """
         started = time.monotonic()
-        console = console or Console(stderr=True, highlight=False, markup=False)
+        console = console_or_stderr(console)
         with writable(recipe.out):
             earlier = _check_out(recipe, kind, subject)
             run = Run(recipe.out.rstrip("/"), dict(sources or {}))
@@ -193,6 +193,11 @@ class Session(Generic[R]):
             self.console.print(f"{what:<8} {self.run.path(where)}", soft_wrap=True)
 
 
+def console_or_stderr(console: Console | None) -> Console:
+    """Return the console that was given, or one that writes plain text to stderr."""
+    return console or Console(stderr=True, highlight=False, markup=False)
+
+
 def print_cost(console: Console, facts: Facts) -> None:
     """Print what each stage cost, and what the recipe would take for larger pools by the measured rates."""
     projected = {row["stage"]: row["seconds"] for row in projection(facts)}
@@ -228,9 +233,9 @@ def _check_out(recipe: R, kind: str, subject: Subject[R] | None) -> Facts | None
     names = [name for name in storage.names(recipe.out) if not name.endswith(".tmp")]
     if not names:
         return None
-    if "recipe.yaml" not in names:
+    if not {"recipe.yaml", "run.json"} & set(names):
         raise UserError(f"out: {recipe.out} is not empty and is not a run directory; give a new folder")
-    before = read_recipe(recipe.out, type(recipe))
+    before = read_recipe(recipe.out, type(recipe)) if "recipe.yaml" in names else recipe
     if subject is not None and subject[1](before) != subject[1](recipe):
         raise UserError(
             f"out: {recipe.out} holds the run of another {subject[0]} ({subject[1](before)}); "

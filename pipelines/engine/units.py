@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, TypeVar
 from joblib import cpu_count
 
 from granary.curation.errors import UserError
-from granary.curation.runs.run import J, Marker, Run, Stage, Unit, close_stage, digest, finished
+from granary.curation.runs.run import DamagedPart, J, Marker, Run, Stage, Unit, close_stage, digest, finished
 from granary.curation.sources.files import absolute
 from granary.curation.store import storage
 from granary.pipelines.engine.memory import PeakMemory
@@ -222,6 +222,9 @@ def one_sentence(engine: Engine) -> Iterator[None]:
         logging.getLogger(__name__).debug("the pipeline failed", exc_info=error)
         match = re.search(r"stage [\w.-]+, unit \d+ of \d+: .*?(?= ;;)", str(error))
         last = str(error).strip().rpartition("\n")[2]
+        damaged = re.search(r"DamagedPart: (.+?) cannot be read \((.+?)\); if it", match.group(0)) if match else None
+        if damaged:
+            raise DamagedPart(*damaged.groups()) from error
         cause = match.group(0) if match else f"{type(error).__name__}: {last}"
         raise UserError(f"{cause}. {advice(cause)}") from error
     finally:
@@ -241,4 +244,7 @@ def advice(cause: str) -> str:
         )
     if "MemoryError" in cause or "not enough memory" in cause:
         return "The unit does not fit in memory: lower --unit_rows or --dedup.block and run the same command again."
-    return "Finished work is kept: run the same command again to go on (--debug shows the traceback)."
+    return (
+        "Finished work is kept: run the same command again to go on (--debug shows the traceback, `granary check RUN` "
+        "whether a file is damaged)."
+    )
