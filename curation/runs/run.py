@@ -24,7 +24,7 @@ from granary.curation.sources import Source
 from granary.curation.store import storage
 from granary.curation.store.hashing import HashingFile
 
-FORMAT = 1  # of markers and parts; a new number redoes every stage
+FORMAT = 2  # of markers and parts; a new number redoes every stage
 INDEX = "index.json"  # names and row counts of the parts of a finished stage, so that units read one file for it
 
 
@@ -126,11 +126,13 @@ class Unit(Generic[J]):
         index: position in the stage; names the part file.
         job: what the step is told; its fields are part of the digest, but those declared by `undigested`.
         weight: number of items in it, for the progress bar.
+        name: of its files without an ending; "" for that of a part.
     """
 
     index: int
     job: J
     weight: int = 1
+    name: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,9 +171,8 @@ class Stage(Generic[J]):
         return self.count or len(self.units)
 
     def stem(self, unit: Unit[J]) -> str:
-        """Return `part-NNNNN-of-NNNNN`."""
-        prefix = "train" if self.target else "part"
-        return f"{prefix}-{unit.index:05d}-of-{self.total:05d}"
+        """Return the name of a unit's files without an ending, `part-NNNNN-of-NNNNN` unless it has a name."""
+        return unit.name or f"part-{unit.index:05d}-of-{self.total:05d}"
 
     def output(self, run: Run, unit: Unit[J]) -> str:
         """Return the URL of the unit's Parquet file."""

@@ -44,7 +44,7 @@ def curate(recipe: CurateRecipe, engine: Engine, console: Console | None = None)
         facts = session.finish(
             {"default": schema.curated_features()},
             _summarise(curation),
-            {"default": curation.stages.markers["shards"]},
+            {"default": curation.stages.written["shards"]},
             CURATED,
             recipe.decode,
         )
