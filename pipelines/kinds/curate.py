@@ -16,6 +16,7 @@ from typing import Literal
 
 from granary.curation.recipe import ROLES, CurateRecipe
 from granary.curation.runs.run import NoJob, Run, read_groups
+from granary.curation.runs.splits import TRAIN
 from granary.curation.runs.vectors import Block, Layout
 from granary.curation.sources import random_access
 from granary.curation.steps import dataset, dedup, leaks
@@ -209,7 +210,10 @@ class Curation:
             dataset.WriteShard(shard, options.row_group, recipe.decode.max_bytes, recipe.max_unreadable)
             for shard in range(max(1, planned.counters.get("shards", 0)))
         ]
-        self.stages.parallel("shards", dataset.write_shard, jobs, ["plan"], "samples", rows, target="dataset/data")
+        splits = [TRAIN] * len(jobs)
+        self.stages.write_shards(
+            "shards", dataset.write_shard, jobs, splits, ["plan"], "samples", rows, target="dataset/data"
+        )
 
     @property
     def order(self) -> Literal["hash", "pool"]:
