@@ -59,9 +59,10 @@ class RendererOptions(Options, frozen=True):
     director: str = Field("Director", pattern=r"^\S+$", description="actor whose functions set texture and light")
     timeout: float = Field(60.0, gt=0, description="seconds a server may take for one scene")
     start_timeout: float = Field(120.0, gt=0, description="seconds a server may take to start or to become free")
-    backoff: float = Field(0.5, ge=0, description="seconds before the first reconnection; doubled each time")
+    backoff: float = Field(0.5, ge=0, description="seconds between two reconnections; doubled each time, up to 10")
+    patience: float = Field(300.0, ge=0, description="seconds to wait for a server that does not answer any more")
     retries: int = Field(3, ge=0, description="further attempts at a row before it goes to the dead letter")
-    give_up: int = Field(10, ge=1, description="rows in succession lost to dead connections that stop the run")
+    give_up: int = Field(10, ge=1, description="rows in succession that lose their connections and so stop the run")
     settle: Settle = Field(Settle(), description="guard against stale frames")
 
     @field_validator("addresses", mode="before")

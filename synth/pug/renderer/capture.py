@@ -17,7 +17,14 @@ from typing import NamedTuple, Protocol
 
 from granary.synth.pug.plan.scenes import SceneSpec
 from granary.synth.pug.recipe import RendererOptions
-from granary.synth.pug.renderer.connection import Connection, ConnectionLost, ErrorReply, TimedOut, WrongReply
+from granary.synth.pug.renderer.connection import (
+    Connection,
+    ConnectionLost,
+    ErrorReply,
+    RenderError,
+    TimedOut,
+    WrongReply,
+)
 from granary.synth.pug.renderer.frames import (
     COMMANDS,
     Colour,
@@ -105,8 +112,8 @@ class UnrealCVRenderer:
         Raises:
             RenderError: with `lost` where the connection was closed for it.
         """
+        self.reach()
         try:
-            self._connect()
             self._enter(scene)
             colours = mask_colours(scene.actors, salt, self.others)
             probes = self._probes(scene, colours)
@@ -122,14 +129,18 @@ class UnrealCVRenderer:
         self.previous = (scene, frame.lit.tobytes())
         return frame
 
-    def describe(self) -> Description:
-        """Return the server's version and the assets it says it has."""
+    def reach(self) -> None:
+        """Connect and greet, where that is not done; raises RenderError."""
         try:
             self._connect()
-            return Description(self.version, self.assets)
-        except ConnectionLost:
+        except RenderError:
             self.drop()
             raise
+
+    def describe(self) -> Description:
+        """Return the server's version and the assets it says it has."""
+        self.reach()
+        return Description(self.version, self.assets)
 
     def drop(self) -> None:
         """Throw the connection away: what comes over it now would answer something else."""

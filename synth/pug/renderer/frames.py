@@ -95,6 +95,8 @@ def picture_of(data: bytes, width: int, height: int) -> NDArray[np.uint8]:
                 raise NotDecodable(f"a picture of {image.size[0]} x {image.size[1]}, not {width} x {height} pixels")
             if not data.endswith(PNG_END):  # Pillow may take one that is cut short after its last pixel
                 raise NotDecodable(f"a PNG of {len(data)} bytes that is cut short")
+            image.verify()  # the checksums of its chunks, which decoding alone passes over
+        with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
             return np.ascontiguousarray(np.asarray(image.convert("RGBA"))[:, :, :3])
     except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
         raise NotDecodable(f"not a PNG: {error}; it begins with {data[:24]!r}") from None
