@@ -76,6 +76,11 @@ class Checks(Options, frozen=True):
 
     blank: float = Field(2.0, ge=0, description="least standard deviation of the grey levels, of 255")
     visible: int = Field(12, ge=0, description="least pixels of each character in the mask")
+    shown: float = Field(
+        2.0,
+        ge=0,
+        description="unrealcv: least mean difference, of 255, of a character's pixels from the view without it; 0: any",
+    )
     twice: float = Field(0.01, ge=0, le=1, description="share of the rows rendered again later and compared")
 
 

@@ -26,7 +26,9 @@ from granary.synth.pug.renderer.frames import (
     Frame,
     InvalidFrame,
     NotRepeatable,
+    NotShown,
     NotVisible,
+    apart,
     boxes,
     check_frame,
     difference,
@@ -181,9 +183,23 @@ class Worker:
         try:
             frame = self.renderer.render(scene, salt)
             check(frame, len(scene.actors), self.work.recipe.checks)
+            self._check_shown(scene, frame)
             return frame
         except RenderError as error:
             return error
+
+    def _check_shown(self, scene: SceneSpec, frame: Frame) -> None:
+        """Raise NotShown where a character could be taken away and none of its pixels would change."""
+        least = self.work.recipe.checks.shown if self.options.kind == "unrealcv" else 0.0
+        for actor in scene.actors if least else ():
+            seen = frame.mask == 1 + actor.slot
+            changes = (apart(frame.lit, picture, seen) for picture in self.renderer.without(scene, actor))
+            if not any(change >= least for change in changes):
+                raise NotShown(
+                    f"character {actor.slot + 1} has {int(seen.sum())} pixels in the mask, and without it they change "
+                    f"by less than {least:g} of 255 (checks.shown): the picture does not show it",
+                    png(frame.lit),
+                )
 
     def _reach(self) -> None:
         """Connect where there is no connection, as often as the patience allows; raises ServersLost."""

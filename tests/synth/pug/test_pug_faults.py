@@ -6,8 +6,10 @@ import stat
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -121,6 +123,68 @@ def test_a_mask_of_another_row_is_never_taken(tmp_path: Path) -> None:
     assert result.counters == {"UnknownColour": 32}
 
 
+class Hiding(StandIn):
+    """Paints no dogs, or no second character, while the mask has them."""
+
+    hides: Callable[[int, dict[str, Any]], bool]
+
+    def shown(self, state: dict[str, Any]) -> list[dict[str, Any]]:
+        return [thing for place, thing in enumerate(super().shown(state)) if not type(self).hides(place, thing)]
+
+
+class HidingDogs(Hiding):
+    hides = staticmethod(lambda place, thing: thing["kind"] == "Dog")
+
+
+class HidingTheSecond(Hiding):
+    hides = staticmethod(lambda place, thing: place == 1)
+
+
+class HidingOnce(Hiding):
+    """Every ninth picture is that of the empty scene."""
+
+    def shown(self, state: dict[str, Any]) -> list[dict[str, Any]]:
+        return [] if self.pictures % 9 == 0 else StandIn.shown(self, state)
+
+
+@pytest.mark.parametrize("settle", [{"enabled": False}, SETTLE])
+def test_a_picture_without_its_object_is_not_stored(settle: dict[str, Any], tmp_path: Path) -> None:
+    with HidingDogs() as server:
+        result = render(recipe_of(server, renderer={"retries": 1, "settle": settle}), tmp_path)
+    result.check()
+    assert {sample["character_name"] for sample in result.samples} == {"Cat"}
+    assert result.counters == {"NotShown": 16}
+    assert "192 pixels in the mask, and without it they change by less than 2 of 255" in result.lost[0][2]
+    assert (tmp_path / "quarantine" / f"{result.lost[0][0]}.png").exists()
+
+
+def test_a_second_character_that_is_not_shown_is_seen_beside_the_first(tmp_path: Path) -> None:
+    factors = {"world_name": ["Meadow"], "character_name": ["Cat"], "character2_name": ["Cat", "Dog"]}
+    with HidingTheSecond() as server:
+        result = render(recipe_of(server, factors=factors, renderer={"retries": 0}), tmp_path / "hidden")
+        assert result.counters == {"NotShown": 2}
+        unchecked = recipe_of(server, factors=factors, checks={"twice": 0.0, "shown": 0.0})
+        assert len(render(unchecked, tmp_path / "unchecked").samples) == 2
+    with StandIn() as server:
+        assert len(render(recipe_of(server, factors=factors), tmp_path / "shown").samples) == 2
+
+
+def test_an_empty_scene_now_and_then_is_asked_for_again(tmp_path: Path) -> None:
+    with HidingOnce() as server:
+        result = render(recipe_of(server), tmp_path)
+    result.check()
+    assert not result.lost
+
+
+@pytest.mark.parametrize("faults", [["stale"], ["stale", "stale_mask"]])
+def test_a_late_picture_is_not_taken_for_the_view_without_the_object(faults: list[str], tmp_path: Path) -> None:
+    with HidingDogs(faults, lag=3) as server:
+        result = render(recipe_of(server, renderer={"settle": SETTLE, "timeout": 5.0, "retries": 1}), tmp_path)
+    result.check()
+    assert {sample["character_name"] for sample in result.samples} == {"Cat"}
+    assert len(result.samples) == 16
+
+
 def test_the_second_client_waits_or_is_told(tmp_path: Path) -> None:
     with StandIn() as server:
         first = SocketConnection(("127.0.0.1", server.port), 1.0)
@@ -155,7 +219,7 @@ def test_a_server_without_batches_or_a_list_of_commands_serves(client: str, tmp_
 
 
 def test_a_dead_server_stops_the_run_and_what_was_done_is_kept(tmp_path: Path) -> None:
-    with StandIn(dies_at=14) as server:
+    with StandIn(dies_at=28) as server:
         recipe = recipe_of(server, renderer={"patience": 0.5})
         with pytest.raises(UnitError, match="no server answered for"):
             render(recipe, tmp_path)
@@ -163,7 +227,7 @@ def test_a_dead_server_stops_the_run_and_what_was_done_is_kept(tmp_path: Path) -
         result = render(recipe, tmp_path)
     result.check()
     assert not result.lost
-    assert server.pictures == 32 - 12  # three pieces of four rows were saved
+    assert server.pictures == 2 * (32 - 12)  # three pieces of four rows were saved; two pictures a row
 
 
 def test_a_server_that_greets_and_never_renders_stops_the_run(tmp_path: Path) -> None:
