@@ -85,6 +85,7 @@ class Downloads:
             self.thread.join()
             self.loop.close()
             self.loop = None
+            self.announced.clear()
 
     def _announce(self, address: str) -> Announced:
         item = Announced(self.count, address, concurrent.futures.Future())
