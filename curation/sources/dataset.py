@@ -16,6 +16,7 @@ import pyarrow as pa
 from granary.curation.download.client import Downloads
 from granary.curation.errors import UserError
 from granary.curation.sources import columns, files, parquet
+from granary.curation.sources.contents import LeftOut
 from granary.curation.sources.model import Candidate, Piece, Source, escape, failure, field_name
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def is_saved(folder: str) -> bool:
     return any(files.exists(folder + mark) for mark in SAVED)
 
 
-def list_pieces(source: Source) -> Iterator[Piece]:
+def list_pieces(source: Source, left_out: LeftOut) -> Iterator[Piece]:
     """Yield ranges of rows, split by split."""
     for name, split in splits(source).items():
         total = len(split.rows)

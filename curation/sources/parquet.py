@@ -11,10 +11,11 @@ import pyarrow.parquet as pq
 
 from granary.curation.download.client import Downloads
 from granary.curation.errors import UserError
-from granary.curation.sources import columns, files, listing
+from granary.curation.sources import columns, contents, files
+from granary.curation.sources.contents import LeftOut
 from granary.curation.sources.model import Candidate, Piece, Source, failure, too_many_bytes
 
-ENDINGS = (".parquet", ".pq")
+ENDINGS = contents.TABLE_ENDINGS
 BATCH_ROWS = 16  # rows of image bytes held at once
 BUFFER = 1 << 20
 FAILURES = (pa.ArrowException, OSError, ValueError, KeyError)
@@ -34,21 +35,28 @@ class Columns(NamedTuple):
         return list(dict.fromkeys(name for name in (self.image, self.label, self.captions) if name))
 
 
-def list_pieces(source: Source) -> Iterator[Piece]:
+def list_pieces(source: Source, left_out: LeftOut) -> Iterator[Piece]:
     """Yield one piece per row group; one of unknown length for a file whose footer cannot be read."""
-    for file in listing.shards(source.path, ENDINGS):
-        groups = footer(address(source, file.path))
+    for file in contents.data_files(source, ENDINGS, left_out):
+        groups = footer(source, file.path)
         if groups is None:
             yield Piece(file.path, 0, 0, file.size, 0, file.stamp)
+        elif not groups and source.path.endswith("/"):
+            left_out[contents.what(file.path), "a table without a column of images, or without rows"] += 1
         for start, stop, size in groups or ():
             yield Piece(file.path, start, stop, size, stop - start, file.stamp)
 
 
-def footer(path: str) -> list[tuple[int, int, int]] | None:
-    """Return the row groups of a file, None where they cannot be read."""
+def footer(source: Source, path: str) -> list[tuple[int, int, int]] | None:
+    """Return the row groups of a file, None where they cannot be read; none where a table of a folder has no images."""
     try:
-        with files.open_file(path) as file:
-            return row_groups(pq.ParquetFile(file))
+        with files.open_file(address(source, path)) as opened:
+            file = pq.ParquetFile(opened)
+            if source.path.endswith("/"):
+                choose_columns(source, file.schema_arrow)
+            return row_groups(file)
+    except UserError:
+        return []
     except FAILURES:
         return None
 

