@@ -237,6 +237,11 @@ def advice(cause: str) -> str:
         return (
             "The disk of the run directory is full: free space and run the same command again; finished work is kept."
         )
+    if "UntrustedPath" in cause or "PrivateAddress" in cause:
+        return (
+            "Addresses inside data may lead to public hosts and below the folder of the list alone: allow more for "
+            "your own lists with --pool.trust_paths true or --pool.private_addresses true (likewise seeds, references)."
+        )
     if "TooManyUnreadable" in cause:
         return (
             "Mend the connection, the mount or the permissions and run the same command again, finished work is kept; "
