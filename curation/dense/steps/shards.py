@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from granary.curation.dense.assemble import Assembled, assemble, image_row
 from granary.curation.dense.packing import Counter
 from granary.curation.dense.recipe import Budget, Format, MaskForm
-from granary.curation.dense.schema import DescribedImage, ImageRow, image_features
+from granary.curation.dense.schema import DescribedImage, ImageFile, ImageRow, image_features
 from granary.curation.dense.steps.notes import note
 from granary.curation.dense.steps.records import AnnotationReader, RecordRow, read_records
 from granary.curation.dense.tree import UNUSABLE, InvalidAnnotation, Problem
@@ -128,7 +128,7 @@ def _packed(image: OpenedImage, job: PackImages, counter: Counter, output: Outpu
     row = image_row(assembled, counter, job.grow, job.masks)
     _count(output, row, len(annotation.masks), counter.budget)
     output.counters["given"] += bool(annotation.summaries or annotation.negatives)
-    file = {"bytes": image.picture, "path": image.path.rsplit("/", 1)[-1]}
+    file: ImageFile = {"bytes": image.picture, "path": image.path.rsplit("/", 1)[-1]}
     return {**row, "image": file, "source": {"name": "images", "uri": f"images/{image.path}"}}
 
 
