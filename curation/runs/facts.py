@@ -30,12 +30,18 @@ class Timing(TypedDict):
     peak_mb: NotRequired[float | None]
 
 
-class Counts(TypedDict):
-    """Samples, files and bytes of one config of a dataset."""
+class SplitCounts(TypedDict):
+    """Samples, files and bytes of one split."""
 
     samples: int
     shards: int
     bytes: int
+
+
+class Counts(SplitCounts):
+    """Samples, files and bytes of one config of a dataset, and of each of its splits, train first."""
+
+    splits: NotRequired[dict[str, SplitCounts]]
 
 
 class About(TypedDict):
@@ -130,6 +136,7 @@ class Facts(TypedDict):
     samples: int
     shards: int
     bytes: int
+    splits: NotRequired[dict[str, SplitCounts]]
     configs: dict[str, Counts]
     card: About
     notes: list[str]

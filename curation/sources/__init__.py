@@ -7,7 +7,7 @@ Each kind is a module of this package.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import ModuleType, TracebackType
 from typing import Protocol
 
@@ -128,6 +128,11 @@ class Reader:
 
     def __init__(self, source: Source, max_bytes: int) -> None:
         self.reader: KindReader = KINDS[source.kind].Reader(source, max_bytes)
+
+    def expect(self, offsets: Iterable[int]) -> None:
+        """Say which rows will be read next, in this order, so that those of a list are fetched ahead."""
+        if isinstance(self.reader, urls.Reader):
+            self.reader.expect(offsets)
 
     def read(self, path: str, offset: int, size: int) -> bytes:
         """Return the original bytes. Raises OSError, whatever failed."""

@@ -141,7 +141,7 @@ def read_piece(source: Source, piece: Piece, max_bytes: int) -> Iterator[Candida
         read = read_sidecars(source, piece)
         said = read.said(source, {**columns.partitions(piece.path), **row_of(source, piece)})
         label = label_of(source, piece.path) or said.label
-        name, unread = contents.base_name(piece.path), tuple(read.unread)
+        name, unread = piece.path.rsplit("/", 1)[-1], tuple(read.unread)
         yield Candidate(uri, piece.path, 0, piece.size, label, said.captions, said.metadata, name=name, unread=unread)
 
 

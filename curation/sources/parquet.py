@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from granary.curation.download.client import Downloads
 from granary.curation.errors import UserError
 from granary.curation.sources import columns, contents, files
 from granary.curation.sources.contents import LeftOut
@@ -191,13 +192,15 @@ def from_cells(
     return Candidate(uri, path, row, size, label, captions, metadata, data, name=name, left_out=left_out)
 
 
-def cell_bytes(value: object, top: str, folder: str, max_bytes: int) -> bytes:
+def cell_bytes(
+    value: object, top: str, folder: str, max_bytes: int, download: Callable[[str], bytes] | None = None
+) -> bytes:
     """Return the bytes of an image cell, those of the file it names where it has none itself."""
     data, reference = columns.image_of(value)
     if data is None and not reference:
         raise OSError("the row has neither bytes nor a path")
     if data is None:
-        return files.read_reference(top, folder, reference or "", max_bytes)
+        return files.read_reference(top, folder, reference or "", max_bytes, download)
     if len(data) > max_bytes:
         raise files.TooManyBytes(too_many_bytes(len(data), max_bytes)[1])
     return data
@@ -215,6 +218,7 @@ class Reader:
         self.source = source
         self.max_bytes = max_bytes
         self.path = ""
+        self.downloads = Downloads(source.download, max_bytes, source.private_addresses)
         self.opened: BinaryIO | None = None
         self.last: tuple[int, pa.RecordBatch, int] | None = None
 
@@ -228,7 +232,8 @@ class Reader:
             self.stops = [stop for _, stop, _ in row_groups(self.file)]
         value = self.value(offset)
         here = address(self.source, path)
-        return cell_bytes(value, files.root(self.source.path), here[: here.rfind("/") + 1], self.max_bytes)
+        folder = here[: here.rfind("/") + 1]
+        return cell_bytes(value, files.root(self.source.path), folder, self.max_bytes, self.downloads.read)
 
     def value(self, row: int) -> object:
         """Return the image cell of a row."""
@@ -251,7 +256,8 @@ class Reader:
         return current <= row and between <= 1
 
     def close(self) -> None:
-        """Close the file that is open."""
+        """Close the file that is open, and the connections."""
+        self.downloads.close()
         if self.opened is not None:
             self.opened.close()
         self.opened = self.last = None

@@ -16,6 +16,7 @@ from typing import Literal
 
 from granary.curation.recipe import ROLES, CurateRecipe
 from granary.curation.runs.run import NoJob, Run, read_groups
+from granary.curation.runs.splits import TRAIN
 from granary.curation.runs.vectors import Block, Layout
 from granary.curation.sources import random_access
 from granary.curation.steps import dataset, dedup, leaks
@@ -199,7 +200,11 @@ class Curation:
         self.stages.serial("dead-letter", dataset.write_dead_letters, inputs, dataset.WriteDeadLetters(read, lost))
 
     def write_shards(self, as_is: tuple[int, ...]) -> None:
-        """Decide which sample goes into which shard, and write them; as_is: seed sets that go into the dataset."""
+        """Decide which sample goes into which shard, and write them.
+
+        Args:
+            as_is: seed sets that go into the dataset.
+        """
         recipe, options = self.recipe, self.recipe.shards
         plan = dataset.PlanShards(as_is, self.order, recipe.seed, options.rows, options.max_bytes)
         inputs = ["pool", "verdicts", *(["seeds"] if as_is else [])]
@@ -209,7 +214,10 @@ class Curation:
             dataset.WriteShard(shard, options.row_group, recipe.decode.max_bytes, recipe.max_unreadable)
             for shard in range(max(1, planned.counters.get("shards", 0)))
         ]
-        self.stages.parallel("shards", dataset.write_shard, jobs, ["plan"], "samples", rows, target="dataset/data")
+        splits = [TRAIN] * len(jobs)
+        self.stages.write_shards(
+            "shards", dataset.write_shard, jobs, splits, ["plan"], "samples", rows, target="dataset/data"
+        )
 
     @property
     def order(self) -> Literal["hash", "pool"]:

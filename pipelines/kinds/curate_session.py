@@ -48,7 +48,7 @@ def curate(recipe: CurateRecipe, engine: Engine, console: Console | None = None)
 
 def _finish(session: Session[CurateRecipe], curation: Curation) -> Facts:
     recipe, features = session.recipe, {"default": schema.curated_features()}
-    shards = {"default": curation.stages.markers["shards"]}
+    shards = {"default": curation.stages.written["shards"]}
     facts = session.finish(features, _summarise(curation), shards, CURATED, recipe.decode)
     _write_report(session.run, recipe, facts)
     return facts
