@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from granary.curation.sources import columns, contents, files, imagefolder, listing, sidecars
 from granary.curation.sources.contents import LeftOut
@@ -140,9 +141,8 @@ def read_piece(source: Source, piece: Piece, max_bytes: int) -> Iterator[Candida
     else:
         read = read_sidecars(source, piece)
         said = read.said(source, {**columns.partitions(piece.path), **row_of(source, piece)})
-        label = label_of(source, piece.path) or said.label
-        name, unread = piece.path.rsplit("/", 1)[-1], tuple(read.unread)
-        yield Candidate(uri, piece.path, 0, piece.size, label, said.captions, said.metadata, name=name, unread=unread)
+        found = Candidate(uri, piece.path, 0, piece.size, name=piece.path.rsplit("/", 1)[-1], unread=tuple(read.unread))
+        yield replace(found, **{**said._asdict(), "label": label_of(source, piece.path) or said.label})
 
 
 def read_sidecars(source: Source, piece: Piece) -> Sidecars:

@@ -157,6 +157,7 @@ def pick(source: Source, names: list[str]) -> tuple[str, str | None, str | None]
             f"{field_name(source, 'url_column')} is {source.url_column!r}, but {source.path} has the columns "
             f"{', '.join(names) or '(none)'}: name the one that holds the addresses."
         )
+    columns.check_named(source, names)
     return url, columns.find(names, source.label_column), columns.caption_name(source, names)
 
 

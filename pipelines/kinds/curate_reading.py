@@ -9,12 +9,12 @@ from granary.curation.encoders.planned import PlannedEncoder, encoder_of
 from granary.curation.encoders.spec import EncoderSpec
 from granary.curation.errors import UserError
 from granary.curation.images.filters import Filters
-from granary.curation.recipe import ROLES, CurateRecipe, Role
+from granary.curation.recipe import ROLES, CurateRecipe, Encoders, Role
 from granary.curation.runs.run import Run
 from granary.curation.sources import Source, check_apart, resolve
 from granary.curation.sources.contents import LeftOut
 from granary.curation.steps import embed, listing
-from granary.curation.steps.probe import check_first_images
+from granary.curation.steps.probe import check_first_images, check_named_keys
 from granary.curation.steps.tally import Tally, tally
 from granary.pipelines.engine.encoders import plan_encoder
 from granary.pipelines.engine.stages import Stages
@@ -69,6 +69,11 @@ def prepare(recipe: CurateRecipe) -> Prepared:
 def _retrieval_encoder(recipe: CurateRecipe) -> PlannedEncoder | None:
     """Load the retrieval encoder where the recipe asks for it."""
     if not (recipe.seeds or recipe.semdedup.epsilon is not None or recipe.balance.target is not None):
+        if recipe.encoder.retrieval != Encoders.model_fields["retrieval"].default:
+            raise UserError(
+                f"encoder.retrieval is {recipe.encoder.retrieval}, but nothing is retrieved by resemblance; "
+                "give --seeds, --semdedup.epsilon or --balance.target, or leave it out"
+            )
         return None
     planned = plan_encoder(recipe.encoder.retrieval, recipe.encoder.device)
     dimension, options = encoder_of(planned, recipe.encoder.device).dimension, recipe.retrieval
@@ -126,6 +131,7 @@ class Reading:
         for role in ROLES:
             for source in self.recipe.sources[role]:
                 check_first_images(role, source, self.recipe.decode)
+                check_named_keys(role, source, self.recipe.decode)
 
     def check_readable(self, role: Role) -> None:
         """Raise UserError where a set of an embedded role holds no readable image."""

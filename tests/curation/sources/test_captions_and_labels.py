@@ -281,3 +281,37 @@ def test_captions_that_differ_in_white_space_are_one(tmp_path: Path) -> None:
     members = {"a.png": png(), "a.json": b'{"caption": " a cat "}', "a.txt": b"a cat\n"}
     assert read(shard(tmp_path / "x.tar", members))[0].captions == ("a cat",)
     assert read(write(tmp_path / "folder", members))[0].captions == ("a cat",)
+
+
+@pytest.mark.parametrize("option", ["label_column", "caption_column"])
+def test_a_named_column_that_is_not_there_is_refused(tmp_path: Path, option: str) -> None:
+    table(tmp_path / "x.parquet", caption=["a"])
+    saved = datasets.Dataset.from_list([{"image": {"bytes": png(), "path": None}, "caption": "a"}])
+    saved.save_to_disk(tmp_path / "saved")
+    write(tmp_path, {"list.csv": b"url,caption\nhttp://127.0.0.1/1,a\n", "list.txt": b"http://127.0.0.1/1\n"})
+    for name in ("x.parquet", "saved", "list.csv", "list.txt"):
+        with pytest.raises(UserError, match=rf"p\.{option} is 'nope'"):
+            read(tmp_path / name, **{option: "nope"})
+    assert read(tmp_path / "x.parquet", **{option: "Caption"})
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("x.parquet", {"glob": "*.png"}, "for folders"),
+        ("x.parquet", {"labels": "folder", "kind": "parquet"}, "for folders"),
+        ("x.parquet", {"url_column": "address"}, "for lists of addresses"),
+        ("list.csv", {"split": "train"}, "for datasets and folders"),
+        ("list.csv", {"image_column": "picture"}, "for tables"),
+        ("shard.tar", {"image_column": "picture"}, "for tables"),
+        ("shard.tar", {"trust_paths": "true"}, "for lists of addresses"),
+    ],
+)
+def test_an_option_that_does_not_fit_is_refused(
+    tmp_path: Path, name: str, options: dict[str, str], message: str
+) -> None:
+    table(tmp_path / "x.parquet", caption=["a"])
+    shard(tmp_path / "shard.tar", {"a.png": png()})
+    write(tmp_path, {"list.csv": b"url\nhttp://127.0.0.1/1\n"})
+    with pytest.raises(UserError, match=rf"p\.{next(iter(options))} is .*{message}"):
+        read(tmp_path / name, **options)
