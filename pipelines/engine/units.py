@@ -233,10 +233,10 @@ def one_sentence(engine: Engine) -> Iterator[None]:
 
 def advice(cause: str) -> str:
     """Return what the user can do about a failed unit."""
-    if re.search(r"No space left|Errno 28|File too large|Errno 27|Disk quota", cause):
-        return (
-            "The disk of the run directory is full: free space and run the same command again; finished work is kept."
-        )
+    if re.search(r"No space left|Errno 28|Disk quota|Errno 122", cause):
+        return "The disk is full: free space and run the same command again; finished work is kept."
+    if re.search(r"File too large|Errno 27", cause):
+        return "The file system takes no file as large: choose another --out; finished work there is kept."
     if "TooManyUnreadable" in cause:
         return (
             "Mend the connection, the mount or the permissions and run the same command again, finished work is kept; "
