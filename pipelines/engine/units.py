@@ -243,7 +243,10 @@ def advice(cause: str) -> str:
             "or take these files for lost with --max_unreadable 1."
         )
     if "MemoryError" in cause or "not enough memory" in cause:
-        return "The unit does not fit in memory: lower --unit_rows or --dedup.block and run the same command again."
+        return (
+            "The unit does not fit in memory: lower --unit_rows, --shards.rows or --dedup.block, as far as the command "
+            "has them, and run it again."
+        )
     return (
         "Finished work is kept: run the same command again to go on (--debug shows the traceback, `granary check RUN` "
         "whether a file is damaged)."
