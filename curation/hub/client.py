@@ -38,7 +38,7 @@ T = TypeVar("T")
 Operation = CommitOperationAdd | CommitOperationDelete
 MANIFEST = "granary.json"
 HARMLESS = (".gitattributes", "README.md")  # what a repository holds that was only just created
-OURS = re.compile(r"(data/train|ledger/part|embeddings/part)-\d+-of-\d+\.parquet|contact-sheet\.jpg")
+OURS = re.compile(r"(data|pairs|ledger|embeddings)/\w+-\d+-of-\d+\.parquet|contact-sheet\.jpg")
 ATTEMPTS, PAUSE, LONGEST_PAUSE = 6, 1.0, 3600.0
 PASSING = (408, 429, 500, 502, 503, 504)
 
@@ -247,7 +247,12 @@ def send(repository: Repository, name: str, shards: Sequence[Upload], beside: Se
         beside: the small files, sent with the commit that marks completion.
 
     Returns:
-        sent, bytes: files and bytes that were not on the Hub; kept: files that were; removed: files taken away.
+        sent, bytes: files and bytes that were not on the Hub.
+
+    Args:
+        kept: files that were.
+        removed: files taken away.
+    .
     """
     files = repository.files()
     repository.check_free(files, name)

@@ -16,6 +16,7 @@ from granary.curation.errors import UserError
 from granary.curation.hub.card import (
     Tree,
     contact_sheet_of,
+    counts_of,
     earlier_card,
     folder_of,
     own_template,
@@ -71,7 +72,8 @@ def gather(
     """
     run = Run(url.rstrip("/"))
     facts, recipe = cast(Facts, _read(run, "run.json", NEEDED)), _read(run, "recipe.yaml")
-    parquet = {config: _shards(run, config, counts) for config, counts in _configs(facts).items()}
+    counted = counts_of(facts)
+    parquet = {config: _shards(run, config, counts) for config, counts in counted.items()}
     if ledger:
         parquet["ledger"] = _merge(_ledger(run), os.path.join(scratch, "ledger"), "ledger")
     if embeddings:
@@ -103,12 +105,6 @@ def _read(run: Run, name: str, needed: Set[str] = frozenset()) -> Tree:
             f"run: {run.path(name)} is damaged ({error}); `granary check RUN --repair` removes it, and the run's "
             "command writes it again"
         ) from None
-
-
-def _configs(facts: Facts) -> dict[str, Counts]:
-    """Return the counts of every config of the run's dataset, "default" first."""
-    whole = Counts(samples=facts["samples"], shards=facts["shards"], bytes=facts["bytes"])
-    return facts.get("configs") or {"default": whole}
 
 
 def _shards(run: Run, config: str, counts: Counts) -> list[Upload]:

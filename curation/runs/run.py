@@ -178,11 +178,13 @@ class Unit(Generic[J]):
         index: position in the stage; names the part file.
         job: what the step is told; its fields are part of the digest, but those declared by `undigested`.
         weight: number of items in it, for the progress bar.
+        name: of its files without an ending; "" for that of a part.
     """
 
     index: int
     job: J
     weight: int = 1
+    name: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -221,9 +223,8 @@ class Stage(Generic[J]):
         return self.count or len(self.units)
 
     def stem(self, unit: Unit[J]) -> str:
-        """Return `part-NNNNN-of-NNNNN`."""
-        prefix = "train" if self.target else "part"
-        return f"{prefix}-{unit.index:05d}-of-{self.total:05d}"
+        """Return the name of a unit's files without an ending, `part-NNNNN-of-NNNNN` unless it has a name."""
+        return unit.name or f"part-{unit.index:05d}-of-{self.total:05d}"
 
     def path(self, unit: Unit[J]) -> str:
         """Return the path of the unit's Parquet file in the run directory."""
@@ -294,7 +295,11 @@ class Output:
         self.rows += table.num_rows
 
     def finish(self, digest: str, path: str = "") -> Marker:
-        """Close the file and return its marker; path: of the file in the run directory."""
+        """Close the file and return its marker.
+
+        Args:
+            path: of the file in the run directory.
+        """
         if self.writer is None:
             raise UnitError("the step wrote no table")
         self.writer.close()

@@ -22,12 +22,14 @@ from granary.curation.options import RunRecipe
 from granary.curation.report.cost import ASSUMPTIONS, SIZES, projection
 from granary.curation.report.writing import duration
 from granary.curation.runs import summary
-from granary.curation.runs.facts import About, Counts, Facts, Sitting, Timing, read_facts, read_recipe
-from granary.curation.runs.run import Marker, Run, digest
+from granary.curation.runs.facts import About, Facts, Sitting, Timing, read_facts, read_recipe
+from granary.curation.runs.run import Run, digest
+from granary.curation.runs.splits import TRAIN, Shard, count_shards
 from granary.curation.sources import Source
 from granary.curation.store import storage
 from granary.pipelines.engine.progress import Progress
 from granary.pipelines.engine.recipe import dump_recipe
+from granary.pipelines.engine.source_table import print_sources
 from granary.pipelines.engine.units import Engine, Runner
 
 if TYPE_CHECKING:
@@ -113,7 +115,7 @@ class Session(Generic[R]):
         self,
         features: Mapping[str, Features],
         facts: Mapping[str, object],
-        shards: Mapping[str, Sequence[Marker]],
+        shards: Mapping[str, Sequence[Shard]],
         card: About,
         limits: DecodeLimits | None = None,
     ) -> Facts:
@@ -122,11 +124,11 @@ class Session(Generic[R]):
         Args:
             features: for each config the `datasets.Features` of its shards, "default" first.
             facts: what only this kind of run has to say; `flow` must be there.
-            shards: for each config the markers of the stage that wrote its shards.
+            shards: for each config its shards, as the stage that wrote them has them.
             card: what the card says of this kind of run, see `granary.curation.hub.card.write_card`.
             limits: under which the pictures of the contact sheet are decoded.
         """
-        configs = {config: _counts(markers) for config, markers in shards.items()}
+        configs = {config: count_shards(written) for config, written in shards.items()}
         timings = cast(list[Timing], self.runner.timings)
         sitting = Sitting(started=_now(), seconds=round(time.monotonic() - self.started, 1), stages=timings)
         earlier = self.earlier or cast(Facts, {})
@@ -178,11 +180,14 @@ class Session(Generic[R]):
             table.add_row(row["stage"], *(f"{row[key]:,}" for key in ("in", "kept", "dropped", "dead")))
         self.console.print()
         self.console.print(table)
+        if facts.get("sources"):
+            print_sources(self.console, facts["sources"])
         seconds = sum(row["seconds"] for row in facts["stages"])
         items = facts["flow"][0]["in"]
         rate = f", {items / seconds:,.1f} {facts.get('noun', 'files')}/s" if seconds else ""
         self.console.print(
-            f"\n{facts['samples']:,} samples in {facts['shards']} shards, {facts['bytes'] / 1e6:,.1f} MB; "
+            f"\n{facts['samples']:,} samples in {facts['shards']} shards, {facts['bytes'] / 1e6:,.1f} MB"
+            f"{_splits(facts)}; "
             f"{seconds:,.1f} s of work{rate}",
             soft_wrap=True,
         )
@@ -271,12 +276,10 @@ def recipe_digest(recipe: BaseModel) -> str:
     return digest(recipe.model_dump(mode="json", by_alias=True, exclude=OUTSIDE_DIGEST))
 
 
-def _counts(markers: Sequence[Marker]) -> Counts:
-    return Counts(
-        samples=sum(marker.rows for marker in markers),
-        shards=len(markers),
-        bytes=sum(marker.size for marker in markers),
-    )
+def _splits(facts: Facts) -> str:
+    """Return how many samples the splits have; nothing where train is the only one."""
+    splits = {name: counts["samples"] for name, counts in facts.get("splits", {}).items()}
+    return "" if list(splits) in ([], [TRAIN]) else f" ({', '.join(f'{n} {count:,}' for n, count in splits.items())})"
 
 
 def _merged(earlier: Sequence[Timing], timings: Sequence[Timing]) -> list[Timing]:

@@ -48,7 +48,7 @@ def curate(recipe: CurateRecipe, engine: Engine, console: Console | None = None)
 
 def _finish(session: Session[CurateRecipe], curation: Curation) -> Facts:
     recipe, features = session.recipe, {"default": schema.curated_features()}
-    shards = {"default": curation.stages.markers["shards"]}
+    shards = {"default": curation.stages.written["shards"]}
     facts = session.finish(features, _summarise(curation), shards, CURATED, recipe.decode)
     _write_report(session.run, recipe, facts)
     return facts
@@ -64,7 +64,7 @@ def _summarise(curation: Curation) -> dict[str, object]:
         "input_fingerprint": curation.stages.digests["pool"],
         "order": curation.order,
         "flow": summary.flow(markers["ledger"], run),
-        "sources": summary.source_counts(prepared.recipe, markers, run),
+        "sources": [counted.row(role, source) for role, source, counted in curation.reading.counted()],
         "thresholds": {"dedup": prepared.dedup_threshold, "leaks": prepared.leak_threshold},
         "removed_at": summary.removed_at(run, prepared.dedup_threshold),
         "leak_audit": summary.leak_audit(run, prepared.recipe),
@@ -89,7 +89,7 @@ def _retrieval(curation: Curation) -> list[SetCount]:
 
 
 def _notes(curation: Curation) -> list[str]:
-    recipe, notes = curation.recipe, []
+    recipe, notes = curation.recipe, curation.reading.unreadable_notes()
     if recipe.references and any(seeds.as_is for seeds in recipe.seeds):
         notes.append("Seeds taken as they are were not compared with the reference sets.")
     if recipe.references and not recipe.leaks.through_pool:

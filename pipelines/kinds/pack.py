@@ -81,9 +81,10 @@ class Pack(Stages):
         """Run every stage that is not finished."""
         groups = self.list_records()
         weights = [group.rows for group in groups]
+        splits = [group.split for group in groups]
         packing = [self.packing(unit, group.digest) for unit, group in enumerate(groups)]
-        self.parallel(
-            "shards", shards.write_shard, packing, [], "images", weights, target="dataset/data", processes=True
+        self.write_shards(
+            "shards", shards.write_shard, packing, splits, [], "images", weights, target="dataset/data", processes=True
         )
         self.check_packed()
         packed = self.markers["shards"]
@@ -91,8 +92,8 @@ class Pack(Stages):
         self.parallel("texts", texts.write_texts, writing, [], "images", weights, cores=self.cores, processes=True)
         written = self.markers["texts"]
         cutting = [self.cutting(unit, packed[unit].sha256, written[unit].sha256) for unit in range(len(groups))]
-        self.parallel(
-            "pairs", pairs.write_pairs, cutting, [], "images", weights, target="dataset/pairs", processes=True
+        self.write_shards(
+            "pairs", pairs.write_pairs, cutting, splits, [], "images", weights, target="dataset/pairs", processes=True
         )
         deciding = [outputs.WriteLedger(unit, group.digest, packed[unit].sha256) for unit, group in enumerate(groups)]
         self.parallel("ledger", outputs.write_ledger, deciding, [], "images", weights)
@@ -135,7 +136,11 @@ class Pack(Stages):
         return "all" if "model" in self.recipe.engines else "one"
 
     def packing(self, unit: int, listed: str) -> PackImages:
-        """Return the job of a unit that packs images. listed: digest of its records."""
+        """Return the job of a unit that packs images.
+
+        Args:
+            listed: digest of its records.
+        """
         recipe = self.recipe
         return PackImages(
             unit=unit,
@@ -151,7 +156,11 @@ class Pack(Stages):
         )
 
     def writing(self, unit: int, listed: str, packed: Marker) -> WriteTexts:
-        """Return the job of a unit that writes summaries and negatives. listed: digest of its records."""
+        """Return the job of a unit that writes summaries and negatives.
+
+        Args:
+            listed: digest of its records.
+        """
         recipe, uses_model = self.recipe, "model" in self.recipe.engines
         return WriteTexts(
             unit=unit,
@@ -171,7 +180,12 @@ class Pack(Stages):
         )
 
     def cutting(self, unit: int, shard: str, written: str) -> CutPairs:
-        """Return the job of a unit that cuts crops. shard, written: digests of the shard and of its texts."""
+        """Return the job of a unit that cuts crops.
+
+        Args:
+            shard: digests of the shard and of its texts.
+            written: digests of the shard and of its texts.
+        """
         recipe = self.recipe
         return CutPairs(unit, shard, written, recipe.crops, recipe.decode, recipe.shards.row_group)
 
@@ -207,7 +221,7 @@ def _finish(session: Session[PackRecipe], packing: Pack) -> Facts:
     facts = session.finish(
         {"default": image_features(), "pairs": pair_features()},
         _summarise(packing),
-        {"default": packing.markers["shards"], "pairs": packing.markers["pairs"]},
+        {"default": packing.written["shards"], "pairs": packing.written["pairs"]},
         summary.card(recipe, packing.prepared.counter.unit),
         recipe.decode,
     )

@@ -48,6 +48,10 @@ class NotVisible(InvalidFrame):
     """A character is not in the mask."""
 
 
+class NotShown(InvalidFrame):
+    """A character is in the mask, and the picture is the same without it."""
+
+
 class UnknownColour(InvalidFrame):
     """The mask shows a colour that no object has: of another scene, or blended."""
 
@@ -95,6 +99,8 @@ def picture_of(data: bytes, width: int, height: int) -> NDArray[np.uint8]:
                 raise NotDecodable(f"a picture of {image.size[0]} x {image.size[1]}, not {width} x {height} pixels")
             if not data.endswith(PNG_END):  # Pillow may take one that is cut short after its last pixel
                 raise NotDecodable(f"a PNG of {len(data)} bytes that is cut short")
+            image.verify()  # the checksums of its chunks, which decoding alone passes over
+        with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
             return np.ascontiguousarray(np.asarray(image.convert("RGBA"))[:, :, :3])
     except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
         raise NotDecodable(f"not a PNG: {error}; it begins with {data[:24]!r}") from None
@@ -176,6 +182,11 @@ def difference(one: Frame, other: Frame) -> float:
     if (one.mask != other.mask).mean() > 1e-3:
         return float("inf")
     return float(np.abs(one.lit.astype(np.int16) - other.lit).mean())
+
+
+def apart(one: NDArray[np.uint8], other: NDArray[np.uint8], seen: NDArray[np.bool_]) -> float:
+    """Return the mean absolute difference of two (h, w, 3) pictures over some (h, w) pixels."""
+    return float(np.abs(one[seen].astype(np.int16) - other[seen]).mean())
 
 
 def boxes(mask: NDArray[np.uint8]) -> dict[int, tuple[tuple[int, int, int, int], int]]:
