@@ -18,8 +18,9 @@ from PIL import Image
 
 from granary.curation.errors import UserError
 from granary.curation.images.decode import DecodeError, DecodeLimits, decode
-from granary.curation.runs.facts import About, Facts
+from granary.curation.runs.facts import About, Counts, Facts
 from granary.curation.runs.run import Run
+from granary.curation.runs.splits import TRAIN, loadable
 from granary.curation.store import storage
 
 if TYPE_CHECKING:
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 Tree = dict[str, Any]  # YAML as it is read: a recipe, or the header of a card
 GENERATED = ("pretty_name", "configs", "dataset_info", "size_categories")  # header keys that always follow the run
 TEMPLATE = "card.md.j2"
-MERGED = ("ledger", "embeddings")  # configs that are merged when they are published; the others are shards of the run
 T = TypeVar("T")
 SHEET_IMAGES, SHEET_COLUMNS, SHEET_SIDE, SHEET_GROUPS = 32, 8, 128, 8
 SLOT = re.compile(r"<!-- yours: begin (\w+) -->\n(.*?)<!-- yours: end \1 -->", re.DOTALL)
@@ -91,7 +91,7 @@ def write_card(
     header = {**_header(facts, about, features), **{key: kept[key] for key in kept if key not in GENERATED}}
     if (licence := _licence(recipe)) is not None:
         header["license"] = licence
-    encoders = recipe.get("encoder") or {}
+    encoders, counted = recipe.get("encoder") or {}, counts_of(facts)
     values = dict(
         header=yaml.safe_dump(header, sort_keys=False, allow_unicode=True),
         slot=lambda name: f"<!-- yours: begin {name} -->\n{yours.get(name, '')}<!-- yours: end {name} -->",
@@ -103,6 +103,7 @@ def write_card(
         sheet=sheet,
         repository=repository,
         configs=list(features),
+        splits={config: loadable(counted[config]) if config in counted else {TRAIN: {}} for config in features},
         columns=[(name, _type(kind), meanings.get(name, "")) for name, kind in features["default"].items()],
         about=about,
         licence=header.get("license"),
@@ -171,13 +172,16 @@ def parse_card(text: str) -> tuple[Tree, dict[str, str]]:
 
 
 def _header(facts: Facts, about: About, features: Mapping[str, Features]) -> Tree:
-    infos, counted = [], {"default": facts, **(facts.get("configs") or {})}
+    infos, counted = [], counts_of(facts)
     for config, kinds in features.items():
         info: Tree = {"config_name": config, "features": kinds._to_yaml_list()}
         if config in counted:
             size = counted[config]["bytes"]
-            split = {"name": "train", "num_bytes": size, "num_examples": counted[config]["samples"]}
-            info |= {"splits": [split], "download_size": size, "dataset_size": size}
+            splits = [
+                {"name": name, "num_bytes": one["bytes"], "num_examples": one["samples"]}
+                for name, one in loadable(counted[config]).items()
+            ]
+            info |= {"splits": splits, "download_size": size, "dataset_size": size}
         infos.append(info)
     return {
         "pretty_name": facts["name"],
@@ -188,7 +192,7 @@ def _header(facts: Facts, about: About, features: Mapping[str, Features]) -> Tre
         "configs": [
             {
                 "config_name": config,
-                "data_files": [{"split": "train", "path": f"{folder_of(config)}/{prefix_of(config)}-*.parquet"}],
+                "data_files": [{"split": split, "path": path} for split, path in patterns(config, counted).items()],
                 **({"default": True} if config == "default" and len(features) > 1 else {}),
             }
             for config in features
@@ -202,9 +206,23 @@ def folder_of(config: str) -> str:
     return "data" if config == "default" else config
 
 
-def prefix_of(config: str) -> str:
-    """Return what the names of a config's Parquet files begin with."""
-    return "part" if config in MERGED else "train"
+def counts_of(facts: Facts) -> dict[str, Counts]:
+    """Return the counts of every config of a run's dataset, "default" first."""
+    whole = Counts(samples=facts["samples"], shards=facts["shards"], bytes=facts["bytes"])
+    return facts.get("configs") or {"default": whole}
+
+
+def patterns(config: str, counted: Mapping[str, Counts]) -> dict[str, str]:
+    """Return for each split of a config the pattern of its Parquet files; a merged config has train alone.
+
+    Args:
+        config: its name.
+        counted: the counts of the configs that are shards of the run.
+    """
+    folder = folder_of(config)
+    if config not in counted:
+        return {TRAIN: f"{folder}/part-*.parquet"}
+    return {split: f"{folder}/{split}-*.parquet" for split in loadable(counted[config])}
 
 
 def _licence(recipe: Tree) -> str | None:

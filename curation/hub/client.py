@@ -38,7 +38,7 @@ T = TypeVar("T")
 Operation = CommitOperationAdd | CommitOperationDelete
 MANIFEST = "granary.json"
 HARMLESS = (".gitattributes", "README.md")  # what a repository holds that was only just created
-OURS = re.compile(r"(data/train|ledger/part|embeddings/part)-\d+-of-\d+\.parquet|contact-sheet\.jpg")
+OURS = re.compile(r"(data|pairs|ledger|embeddings)/\w+-\d+-of-\d+\.parquet|contact-sheet\.jpg")
 ATTEMPTS, PAUSE, LONGEST_PAUSE = 6, 1.0, 3600.0
 PASSING = (408, 429, 500, 502, 503, 504)
 

@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from granary.curation.hub.card import MEANINGS, folder_of, prefix_of
+from granary.curation.hub.card import MEANINGS, folder_of
 
 if TYPE_CHECKING:
     from datasets import Features
@@ -97,7 +97,7 @@ def _file_set(config: str) -> Node:
         "@id": f"{config}-files",
         "containedIn": {"@id": "repository"},
         "encodingFormat": "application/x-parquet",
-        "includes": f"{folder_of(config)}/{prefix_of(config)}-*.parquet",
+        "includes": f"{folder_of(config)}/*.parquet",
     }
 
 

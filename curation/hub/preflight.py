@@ -117,6 +117,9 @@ def _parquet(config: str, files: Sequence[Upload], stated: Features | None) -> I
     again = "run the pipeline again, which writes it anew"
     first: pa.Schema | None = None
     for upload in files:
+        if upload.written is not None and upload.sha256 != upload.written:
+            yield f"{upload.path} is not what the run wrote: `granary check RUN --repair` removes it, then {again}"
+            continue
         try:
             with storage.open_read(upload.url) as file:
                 parquet = pq.ParquetFile(file)

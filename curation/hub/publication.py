@@ -17,6 +17,7 @@ from granary.curation.errors import UserError
 from granary.curation.hub.card import (
     Tree,
     contact_sheet_of,
+    counts_of,
     earlier_card,
     folder_of,
     own_template,
@@ -27,6 +28,7 @@ from granary.curation.hub.croissant import croissant
 from granary.curation.hub.upload import Upload
 from granary.curation.images.decode import DecodeLimits
 from granary.curation.runs.facts import Counts, Facts
+from granary.curation.runs.integrity import path_in, written
 from granary.curation.runs.run import Run, read_table
 from granary.curation.store import storage
 
@@ -70,7 +72,8 @@ def gather(
     """
     run = Run(url.rstrip("/"))
     facts, recipe = cast(Facts, _read(run, "run.json")), _read(run, "recipe.yaml")
-    parquet = {config: _shards(run, config, counts) for config, counts in _configs(facts).items()}
+    counted = counts_of(facts)
+    parquet = {config: _shards(run, config, counts) for config, counts in counted.items()}
     if ledger:
         parquet["ledger"] = _merge(_ledger(run), os.path.join(scratch, "ledger"), "ledger")
     if embeddings:
@@ -102,17 +105,15 @@ def _read(run: Run, name: str) -> Tree:
     return dict(tree)
 
 
-def _configs(facts: Facts) -> dict[str, Counts]:
-    """Return the counts of every config of the run's dataset, "default" first."""
-    whole = Counts(samples=facts["samples"], shards=facts["shards"], bytes=facts["bytes"])
-    return facts.get("configs") or {"default": whole}
-
-
 def _shards(run: Run, config: str, counts: Counts) -> list[Upload]:
     """Return the shards of a config; a folder that lost or gained one since the run counted them is an error."""
     folder = run.path("dataset", folder_of(config))
     urls = {name: storage.join(folder, name) for name in storage.names(folder) if name.endswith(".parquet")}
-    shards = [Upload(f"{folder_of(config)}/{name}", storage.size(url), url) for name, url in urls.items()]
+    hashes = written(run, urls)
+    shards = [
+        Upload(f"{folder_of(config)}/{name}", storage.size(url), url, written=hashes.get(path_in(run, url), ""))
+        for name, url in urls.items()
+    ]
     size = sum(shard.size for shard in shards)
     if not shards or (len(shards), size) != (counts["shards"], counts["bytes"]):
         raise UserError(
@@ -167,7 +168,7 @@ def _merge(tables: Tables, folder: str, config: str) -> list[Upload]:
     groups = _regroup(tables)
     for first in groups:
         paths.append(os.path.join(folder, f"{len(paths)}.parquet"))
-        with pq.ParquetWriter(paths[-1], first.schema, compression="zstd") as writer:
+        with pq.ParquetWriter(paths[-1], first.schema, compression="zstd", write_page_checksum=True) as writer:
             for group in itertools.chain([first], itertools.islice(groups, FILE_ROWS // GROUP_ROWS - 1)):
                 writer.write_table(group)
     if not paths:

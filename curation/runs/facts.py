@@ -30,12 +30,18 @@ class Timing(TypedDict):
     peak_mb: NotRequired[float | None]
 
 
-class Counts(TypedDict):
-    """Samples, files and bytes of one config of a dataset."""
+class SplitCounts(TypedDict):
+    """Samples, files and bytes of one split."""
 
     samples: int
     shards: int
     bytes: int
+
+
+class Counts(SplitCounts):
+    """Samples, files and bytes of one config of a dataset, and of each of its splits, train first."""
+
+    splits: NotRequired[dict[str, SplitCounts]]
 
 
 class About(TypedDict):
@@ -68,14 +74,35 @@ class Sitting(TypedDict):
     stages: list[Timing]
 
 
+class LeftOutRow(TypedDict):
+    """Files, members or columns of a source that were passed over, and why."""
+
+    what: str
+    why: str
+    count: int
+
+
 class SourceCount(TypedDict):
-    """Files of one source, and those that could not be read."""
+    """What one source gave.
+
+    Attributes:
+        files: candidates, of which `dead` could not be read and `images` could.
+        captions: images with captions.
+        labels: images with a label.
+        metadata: keys of the metadata that is kept, the most frequent first.
+        left_out: what was passed over.
+    """
 
     role: str
     name: str
     kind: str
     files: int
     dead: int
+    images: NotRequired[int]
+    captions: NotRequired[int]
+    labels: NotRequired[int]
+    metadata: NotRequired[list[str]]
+    left_out: NotRequired[list[LeftOutRow]]
 
 
 class Audit(TypedDict):
@@ -109,6 +136,7 @@ class Facts(TypedDict):
     samples: int
     shards: int
     bytes: int
+    splits: NotRequired[dict[str, SplitCounts]]
     configs: dict[str, Counts]
     card: About
     notes: list[str]

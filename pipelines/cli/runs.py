@@ -1,4 +1,4 @@
-"""The commands that look at a finished run or send it away: explain, report, publish."""
+"""The commands that look at a run or send it away: explain, report, check, publish."""
 
 from __future__ import annotations
 
@@ -44,6 +44,32 @@ report = PlainCommand(
     "Write RUN/report/index.html again, and print what each stage cost and what larger pools would take.",
     [click.Argument(["run"])],
     ["granary report runs/mine"],
+)
+
+
+def _check(run: str, repair: bool) -> int:
+    from granary.curation.runs.integrity import check_run, remove
+
+    checked = check_run(run)
+    for damage in checked.damages:
+        print(f"{damage.path}: {damage.cause}")
+    print(f"{checked.parts:,} parts compared with their markers; {len(checked.damages)} things are damaged")
+    if repair and checked.damages:
+        remove(run, checked.damages)
+        print("what is damaged was removed; run the granary command of this run again, which makes it anew")
+    return 1 if checked.damages and not repair else 0
+
+
+check = PlainCommand(
+    "check",
+    _check,
+    "Compare every part of a run with the size and the SHA-256 that were noted when it was written. The exit status is "
+    "1 when something is damaged.",
+    [
+        click.Argument(["run"]),
+        click.Option(["--repair"], is_flag=True, help="remove what is damaged: the run's command makes it again"),
+    ],
+    ["granary check runs/mine", "granary check runs/mine --repair"],
 )
 
 

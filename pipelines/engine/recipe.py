@@ -85,7 +85,7 @@ def _read_yaml(config: str) -> dict[str, Any]:
 
 def parse_overrides(words: Sequence[str]) -> Iterator[tuple[str, Any]]:
     """Split `--a.b value` words into keys and values; a value given several times comes as a list."""
-    found: dict[str, list[Any]] = {}
+    overrides: dict[str, list[Any]] = {}
     position = 0
     while position < len(words):
         word = words[position]
@@ -99,8 +99,8 @@ def parse_overrides(words: Sequence[str]) -> Iterator[tuple[str, Any]]:
             if position == len(words) or words[position].startswith("--"):
                 raise UserError(f"command line: --{key} needs a value")
             value, position = words[position], position + 1
-        found.setdefault(key.replace("-", "_"), []).append(_value(key, value))
-    return iter((key, values if len(values) > 1 else values[0]) for key, values in found.items())
+        overrides.setdefault(key.replace("-", "_"), []).append(_value(key, value))
+    return iter((key, values if len(values) > 1 else values[0]) for key, values in overrides.items())
 
 
 def _value(key: str, text: str) -> Any:

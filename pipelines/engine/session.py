@@ -21,12 +21,14 @@ from granary.curation.options import RunRecipe
 from granary.curation.report.cost import ASSUMPTIONS, SIZES, projection
 from granary.curation.report.writing import duration
 from granary.curation.runs import summary
-from granary.curation.runs.facts import About, Counts, Facts, Sitting, Timing, read_facts, read_recipe
-from granary.curation.runs.run import Marker, Run, digest
+from granary.curation.runs.facts import About, Facts, Sitting, Timing, read_facts, read_recipe
+from granary.curation.runs.run import Run, digest
+from granary.curation.runs.splits import TRAIN, Shard, count_shards
 from granary.curation.sources import Source
 from granary.curation.store import storage
 from granary.pipelines.engine.progress import Progress
 from granary.pipelines.engine.recipe import dump_recipe
+from granary.pipelines.engine.source_table import print_sources
 from granary.pipelines.engine.units import Engine, Runner
 
 if TYPE_CHECKING:
@@ -49,6 +51,7 @@ class Session(Generic[R]):
         console: for progress and the closing table.
         earlier: run.json of an earlier run of the same kind in the same directory; None when there is none.
         started: time.monotonic() at the beginning.
+        repeated: whether the directory holds this very recipe already.
     """
 
     recipe: R
@@ -58,6 +61,7 @@ class Session(Generic[R]):
     console: Console
     earlier: Facts | None
     started: float
+    repeated: bool
 
     @classmethod
     def begin(
@@ -83,19 +87,33 @@ class Session(Generic[R]):
             UserError: the directory holds something else, or cannot be written.
         """
         started = time.monotonic()
-        console = console or Console(stderr=True, highlight=False, markup=False)
+        console = console_or_stderr(console)
         with writable(recipe.out):
             earlier = _check_out(recipe, kind, subject)
             run = Run(recipe.out.rstrip("/"), dict(sources or {}))
-            storage.write_bytes(run.path("recipe.yaml"), dump_recipe(recipe).encode())
+            text = dump_recipe(recipe).encode()
+            repeated = earlier is not None and storage.read_bytes(run.path("recipe.yaml")) == text
+            storage.write_bytes(run.path("recipe.yaml"), text)
             _remove_half_written(run)
-        return cls(recipe, kind, run, Runner(run, engine, Progress(console)), console, earlier, started)
+        return cls(recipe, kind, run, Runner(run, engine, Progress(console)), console, earlier, started, repeated)
+
+    def standing(self) -> Facts | None:
+        """Return run.json when no stage had work to do and all that follows from it is there; None otherwise.
+
+        A template of the user's own is a reason to write the card again: nobody knows when it changed.
+        """
+        earlier, run = self.earlier, self.run
+        if earlier is None or not self.repeated or self.runner.timings:
+            return None
+        same = earlier["recipe_digest"] == recipe_digest(self.recipe) and earlier["versions"] == summary.versions()
+        pages = (run.path("dataset", "README.md"), run.report_page)
+        return earlier if same and all(map(storage.exists, pages)) and own_template(run) is None else None
 
     def finish(
         self,
         features: Mapping[str, Features],
         facts: Mapping[str, object],
-        shards: Mapping[str, Sequence[Marker]],
+        shards: Mapping[str, Sequence[Shard]],
         card: About,
         limits: DecodeLimits | None = None,
     ) -> Facts:
@@ -104,11 +122,11 @@ class Session(Generic[R]):
         Args:
             features: for each config the `datasets.Features` of its shards, "default" first.
             facts: what only this kind of run has to say; `flow` must be there.
-            shards: for each config the markers of the stage that wrote its shards.
+            shards: for each config its shards, as the stage that wrote them has them.
             card: what the card says of this kind of run, see `granary.curation.hub.card.write_card`.
             limits: under which the pictures of the contact sheet are decoded.
         """
-        configs = {config: _counts(markers) for config, markers in shards.items()}
+        configs = {config: count_shards(written) for config, written in shards.items()}
         timings = cast(list[Timing], self.runner.timings)
         sitting = Sitting(started=_now(), seconds=round(time.monotonic() - self.started, 1), stages=timings)
         earlier = self.earlier or cast(Facts, {})
@@ -131,6 +149,7 @@ class Session(Generic[R]):
         }
         whole = cast(Facts, {**common, **facts, **work})
         with writable(self.recipe.out):
+            storage.remove(self.run.report_page)
             self._write_card(whole, features, limits or DecodeLimits())
             storage.write_bytes(self.run.path("run.json"), json.dumps(whole, indent=2).encode())
         return whole
@@ -159,11 +178,14 @@ class Session(Generic[R]):
             table.add_row(row["stage"], *(f"{row[key]:,}" for key in ("in", "kept", "dropped", "dead")))
         self.console.print()
         self.console.print(table)
+        if facts.get("sources"):
+            print_sources(self.console, facts["sources"])
         seconds = sum(row["seconds"] for row in facts["stages"])
         items = facts["flow"][0]["in"]
         rate = f", {items / seconds:,.1f} {facts.get('noun', 'files')}/s" if seconds else ""
         self.console.print(
-            f"\n{facts['samples']:,} samples in {facts['shards']} shards, {facts['bytes'] / 1e6:,.1f} MB; "
+            f"\n{facts['samples']:,} samples in {facts['shards']} shards, {facts['bytes'] / 1e6:,.1f} MB"
+            f"{_splits(facts)}; "
             f"{seconds:,.1f} s of work{rate}",
             soft_wrap=True,
         )
@@ -171,6 +193,11 @@ class Session(Generic[R]):
             self.console.print(f"note: {note}", soft_wrap=True)
         for what, where in (("dataset", "dataset"), ("report", "report/index.html"), *places):
             self.console.print(f"{what:<8} {self.run.path(where)}", soft_wrap=True)
+
+
+def console_or_stderr(console: Console | None) -> Console:
+    """Return the console that was given, or one that writes plain text to stderr."""
+    return console or Console(stderr=True, highlight=False, markup=False)
 
 
 def print_cost(console: Console, facts: Facts) -> None:
@@ -208,9 +235,9 @@ def _check_out(recipe: R, kind: str, subject: Subject[R] | None) -> Facts | None
     names = [name for name in storage.names(recipe.out) if not name.endswith(".tmp")]
     if not names:
         return None
-    if "recipe.yaml" not in names:
+    if not {"recipe.yaml", "run.json"} & set(names):
         raise UserError(f"out: {recipe.out} is not empty and is not a run directory; give a new folder")
-    before = read_recipe(recipe.out, type(recipe))
+    before = read_recipe(recipe.out, type(recipe)) if "recipe.yaml" in names else recipe
     if subject is not None and subject[1](before) != subject[1](recipe):
         raise UserError(
             f"out: {recipe.out} holds the run of another {subject[0]} ({subject[1](before)}); "
@@ -237,12 +264,10 @@ def recipe_digest(recipe: BaseModel) -> str:
     return digest(recipe.model_dump(mode="json", by_alias=True, exclude=OUTSIDE_DIGEST))
 
 
-def _counts(markers: Sequence[Marker]) -> Counts:
-    return Counts(
-        samples=sum(marker.rows for marker in markers),
-        shards=len(markers),
-        bytes=sum(marker.size for marker in markers),
-    )
+def _splits(facts: Facts) -> str:
+    """Return how many samples the splits have; nothing where train is the only one."""
+    splits = {name: counts["samples"] for name, counts in facts.get("splits", {}).items()}
+    return "" if list(splits) in ([], [TRAIN]) else f" ({', '.join(f'{n} {count:,}' for n, count in splits.items())})"
 
 
 def _merged(earlier: Sequence[Timing], timings: Sequence[Timing]) -> list[Timing]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Concatenate, Generic, Literal, TypedDict, TypeVar, Unpack
 
 from granary.curation.runs.run import J, Marker, Output, Run, Stage, Unit
+from granary.curation.runs.splits import Shard, shard_names
 from granary.pipelines.engine.merge import A, Merge
 from granary.pipelines.engine.units import Runner
 
@@ -50,6 +51,7 @@ class Stages:
     runner: Runner
     digests: dict[str, str] = dataclasses.field(default_factory=dict, kw_only=True)
     markers: dict[str, list[Marker]] = dataclasses.field(default_factory=dict, kw_only=True)
+    written: dict[str, list[Shard]] = dataclasses.field(default_factory=dict, kw_only=True)
 
     @property
     def run_directory(self) -> Run:
@@ -65,6 +67,7 @@ class Stages:
         noun: str = "units",
         weights: Sequence[int] | None = None,
         combine: Combine[Any, Any, Any] | None = None,
+        names: Sequence[str] = (),
         **options: Unpack[StageOptions],
     ) -> None:
         """Run a stage of many units.
@@ -77,9 +80,10 @@ class Stages:
             noun: what the weights count.
             weights: number of items in each unit; one each by default.
             combine: merges the outputs.
+            names: of the units' files, where they are not parts.
             options: further fields of the stage.
         """
-        units = [Unit(i, job, weights[i] if weights else 1) for i, job in enumerate(jobs)]
+        units = [Unit(i, job, weights[i] if weights else 1, names[i] if names else "") for i, job in enumerate(jobs)]
         stage = Stage(name, step, units, [self.digests[i] for i in inputs], noun=noun, **options)
         self.digests[name] = stage.digest
         merged = None
@@ -88,6 +92,27 @@ class Stages:
             self.digests[combine.stage] = target.digest
             merged = (combine.function, target)
         self.markers[name] = self.runner.stage(stage, merged)
+
+    def write_shards(
+        self,
+        name: str,
+        step: Step[J],
+        jobs: Sequence[J],
+        splits: Sequence[str],
+        inputs: Iterable[str],
+        noun: str = "units",
+        weights: Sequence[int] | None = None,
+        **options: Unpack[StageOptions],
+    ) -> None:
+        """Run a stage whose units write the shards of a config, each of one split; they are kept in `written`.
+
+        Args:
+            splits: of each unit's samples.
+            options: further fields of the stage; `target` must be there.
+        """
+        names = shard_names(splits)
+        self.parallel(name, step, jobs, inputs, noun, weights, names=names, **options)
+        self.written[name] = [Shard(*one) for one in zip(splits, self.markers[name], strict=True)]
 
     def serial(self, name: str, step: Step[J], inputs: Iterable[str], job: J) -> Marker:
         """Run a stage of one unit, which may use every core."""

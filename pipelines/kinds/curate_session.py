@@ -41,15 +41,16 @@ def curate(recipe: CurateRecipe, engine: Engine, console: Console | None = None)
     curation = Curation(Reading(Stages(session.runner), prepared))
     with writable(recipe.out):
         curation.run()
-        facts = session.finish(
-            {"default": schema.curated_features()},
-            _summarise(curation),
-            {"default": curation.stages.markers["shards"]},
-            CURATED,
-            recipe.decode,
-        )
-        _write_report(session.run, recipe, facts)
+        facts = session.standing() or _finish(session, curation)
     session.print_table(facts, [("ledger", "ledger")])
+    return facts
+
+
+def _finish(session: Session[CurateRecipe], curation: Curation) -> Facts:
+    recipe, features = session.recipe, {"default": schema.curated_features()}
+    shards = {"default": curation.stages.written["shards"]}
+    facts = session.finish(features, _summarise(curation), shards, CURATED, recipe.decode)
+    _write_report(session.run, recipe, facts)
     return facts
 
 
@@ -63,7 +64,7 @@ def _summarise(curation: Curation) -> dict[str, object]:
         "input_fingerprint": curation.stages.digests["pool"],
         "order": curation.order,
         "flow": summary.flow(markers["ledger"], run),
-        "sources": summary.source_counts(prepared.recipe, markers, run),
+        "sources": [counted.row(role, source) for role, source, counted in curation.reading.counted()],
         "thresholds": {"dedup": prepared.dedup_threshold, "leaks": prepared.leak_threshold},
         "removed_at": summary.removed_at(run, prepared.dedup_threshold),
         "leak_audit": summary.leak_audit(run, prepared.recipe),
@@ -88,7 +89,7 @@ def _retrieval(curation: Curation) -> list[SetCount]:
 
 
 def _notes(curation: Curation) -> list[str]:
-    recipe, notes = curation.recipe, []
+    recipe, notes = curation.recipe, curation.reading.unreadable_notes()
     if recipe.references and any(seeds.as_is for seeds in recipe.seeds):
         notes.append("Seeds taken as they are were not compared with the reference sets.")
     if recipe.references and not recipe.leaks.through_pool:

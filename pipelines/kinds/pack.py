@@ -81,9 +81,10 @@ class Pack(Stages):
         """Run every stage that is not finished."""
         groups = self.list_records()
         weights = [group.rows for group in groups]
+        splits = [group.split for group in groups]
         packing = [self.packing(unit, group.digest) for unit, group in enumerate(groups)]
-        self.parallel(
-            "shards", shards.write_shard, packing, [], "images", weights, target="dataset/data", processes=True
+        self.write_shards(
+            "shards", shards.write_shard, packing, splits, [], "images", weights, target="dataset/data", processes=True
         )
         self.check_packed()
         packed = self.markers["shards"]
@@ -91,8 +92,8 @@ class Pack(Stages):
         self.parallel("texts", texts.write_texts, writing, [], "images", weights, cores=self.cores, processes=True)
         written = self.markers["texts"]
         cutting = [self.cutting(unit, packed[unit].sha256, written[unit].sha256) for unit in range(len(groups))]
-        self.parallel(
-            "pairs", pairs.write_pairs, cutting, [], "images", weights, target="dataset/pairs", processes=True
+        self.write_shards(
+            "pairs", pairs.write_pairs, cutting, splits, [], "images", weights, target="dataset/pairs", processes=True
         )
         deciding = [outputs.WriteLedger(unit, group.digest, packed[unit].sha256) for unit, group in enumerate(groups)]
         self.parallel("ledger", outputs.write_ledger, deciding, [], "images", weights)
@@ -191,21 +192,27 @@ def pack(recipe: PackRecipe, engine: Engine, console: Console | None = None) -> 
         UserError: the recipe cannot be run, or a work unit failed.
     """
     prepared = prepare(recipe)
-    recipe, counter = prepared.recipe, prepared.counter
+    recipe = prepared.recipe
     subject = ("set of annotations", lambda before: before.annotations)
     session = Session.begin(recipe, "pack", engine, console, prepared.sources, subject)
     packing = Pack(session.runner, prepared)
     with writable(recipe.out):
         packing.run()
-        facts = session.finish(
-            {"default": image_features(), "pairs": pair_features()},
-            _summarise(packing),
-            {"default": packing.markers["shards"], "pairs": packing.markers["pairs"]},
-            summary.card(recipe, counter.unit),
-            recipe.decode,
-        )
-        _write_report(session.run, recipe, facts)
+        facts = session.standing() or _finish(session, packing)
     session.print_table(facts, [("dead", "dead-letter")])
+    return facts
+
+
+def _finish(session: Session[PackRecipe], packing: Pack) -> Facts:
+    recipe = session.recipe
+    facts = session.finish(
+        {"default": image_features(), "pairs": pair_features()},
+        _summarise(packing),
+        {"default": packing.written["shards"], "pairs": packing.written["pairs"]},
+        summary.card(recipe, packing.prepared.counter.unit),
+        recipe.decode,
+    )
+    _write_report(session.run, recipe, facts)
     return facts
 
 

@@ -1,7 +1,7 @@
 """The render pipeline: a plan of factor values in, a dataset of pictures whose every factor is known out.
 
-    plan ─ shards ┬ ledger
-                  └ dead-letter        PUG (Bordes et al., arXiv 2308.03977), through UnrealCV or the embedded world.
+    plan ─ rows ─ shards ┬ ledger
+                         └ dead-letter        PUG (Bordes et al., arXiv 2308.03977), by UnrealCV or the embedded world.
 
 Each name is a stage: a folder of part files in the run directory, made by work units through Beam.
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -69,10 +69,9 @@ class Rendering(Stages):
         """Render every row that has no picture yet."""
         recipe = self.work.recipe
         self.serial("plan", steps.write_plan, [], steps.FramePlan.of(recipe, self.fingerprint, mesh_hashes(recipe)))
-        jobs = self.shards()
-        weights = [job.stop - job.start for job in jobs]
+        listed = self.serial("rows", steps.list_rows, ["plan"], steps.CutShards(recipe.shards.rows))
         try:
-            self.parallel("shards", steps.render_shard, jobs, ["plan"], "frames", weights, target="dataset/data")
+            self.render_shards([steps.ShardSize(*note) for note in listed.notes])
         finally:
             close_pools()
         self.runner.remove_stages(lambda name: name == "frames")
@@ -82,14 +81,14 @@ class Rendering(Stages):
         everything = tuple(itertools.chain.from_iterable(lost))
         self.serial("dead-letter", steps.write_dead_letters, ["shards"], steps.LostRows(everything))
 
-    def shards(self) -> list[steps.ShardRows]:
-        """Return the rows of each shard."""
-        options, rows = self.work.recipe.shards, len(self.work.plan)
+    def render_shards(self, sizes: Sequence[steps.ShardSize]) -> None:
+        """Render the rows of every shard."""
         service = service_of(self.work.recipe, self.runner.engine)
-        return [
-            steps.ShardRows(shard, start, min(start + options.rows, rows), options.row_group, service)
-            for shard, start in enumerate(range(0, rows, options.rows))
-        ]
+        group = self.work.recipe.shards.row_group
+        jobs = [steps.ShardRows(shard, group, service) for shard in range(len(sizes))]
+        splits, weights = [size.split for size in sizes], [size.rows for size in sizes]
+        step, inputs = steps.render_shard, ["plan", "rows"]
+        self.write_shards("shards", step, jobs, splits, inputs, "frames", weights, target="dataset/data")
 
 
 def service_of(recipe: RenderRecipe, engine: Engine) -> Service:
@@ -125,9 +124,7 @@ def render(
     rendering = Rendering(session.runner, work, fingerprint)
     with writable(recipe.out):
         rendering.run()
-    facts = _finish(session, rendering, description.version)
-    with writable(recipe.out):
-        write_report_of(session.run, facts, columns_of(work))
+        facts = session.standing() or _finish(session, rendering, description.version)
     session.print_table(facts, [("ledger", "ledger")])
     return facts
 
@@ -170,7 +167,7 @@ def _finish(session: Session[RenderRecipe], rendering: Rendering, version: str) 
     rows = len(work.plan)
     recipe = work.recipe
     renderer = {"kind": recipe.renderer.kind, "version": version}
-    return session.finish(
+    facts = session.finish(
         features={"default": work.features()},
         facts={
             "noun": "frames",
@@ -180,7 +177,7 @@ def _finish(session: Session[RenderRecipe], rendering: Rendering, version: str) 
             "columns": list(work.plan.columns),
             "notes": _notes(work, dead),
         },
-        shards={"default": markers["shards"]},
+        shards={"default": rendering.written["shards"]},
         card={
             "made": f"rendered from {rows:,} rows of factor values by {MAKERS[recipe.renderer.kind]}.",
             "meanings": {**MEANINGS, **{column: "factor" for column in work.plan.columns}},
@@ -191,6 +188,8 @@ def _finish(session: Session[RenderRecipe], rendering: Rendering, version: str) 
             "local": ["renderer", "meshes"],
         },
     )
+    write_report_of(session.run, facts, columns_of(work))
+    return facts
 
 
 def _notes(work: Planned, dead: int) -> list[str]:

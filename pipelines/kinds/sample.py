@@ -22,6 +22,7 @@ from granary.curation.encoders.planned import PlannedEncoder, encoder_of
 from granary.curation.encoders.spec import EncoderSpec
 from granary.curation.errors import UserError
 from granary.curation.runs.facts import About, Facts, FlowRow, read_facts, read_recipe
+from granary.curation.runs.splits import TRAIN
 from granary.curation.sources import Source, check_apart, resolve
 from granary.curation.steps import embed
 from granary.curation.steps.listing import write_listing
@@ -123,7 +124,7 @@ class Sampled(Stages):
         options = embed.EmbedOptions(
             self.prepared.copy_encoder, recipe.sampling.device, BATCH, recipe.decode, recipe.max_unreadable
         )
-        units, weights = write_listing(self.run_directory, role, DATA_UNIT)
+        units, weights, _ = write_listing(self.run_directory, role, DATA_UNIT)
         self.parallel(role, embed.embed, [embed.EmbedUnit(unit, options) for unit in units], [], "images", weights)
 
     def check_cells(self) -> dict[str, ClassIndices]:
@@ -202,7 +203,8 @@ class Sampled(Stages):
         options = (recipe.shards.row_group, recipe.guidance.omega, recipe.guidance.criterion)
         shards = [outputs.ShardUnits(start, min(start + step, units), *options) for start in range(0, units, step)]
         inputs = ["plan", "draw", "nearest"]
-        self.parallel("shards", outputs.write_shard, shards, inputs, "shards", target="dataset/data")
+        splits = [TRAIN] * len(shards)
+        self.write_shards("shards", outputs.write_shard, shards, splits, inputs, "shards", target="dataset/data")
         groups, data = recipe.plan.groups, len(self.run_directory.rows("data"))
         ledger = [outputs.LedgerPart("sample", part, groups) for part in range(units)]
         ledger += [outputs.LedgerPart("data", part, groups) for part in range(data)]
@@ -238,16 +240,22 @@ def sample(recipe: SampleRecipe, engine: Engine, console: Console | None = None)
     session = Session.begin(recipe, "sample", engine, console, sources, ("data", _paths))
     run = Sampled(session.runner, prepared)
     run.run()
+    facts = session.standing() or _finish(session, run)
+    session.print_table(facts, [("ledger", "ledger")])
+    return facts
+
+
+def _finish(session: Session[SampleRecipe], run: Sampled) -> Facts:
+    recipe = session.recipe
     summary = summarise(session.run, steps.read_cells(session.run), recipe)
     facts = session.finish(
         {"default": outputs.sampled_features()},
         {"noun": "samples", "flow": _flow(run), "notes": _notes(run), **summary},
-        {"default": run.markers["shards"]},
+        {"default": run.written["shards"]},
         {**CARD, "local": [*CARD["local"], *_local_models(recipe)]},
         recipe.decode,
     )
     write_report(session.run.url)
-    session.print_table(facts, [("ledger", "ledger")])
     return facts
 
 

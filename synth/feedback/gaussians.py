@@ -86,8 +86,8 @@ class ClassSums:
             raise UserError("hardness: no features to fit class Gaussians to; give real images of the classes")
         projection = self._principal(dimensions)
         pooled = projection.T @ sum(self.scatters.values()) @ projection
-        own = self.counts if not self.tied and tying < 1 else list(self.counts)[:1]
-        covariances = [self._covariance(label, projection, pooled, tying, shrinkage) for label in own]
+        labels = self.counts if not self.tied and tying < 1 else list(self.counts)[:1]
+        covariances = [self._covariance(label, projection, pooled, tying, shrinkage) for label in labels]
         means = {label: mean @ projection for label, mean in self.means.items()}
         return ClassGaussians.of(means, covariances, classes, projection)
 
@@ -104,9 +104,9 @@ class ClassSums:
 
     def _covariance(self, label: int, projection: Array, pooled: Array, tying: float, shrinkage: float) -> Array:
         tying = 1.0 if self.tied else tying
-        own = projection.T @ self.scatters[-1 if self.tied else label] @ projection
+        scatter = projection.T @ self.scatters[-1 if self.tied else label] @ projection
         weight = (1 - tying) * self.counts[label] + tying * sum(self.counts.values())
-        covariance = ((1 - tying) * own + tying * pooled) / weight
+        covariance = ((1 - tying) * scatter + tying * pooled) / weight
         size = len(covariance)
         spread = max(np.trace(covariance) / size, 1e-6 * np.trace(pooled) / size, 1e-12)
         return (1 - shrinkage) * covariance + max(shrinkage, 1e-6) * spread * np.eye(size)

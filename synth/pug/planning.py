@@ -9,7 +9,11 @@ import os
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from granary.curation.errors import UserError
+from granary.curation.runs.splits import TRAIN, in_order
 from granary.curation.sources.files import absolute
 from granary.curation.store import storage
 from granary.curation.store.schema import sample_features
@@ -62,6 +66,15 @@ class Planned:
         """Return a row of the plan."""
         values = self.plan[index]
         return PlannedRow(index, values, row_id(values), split_of(self.rules, index, values))
+
+    def rows_of_splits(self) -> dict[str, NDArray[np.int64]]:
+        """Return the indices of the rows of each split that has any, train first, in the order of the plan."""
+        if not self.rules:
+            return {TRAIN: np.arange(len(self.plan))}
+        numbers = {split: number for number, split in enumerate(in_order([TRAIN, *(r.split for r in self.rules)]))}
+        of_rows = (numbers[split_of(self.rules, index, self.plan[index])] for index in range(len(self.plan)))
+        splits = np.fromiter(of_rows, np.int16, len(self.plan))
+        return {split: rows for split, number in numbers.items() if len(rows := np.flatnonzero(splits == number))}
 
     def scene(self, row: PlannedRow) -> SceneSpec:
         """Return what a row asks of the renderer."""
@@ -210,10 +223,10 @@ def mesh_hashes(recipe: RenderRecipe) -> dict[str, str]:
 
 def missing_assets(work: Planned, assets: Mapping[str, Collection[str]]) -> dict[str, list[str]]:
     """Return by kind the names the recipe shows that the renderer lacks; kinds it does not list are not judged."""
-    wanted = named(work.parts(), work.recipe.scene)
+    named_assets = named(work.parts(), work.recipe.scene)
     shown = work.recipe.assets
     missing = {}
-    for kind, names in wanted.items():
+    for kind, names in named_assets.items():
         if kind in assets:
             known = {*assets[kind], *(work.recipe.meshes if kind == "objects" else ())}
             lacking = sorted({shown.get(name, name) for name in names} - known)

@@ -1,4 +1,4 @@
-"""The steps of a render: the plan, the shards, the ledger, the dead letters."""
+"""The steps of a render: the plan, the rows of each shard, the shards, the ledger, the dead letters."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import io
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -26,6 +27,7 @@ from granary.synth.pug.renderer.worker import Lost, Service, Worker
 LOST = b"granary.lost"
 SERVICE = {"out", "name", "licence", "renderer", "shards", "meshes"}  # fields that leave a frame as it is
 PLAN = pa.schema([("recipe", pa.string())])
+ROWS = pa.schema([("row", pa.int64())])
 
 
 # -- the plan --------------------------------------------------------------------------------------------------------
@@ -70,6 +72,36 @@ def _planned(text: str) -> Planned:
     return planned(RenderRecipe.model_validate({**plan["recipe"], "out": "-"}))
 
 
+# -- the rows of each shard ------------------------------------------------------------------------------------------
+
+
+class ShardSize(NamedTuple):
+    """What the marker of `list_rows` notes of a shard: the split of its rows, and how many there are."""
+
+    split: str
+    rows: int
+
+
+@dataclasses.dataclass(frozen=True)
+class CutShards:
+    """The job of `list_rows`.
+
+    Args:
+        rows: most samples in a shard.
+    """
+
+    rows: int
+
+
+def list_rows(run: Run, job: CutShards, output: Output) -> None:
+    """Write which rows of the plan each shard holds, all of one split: row group i is shard i, see `ShardSize`."""
+    for split, rows in _planned(run.read("plan", 0)["recipe"][0].as_py()).rows_of_splits().items():
+        for start in range(0, len(rows), job.rows):
+            some = rows[start : start + job.rows]
+            output.write(pa.table({"row": some}, ROWS))
+            output.notes.append(ShardSize(split, len(some)))
+
+
 # -- the shards ------------------------------------------------------------------------------------------------------
 
 
@@ -78,24 +110,22 @@ class ShardRows:
     """The rows of one shard: the job of `render_shard`.
 
     Args:
-        shard: its number.
-        start, stop: the range of rows.
+        shard: its number, and row group of its rows.
         row_group: samples in a row group.
         service: how the renderer is reached.
     """
 
     shard: int
-    start: int
-    stop: int
     row_group: int
     service: Service = undigested()  # noqa: RUF009
 
 
 def render_shard(run: Run, job: ShardRows, output: Output) -> None:
-    """Render a range of rows and write one shard, ordered by world and character; lost rows are noted as `Lost`."""
+    """Render the rows of one shard and write it, ordered by world and character; lost rows are noted as `Lost`."""
     plan = run.read("plan", 0).to_pylist()
     work = _planned(plan[0]["recipe"])
-    rows = sorted(map(work.row, range(job.start, job.stop)), key=functools.partial(render_order, work))
+    indices = read_table(run.parts("rows")[0], group=job.shard)["row"].to_pylist()
+    rows = sorted(map(work.row, indices), key=functools.partial(render_order, work))
     target = schema.arrow_schema(work.features())
     folder = run.path("frames", f"{job.shard:05d}")
     key = digest(plan, job, job.service.checkpoint)[:16]
@@ -123,7 +153,7 @@ def render_order(work: Planned, row: PlannedRow) -> tuple[str, tuple[str, ...], 
 def _load_piece(url: str, target: pa.Schema) -> tuple[pa.Table, list[Lost]] | None:
     """Return the rows that a killed run had saved; None when there are none, or they are damaged."""
     try:
-        table = pq.read_table(io.BytesIO(storage.read_bytes(url)), use_threads=False)
+        table = pq.read_table(io.BytesIO(storage.read_bytes(url)), use_threads=False, page_checksum_verification=True)
         lost = [Lost(*row) for row in json.loads(table.schema.metadata[LOST])]
         return table.cast(target.remove_metadata()).replace_schema_metadata(target.metadata), lost
     except (OSError, ValueError, KeyError, TypeError, pa.ArrowException):
@@ -136,7 +166,7 @@ def _make_piece(url: str, target: pa.Schema, worker: Worker, rows: Sequence[Plan
     table = pa.Table.from_pylist(samples, target)
     buffer = io.BytesIO()
     saved = table.replace_schema_metadata({**target.metadata, LOST: json.dumps(lost).encode()})
-    pq.write_table(saved, buffer, compression="none")
+    pq.write_table(saved, buffer, compression="none", write_page_checksum=True)
     storage.write_bytes(url, buffer.getvalue())
     return table, lost
 

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 from unreal_stand_in import StandIn, painted
 
 from granary.curation.runs.run import Run, Stage, Unit, close_stage, run_unit
+from granary.curation.runs.splits import shard_names
 from granary.synth.pug import steps
 from granary.synth.pug.planning import Planned, mesh_paths, planned
 from granary.synth.pug.recipe import RenderRecipe
@@ -84,11 +85,11 @@ def render(recipe: RenderRecipe, out: Path, rows: int = 1000, checkpoint: int = 
     run_unit(run, plan, plan.units[0])
     close_stage(run, plan)
     service = Service(recipe.renderer, mesh_paths(recipe), 1, checkpoint)
-    units = [
-        Unit(i, steps.ShardRows(i, start, min(start + rows, len(work.plan)), row_group, service))
-        for i, start in enumerate(range(0, len(work.plan), rows))
-    ]
-    stage = Stage("shards", steps.render_shard, units, [plan.digest], target="dataset/data")
+    cut = Stage("rows", steps.list_rows, [Unit(0, steps.CutShards(rows))], [plan.digest])
+    run_unit(run, cut, cut.units[0])
+    names = shard_names([split for split, _ in close_stage(run, cut)[0].notes])
+    units = [Unit(i, steps.ShardRows(i, row_group, service), name=name) for i, name in enumerate(names)]
+    stage = Stage("shards", steps.render_shard, units, [plan.digest, cut.digest], target="dataset/data")
     try:
         for unit in units:
             run_unit(run, stage, unit)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple, TypedDict
 
@@ -15,6 +16,7 @@ from granary.curation.dense.recipe import Format
 from granary.curation.dense.tree import Annotation, InvalidAnnotation
 from granary.curation.errors import UserError
 from granary.curation.runs.run import Output, Run, digest, read_table
+from granary.curation.runs.splits import NAME, TRAIN
 from granary.curation.sources import Reader, Source, files
 
 SCHEMA = pa.schema(
@@ -23,6 +25,7 @@ SCHEMA = pa.schema(
 )
 GROUP_CHARACTERS = 64 << 20
 SPLITS_BYTES = 256 << 20
+OTHER = "other"  # split of the shards of what splits.json names nowhere
 
 
 class RecordRow(TypedDict):
@@ -39,10 +42,14 @@ class RecordRow(TypedDict):
 
 
 class Group(NamedTuple):
-    """What the marker of this stage notes of a row group, by which a later unit knows its work."""
+    """What the marker of this stage notes of a row group, by which a later unit knows its work.
+
+    split: of all its records: as splits.json names it, OTHER where it names the file nowhere, train without one.
+    """
 
     digest: str
     rows: int
+    split: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,14 +76,17 @@ class ListRecords:
 def list_records(run: Run, job: ListRecords, output: Output) -> None:
     """Write one row per annotation, and note each row group, see `Group`.
 
-    Annotations that splits.json names and that are not in the folder become dead records.
+    Those that splits.json names come first, in its order, as the batches of DCI's benchmark do; those of them that are
+    not in the folder become dead records.
     """
     splits = load_splits(job.splits) if job.splits else {}
-    records = _with_missing(_records(run.sources["annotations"][0], job), splits)
-    for group in _groups(records, job.unit_rows):
-        rows = [_row(record, splits) for record in group]
+    records = _records(run.sources["annotations"][0], job)
+    if splits:
+        records = _in_order(records, splits)
+    rest = OTHER if splits else TRAIN
+    for rows in _groups((_row(record, splits) for record in records), job.unit_rows):
         output.write(pa.Table.from_pylist(rows, SCHEMA))
-        output.notes.append(Group(digest(rows), len(rows)))
+        output.notes.append(Group(digest(rows), len(rows), rows[0]["split"] or rest))
     output.begin(SCHEMA)
 
 
@@ -100,41 +110,47 @@ def _row(record: Record, splits: Mapping[str, str]) -> RecordRow:
     }
 
 
-def _with_missing(records: Iterable[Record], splits: Mapping[str, str]) -> Iterator[Record]:
-    missing = dict(splits)
+def _in_order(records: Iterable[Record], splits: Mapping[str, str]) -> Iterator[Record]:
+    """Yield the records that splits.json names in its order, then the others as they come, then those not there."""
+    named = defaultdict[str, list[Record]](list, {name: [] for name in splits})
     for record in records:
-        missing.pop(record.name.rsplit("/", 1)[-1], None)
-        yield record
-    for name in sorted(missing):
+        named[record.name.rsplit("/", 1)[-1]].append(record)
+    for group in named.values():
+        yield from group
+    for name in sorted(name for name, group in named.items() if not group):
         yield Record(name, error=("MissingFile", "splits.json names it and there is no such file"))
 
 
-def _groups(records: Iterable[Record], rows: int) -> Iterator[list[Record]]:
-    group: list[Record] = []
-    characters = 0
+def _groups(records: Iterable[RecordRow], rows: int) -> Iterator[list[RecordRow]]:
+    """Yield groups of one split each, as they are full; within a split records keep their order."""
+    groups: dict[str, list[RecordRow]] = {}
+    characters: Counter[str] = Counter()
     for record in records:
-        group.append(record)
-        characters += len(record.text)
-        if len(group) == rows or characters >= GROUP_CHARACTERS:
-            yield group
-            group, characters = [], 0
-    if group:
-        yield group
+        split = record["split"]
+        groups.setdefault(split, []).append(record)
+        characters[split] += len(record["text"])
+        if len(groups[split]) == rows or characters[split] >= GROUP_CHARACTERS:
+            yield groups.pop(split)
+            del characters[split]
+    yield from groups.values()
 
 
 def load_splits(path: str) -> dict[str, str]:
-    """Return the split of each file name of splits.json: {"train": [names], "valid": ..., "test": ...}.
+    """Return the split of each file name of splits.json, in its order: {"train": [names], "valid": ..., "test": ...}.
 
     Raises:
-        UserError: it cannot be read, or is something else.
+        UserError: it cannot be read, is something else, or names a split that no file can be named after.
     """
     try:
         splits = json.loads(files.read_file(path, SPLITS_BYTES))
-        return {str(name).rsplit("/", 1)[-1]: str(split) for split, names in splits.items() for name in list(names)}
+        named = {str(name).rsplit("/", 1)[-1]: str(split) for split, names in splits.items() for name in list(names)}
     except (OSError, ValueError, AttributeError, TypeError) as error:
         raise UserError(
             f"splits: {path} cannot be read ({error}); give an object of split names with lists of file names"
         ) from error
+    if wrong := next((split for split in named.values() if not NAME.fullmatch(split)), None):
+        raise UserError(f"splits: {path} names a split {wrong!r}; give letters, digits and _, such as train")
+    return named
 
 
 def read_records(run: Run, unit: int) -> list[RecordRow]:

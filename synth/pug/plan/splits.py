@@ -9,10 +9,9 @@ from pydantic import Field, field_validator, model_validator
 
 from granary.curation.errors import UserError
 from granary.curation.options import Options
+from granary.curation.runs.splits import TRAIN
 from granary.synth.pug.plan.factors import Axis, Value
 from granary.synth.pug.plan.plans import Row, permuted
-
-TRAIN = "train"
 
 
 class Holdout(Options, frozen=True):

@@ -184,8 +184,8 @@ def test_croissant_names_every_column_of_every_config_once():
     files = {one["@id"]: one.get("includes") for one in tree["distribution"]}
     assert files == {
         "repository": None,
-        "default-files": "data/train-*.parquet",
-        "ledger-files": "ledger/part-*.parquet",
+        "default-files": "data/*.parquet",
+        "ledger-files": "ledger/*.parquet",
     }
     fields = {field["name"]: field for records in tree["recordSet"] for field in records["field"]}
     assert set(fields) == {f"default/{name}" for name in FEATURES["default"]} | {f"ledger/{name}" for name in ledger}

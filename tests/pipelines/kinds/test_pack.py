@@ -52,7 +52,7 @@ def barns(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     folder = tmp_path_factory.mktemp("barns")
     files = {f"{name}-data.json": drawn.annotation(f"{name}.jpg") for name in "edcba"}
     found = drawn.write(folder, files, {f"{name}.jpg": drawn.picture(ord(name)) for name in "abcde"})
-    splits = {"train": ["a-data.json", "b-data.json"], "test": ["e-data.json", "gone-data.json"]}
+    splits = {"train": ["b-data.json", "a-data.json"], "test": ["e-data.json", "gone-data.json"]}
     (folder / "splits.json").write_text(json.dumps(splits))
     return found
 
@@ -87,12 +87,12 @@ def barn(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 # -- rows ------------------------------------------------------------------------------------------------------------
 
 
-def test_images_are_rows_in_the_order_of_names_with_their_original_bytes(
+def test_images_are_rows_in_the_order_of_splits_json_and_then_of_names_with_their_original_bytes(
     packed: pools.Run, barns: tuple[Path, Path]
 ) -> None:
     rows = packed.samples
-    assert [row["file"] for row in rows] == [f"{name}-data.json" for name in "abcde"]
-    assert [row["split"] for row in rows] == ["train", "train", "", "", "test"]
+    assert [row["file"] for row in rows] == [f"{name}-data.json" for name in "cdeba"]  # other, test, train
+    assert [row["split"] for row in rows] == ["", "", "test", "train", "train"]
     for row in rows:
         assert row["image"]["bytes"] == (barns[1] / row["image"]["path"]).read_bytes()
         assert [mask["key"] for mask in row["masks"]] == ["1", "0", "3", "4"]
@@ -106,7 +106,7 @@ def test_images_are_rows_in_the_order_of_names_with_their_original_bytes(
 def test_pairs_are_entries_in_the_order_of_files_and_masks(packed: pools.Run) -> None:
     rows, images = packed.table("dataset/pairs"), {row["file"]: row for row in packed.samples}
     assert [(row["file"][0], row["key"]) for row in rows] == [
-        (name, key) for name in "abcde" for key in ("base", "m-0-sc", "m-3-sc")
+        (name, key) for name in "cdeba" for key in ("base", "m-0-sc", "m-3-sc")
     ]
     assert len({row["id"] for row in rows}) == 15
     for base, barn, bush in zip(rows[::3], rows[1::3], rows[2::3], strict=True):
@@ -142,10 +142,19 @@ def test_a_crop_inside_a_crop_names_it_as_its_parent(tmp_path: Path) -> None:
 def test_both_configs_load_as_the_card_says(packed: pools.Run, tmp_path: Path) -> None:
     from datasets import load_dataset
 
-    for config, rows in (("default", 5), ("pairs", 15)):
-        found = load_dataset(str(packed.path / "dataset"), config, split="train", cache_dir=str(tmp_path))
-        assert len(found) == rows
-        assert found[0]["image"].size == (800, 600)
+    for config, rows in (("default", 1), ("pairs", 3)):
+        found = load_dataset(str(packed.path / "dataset"), config, cache_dir=str(tmp_path))
+        assert {split: len(part) for split, part in found.items()} == {
+            "train": 2 * rows,
+            "other": 2 * rows,
+            "test": rows,
+        }
+        assert {split: set(part["split"]) for split, part in found.items()} == {
+            "train": {"train"},
+            "other": {""},  # splits.json does not name them
+            "test": {"test"},
+        }
+        assert found["train"][0]["image"].size == (800, 600)
     card = (packed.path / "dataset" / "README.md").read_text()
     assert str(packed.path) not in card
     assert "no tokenizer was given" in card
@@ -379,23 +388,24 @@ def test_a_changed_annotation_redoes_its_unit_alone(copied: tuple[pools.Run, tup
     run, folders = copied
     (folders[0] / "c-data.json").write_text(json.dumps(drawn.annotation("c.jpg", short_caption="A green barn.")))
     names = written(run, lambda: pack(folders, run.path, "--unit_rows", "2"))
-    assert {name.split("/")[0] for name in names if "00001-of" not in name} == {"records", "dead-letter"}
-    assert {name for name in names if "00001-of" in name} == {
+    whole = {name for name in names if name.endswith("/part-00000-of-00001")}
+    assert {name.split("/")[0] for name in whole} == {"records", "dead-letter"}
+    assert names - whole == {
         "ledger/part-00001-of-00003",
-        "shards/train-00001-of-00003",
         "texts/part-00001-of-00003",
-        "pairs/train-00001-of-00003",
+        "shards/other-00000-of-00001",
+        "pairs/other-00000-of-00001",
     }
-    assert run.samples[2]["short_caption"] == "A green barn."
+    assert run.samples[0]["short_caption"] == "A green barn."
 
 
 def test_a_run_that_lost_its_last_shard_makes_it_again(copied: tuple[pools.Run, tuple[Path, Path]]) -> None:
     run, folders = copied
     before = run.hashes("dataset", "ledger")
-    (run.path / "dataset" / "data" / "train-00002-of-00003.parquet").unlink()
+    (run.path / "dataset" / "data" / "test-00000-of-00001.parquet").unlink()
     (run.path / "texts" / "part-00002-of-00003.done").write_bytes(b"{")
     names = written(run, lambda: pack(folders, run.path, "--unit_rows", "2"))
-    assert names == {"shards/train-00002-of-00003", "texts/part-00002-of-00003"}
+    assert names == {"shards/test-00000-of-00001", "texts/part-00002-of-00003"}
     assert run.hashes("dataset", "ledger") == before
 
 
@@ -427,6 +437,7 @@ def test_the_report_is_written_again(packed: pools.Run) -> None:
         (["--negatives.engines", "[model]", "--writer.model", "nowhere"], "writer.model: "),
         (["--crops.grow", "x"], "crops.grow: 'x' is not right"),
         (["--splits", "nowhere"], "splits: there is nothing at 'nowhere'"),
+        (["--splits", "{images}/../split-names.json"], "names a split 'val/1'; give letters, digits and _"),
         (["--out", "{annotations}/run"], "lies inside annotations"),
         (["--captoins", "x"], "did you mean captions?"),
     ],
@@ -436,6 +447,7 @@ def test_mistakes_are_one_sentence(
 ) -> None:
     known = {"--annotations": str(barns[0]), "--images": str(barns[1]), "--out": str(tmp_path / "run")}
     names = {"annotations": barns[0], "images": barns[1]}
+    (barns[1].parent / "split-names.json").write_text(json.dumps({"val/1": ["a-data.json"]}))
     known.update({words[i]: words[i + 1].format(**names) for i in range(0, len(words), 2)})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Runner, "_run", pools.run_in_a_loop)
@@ -460,10 +472,10 @@ def test_pictures_that_cannot_be_read_stop_the_run_when_they_are_many(
     files = {f"{n:02d}.json": drawn.annotation("a.jpg" if n < 4 else "far.jpg") for n in range(24)}
     folders = drawn.write(tmp_path, files, {"a.jpg": drawn.picture()})
 
-    def read(source: Source, name: str, max_bytes: int) -> tuple[str, bytes]:
-        if name == "far.jpg":
+    def read(source: Source, names: Sequence[str], max_bytes: int) -> tuple[str, bytes]:
+        if "far.jpg" in names:
             raise TimeoutError("the mount does not answer")
-        return read_picture(source, name, max_bytes)
+        return read_picture(source, names, max_bytes)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(shards, "read_picture", read)

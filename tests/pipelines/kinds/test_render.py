@@ -152,11 +152,44 @@ def test_larger_scales_are_larger_in_the_picture(run: Run) -> None:
 
 def test_datasets_loads_it_with_typed_columns(run: Run) -> None:
     data = load_dataset(str(run.path / "dataset"), split="train")
-    assert data.num_rows == 16
     assert data[0]["image"].size == (48, 48)
     assert data.features["camera_yaw"].dtype == "int64"
     assert data.features["character_scale"].dtype == "float64"
-    assert {data[i]["split"] for i in range(16)} == {"train", "test"}
+
+
+def test_a_split_is_loaded_without_the_rows_of_another(run: Run) -> None:
+    whole = load_dataset(str(run.path / "dataset"))
+    assert {split: set(rows["world_name"]) for split, rows in whole.items()} == {
+        "train": {"Meadow"},
+        "test": {"Desert"},
+    }
+    assert [rows.num_rows for rows in whole.values()] == [8, 8]
+    assert run.facts["splits"]["test"]["samples"] == 8
+    by_name = load_dataset("parquet", data_files={"train": str(run.path / "dataset" / "data" / "train-*.parquet")})
+    assert set(by_name["train"]["world_name"]) == {"Meadow"}  # without the card too
+
+
+def test_many_splits_and_many_shards_of_each(tmp_path: Path) -> None:
+    rules = [{"split": "odd", "where": {"camera_yaw": [225]}}, {"split": "large", "where": {"character_scale": [1.2]}}]
+    run = made(tmp_path, splits=rules, shards={"rows": 3})
+    names = sorted(path.name for path in (run.path / "dataset" / "data").iterdir())
+    assert names == [
+        *("large-00000-of-00002.parquet", "large-00001-of-00002.parquet"),
+        *(f"odd-{number:05d}-of-00003.parquet" for number in range(3)),
+        *("train-00000-of-00002.parquet", "train-00001-of-00002.parquet"),
+    ]
+    for name in names:
+        splits = set(pq.read_table(run.path / "dataset" / "data" / name)["split"].to_pylist())
+        assert splits == {name.split("-")[0]}
+    loaded = load_dataset(str(run.path / "dataset"))
+    assert {split: rows.num_rows for split, rows in loaded.items()} == {"train": 4, "odd": 8, "large": 4}
+
+
+def test_other_rules_leave_no_shard_of_the_splits_before(tmp_path: Path) -> None:
+    run = made(tmp_path, splits=[{"where": {"world_name": "Desert"}}])
+    assert run.path == made(tmp_path, splits=[]).path
+    assert {path.name.split("-")[0] for path in (run.path / "dataset" / "data").iterdir()} == {"train"}
+    assert load_dataset(str(run.path / "dataset"))["train"].num_rows == 16
 
 
 def test_two_servers_and_beam_give_the_same_bytes(run: Run, tmp_path: Path) -> None:

@@ -120,9 +120,9 @@ def _refined(shot: Shot, film: Film, seen: np.ndarray, instances: Instances, cho
 def _whole_shade(shot: Shot, instances: Instances, film: Film) -> Shade:
     pattern = pattern_of(*pixel_centres(shot.camera.width, shot.camera.height))
     rows = np.flatnonzero(film.hits.owner >= 0)
-    own = _shade_at(shot, instances, film, pattern, rows)
+    computed = _shade_at(shot, instances, film, pattern, rows)
     starts, sun, sky = np.zeros_like(film.points), np.zeros(len(pattern), bool), np.zeros(len(pattern), bool)
-    starts[rows], sun[rows], sky[rows] = own.starts, own.sun, own.sky
+    starts[rows], sun[rows], sky[rows] = computed.starts, computed.sun, computed.sky
     return Shade(starts, pattern, sun, sky)
 
 
@@ -130,8 +130,8 @@ def _front_shade(shot: Shot, behind: Backdrop, instances: Instances, film: Film,
     surface, distance = behind.film.surface, behind.film.hits.distance
     shade = deepened(shot.light, instances, surface.normal, distance, behind.shade, front)
     rows = np.flatnonzero(front)
-    own = _shade_at(shot, instances, film, shade.pattern, rows)
-    shade.sun[rows], shade.sky[rows] = own.sun, own.sky
+    computed = _shade_at(shot, instances, film, shade.pattern, rows)
+    shade.sun[rows], shade.sky[rows] = computed.sun, computed.sky
     return shade
 
 
