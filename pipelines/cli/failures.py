@@ -56,7 +56,7 @@ def remedy(error: OSError) -> str:
         return "free space there and run the same command again"
     if error.errno in NO_PERMISSION:
         return "give what may be read and written, and run the same command again"
-    return "mend that, and run the same command again"
+    return "correct that, and run the same command again"
 
 
 def drop_output() -> None:

@@ -244,8 +244,8 @@ def advice(cause: str) -> str:
         )
     if "TooManyUnreadable" in cause:
         return (
-            "Mend the connection, the mount or the permissions and run the same command again, finished work is kept; "
-            "or take these files for lost with --max_unreadable 1."
+            "Repair the connection, the mount or the permissions and run the same command again, finished work is "
+            "kept; or take these files for lost with --max_unreadable 1."
         )
     if "MemoryError" in cause or "not enough memory" in cause:
         return (
