@@ -171,8 +171,8 @@ def test_a_list_of_urls_stops_where_nothing_answers(pool, tmp_path, monkeypatch,
     monkeypatch.setattr(files, "read_file", fail)
     assert pools.attempt({"pool": tmp_path / "list.txt"}, tmp_path / "run", *WORDS) == 2
     assert f"TooManyUnreadable: {FILES} of {FILES} files could not be read" in capsys.readouterr().err
-    lost = pools.curate({"pool": tmp_path / "list.txt"}, tmp_path / "run", *WORDS, "--max_unreadable", "1")
-    assert len(lost.uris("dead")) == FILES
+    assert pools.attempt({"pool": tmp_path / "list.txt"}, tmp_path / "run", *WORDS, "--max_unreadable", "1") == 2
+    assert f"holds no readable image ({FILES} OSError)" in capsys.readouterr().err
 
 
 def failing_shards(monkeypatch, failing):
