@@ -55,5 +55,5 @@ def why_no_image(candidate: Candidate, reader: Reader, limits: DecodeLimits) -> 
     except DecodeError as error:
         return error.kind
     except OSError as error:
-        return type(error).__name__
+        return failure(error)[0]
     return None
