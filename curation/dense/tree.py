@@ -88,6 +88,7 @@ class Annotation:
     Args:
         file: name of the annotation, for example `112956-data.json` or `captions.jsonl:17`.
         image: file name of the picture.
+        also: further file names that the picture may have, tried in turn.
         masks: by key, in file order.
         relative: whether boxes are in thousandths of width and height instead of pixels.
         short_caption, extra_caption: of the whole image: one or two sentences, and the rest.
@@ -100,6 +101,7 @@ class Annotation:
 
     file: str
     image: str
+    also: tuple[str, ...] = ()
     masks: Mapping[str, Mask] = field(default_factory=dict)
     relative: bool = False
     short_caption: str = ""
