@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from granary.curation.errors import UserError
 from granary.curation.images.decode import DecodeError, DecodeLimits, decode
-from granary.curation.sources import Candidate, Reader, Source, list_pieces, read_piece
+from granary.curation.sources import Candidate, Reader, Source, failure, list_pieces, read_piece
 
 PROBED = 64  # candidates of a set that are looked at; a set that holds more of them passes
 SIDE = 32  # a JPEG need not be decoded larger
