@@ -18,6 +18,7 @@ from typing import NamedTuple
 import click
 
 from granary.curation.errors import UserError
+from granary.curation.store.printable import printable
 from granary.pipelines.cli.plain_command import SETTINGS, VARIABLE, debug_option
 
 
@@ -124,7 +125,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         if debug:
             logging.getLogger(__name__).exception("the run stopped")
-        print(f"granary: {error}", file=sys.stderr)
+        print(f"granary: {printable(str(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("granary: interrupted; run the same command again to go on where it stopped", file=sys.stderr)
