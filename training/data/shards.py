@@ -27,7 +27,11 @@ UNLABELLED = ("", "-1")
 
 
 class RowGroup(NamedTuple):
-    """A row group of a shard; chosen: numbers of the rows of the split in it, None for all."""
+    """A row group of a shard.
+
+    Args:
+        chosen: numbers of the rows of the split in it, None for all.
+    """
 
     url: str
     number: int
