@@ -12,7 +12,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from granary.curation.errors import UserError
-from granary.curation.store import storage
+from granary.curation.store import storage, yaml_nodes
 from granary.pipelines.engine.fields import fields
 
 M = TypeVar("M", bound=BaseModel)
@@ -73,7 +73,7 @@ def _read_yaml(config: str) -> dict[str, Any]:
         except UserError:
             raise UserError(f"config: there is no file {config!r}; give the path of a recipe (.yaml)") from None
     try:
-        tree = yaml.safe_load(storage.read_bytes(config).decode())
+        tree = yaml_nodes.load(storage.read_bytes(config).decode())
     except OSError as error:
         raise UserError(f"config: cannot read {config}: {error.strerror or error}; give a recipe (.yaml)") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -108,7 +108,7 @@ def _value(key: str, text: str) -> Any:
         return None
     if text[:1] in "[{":
         try:
-            return yaml.safe_load(text)
+            return yaml_nodes.load(text)
         except yaml.YAMLError:
             raise UserError(f"{key}: {text!r} is not a YAML list or mapping") from None
     return text
