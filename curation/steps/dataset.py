@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from granary.curation.runs import dead_letters
 from granary.curation.runs.dead_letters import DeadLetter, dead_rows
 from granary.curation.runs.row_groups import RowGroups
-from granary.curation.runs.run import Output, Run, read_groups, read_table, undigested
+from granary.curation.runs.run import DEAD, Output, Run, read_groups, read_table, undigested
 from granary.curation.runs.vectors import Layout
 from granary.curation.sources import Reader, failure
 from granary.curation.steps.embed import FACTS
@@ -193,9 +193,10 @@ def write_shard(run: Run, job: WriteShard, output: Output) -> None:
     """
     rows = read_table(run.parts("plan")[0], group=job.shard)
     groups = RowGroups(output, schema.arrow_schema(schema.curated_features()), job.row_group)
-    for row in check_lost(_reread(run, rows, job.max_bytes), job.max_unreadable):
+    for row in check_lost(_reread(run, rows, job.max_bytes), job.max_unreadable, output.counters):
         if row.problem is not None:
             output.notes.append(list(row.problem))
+            output.counters[DEAD] += 1
         else:
             groups.add(row.sample, row.size)
     groups.close()

@@ -9,6 +9,7 @@ import os
 import sys
 
 from granary.curation.errors import UserError
+from granary.curation.store.printable import printable
 from granary.curation.store.trees import one_line
 
 MISTAKE, FAILED, INTERRUPTED = 2, 1, 130
@@ -25,7 +26,7 @@ def status_of(error: BaseException) -> int:
     if not isinstance(error, UserError | KeyboardInterrupt):
         drop_output()
     with contextlib.suppress(OSError):  # stderr may be as full as stdout
-        print(f"granary: {sentence(error)}", file=sys.stderr)
+        print(f"granary: {printable(sentence(error))}", file=sys.stderr)
     return MISTAKE if isinstance(error, UserError) else INTERRUPTED if isinstance(error, KeyboardInterrupt) else FAILED
 
 

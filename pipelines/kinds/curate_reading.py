@@ -16,6 +16,7 @@ from granary.curation.sources.contents import LeftOut
 from granary.curation.steps import embed, listing
 from granary.curation.steps.probe import check_first_images
 from granary.curation.steps.tally import Tally, tally
+from granary.curation.steps.unreadable import what_allows
 from granary.pipelines.engine.encoders import plan_encoder
 from granary.pipelines.engine.stages import Stages
 
@@ -133,7 +134,7 @@ class Reading:
             if not counted.images:
                 raise UserError(
                     f"{role}: {source.path}, read as {source.kind}, holds no readable image ({counted.reasons}); "
-                    f"give images, or {OTHERWISE[role]}"
+                    f"give images, or {OTHERWISE[role]}. {what_allows(counted.reasons)}".rstrip(". ")
                 )
 
     def tallies(self, role: Role) -> list[Tally]:

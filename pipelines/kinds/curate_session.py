@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from rich.console import Console
 
 from granary.curation.hub.card import CURATED
@@ -11,7 +13,7 @@ from granary.curation.report.page import write_page
 from granary.curation.runs import summary
 from granary.curation.runs.facts import Facts, SetCount, read_facts
 from granary.curation.runs.lookup import Files, ledger_tables, open_run
-from granary.curation.runs.run import Run
+from granary.curation.runs.run import LOST, Run
 from granary.curation.store import schema
 from granary.pipelines.engine.recipe import dump_recipe
 from granary.pipelines.engine.session import Session, writable
@@ -21,13 +23,18 @@ from granary.pipelines.kinds.curate import Curation
 from granary.pipelines.kinds.curate_reading import Reading, prepare
 
 
-def curate(recipe: CurateRecipe, engine: Engine, console: Console | None = None) -> Facts:
+def curate(
+    recipe: CurateRecipe, engine: Engine, console: Console | None = None, *, retry_failed: bool = False
+) -> Facts:
     """Curate; finished work of an earlier, interrupted run of the same recipe is kept.
+
+    What an earlier run lost to something that can pass, a busy server for example, is tried again.
 
     Args:
         recipe: what to do.
         engine: where the work units run.
         console: for progress and the closing table; stderr by default.
+        retry_failed: try everything again that could not be read.
 
     Returns:
         What run.json holds.
@@ -38,6 +45,7 @@ def curate(recipe: CurateRecipe, engine: Engine, console: Console | None = None)
     prepared = prepare(recipe)
     recipe = prepared.recipe
     session = Session.begin(recipe, "curate", engine, console, recipe.sources, ("pool", _pool_paths))
+    session.runner.run = dataclasses.replace(session.runner.run, retry_failed=retry_failed)
     curation = Curation(Reading(Stages(session.runner), prepared))
     with writable(recipe.out):
         curation.run()
@@ -89,7 +97,7 @@ def _retrieval(curation: Curation) -> list[SetCount]:
 
 
 def _notes(curation: Curation) -> list[str]:
-    recipe, notes = curation.recipe, curation.reading.unreadable_notes()
+    recipe, notes = curation.recipe, [*curation.reading.unreadable_notes(), *_lost_notes(curation)]
     if recipe.references and any(seeds.as_is for seeds in recipe.seeds):
         notes.append("Seeds taken as they are were not compared with the reference sets.")
     if recipe.references and not recipe.leaks.through_pool:
@@ -103,6 +111,19 @@ def _notes(curation: Curation) -> list[str]:
             )
             notes.append(f"Seed set {seeds.name} retrieved nothing: {why}.")
     return notes
+
+
+def _lost_notes(curation: Curation) -> list[str]:
+    """Say of every stage how many files it lost to what can pass."""
+    counted = {
+        stage: sum(marker.counters.get(LOST, 0) for marker in markers)
+        for stage, markers in curation.stages.markers.items()
+    }
+    return [
+        f"{stage}: {count:,} files could not be read for reasons that may pass; the same command tries them again."
+        for stage, count in counted.items()
+        if count
+    ]
 
 
 def write_report(url: str) -> str:

@@ -79,6 +79,7 @@ KINDS = {
             "granary curate --config curate/folder.yaml --pool photos --seeds favourites --references benchmark"
             " --out runs/mine --dedup.threshold 0.9",
         ),
+        (("retry-failed", "try everything again that could not be read, not what may pass alone"),),
     ),
     "render": Kind(
         "granary.synth.pug.recipe:RenderRecipe",
