@@ -16,7 +16,7 @@ from granary.curation.runs.lookup import Files, ledger_tables, open_run
 from granary.curation.runs.run import LOST, Run
 from granary.curation.store import schema
 from granary.pipelines.engine.recipe import dump_recipe
-from granary.pipelines.engine.session import Session, writable
+from granary.pipelines.engine.session import Session
 from granary.pipelines.engine.stages import Stages
 from granary.pipelines.engine.units import Engine
 from granary.pipelines.kinds.curate import Curation
@@ -47,7 +47,7 @@ def curate(
     session = Session.begin(recipe, "curate", engine, console, recipe.sources, ("pool", _pool_paths))
     session.runner.run = dataclasses.replace(session.runner.run, retry_failed=retry_failed)
     curation = Curation(Reading(Stages(session.runner), prepared))
-    with writable(recipe.out):
+    with session.working():
         curation.run()
         facts = session.standing() or _finish(session, curation)
     session.print_table(facts, [("ledger", "ledger")])
