@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.sparse import csr_array
-from scipy.sparse.csgraph import connected_components as label_components
-from scipy.sparse.csgraph import minimum_spanning_tree
+
+if TYPE_CHECKING:  # scipy costs a fifth of a second that a command without work should not take
+    from scipy.sparse import csr_array
 
 Indices = NDArray[np.int64]
 Floats = NDArray[np.float32]
@@ -58,6 +59,9 @@ def spanning_forest(i: ArrayLike, j: ArrayLike, similarity: ArrayLike) -> Forest
     i, j, weight = _kruskal_order(np.minimum(first, second), np.maximum(first, second), weight)
     vertices, ends = np.unique(np.concatenate([i, j]), return_inverse=True)
     rank = np.arange(1, len(i) + 1, dtype=np.float64)
+    from scipy.sparse import csr_array
+    from scipy.sparse.csgraph import minimum_spanning_tree
+
     graph = csr_array((rank, (ends[: len(i)], ends[len(i) :])), shape=(len(vertices),) * 2)
     kept = np.sort(minimum_spanning_tree(graph).data).astype(np.int64) - 1
     return Forest(i[kept], j[kept], weight[kept])
@@ -124,6 +128,8 @@ def connected_components(forest: Forest) -> tuple[Indices, Indices]:
     Returns:
         vertices (v,) int64, ascending, and labels (v,) int64.
     """
+    from scipy.sparse.csgraph import connected_components as label_components
+
     vertices, graph = _graph(forest)
     component = label_components(graph, directed=False)[1]
     smallest = np.unique(component, return_index=True)[1]  # vertices ascend: the first of a component
@@ -131,6 +137,8 @@ def connected_components(forest: Forest) -> tuple[Indices, Indices]:
 
 
 def _graph(forest: Forest) -> tuple[Indices, csr_array]:
+    from scipy.sparse import csr_array
+
     vertices, ends = np.unique(np.concatenate([forest.i, forest.j]), return_inverse=True)
     i, j = ends[: len(forest)], ends[len(forest) :]
     return vertices, csr_array((np.ones(len(forest)), (i, j)), shape=(len(vertices),) * 2)

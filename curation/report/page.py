@@ -45,9 +45,8 @@ def cost_section(facts: Facts) -> Markup:
 
 def write_page(run: Run, html: str) -> str:
     """Write report/index.html of a run directory; returns its URL."""
-    target = run.path("report", "index.html")
-    storage.write_bytes(target, html.encode())
-    return target
+    storage.write_bytes(run.report_page, html.encode())
+    return run.report_page
 
 
 @cache

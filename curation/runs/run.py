@@ -59,6 +59,11 @@ class Run:
         """Return the URL of something in the run directory."""
         return storage.join(self.url, *parts)
 
+    @property
+    def report_page(self) -> str:
+        """The URL of the report; it is written last, so where it is, all the rest is of the same run."""
+        return self.path("report", "index.html")
+
     def parts(self, stage: str) -> list[str]:
         """Return the URLs of the part files of a finished stage, in order; none when it has not run."""
         return [self.path(stage, name) for name in self._index(stage)["parts"]]

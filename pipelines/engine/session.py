@@ -50,6 +50,7 @@ class Session(Generic[R]):
         console: for progress and the closing table.
         earlier: run.json of an earlier run of the same kind in the same directory; None when there is none.
         started: time.monotonic() at the beginning.
+        repeated: whether the directory holds this very recipe already.
     """
 
     recipe: R
@@ -59,6 +60,7 @@ class Session(Generic[R]):
     console: Console
     earlier: Facts | None
     started: float
+    repeated: bool
 
     @classmethod
     def begin(
@@ -88,9 +90,23 @@ class Session(Generic[R]):
         with writable(recipe.out):
             earlier = _check_out(recipe, kind, subject)
             run = Run(recipe.out.rstrip("/"), dict(sources or {}))
-            storage.write_bytes(run.path("recipe.yaml"), dump_recipe(recipe).encode())
+            text = dump_recipe(recipe).encode()
+            repeated = earlier is not None and storage.read_bytes(run.path("recipe.yaml")) == text
+            storage.write_bytes(run.path("recipe.yaml"), text)
             _remove_half_written(run)
-        return cls(recipe, kind, run, Runner(run, engine, Progress(console)), console, earlier, started)
+        return cls(recipe, kind, run, Runner(run, engine, Progress(console)), console, earlier, started, repeated)
+
+    def standing(self) -> Facts | None:
+        """Return run.json when no stage had work to do and all that follows from it is there; None otherwise.
+
+        A template of the user's own is a reason to write the card again: nobody knows when it changed.
+        """
+        earlier, run = self.earlier, self.run
+        if earlier is None or not self.repeated or self.runner.timings:
+            return None
+        same = earlier["recipe_digest"] == recipe_digest(self.recipe) and earlier["versions"] == summary.versions()
+        pages = (run.path("dataset", "README.md"), run.report_page)
+        return earlier if same and all(map(storage.exists, pages)) and own_template(run) is None else None
 
     def finish(
         self,
@@ -132,6 +148,7 @@ class Session(Generic[R]):
         }
         whole = cast(Facts, {**common, **facts, **work})
         with writable(self.recipe.out):
+            storage.remove(self.run.report_page)
             self._write_card(whole, features, limits or DecodeLimits())
             storage.write_bytes(self.run.path("run.json"), json.dumps(whole, indent=2).encode())
         return whole

@@ -41,15 +41,16 @@ def curate(recipe: CurateRecipe, engine: Engine, console: Console | None = None)
     curation = Curation(Reading(Stages(session.runner), prepared))
     with writable(recipe.out):
         curation.run()
-        facts = session.finish(
-            {"default": schema.curated_features()},
-            _summarise(curation),
-            {"default": curation.stages.written["shards"]},
-            CURATED,
-            recipe.decode,
-        )
-        _write_report(session.run, recipe, facts)
+        facts = session.standing() or _finish(session, curation)
     session.print_table(facts, [("ledger", "ledger")])
+    return facts
+
+
+def _finish(session: Session[CurateRecipe], curation: Curation) -> Facts:
+    recipe, features = session.recipe, {"default": schema.curated_features()}
+    shards = {"default": curation.stages.written["shards"]}
+    facts = session.finish(features, _summarise(curation), shards, CURATED, recipe.decode)
+    _write_report(session.run, recipe, facts)
     return facts
 
 

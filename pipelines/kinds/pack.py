@@ -192,21 +192,27 @@ def pack(recipe: PackRecipe, engine: Engine, console: Console | None = None) -> 
         UserError: the recipe cannot be run, or a work unit failed.
     """
     prepared = prepare(recipe)
-    recipe, counter = prepared.recipe, prepared.counter
+    recipe = prepared.recipe
     subject = ("set of annotations", lambda before: before.annotations)
     session = Session.begin(recipe, "pack", engine, console, prepared.sources, subject)
     packing = Pack(session.runner, prepared)
     with writable(recipe.out):
         packing.run()
-        facts = session.finish(
-            {"default": image_features(), "pairs": pair_features()},
-            _summarise(packing),
-            {"default": packing.written["shards"], "pairs": packing.written["pairs"]},
-            summary.card(recipe, counter.unit),
-            recipe.decode,
-        )
-        _write_report(session.run, recipe, facts)
+        facts = session.standing() or _finish(session, packing)
     session.print_table(facts, [("dead", "dead-letter")])
+    return facts
+
+
+def _finish(session: Session[PackRecipe], packing: Pack) -> Facts:
+    recipe = session.recipe
+    facts = session.finish(
+        {"default": image_features(), "pairs": pair_features()},
+        _summarise(packing),
+        {"default": packing.written["shards"], "pairs": packing.written["pairs"]},
+        summary.card(recipe, packing.prepared.counter.unit),
+        recipe.decode,
+    )
+    _write_report(session.run, recipe, facts)
     return facts
 
 

@@ -124,9 +124,7 @@ def render(
     rendering = Rendering(session.runner, work, fingerprint)
     with writable(recipe.out):
         rendering.run()
-    facts = _finish(session, rendering, description.version)
-    with writable(recipe.out):
-        write_report_of(session.run, facts, columns_of(work))
+        facts = session.standing() or _finish(session, rendering, description.version)
     session.print_table(facts, [("ledger", "ledger")])
     return facts
 
@@ -169,7 +167,7 @@ def _finish(session: Session[RenderRecipe], rendering: Rendering, version: str) 
     rows = len(work.plan)
     recipe = work.recipe
     renderer = {"kind": recipe.renderer.kind, "version": version}
-    return session.finish(
+    facts = session.finish(
         features={"default": work.features()},
         facts={
             "noun": "frames",
@@ -190,6 +188,8 @@ def _finish(session: Session[RenderRecipe], rendering: Rendering, version: str) 
             "local": ["renderer", "meshes"],
         },
     )
+    write_report_of(session.run, facts, columns_of(work))
+    return facts
 
 
 def _notes(work: Planned, dead: int) -> list[str]:

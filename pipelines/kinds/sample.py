@@ -240,6 +240,13 @@ def sample(recipe: SampleRecipe, engine: Engine, console: Console | None = None)
     session = Session.begin(recipe, "sample", engine, console, sources, ("data", _paths))
     run = Sampled(session.runner, prepared)
     run.run()
+    facts = session.standing() or _finish(session, run)
+    session.print_table(facts, [("ledger", "ledger")])
+    return facts
+
+
+def _finish(session: Session[SampleRecipe], run: Sampled) -> Facts:
+    recipe = session.recipe
     summary = summarise(session.run, steps.read_cells(session.run), recipe)
     facts = session.finish(
         {"default": outputs.sampled_features()},
@@ -249,7 +256,6 @@ def sample(recipe: SampleRecipe, engine: Engine, console: Console | None = None)
         recipe.decode,
     )
     write_report(session.run.url)
-    session.print_table(facts, [("ledger", "ledger")])
     return facts
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-MODULES = ("join", "copies", "pipeline", "workers", "world", "guidance", "pack", "loader", "ijepa", "dinov2")
+MODULES = ("startup", "join", "copies", "pipeline", "workers", "world", "guidance", "pack", "loader", "ijepa", "dinov2")
 
 if __name__ == "__main__":
     for module in MODULES:

@@ -150,6 +150,16 @@ def run_in_a_loop(self: Runner, stage: Stage, missing: list[Unit], combine: Any)
     self.timings.append({"stage": stage.name, "units": len(missing), "rows": 0, "noun": "", "seconds": 0, "workers": 1})
 
 
+def sources(roles: Mapping[str, Path | str | Sequence[str]]) -> list[str]:
+    """Return the words of a command that name its sources."""
+    return [
+        word
+        for role, paths in roles.items()
+        for path in ([paths] if isinstance(paths, str | Path) else paths)
+        for word in (f"--{role}", str(path))
+    ]
+
+
 def curate(roles: Mapping[str, Path | str | Sequence[str]], out: Path | str, *words: str, beam: bool = False) -> Run:
     """Run `granary curate` in this process, which must end well; the units run in a loop unless `beam`."""
     assert attempt(roles, out, *words, beam=beam) == 0
@@ -158,16 +168,10 @@ def curate(roles: Mapping[str, Path | str | Sequence[str]], out: Path | str, *wo
 
 def attempt(roles: Mapping[str, Path | str | Sequence[str]], out: Path | str, *words: str, beam: bool = False) -> int:
     """Run `granary curate` in this process; returns its exit status."""
-    sources = [
-        word
-        for role, paths in roles.items()
-        for path in ([paths] if isinstance(paths, str | Path) else paths)
-        for word in (f"--{role}", str(path))
-    ]
     with pytest.MonkeyPatch.context() as patch:
         if not beam:
             patch.setattr(Runner, "_run", run_in_a_loop)
-        return command.main(["curate", *sources, "--out", str(out), *words])
+        return command.main(["curate", *sources(roles), "--out", str(out), *words])
 
 
 class Run:

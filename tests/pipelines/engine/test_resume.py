@@ -39,6 +39,58 @@ def test_the_same_command_again_runs_no_unit(roles, run, copied):
     assert [len(session["stages"]) for session in copied.facts["sessions"]][1:] == [0]
 
 
+def written_at(run):
+    """Return the time of writing of what a finished run is closed with."""
+    names = ("dataset/README.md", "run.json", "report/index.html")
+    return {name: os.stat(f"{run.path}/{name}").st_mtime_ns for name in names}
+
+
+def test_a_run_that_stands_is_left_as_it_is(roles, copied):
+    """Card, run.json and report are written again only where something of them can differ."""
+    pools.curate(roles, copied.path, *RECIPE)  # it stood elsewhere before
+    before = written_at(copied)
+    pools.curate(roles, copied.path, *RECIPE)
+    assert written_at(copied) == before
+
+
+def test_a_repeat_of_a_finished_run_imports_nothing_heavy(roles, copied):
+    pools.curate(roles, copied.path, *RECIPE)
+    words = ["curate", *pools.sources(roles), "--out", str(copied.path), *RECIPE]
+    heavy = ("apache_beam", "torch", "sklearn", "scipy", "faiss", "datasets", "transformers")
+    code = f"""
+import sys
+from granary.pipelines.command import main
+assert main({words}) == 0
+print([name for name in {heavy} if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("lost", ["dataset/README.md", "report/index.html", "run.json"])
+def test_what_closes_a_run_is_written_again_when_it_is_lost(roles, copied, lost):
+    pools.curate(roles, copied.path, *RECIPE)
+    os.remove(f"{copied.path}/{lost}")
+    before = pools.curate(roles, copied.path, *RECIPE)
+    assert os.path.getsize(f"{before.path}/{lost}")
+
+
+def test_a_template_put_into_a_run_is_used_by_the_next_command(roles, copied):
+    pools.curate(roles, copied.path, *RECIPE)
+    Path(copied.path, "card.md.j2").write_text("{{ name }}: mine\n")
+    pools.curate(roles, copied.path, *RECIPE)
+    assert "mine" in Path(copied.path, "dataset/README.md").read_text()
+
+
+def test_another_limit_of_unreadable_files_is_in_the_next_report(roles, copied):
+    """It decides no stage, yet the report shows the recipe."""
+    pools.curate(roles, copied.path, *RECIPE)
+    before = written_at(copied)
+    pools.curate(roles, copied.path, *RECIPE, "--max_unreadable", "0.31")
+    assert "max_unreadable: 0.31" in Path(copied.path, "report/index.html").read_text()
+    assert all(time > before[name] for name, time in written_at(copied).items())
+
+
 def test_another_k_redoes_retrieval_and_what_follows_it_alone(roles, copied):
     written = {Path(name).parts[0] for name in again(roles, copied, "--retrieval.k", "3")}
     assert written == {
