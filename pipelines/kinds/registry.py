@@ -74,6 +74,7 @@ KINDS = {
             "granary curate --config curate/folder.yaml --pool photos --seeds favourites --references benchmark"
             " --out runs/mine --dedup.threshold 0.9",
         ),
+        (("offline", "download no model: without one at hand, retrieve by layout and colour"),),
     ),
     "render": Kind(
         "granary.synth.pug.recipe:RenderRecipe",
