@@ -8,6 +8,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from granary.curation.download.options import Download
 from granary.curation.images.decode import DecodeLimits
 from granary.curation.images.filters import Filters
 from granary.curation.options import Options, RunRecipe, named_sources
@@ -157,6 +158,7 @@ class CurateRecipe(RunRecipe, frozen=True):
     max_unreadable: float = Field(
         0.2, ge=0, le=1, description="stop when connections or permissions fail for more of a unit; 1: never"
     )
+    download: Download = Field(Download(), description="how addresses of lists are fetched")
     decode: DecodeLimits = Field(DecodeLimits(), description="limits on what is decoded")
     filters: Filters = Field(Filters(), description="drop by size, shape, blankness or blur; all off by default")
     encoder: Encoders = Field(Encoders(), description="descriptors")
@@ -170,7 +172,8 @@ class CurateRecipe(RunRecipe, frozen=True):
     @property
     def sources(self) -> dict[str, Sequence[Source]]:
         """The sources of each role."""
-        return {"pool": self.pool, "seeds": self.seeds, "references": self.references}
+        roles: dict[str, Sequence[Source]] = {"pool": self.pool, "seeds": self.seeds, "references": self.references}
+        return {role: [one.fetched_by(self.download) for one in sources] for role, sources in roles.items()}
 
     @model_validator(mode="before")
     @classmethod

@@ -71,9 +71,9 @@ def _check_names(repo: str, branch: str) -> None:
 
 def _preflight(publication: Publication) -> None:
     uploads = {**publication.parquet, "": publication.beside}
-    found = list(problems(uploads, publication.texts, get_token()))
-    if found:
-        raise UserError("nothing was sent:\n" + "\n".join(f"  {problem}" for problem in found))
+    refusals = list(problems(uploads, publication.texts, get_token()))
+    if refusals:
+        raise UserError("nothing was sent:\n" + "\n".join(f"  {problem}" for problem in refusals))
 
 
 def _send(publication: Publication, repository: Repository, private: bool, console: Console) -> None:

@@ -250,9 +250,9 @@ def _cutoff(left: Block, right: Block, threshold: float) -> float:
     slack += left.heads.shape[1] * ROUNDOFF * ends + 1e-9
     if left.heads.dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest":
         slack += 2.0**-6 * ends  # float32 products may then round their inputs to bfloat16
-    wanted = float(np.float32(threshold)) - slack
-    rounded = torch.tensor(wanted, dtype=left.heads.dtype)
-    if float(rounded) > wanted:
+    cutoff = float(np.float32(threshold)) - slack
+    rounded = torch.tensor(cutoff, dtype=left.heads.dtype)
+    if float(rounded) > cutoff:
         rounded = torch.nextafter(rounded, torch.tensor(-math.inf, dtype=rounded.dtype))
     return float(rounded)
 

@@ -171,22 +171,22 @@ class Rules:
 
 def first_summaries(entries: Sequence[Entry], engines: Sequence[Engine]) -> list[list[Text]]:
     """Return for each entry the summaries of the first engine that has some."""
-    found: list[list[Text]] = [[] for _ in entries]
+    chosen: list[list[Text]] = [[] for _ in entries]
     for engine in engines:
-        missing = [place for place, texts in enumerate(found) if not texts]
+        missing = [place for place, texts in enumerate(chosen) if not texts]
         made = engine.summaries([entries[place] for place in missing]) if missing else []
         for place, texts in zip(missing, made, strict=True):
-            found[place] = texts
-    return found
+            chosen[place] = texts
+    return chosen
 
 
 def first_negatives(entries: Sequence[Entry], positives: Sequence[str], engines: Sequence[Engine]) -> list[list[Text]]:
     """Return for each entry the negatives of the first engine that has some."""
-    found: list[list[Text]] = [[] for _ in entries]
+    chosen: list[list[Text]] = [[] for _ in entries]
     for engine in engines:
-        missing = [place for place, texts in enumerate(found) if not texts]
+        missing = [place for place, texts in enumerate(chosen) if not texts]
         if missing:
             made = engine.negatives([entries[place] for place in missing], [positives[place] for place in missing])
             for place, texts in zip(missing, made, strict=True):
-                found[place] = texts
-    return found
+                chosen[place] = texts
+    return chosen

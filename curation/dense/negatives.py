@@ -36,7 +36,11 @@ Named = tuple[str, list[Edit]]  # a rule and its edits
 
 @dataclass(frozen=True)
 class Rule:
-    """A text made by a rule. name: of the rule, with its version."""
+    """A text made by a rule.
+
+    Args:
+        name: of the rule, with its version.
+    """
 
     text: str
     name: str
@@ -50,14 +54,14 @@ def negatives(text: str, kind: str, seed: int) -> Iterator[Rule]:
         kind: basic, layout or swaps.
         seed: decides the order, and which colour stands in for which.
     """
-    rng, found = random.Random(seed), looked(text)
-    named = list(RULES[kind](found, rng))
+    rng, parsed = random.Random(seed), looked(text)
+    named = list(RULES[kind](parsed, rng))
     seen = {_folded(text)}
     while named:
         name, edits = named.pop(rng.randrange(len(named)))
         if len(edits) == 2 and not differ(edits[0][2], edits[1][2]):
             continue
-        changed = _edited(found, edits)
+        changed = _edited(parsed, edits)
         if (folded := _folded(changed)) not in seen:
             seen.add(folded)
             yield Rule(changed, f"{name}/{VERSION}")
@@ -86,42 +90,42 @@ class Looked:
 looked = functools.lru_cache(maxsize=8)(Looked)  # each text is asked for every kind
 
 
-def basic(found: Looked, rng: random.Random) -> Iterator[Named]:
+def basic(parsed: Looked, rng: random.Random) -> Iterator[Named]:
     """Yield the exchange of each word for its opposite, and of each colour for one that the text does not name."""
-    words = {word for _, _, word in found.words}
-    for start, stop, word in found.of(OPPOSITES):
+    words = {word for _, _, word in parsed.words}
+    for start, stop, word in parsed.of(OPPOSITES):
         if OPPOSITES[word] not in words:
             yield "opposite", [(start, stop, OPPOSITES[word])]
     others = [colour for colour in COLOURS if colour not in words]
-    for start, stop, _ in found.of(COLOUR) if others else []:
+    for start, stop, _ in parsed.of(COLOUR) if others else []:
         yield "colour", [(start, stop, rng.choice(others))]
 
 
-def layout(found: Looked, rng: random.Random) -> Iterator[Named]:
+def layout(parsed: Looked, rng: random.Random) -> Iterator[Named]:
     """Yield each spatial relation turned round; "on the left side" is no relation of "on"."""
     end = 0
-    for start, stop, word in found.words:
+    for start, stop, word in parsed.words:
         for relation in STARTS.get(word, ()):
             last = start + len(relation)
-            if start < end or found.text[start:last].lower() != relation or found.text[last : last + 1].isalpha():
+            if start < end or parsed.text[start:last].lower() != relation or parsed.text[last : last + 1].isalpha():
                 continue
-            if relation != "on" or not PLACE_IN_PICTURE.match(found.text, stop):
+            if relation != "on" or not PLACE_IN_PICTURE.match(parsed.text, stop):
                 yield "relation", [(start, last, RELATIONS[relation])]
             end = last
             break
 
 
 STARTS = {
-    word: sorted((each for each in RELATIONS if each.split()[0] == word), key=len, reverse=True)
+    word: sorted((phrase for phrase in RELATIONS if phrase.split()[0] == word), key=len, reverse=True)
     for word in {relation.split()[0] for relation in RELATIONS}
 }  # of each first word, the longest relation first
 
 
-def swaps(found: Looked, rng: random.Random) -> Iterator[Named]:
+def swaps(parsed: Looked, rng: random.Random) -> Iterator[Named]:
     """Yield the exchange of two noun phrases, and of two attributes."""
-    text = found.text
-    attributes = [(start, stop) for start, stop, _ in found.of(ATTRIBUTE)]
-    for name, spans in (("noun-phrases", phrases(found)), ("adjectives", iter(attributes))):
+    text = parsed.text
+    attributes = [(start, stop) for start, stop, _ in parsed.of(ATTRIBUTE)]
+    for name, spans in (("noun-phrases", phrases(parsed)), ("adjectives", iter(attributes))):
         for (a, b), (c, d) in itertools.combinations(itertools.islice(spans, MOST_SPANS), 2):
             if b <= c:
                 yield name, [(a, b, text[c:d]), (c, d, text[a:b])]
@@ -130,14 +134,14 @@ def swaps(found: Looked, rng: random.Random) -> Iterator[Named]:
 RULES = {"basic": basic, "layout": layout, "swaps": swaps}
 
 
-def phrases(found: Looked) -> Iterator[tuple[int, int]]:
+def phrases(parsed: Looked) -> Iterator[tuple[int, int]]:
     """Yield the bounds of noun phrases: a determiner and the words up to a mark or a word that ends a phrase."""
-    for place, (start, end, word) in enumerate(found.words):
+    for place, (start, end, word) in enumerate(parsed.words):
         if word not in DETERMINERS:
             continue
         last, begin = "", end
-        for left, right, following in found.words[place + 1 : place + 1 + LONGEST_PHRASE]:
-            if following in PHRASE_ENDS or found.text[end:left].strip(" "):
+        for left, right, following in parsed.words[place + 1 : place + 1 + LONGEST_PHRASE]:
+            if following in PHRASE_ENDS or parsed.text[end:left].strip(" "):
                 break
             end, last = right, following
         if end > begin and last not in FRAME:
@@ -172,13 +176,13 @@ def _folded(text: str) -> str:
     return " ".join(text.lower().split())
 
 
-def _edited(found: Looked, edits: list[Edit]) -> str:
+def _edited(parsed: Looked, edits: list[Edit]) -> str:
     """Return the text with parts exchanged; what comes to stand at the start of a sentence takes over its capital."""
-    text, parts, place = found.text, [], 0
+    text, parts, place = parsed.text, [], 0
     for start, stop, instead in edits:
         parts += [text[place:start], _cased(text, start, stop, instead)]
         place = stop
-    return _articles("".join([*parts, text[place:]]), found.articles)
+    return _articles("".join([*parts, text[place:]]), parsed.articles)
 
 
 def _cased(text: str, start: int, stop: int, instead: str) -> str:

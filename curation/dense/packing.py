@@ -96,7 +96,11 @@ def _converted(path: str) -> Tokenizer:
 
 @dataclass(frozen=True)
 class Window:
-    """A slice of a text. tokens: its length in the counter's unit."""
+    """A slice of a text.
+
+    Args:
+        tokens: its length in the counter's unit.
+    """
 
     text: str
     tokens: int
@@ -149,8 +153,8 @@ def _closed(text: str, held: list[tuple[Span, int]], counter: Counter) -> tuple[
 
 def _pieces(text: str, counter: Counter) -> Iterator[tuple[Span, int]]:
     """Yield the sentences with their lengths, those that exceed the budget as clauses, and what still does as words."""
-    said = sentences(text)
-    while batch := list(itertools.islice(said, BATCH)):
+    unread = sentences(text)
+    while batch := list(itertools.islice(unread, BATCH)):
         yield from _finer(text, batch, counter, (CLAUSE_END, SPACE))
 
 

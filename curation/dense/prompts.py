@@ -62,4 +62,4 @@ def answer(text: str) -> str:
 def listed(text: str) -> list[str]:
     """Return the captions of a numbered list, one a line; the number of the first may be missing."""
     lines = (NUMBERED.sub("", line) for line in text.splitlines())
-    return [found for line in lines if (found := answer(line))]
+    return [answered for line in lines if (answered := answer(line))]

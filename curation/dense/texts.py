@@ -48,8 +48,8 @@ def full_description(annotation: Annotation, masks: Mapping[str, Mask]) -> str:
 
 def mask_description(masks: Mapping[str, Mask], key: str) -> str:
     """Return everything said of a mask and of what lies in it; "" when nothing is said of the mask itself."""
-    own = own_description(masks[key])
-    return _with([own], [mask_text(mask) for mask in descendants(masks, key)]) if own else ""
+    description = own_description(masks[key])
+    return _with([description], [mask_text(mask) for mask in descendants(masks, key)]) if description else ""
 
 
 def _with(first: list[str], seen: list[str]) -> str:

@@ -13,12 +13,12 @@ def both_ways(pairs: str) -> dict[str, str]:
 
     The first pair of a word counts.
     """
-    found: dict[str, str] = {}
+    pairings: dict[str, str] = {}
     for entry in " ".join(pairs.split()).split(","):
         left, right = entry.strip().split("/") if "/" in entry else entry.split()
-        found.setdefault(left, right)
-        found.setdefault(right, left)
-    return found
+        pairings.setdefault(left, right)
+        pairings.setdefault(right, left)
+    return pairings
 
 
 OPPOSITES = both_ways("""

@@ -27,12 +27,15 @@ class Upload:
         size: in bytes.
         url: where its bytes are, when they are in a file.
         data: its bytes, when it is small and was made here.
+        written: SHA-256 that the run noted when it wrote the file, "" when it noted none; None for what is no file of
+            a run.
     """
 
     path: str
     size: int
     url: str = ""
     data: bytes = b""
+    written: str | None = None
 
     def open(self) -> BinaryIO:
         """Open the bytes."""

@@ -8,11 +8,13 @@ of everything the unit depends on. A unit whose marker carries the right digest 
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import functools
 import hashlib
 import json
 import re
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO, Concatenate, Generic, Literal, TypedDict, TypeVar, cast
 
@@ -20,6 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel
 
+from granary.curation.errors import UserError
 from granary.curation.sources import Source
 from granary.curation.store import storage
 from granary.curation.store.hashing import HashingFile
@@ -41,6 +44,22 @@ class Index(TypedDict):
 
 class UnitError(Exception):
     """A unit could not finish; the message names the stage, the unit and the cause in one line."""
+
+
+class DamagedPart(UserError):
+    """A file of a run is missing, or is not what was written.
+
+    Args:
+        url: of the file.
+        cause: what its reader said, in one line.
+    """
+
+    def __init__(self, url: str, cause: str) -> None:
+        self.url, self.cause = url, cause
+        super().__init__(
+            f"{url} cannot be read ({cause}); if it belongs to a run, `granary check RUN --repair` removes what is "
+            "damaged there, and the run's command makes it again"
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,10 +92,13 @@ class Run:
         return self._index(stage)["rows"]
 
     def _index(self, stage: str) -> Index:
+        path = self.path(stage, INDEX)
         try:
-            return cast(Index, json.loads(storage.read_bytes(self.path(stage, INDEX))))
+            return parse_index(storage.read_bytes(path))
         except FileNotFoundError:
             return {"parts": [], "rows": []}
+        except ValueError as error:
+            raise DamagedPart(path, str(error)) from error
 
     def read(self, stage: str, index: int, columns: list[str] | None = None) -> pa.Table:
         """Read one part file of a stage."""
@@ -87,11 +109,20 @@ class Run:
         return pa.concat_tables([read_table(part, columns) for part in self.parts(stage)])
 
 
+def parse_index(data: bytes) -> Index:
+    """Read the index of a stage; raises ValueError when it is none."""
+    index = json.loads(data)
+    if not isinstance(index, dict) or not {"parts", "rows"} <= index.keys():
+        raise ValueError("it holds no parts and rows")
+    return cast(Index, index)
+
+
 @dataclasses.dataclass(frozen=True)
 class Marker:
     """What a finished unit says of its output.
 
     Args:
+        path: of the output file, in the run directory.
         digest: hex digest of everything the output depends on.
         sha256: of the output file, hex.
         size: of the output file in bytes.
@@ -100,6 +131,7 @@ class Marker:
         notes: what the step says of single rows, for example those it lost.
     """
 
+    path: str
     digest: str
     sha256: str
     size: int
@@ -107,10 +139,25 @@ class Marker:
     counters: Mapping[str, int] = dataclasses.field(default_factory=dict)
     notes: Sequence[Any] = ()
 
+    def dump(self) -> bytes:
+        """Return the marker as it is written: one line, with a checksum of the rest."""
+        fields = dataclasses.asdict(self)
+        return json.dumps({**fields, "crc32": _crc32(fields)}, sort_keys=True).encode()
+
     @staticmethod
     def parse(data: bytes) -> Marker:
-        """Read a marker; raises ValueError or TypeError when it is not one."""
-        return Marker(**json.loads(data))
+        """Read a marker; raises ValueError or TypeError when it is not one, or not as it was written."""
+        fields = dict(json.loads(data))
+        if fields.pop("crc32", None) != _crc32(fields):
+            raise ValueError("the checksum of the marker is not that of what it says")
+        marker = Marker(**fields)
+        if ".." in marker.path.split("/"):
+            raise ValueError("a marker names a file of its run")
+        return marker
+
+
+def _crc32(fields: Mapping[str, object]) -> int:
+    return zlib.crc32(json.dumps(fields, sort_keys=True).encode())
 
 
 def undigested(default: T = dataclasses.MISSING) -> T:  # type: ignore[assignment]
@@ -179,9 +226,13 @@ class Stage(Generic[J]):
         """Return the name of a unit's files without an ending, `part-NNNNN-of-NNNNN` unless it has a name."""
         return unit.name or f"part-{unit.index:05d}-of-{self.total:05d}"
 
+    def path(self, unit: Unit[J]) -> str:
+        """Return the path of the unit's Parquet file in the run directory."""
+        return storage.join(self.target or self.name, self.stem(unit) + ".parquet")
+
     def output(self, run: Run, unit: Unit[J]) -> str:
         """Return the URL of the unit's Parquet file."""
-        return run.path(self.target or self.name, self.stem(unit) + ".parquet")
+        return run.path(self.path(unit))
 
     def marker(self, run: Run, unit: Unit[J]) -> str:
         """Return the URL of the unit's marker."""
@@ -234,7 +285,8 @@ class Output:
     def begin(self, schema: pa.Schema, compression: str = "zstd") -> pq.ParquetWriter:
         """Return the writer of the file, which has no row group yet and may end without one."""
         if self.writer is None:
-            self.writer = pq.ParquetWriter(pa.PythonFile(self.sink, mode="w"), schema, compression=compression)
+            file = pa.PythonFile(self.sink, mode="w")
+            self.writer = pq.ParquetWriter(file, schema, compression=compression, write_page_checksum=True)
         return self.writer
 
     def write(self, table: pa.Table, compression: str = "zstd") -> None:
@@ -242,13 +294,17 @@ class Output:
         self.begin(table.schema, compression).write_table(table, row_group_size=max(1, table.num_rows))
         self.rows += table.num_rows
 
-    def finish(self, digest: str) -> Marker:
-        """Close the file and return its marker."""
+    def finish(self, digest: str, path: str = "") -> Marker:
+        """Close the file and return its marker.
+
+        Args:
+            path: of the file in the run directory.
+        """
         if self.writer is None:
             raise UnitError("the step wrote no table")
         self.writer.close()
         counters = dict(sorted(self.counters.items()))
-        return Marker(digest, self.sink.hash.hexdigest(), self.sink.size, self.rows, counters, self.notes)
+        return Marker(path, digest, self.sink.hash.hexdigest(), self.sink.size, self.rows, counters, self.notes)
 
 
 def finished(run: Run, stage: Stage[J], unit: Unit[J]) -> bool:
@@ -275,9 +331,8 @@ def run_unit(run: Run, stage: Stage[J], unit: Unit[J], *combined: object) -> Non
         with storage.writing(stage.output(run, unit)) as file:
             output = Output(file)
             stage.step(run, unit.job, output, *combined)
-            marker = output.finish(stage.unit_digest(unit))
-        line = json.dumps(dataclasses.asdict(marker), sort_keys=True)
-        storage.write_bytes(stage.marker(run, unit), line.encode())
+            marker = output.finish(stage.unit_digest(unit), stage.path(unit))
+        storage.write_bytes(stage.marker(run, unit), marker.dump())
     except Exception as error:
         cause = re.sub(r"\s+", " ", f"{type(error).__name__}: {error}")
         raise UnitError(f"stage {stage.name}, unit {unit.index} of {stage.total}: {cause} ;;") from error
@@ -304,17 +359,27 @@ def close_stage(run: Run, stage: Stage[J]) -> list[Marker]:
 
 
 def read_table(url: str, columns: list[str] | None = None, group: int | None = None) -> pa.Table:
-    """Read a Parquet file, or one row group of it."""
-    with storage.open_read(url) as file:
-        parquet = pq.ParquetFile(file)
+    """Read a Parquet file, or one row group of it; raises DamagedPart when it is missing or damaged."""
+    with _parquet(url) as parquet:
         if group is None:
             return parquet.read(columns=columns, use_threads=False)
         return parquet.read_row_group(group, columns=columns, use_threads=False)
 
 
 def read_groups(url: str, columns: list[str] | None = None) -> Iterator[pa.Table]:
-    """Read a Parquet file one row group at a time."""
-    with storage.open_read(url) as file:
-        parquet = pq.ParquetFile(file)
+    """Read a Parquet file one row group at a time; raises DamagedPart when it is missing or damaged."""
+    with _parquet(url) as parquet:
         for group in range(parquet.num_row_groups):
             yield cast(pa.Table, parquet.read_row_group(group, columns=columns, use_threads=False))
+
+
+@contextlib.contextmanager
+def _parquet(url: str) -> Iterator[pq.ParquetFile]:
+    """Open a Parquet file whose pages are compared with their checksums."""
+    try:
+        with storage.open_read(url) as file:
+            yield pq.ParquetFile(file, page_checksum_verification=True)
+    except pa.ArrowMemoryError:
+        raise
+    except (OSError, pa.ArrowException) as error:
+        raise DamagedPart(url, " ".join(f"{type(error).__name__}: {error}".split())) from error

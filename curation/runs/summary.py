@@ -5,15 +5,15 @@ from __future__ import annotations
 import collections
 import importlib.metadata
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from granary.curation.recipe import ROLES, CurateRecipe
-from granary.curation.runs.facts import Audit, FlowRow, SourceCount
+from granary.curation.recipe import CurateRecipe
+from granary.curation.runs.facts import Audit, FlowRow
 from granary.curation.runs.lookup import ledger_tables
-from granary.curation.runs.run import Marker, Run, read_table
+from granary.curation.runs.run import Marker, Run
 from granary.curation.runs.vectors import Layout
 
 
@@ -112,24 +112,3 @@ def versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return numbers
-
-
-def source_counts(recipe: CurateRecipe, markers: Mapping[str, Sequence[Marker]], run: Run) -> list[SourceCount]:
-    """Return the number of files and of dead files of every source."""
-    counts: collections.Counter[tuple[str, int, str]] = collections.Counter()
-    for role in ROLES:
-        for url in run.parts(role) if role in markers else []:
-            table = read_table(url, ["source", "status"]).group_by(["source", "status"]).aggregate([([], "count_all")])
-            for row in table.to_pylist():
-                counts[role, row["source"], row["status"]] += row["count_all"]
-    return [
-        {
-            "role": role,
-            "name": source.name,
-            "kind": source.kind,
-            "files": sum(counts[role, number, status] for status in ("ok", "dropped", "dead")),
-            "dead": counts[role, number, "dead"],
-        }
-        for role in ROLES
-        for number, source in enumerate(recipe.sources[role])
-    ]

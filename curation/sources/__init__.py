@@ -6,16 +6,14 @@ Each kind is a module of this package.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import ModuleType, TracebackType
 from typing import Protocol
 
-import pyarrow.parquet as pq
-
 from granary.curation.errors import UserError
-from granary.curation.sources import columns, dataset, files, folder, listing, parquet, urls, webdataset
+from granary.curation.sources import dataset, detect, files, folder, listing, parquet, urls, webdataset
+from granary.curation.sources.contents import LeftOut
 from granary.curation.sources.model import Candidate, Piece, Source, failure, field_name
 
 __all__ = [
@@ -38,7 +36,6 @@ KINDS: dict[str, ModuleType] = {
     "dataset": dataset,
     "urls": urls,
 }
-SIDE_ENDINGS = (".md", ".json", ".txt", ".csv", ".idx", ".gitattributes")  # found beside shards, no images
 
 
 def resolve(source: Source) -> Source:
@@ -51,11 +48,11 @@ def resolve(source: Source) -> Source:
     else:
         path = files.absolute(source.path)
         what = look(source, path)
-        path = path.rstrip("/") + "/" if what == "directory" else path
+        path = detect.dataset_of_run(path.rstrip("/") + "/") if what == "directory" else path
         placed = source.model_copy(update={"path": path})
-        kind = detect(placed, what) if source.kind == "auto" else source.kind
+        kind = detect.detect(placed, what) if source.kind == "auto" else source.kind
         settled = placed.model_copy(update={"kind": kind})
-    check(settled)
+    detect.check(settled)
     return settled
 
 
@@ -91,74 +88,14 @@ def look(source: Source, path: str) -> str:
     return kind
 
 
-def detect(source: Source, what: str) -> str:
-    """Return the kind of what stands at the path of a source."""
-    if source.glob is not None or source.labels == "folder":
-        return "folder"
-    if what == "directory":
-        return detect_folder(source)
-    path = (listing.first_match(source.path) if what == "pattern" else source.path).lower()
-    if path.endswith(webdataset.ENDINGS):
-        return "webdataset"
-    if path.endswith(parquet.ENDINGS):
-        return "parquet" if what == "pattern" else detect_parquet(source, source.path)
-    if what == "pattern":
-        subject = f"{field_name(source, 'path')} is {source.path!r}"
-        raise UserError(f"{subject}: a pattern names tar or Parquet files; for images give the folder and a glob.")
-    return "urls" if path.endswith(urls.ENDINGS) else "folder"
+def list_pieces(source: Source, left_out: LeftOut | None = None) -> Iterator[Piece]:
+    """Yield the pieces of a resolved source in an order that depends on names alone; reads no image.
 
-
-def detect_folder(source: Source) -> str:
-    """Return webdataset, parquet or dataset for a folder that holds nothing else, else folder."""
-    if dataset.is_saved(source.path):
-        return "dataset"
-    tars = tables = False
-    for file in listing.walk(source.path):
-        name = file.path.lower()
-        tars |= name.endswith(webdataset.ENDINGS)
-        tables |= name.endswith(parquet.ENDINGS)
-        known = (*webdataset.ENDINGS, *parquet.ENDINGS, *SIDE_ENDINGS)
-        if not name.endswith(known) and not name.rsplit("/", 1)[-1].startswith((".", "_")):
-            return "folder"
-    return "webdataset" if tars else "parquet" if tables else "folder"
-
-
-def detect_parquet(source: Source, path: str) -> str:
-    """Return parquet for a file with an image column, urls for one with a column of addresses."""
-    try:
-        with files.open_file(path) as file:
-            schema = pq.read_schema(file)
-    except parquet.FAILURES:
-        return "parquet"
-    with contextlib.suppress(UserError):
-        return "parquet" if parquet.choose_columns(source, schema) else "folder"
-    if columns.find(schema.names, source.url_column):
-        return "urls"
-    raise UserError(
-        f"{field_name(source, 'path')} is {source.path!r} with the columns {', '.join(schema.names)}: none "
-        f"of them is image_column ({source.image_column!r}) or url_column ({source.url_column!r})."
-    )
-
-
-def check(source: Source) -> None:
-    """Raise UserError where options or path do not fit the kind."""
-    for option, default in (("glob", None), ("labels", "none")):
-        value = getattr(source, option)
-        if source.kind != "folder" and value != default:
-            subject = f"{field_name(source, option)} is {value!r}"
-            raise UserError(f"{subject}, which is for folders, but {source.path!r} is read as {source.kind}.")
-    if source.kind == "dataset":
-        dataset.check(source)
-    elif source.kind == "urls":
-        if source.path.endswith("/"):
-            subject = f"{field_name(source, 'path')} is {source.path!r}, a folder"
-            raise UserError(f"{subject}; a list of addresses is one text, CSV or Parquet file.")
-        urls.load(source, files.info(source.path)["stamp"])
-
-
-def list_pieces(source: Source) -> Iterator[Piece]:
-    """Yield the pieces of a resolved source in an order that depends on names alone; reads no image."""
-    yield from KINDS[source.kind].list_pieces(source)
+    Args:
+        source: resolved.
+        left_out: is given (what, why) -> how many of the files that are passed over, when all pieces were taken.
+    """
+    yield from KINDS[source.kind].list_pieces(source, LeftOut() if left_out is None else left_out)
 
 
 def read_piece(source: Source, piece: Piece, max_bytes: int) -> Iterator[Candidate]:
@@ -191,6 +128,11 @@ class Reader:
 
     def __init__(self, source: Source, max_bytes: int) -> None:
         self.reader: KindReader = KINDS[source.kind].Reader(source, max_bytes)
+
+    def expect(self, offsets: Iterable[int]) -> None:
+        """Say which rows will be read next, in this order, so that those of a list are fetched ahead."""
+        if isinstance(self.reader, urls.Reader):
+            self.reader.expect(offsets)
 
     def read(self, path: str, offset: int, size: int) -> bytes:
         """Return the original bytes. Raises OSError, whatever failed."""

@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import pyarrow as pa
 
+from granary.curation.download.client import Downloads
 from granary.curation.errors import UserError
 from granary.curation.sources import columns, files, parquet
+from granary.curation.sources.contents import LeftOut
 from granary.curation.sources.model import Candidate, Piece, Source, escape, failure, field_name
 
 if TYPE_CHECKING:
@@ -49,7 +51,7 @@ def is_saved(folder: str) -> bool:
     return any(files.exists(folder + mark) for mark in SAVED)
 
 
-def list_pieces(source: Source) -> Iterator[Piece]:
+def list_pieces(source: Source, left_out: LeftOut) -> Iterator[Piece]:
     """Yield ranges of rows, split by split."""
     for name, split in splits(source).items():
         total = len(split.rows)
@@ -139,15 +141,17 @@ class Reader:
         self.splits = splits(source)
         self.top = source.path if not source.path.startswith(HUB) else hub_cache()
         self.max_bytes = max_bytes
+        self.downloads = Downloads(source.download, max_bytes, source.private_addresses)
 
     def read(self, path: str, offset: int, size: int) -> bytes:
         """Return the bytes of row `offset` of split `path`."""
         split = self.splits[path]
         value = split.rows[offset][split.columns.image]
-        return parquet.cell_bytes(value, self.top, self.top, self.max_bytes)
+        return parquet.cell_bytes(value, self.top, self.top, self.max_bytes, self.downloads.read)
 
     def close(self) -> None:
-        """Hold nothing of its own: tables stay mapped for the process."""
+        """Close the connections; tables stay mapped for the process."""
+        self.downloads.close()
 
 
 def hub_cache() -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import posixpath
 import re
@@ -9,6 +10,8 @@ import stat
 from collections.abc import Callable, Mapping
 from typing import BinaryIO, TypedDict, TypeVar
 
+from granary.curation.download.client import Downloads
+from granary.curation.download.options import Download
 from granary.curation.sources.model import escape, unescape
 from granary.curation.store import storage
 
@@ -142,12 +145,23 @@ def read_range(file: BinaryIO, offset: int, size: int) -> bytes:
     return b"".join(parts)
 
 
-def read_reference(top: str, folder: str, reference: str, max_bytes: int) -> bytes:
+def read_reference(
+    top: str, folder: str, reference: str, max_bytes: int, download: Callable[[str], bytes] | None = None
+) -> bytes:
     """Read a path written inside a data file: relative to `folder`, inside `top`, or on a remote service.
 
-    Everything else is refused: data must not choose files of the machine that reads it.
+    Everything else is refused: data must not choose files of the machine that reads it, nor its neighbours.
+
+    Args:
+        top: folder of the source.
+        folder: of the data file.
+        reference: what it names.
+        max_bytes: a larger file is not read.
+        download: fetches an address of http or https; by default from public hosts alone.
     """
-    protocol = reference.split("://", 1)[0] if "://" in reference else ""
+    protocol = reference.split("://", 1)[0].lower() if "://" in reference else ""
+    if protocol in ("http", "https"):
+        return (download or functools.partial(download_once, max_bytes))(reference)
     if "::" in reference or (protocol and protocol not in REMOTE_PROTOCOLS):
         raise UnsafePath(f"only files inside the source and remote URLs are read, not {reference}")
     if protocol:
@@ -163,3 +177,12 @@ def read_reference(top: str, folder: str, reference: str, max_bytes: int) -> byt
     if not inside:
         raise UnsafePath(f"the path leads out of the source: {reference}")
     return read_file(target, max_bytes)
+
+
+def download_once(max_bytes: int, address: str) -> bytes:
+    """Fetch one public address."""
+    downloads = Downloads(Download(), max_bytes)
+    try:
+        return downloads.read(address)
+    finally:
+        downloads.close()

@@ -1,19 +1,37 @@
-"""A folder tree: every regular file is a candidate whatever its ending; decoding tells what is no image."""
+"""A folder tree: every regular file is a candidate unless it is hidden or its name is that of a companion.
+
+A name without an ending, or with an unknown one, may be a picture's: decoding tells.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from granary.curation.sources import files, listing
+from granary.curation.sources import contents, files, listing
+from granary.curation.sources.contents import LeftOut
+from granary.curation.sources.listing import File
 from granary.curation.sources.model import Candidate, Piece, Source, too_many_bytes
 
 
-def list_pieces(source: Source) -> Iterator[Piece]:
-    """Yield one piece per file, sorted by path."""
-    matches = listing.matcher(source.glob) if source.glob else None
+def list_pieces(source: Source, left_out: LeftOut) -> Iterator[Piece]:
+    """Yield one piece per file, sorted by path; companions and hidden files are counted in `left_out`."""
     for file in listing.shards(source.path, ("",)):
-        if matches is None or file.path.endswith("/") or matches(file.path):
+        if is_taken(source, file, left_out):
             yield Piece(file.path, 0, 0, file.size, 1, file.stamp)
+
+
+def is_taken(source: Source, file: File, left_out: LeftOut) -> bool:
+    """Say whether a file is a candidate: of a glob whatever matches, else what may be a picture by its name."""
+    if file.stamp == "unlisted" or not source.path.endswith("/"):
+        return True
+    if source.glob:
+        taken, why = listing.matcher(source.glob)(file.path), f"does not match glob {source.glob}"
+    else:
+        kind = contents.kind_of(file.path)
+        taken, why = kind in ("picture", "unknown"), "hidden" if kind == "hidden" else contents.NO_PICTURE
+    if not taken:
+        left_out["hidden files" if why == "hidden" else contents.what(file.path), why] += 1
+    return taken and contents.of_split(source, file.path, left_out)
 
 
 def read_piece(source: Source, piece: Piece, max_bytes: int) -> Iterator[Candidate]:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Self
 
 import pydantic
-from pydantic import Field
+from pydantic import Field, PrivateAttr
+
+from granary.curation.download.errors import DownloadError
+from granary.curation.download.options import Download
+from granary.curation.store.addresses import without_secrets
 
 Kind = Literal["auto", "folder", "webdataset", "parquet", "dataset", "urls"]
 
@@ -33,6 +37,25 @@ class Source(pydantic.BaseModel, frozen=True, extra="forbid"):
     )
     url_column: str = Field(default="url", description="urls: column of the address in a CSV or Parquet list")
     split: str | None = Field(default=None, description="dataset: the split to read; default all of them")
+    trust_paths: bool = Field(
+        default=False,
+        description="urls: take rows that name any file of this machine or chain protocols; for lists of your own",
+    )
+    private_addresses: bool = Field(
+        default=False, description="fetch what rows name on this machine and in private networks"
+    )
+    _download: Download = PrivateAttr(default_factory=Download)
+
+    @property
+    def download(self) -> Download:
+        """How addresses in it are fetched: set by the recipe for all of its sources."""
+        return self._download
+
+    def fetched_by(self, download: Download) -> Self:
+        """Return the source with what the recipe says of downloads."""
+        copy = self.model_copy()
+        copy._download = download
+        return copy
 
 
 @dataclass(frozen=True)
@@ -105,9 +128,10 @@ def field_name(source: Source, field: str) -> str:
 
 
 def failure(error: BaseException) -> tuple[str, str]:
-    """Return (class, message) of an error, without the local path that operating systems add to theirs."""
+    """Return (class, message) of an error, without local paths that operating systems add and secrets of addresses."""
+    kind = error.kind if isinstance(error, DownloadError) else type(error).__name__
     message = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return type(error).__name__, plain(message) or type(error).__name__
+    return kind, without_secrets(plain(message)) or kind
 
 
 def too_many_bytes(size: int, max_bytes: int) -> tuple[str, str]:

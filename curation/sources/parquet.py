@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from granary.curation.download.client import Downloads
 from granary.curation.errors import UserError
-from granary.curation.sources import columns, files, listing
+from granary.curation.sources import columns, contents, files
+from granary.curation.sources.contents import LeftOut
 from granary.curation.sources.model import Candidate, Piece, Source, failure, too_many_bytes
 
-ENDINGS = (".parquet", ".pq")
+ENDINGS = contents.TABLE_ENDINGS
 BATCH_ROWS = 16  # rows of image bytes held at once
 BUFFER = 1 << 20
 FAILURES = (pa.ArrowException, OSError, ValueError, KeyError)
@@ -33,21 +35,28 @@ class Columns(NamedTuple):
         return list(dict.fromkeys(name for name in (self.image, self.label, self.captions) if name))
 
 
-def list_pieces(source: Source) -> Iterator[Piece]:
+def list_pieces(source: Source, left_out: LeftOut) -> Iterator[Piece]:
     """Yield one piece per row group; one of unknown length for a file whose footer cannot be read."""
-    for file in listing.shards(source.path, ENDINGS):
-        groups = footer(address(source, file.path))
+    for file in contents.data_files(source, ENDINGS, left_out):
+        groups = footer(source, file.path)
         if groups is None:
             yield Piece(file.path, 0, 0, file.size, 0, file.stamp)
+        elif not groups and source.path.endswith("/"):
+            left_out[contents.what(file.path), "a table without a column of images, or without rows"] += 1
         for start, stop, size in groups or ():
             yield Piece(file.path, start, stop, size, stop - start, file.stamp)
 
 
-def footer(path: str) -> list[tuple[int, int, int]] | None:
-    """Return the row groups of a file, None where they cannot be read."""
+def footer(source: Source, path: str) -> list[tuple[int, int, int]] | None:
+    """Return the row groups of a file, None where they cannot be read; none where a table of a folder has no images."""
     try:
-        with files.open_file(path) as file:
-            return row_groups(pq.ParquetFile(file))
+        with files.open_file(address(source, path)) as opened:
+            file = pq.ParquetFile(opened)
+            if source.path.endswith("/"):
+                choose_columns(source, file.schema_arrow)
+            return row_groups(file)
+    except UserError:
+        return []
     except FAILURES:
         return None
 
@@ -148,13 +157,15 @@ def from_cells(
     return Candidate(uri, path, row, len(data or b""), label, captions, data=data)
 
 
-def cell_bytes(value: object, top: str, folder: str, max_bytes: int) -> bytes:
+def cell_bytes(
+    value: object, top: str, folder: str, max_bytes: int, download: Callable[[str], bytes] | None = None
+) -> bytes:
     """Return the bytes of an image cell, those of the file it names where it has none itself."""
     data, reference = columns.image_of(value)
     if data is None and not reference:
         raise OSError("the row has neither bytes nor a path")
     if data is None:
-        return files.read_reference(top, folder, reference or "", max_bytes)
+        return files.read_reference(top, folder, reference or "", max_bytes, download)
     if len(data) > max_bytes:
         raise files.TooManyBytes(too_many_bytes(len(data), max_bytes)[1])
     return data
@@ -172,6 +183,7 @@ class Reader:
         self.source = source
         self.max_bytes = max_bytes
         self.path = ""
+        self.downloads = Downloads(source.download, max_bytes, source.private_addresses)
         self.opened: BinaryIO | None = None
         self.last: tuple[int, pa.RecordBatch, int] | None = None
 
@@ -185,7 +197,8 @@ class Reader:
             self.stops = [stop for _, stop, _ in row_groups(self.file)]
         value = self.value(offset)
         here = address(self.source, path)
-        return cell_bytes(value, files.root(self.source.path), here[: here.rfind("/") + 1], self.max_bytes)
+        folder = here[: here.rfind("/") + 1]
+        return cell_bytes(value, files.root(self.source.path), folder, self.max_bytes, self.downloads.read)
 
     def value(self, row: int) -> object:
         """Return the image cell of a row."""
@@ -208,7 +221,8 @@ class Reader:
         return current <= row and between <= 1
 
     def close(self) -> None:
-        """Close the file that is open."""
+        """Close the file that is open, and the connections."""
+        self.downloads.close()
         if self.opened is not None:
             self.opened.close()
         self.opened = self.last = None

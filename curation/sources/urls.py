@@ -1,7 +1,8 @@
-"""Lists of addresses: text (one a line), CSV, TSV or Parquet. An address is a path or any fsspec URL.
+"""Lists of addresses: text (one a line), CSV, TSV or Parquet.
 
-Relative paths start from the folder of the list. A list on a remote service may name remote addresses and
-files below its own folder only. The list is held in memory, about 100 bytes a row.
+A list is not trusted: a row is a path below the folder of the list or a plain address of a service on a network. With
+`trust_paths` a local list may name any file and any fsspec URL. What is kept of a row is its number: its address may
+hold secrets, and is read from the list again where it is fetched. The list is held in memory, about 100 bytes a row.
 """
 
 from __future__ import annotations
@@ -12,28 +13,44 @@ import io
 import posixpath
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from granary.curation.download.client import Downloads
 from granary.curation.errors import UserError
 from granary.curation.sources import columns, files
+from granary.curation.sources.contents import LeftOut
 from granary.curation.sources.model import Candidate, Piece, Source, escape, field_name, unescape
 from granary.curation.store import storage
+from granary.curation.store.addresses import stored
 
 ENDINGS = (".txt", ".csv", ".tsv")
 PIECE_ROWS = 256
+HTTP = ("http", "https")
+UNTRUSTED = (
+    "a row is a path below the folder of the list or a plain http, s3, gs, hf or az address; trust_paths true takes "
+    "any file and any chain"
+)
+
+
+class Row(TypedDict):
+    """A row of the list."""
+
+    address: str | None
+    label: str | None
+    captions: list[str]
 
 
 class UrlList(NamedTuple):
-    """table: address, label, captions, one row each. repeats: row -> how often its address came before."""
+    """table: address, label, captions, one row each. repeats: row -> how often what is stored of it came before."""
 
     table: pa.Table
     repeats: dict[int, int]
 
 
-def list_pieces(source: Source) -> Iterator[Piece]:
+def list_pieces(source: Source, left_out: LeftOut) -> Iterator[Piece]:
     """Yield ranges of rows of the list."""
     name = source.path[len(files.root(source.path)) :]
     stamp = files.info(source.path)["stamp"]
@@ -47,14 +64,37 @@ def read_piece(source: Source, piece: Piece, max_bytes: int) -> Iterator[Candida
     """Yield the addresses of a range, nothing fetched yet."""
     listed = load(source, piece.stamp)
     for row, cells in enumerate(listed.table.slice(piece.start, piece.stop - piece.start).to_pylist(), piece.start):
-        address = cells["address"]
-        if not address:
-            error = ("NoUrl", "the row has no address")
-            yield Candidate(f"{source.name}/{piece.path}#{row}", piece.path, row, error=error)
-            continue
-        repeat = f"#{listed.repeats[row] + 1}" if row in listed.repeats else ""
-        uri = f"{source.name}/{address}{repeat}"
-        yield Candidate(uri, address, label=cells["label"], captions=tuple(cells["captions"]))
+        yield candidate(source, piece, row, cells, listed.repeats.get(row))
+
+
+def candidate(source: Source, piece: Piece, row: int, cells: Row, repeat: int | None) -> Candidate:
+    """Return the candidate of a row, dead where its address is missing or not to be followed."""
+    if not cells["address"]:
+        error = ("NoUrl", "the row has no address")
+        return Candidate(f"{source.name}/{piece.path}#{row}", piece.path, row, error=error)
+    uri = f"{source.name}/{stored(cells['address'])}" + (f"#{repeat + 1}" if repeat else "")
+    try:
+        target(source, unescape(cells["address"]))
+    except files.UnsafePath as unsafe:
+        return Candidate(uri, piece.path, row, error=("UntrustedPath", str(unsafe)))
+    return Candidate(uri, piece.path, row, label=cells["label"], captions=tuple(cells["captions"]))
+
+
+def target(source: Source, address: str) -> str:
+    """Return what the address of a row leads to: a path or URL. Raises UnsafePath where the list is not trusted."""
+    folder = files.root(source.path)
+    protocol = address.partition("://")[0].lower() if "://" in address else ""
+    if protocol in HTTP:
+        return address
+    chained = "::" in address and (protocol or not storage.is_local(folder))
+    if protocol in files.REMOTE_PROTOCOLS and not chained:
+        return address
+    below = not protocol and not posixpath.isabs(address) and ".." not in address.split("/")
+    if below and not chained:
+        return folder + address
+    if not source.trust_paths:
+        raise files.UnsafePath(UNTRUSTED)
+    return address if protocol or chained or posixpath.isabs(address) else folder + address
 
 
 def load(source: Source, stamp: str) -> UrlList:
@@ -71,7 +111,7 @@ def parse(path: str, stamp: str, name: str, url: str, label: str, caption: str |
     except (pa.ArrowException, csv.Error, OSError, ValueError) as error:
         raise UserError(f"{name or 'source'}.path is {path!r}, a list that cannot be read: {error}") from error
     table = pa.Table.from_batches(batches, schema=SCHEMA)
-    return UrlList(table, repeats(table.column("address")))
+    return UrlList(table, repeats(address and stored(address) for address in table.column("address").to_pylist()))
 
 
 SCHEMA = pa.schema({"address": pa.string(), "label": pa.string(), "captions": pa.list_(pa.string())})
@@ -129,18 +169,15 @@ def batch(rows: list[tuple[object, object, object]]) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays(arrays, schema=SCHEMA)
 
 
-def repeats(addresses: pa.ChunkedArray) -> dict[int, int]:
+def repeats(addresses: Iterable[str | None]) -> dict[int, int]:
     """Return, for the rows whose address came before, how many times."""
-    counts = addresses.value_counts()
-    often = {entry["values"] for entry in counts.filter(pa.compute.greater(counts.field("counts"), 1)).to_pylist()}
     met: Counter[str] = Counter()
     earlier = {}
-    if often:
-        for row, address in enumerate(value.as_py() for value in addresses):
-            if address in often:
-                if met[address]:
-                    earlier[row] = met[address]
-                met[address] += 1
+    for row, address in enumerate(addresses):
+        if address:
+            if met[address]:
+                earlier[row] = met[address]
+            met[address] += 1
     return earlier
 
 
@@ -150,19 +187,42 @@ def random_access(source: Source) -> bool:
 
 
 class Reader:
-    """Reads whole files by address."""
+    """Reads whole files by the number of their row."""
 
     def __init__(self, source: Source, max_bytes: int) -> None:
-        self.folder = files.root(source.path)
-        self.max_bytes = max_bytes
+        self.source, self.max_bytes = source, max_bytes
+        self.addresses = load(source, files.info(source.path)["stamp"]).table.column("address")
+        self.downloads = Downloads(source.download, max_bytes, source.private_addresses)
+
+    def expect(self, rows: Iterable[int]) -> None:
+        """Begin to fetch what will be read, in this order."""
+        targets = filter(None, map(self.target_or_none, rows))
+        self.downloads.expect(target for target in targets if is_http(target))
+
+    def target_or_none(self, row: int) -> str | None:
+        """Return what a row leads to; None where reading it will say why not."""
+        try:
+            return self.target(row)
+        except OSError:
+            return None
+
+    def target(self, row: int) -> str:
+        """Return what a row leads to. Raises OSError where it leads nowhere."""
+        address = self.addresses[row].as_py() if 0 <= row < len(self.addresses) else None
+        if not address:
+            raise OSError(f"the list has no address in row {row}")
+        return target(self.source, unescape(address))
 
     def read(self, path: str, offset: int, size: int) -> bytes:
-        """Return the bytes at an address of the list."""
-        address = unescape(path)
-        if self.folder.split("://", 1)[0] in files.REMOTE_PROTOCOLS:
-            return files.read_reference(self.folder, self.folder, address, self.max_bytes)
-        relative = storage.is_local(address) and not posixpath.isabs(address) and not address.startswith("file://")
-        return files.read_file(self.folder + address if relative else address, self.max_bytes)
+        """Return the bytes behind row `offset`."""
+        where = self.target(offset)
+        return self.downloads.read(where) if is_http(where) else files.read_file(where, self.max_bytes)
 
     def close(self) -> None:
-        """Hold nothing, close nothing."""
+        """Give up what was expected and not read."""
+        self.downloads.close()
+
+
+def is_http(address: str) -> bool:
+    """Say whether an address is one of http or https."""
+    return address.lower().startswith(("http://", "https://"))

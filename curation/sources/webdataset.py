@@ -7,50 +7,25 @@ the members of a key follow one another. Nothing is ever unpacked to disk.
 
 from __future__ import annotations
 
+import bz2
 import gzip
+import io
 import json
+import lzma
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, BinaryIO, cast
 
-from granary.curation.sources import columns, files, listing, tar
+from granary.curation.sources import columns, contents, files, listing, tar
+from granary.curation.sources.contents import IMAGE_ENDINGS, LeftOut
 from granary.curation.sources.model import Candidate, Piece, Source, escape, failure, plain, too_many_bytes
 from granary.curation.sources.tar import DamagedTar, Member
 
-ENDINGS = (".tar", ".tar.gz", ".tgz")
-GZIP_MAGIC = b"\x1f\x8b"
-IMAGE_ENDINGS = frozenset(
-    [
-        "avif",
-        "bmp",
-        "dib",
-        "gif",
-        "heic",
-        "heif",
-        "ico",
-        "j2k",
-        "jfif",
-        "jp2",
-        "jpe",
-        "jpeg",
-        "jpg",
-        "jxl",
-        "pbm",
-        "pcx",
-        "pgm",
-        "png",
-        "pnm",
-        "ppm",
-        "qoi",
-        "tga",
-        "tif",
-        "tiff",
-        "webp",
-    ]
-)
+ENDINGS = contents.TAR_ENDINGS
+COMPRESSED = tuple(ending for ending in ENDINGS if ending != ".tar")
 MAX_SIDECAR = 16 << 20  # bytes of a .json, .txt or .cls member
-DAMAGE = (OSError, EOFError, zlib.error)
+DAMAGE = (OSError, EOFError, zlib.error, lzma.LZMAError)
 
 
 @dataclass
@@ -63,9 +38,9 @@ class Group:
     held: int = 0
 
 
-def list_pieces(source: Source) -> Iterator[Piece]:
+def list_pieces(source: Source, left_out: LeftOut) -> Iterator[Piece]:
     """Yield one piece per shard."""
-    for file in listing.shards(source.path, ENDINGS):
+    for file in contents.data_files(source, ENDINGS, left_out):
         yield Piece(file.path, 0, 0, file.size, 0, file.stamp)
 
 
@@ -98,18 +73,22 @@ def read_piece(source: Source, piece: Piece, max_bytes: int) -> Iterator[Candida
 
 
 def open_stream(path: str) -> BinaryIO:
-    """Open a shard, unpacked on the fly where it is gzip, whatever its name says."""
+    """Open a shard, unpacked on the fly where it is compressed, whatever its name says."""
     file = files.open_file(path)
-    magic = file.read(2)
+    magic = file.read(max(map(len, UNPACKERS)))
     file.seek(0)
-    return cast(BinaryIO, ClosingGzip(file)) if magic == GZIP_MAGIC else file
+    opener = next((opener for prefix, opener in UNPACKERS.items() if magic.startswith(prefix)), None)
+    return cast(BinaryIO, ClosingStream(file, opener)) if opener else file
 
 
-class ClosingGzip(gzip.GzipFile):
-    """A gzip stream that closes the file below it."""
+UNPACKERS: dict[bytes, Callable[..., object]] = {b"\x1f\x8b": gzip.open, b"\xfd7zXZ\0": lzma.open, b"BZh": bz2.open}
 
-    def __init__(self, file: BinaryIO) -> None:
-        super().__init__(fileobj=file, mode="rb")
+
+class ClosingStream(io.BufferedReader):
+    """The contents of a compressed file, which is closed with them."""
+
+    def __init__(self, file: BinaryIO, opener: Callable[..., object]) -> None:
+        super().__init__(cast(io.RawIOBase, opener(file, mode="rb")))
         self.below = file
 
     def close(self) -> None:
@@ -211,7 +190,7 @@ def unique(seen: dict[str, int], candidate: Candidate) -> Candidate:
 
 def random_access(source: Source) -> bool:
     """Say whether members can be read in any order at equal cost: not from compressed shards."""
-    return not any(file.path.lower().endswith((".gz", ".tgz")) for file in listing.shards(source.path, ENDINGS))
+    return not any(file.path.lower().endswith(COMPRESSED) for file in listing.shards(source.path, ENDINGS))
 
 
 class Reader:
@@ -232,7 +211,7 @@ class Reader:
             self.stream, self.path = open_stream(files.join(self.root, path)), path
         try:
             return whole_member(self.stream, Member(path, "file", offset, size))
-        except (EOFError, zlib.error) as error:
+        except (EOFError, zlib.error, lzma.LZMAError) as error:
             raise DamagedTar(str(error)) from error
 
     def close(self) -> None:

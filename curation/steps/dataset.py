@@ -220,22 +220,21 @@ def _reread(run: Run, rows: pa.Table, max_bytes: int) -> Iterator[Reread]:
     """Yield a sample of the dataset for each row of the plan, or what is lost."""
     with ExitStack() as stack:
         readers: dict[tuple[str, int], Reader] = {}
-        for row in rows.to_pylist():
+        planned = rows.to_pylist()
+        for key in dict.fromkeys((row["role"], row["source"]) for row in planned):
+            readers[key] = stack.enter_context(Reader(run.sources[key[0]][key[1]], max_bytes))
+            readers[key].expect(row["offset"] for row in planned if (row["role"], row["source"]) == key)
+        for row in planned:
             try:
-                data = _read_again(run, row, readers, stack, max_bytes)
+                data = _read_again(row, readers[row["role"], row["source"]])
             except OSError as error:
                 yield Reread({}, problem=LostFile(row["uri"], *failure(error)))
             else:
                 yield Reread(_sample(run, row, data), len(data))
 
 
-def _read_again(
-    run: Run, row: PlanRow, readers: dict[tuple[str, int], Reader], stack: ExitStack, max_bytes: int
-) -> bytes:
-    key = (row["role"], row["source"])
-    if key not in readers:
-        readers[key] = stack.enter_context(Reader(run.sources[key[0]][key[1]], max_bytes))
-    data = readers[key].read(row["path"], row["offset"], row["size"])
+def _read_again(row: PlanRow, reader: Reader) -> bytes:
+    data = reader.read(row["path"], row["offset"], row["size"])
     check_unchanged(data, row["sha256"])
     return data
 

@@ -19,7 +19,9 @@ from granary.curation.runs.run import Output, Run, read_table, undigested
 from granary.curation.runs.vectors import Layout, to_column
 from granary.curation.sources import Candidate, Reader, read_piece
 from granary.curation.steps.listing import ListedUnit, read_listing
+from granary.curation.steps.tally import count_file
 from granary.curation.steps.unreadable import DEAD_LINKS, OUTAGES, check_lost, check_unchanged, why_dead
+from granary.curation.store.addresses import json_without_secrets, without_secrets
 
 ROW_GROUP = 1024
 NO_FILTERS = Filters()
@@ -121,11 +123,21 @@ def embed(run: Run, job: EmbedUnit, output: Output) -> None:
     source, pieces = read_listing(run, job.listed.role, job.listed.unit)
     number = list(run.sources[job.listed.role]).index(source)
     with Reader(source, limits.max_bytes) as reader:
+        reader.expect(row for piece in pieces for row in range(piece.start, piece.stop))
         candidates = (candidate for piece in pieces for candidate in read_piece(source, piece, limits.max_bytes))
         side = encoder.side and max(encoder.side, filters.side or 0)
         rows = (scan(candidate, number, reader, limits, filters, side) for candidate in candidates)
         most = max(options.max_unreadable, DEAD_LINKS if source.kind == "urls" else 0)
-        _write_embedded(check_lost(rows, most), FACTS, encoder, options.batch, job.mirror, output)
+        _write_embedded(
+            _counted(check_lost(rows, most), number, output), FACTS, encoder, options.batch, job.mirror, output
+        )
+
+
+def _counted(rows: Iterator[Row], number: int, output: Output) -> Iterator[Row]:
+    """Count what source `number` gave on the way."""
+    for row in rows:
+        count_file(output.counters, number, row.facts)
+        yield row
 
 
 def scan(
@@ -138,18 +150,18 @@ def scan(
 ) -> Row:
     """Read, hash, decode and filter one candidate."""
     facts: dict[str, object] = {
-        "uri": candidate.uri,
+        "uri": without_secrets(candidate.uri),
         "source": number,
         "path": candidate.path,
         "offset": candidate.offset,
         "size": candidate.size,
         "label": candidate.label,
-        "metadata": candidate.metadata,
+        "metadata": candidate.metadata and json_without_secrets(candidate.metadata),
         "captions": candidate.captions,
         "status": "dead",
     }
     if candidate.error is not None:
-        dead = dict(zip(("reason", "message"), candidate.error, strict=True))
+        dead = {"reason": candidate.error[0], "message": without_secrets(candidate.error[1])}
         return Row(facts | dead, lost=candidate.error[0] in OUTAGES)
     try:
         data = candidate.data
@@ -161,9 +173,9 @@ def scan(
     except DecodeError as error:
         return Row(facts | why_dead(error))
     except OSError as error:
-        kind = type(error).__name__
-        vanished = kind == "FileNotFoundError" and candidate.size > 0
-        return Row(facts | why_dead(error), lost=vanished or kind in OUTAGES)
+        dead = why_dead(error)
+        vanished = dead["reason"] == "FileNotFoundError" and candidate.size > 0
+        return Row(facts | dead, lost=vanished or dead["reason"] in OUTAGES)
     facts |= {"width": decoded.width, "height": decoded.height}
     reason = filters.reject(decoded)
     if reason is not None:
@@ -249,6 +261,7 @@ def features(run: Run, job: EmbedPart, output: Output) -> None:
     rows = read_survivors(run, Layout.of(run, "pool"), job.part)
     number = rows["source"][0].as_py() if rows.num_rows else 0
     with Reader(run.sources["pool"][number], limits.max_bytes) as reader:
+        reader.expect(rows["offset"].to_pylist())
         again = (_look_again(row, reader, limits, encoder.side) for row in rows.to_pylist())
         checked = check_lost(again, options.max_unreadable)
         _write_embedded(checked, FEATURES, encoder, options.batch, False, output)

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import pyarrow as pa
 
 from granary.curation.runs.run import Output, Run, digest, read_table
 from granary.curation.sources import Piece, Source, list_pieces
+from granary.curation.sources.contents import LeftOut
 from granary.curation.store import storage
 
 SCHEMA = pa.schema(
@@ -48,18 +50,29 @@ class ListedUnit:
     listing: str
 
 
-def write_listing(run: Run, role: str, unit_rows: int) -> tuple[list[ListedUnit], list[int]]:
-    """List the sources of a role and cut what they hold into units of about `unit_rows` files, or of one tar.
+class Listing(NamedTuple):
+    """What the sources of a role hold.
 
-    Returns:
-        The units, and the number of items of each as far as it is known.
+    Args:
+        units: of work.
+        weights: number of items of each unit as far as it is known.
+        left_out: for each source (what, why) -> how many files were passed over.
     """
+
+    units: list[ListedUnit]
+    weights: list[int]
+    left_out: list[LeftOut]
+
+
+def write_listing(run: Run, role: str, unit_rows: int) -> Listing:
+    """List the sources of a role and cut what they hold into units of about `unit_rows` files, or of one tar."""
     units: list[ListedUnit] = []
     weights: list[int] = []
+    left_out = [LeftOut() for _ in run.sources[role]]
     with storage.writing(run.path("sources", f"{role}.parquet")) as file:
         output = Output(file)
         for number, source in enumerate(run.sources[role]):
-            for pieces in _groups(list_pieces(source), unit_rows):
+            for pieces in _groups(list_pieces(source, left_out[number]), unit_rows):
                 rows = [{**dataclasses.asdict(piece), "source": number, "path": piece.path} for piece in pieces]
                 output.write(pa.Table.from_pylist(rows, SCHEMA))
                 stamp = digest([(str(row["path"]), row["start"], row["stop"], row["stamp"]) for row in rows])
@@ -68,7 +81,7 @@ def write_listing(run: Run, role: str, unit_rows: int) -> tuple[list[ListedUnit]
         if output.writer is None:
             output.write(SCHEMA.empty_table())
         output.finish("")
-    return units, weights
+    return Listing(units, weights, left_out)
 
 
 def _groups(pieces: Iterator[Piece], unit_rows: int) -> Iterator[list[Piece]]:

@@ -7,13 +7,16 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from typing import Protocol, TypeVar
 
+from granary.curation.download.errors import PASSING
+from granary.curation.download.guard import REFUSED
 from granary.curation.images.decode import DecodeError
 from granary.curation.sources import failure
 
 FEWEST_LOST = 16  # fewer unreadable files are no sign of an outage, however small the unit
 DEAD_LINKS = 0.99  # of a unit of a list of URLs: dead links are what such lists are made of, but one in a hundred lives
-# What a machine, a network or a service fails with; the same file may be there an hour later. By name: sources tell
-# theirs as (class, message). FileNotFoundError is one where the listing saw the file.
+# What a machine, a network or a service fails with; the same file may be there an hour later, and what was refused may
+# be allowed by then. By name: sources tell theirs as (class, message). FileNotFoundError is one where the listing saw
+# the file.
 OUTAGES = frozenset(
     (
         "OSError",
@@ -28,6 +31,9 @@ OUTAGES = frozenset(
         "BlockingIOError",
         "InterruptedError",
         "UnreadableFolder",
+        "UntrustedPath",
+        REFUSED,
+        *PASSING,
     )
 )
 

@@ -173,9 +173,9 @@ class RecipeCommand(click.Command):
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the command's own options, then the fields group by group, then those of what was named."""
-        own = [param.get_help_record(ctx) or ("", "") for param in self.params if isinstance(param, click.Option)]
+        records = [param.get_help_record(ctx) or ("", "") for param in self.params if isinstance(param, click.Option)]
         with formatter.section("Options"):
-            formatter.write_dl(own, TERM_WIDTH)
+            formatter.write_dl(records, TERM_WIDTH)
         for title, rows in grouped(map(FieldOption, fields(self.recipe(ctx.obj))), ctx):
             with formatter.section(title):
                 formatter.write_dl(rows, TERM_WIDTH)

@@ -1,9 +1,10 @@
-"""The commands that look at a finished run or send it away: explain, report, publish."""
+"""The commands that look at a run or send it away: explain, report, check, publish."""
 
 from __future__ import annotations
 
 import click
 
+from granary.curation.errors import UserError
 from granary.pipelines.cli.plain_command import PlainCommand
 
 
@@ -33,6 +34,8 @@ def _report(run: str) -> int:
     from granary.pipelines.kinds.registry import KINDS
 
     facts = read_facts(run)
+    if facts["kind"] not in KINDS:
+        raise UserError(f"run: {run} holds a run of granary {facts['kind']}; there are {', '.join(KINDS)}")
     print(KINDS[facts["kind"]].write_report(run))
     print_cost(Console(stderr=True, highlight=False, markup=False), facts)
     return 0
@@ -47,9 +50,35 @@ report = PlainCommand(
 )
 
 
+def _check(run: str, repair: bool) -> int:
+    from granary.curation.runs.integrity import check_run, remove
+
+    checked = check_run(run)
+    for damage in checked.damages:
+        print(f"{damage.path}: {damage.cause}")
+    print(f"{checked.parts:,} parts compared with their markers; {len(checked.damages)} things are damaged")
+    if repair and checked.damages:
+        remove(run, checked.damages)
+        print("what is damaged was removed; run the granary command of this run again, which makes it anew")
+    return 1 if checked.damages and not repair else 0
+
+
+check = PlainCommand(
+    "check",
+    _check,
+    "Compare every part of a run with the size and the SHA-256 that were noted when it was written. The exit status is "
+    "1 when something is damaged.",
+    [
+        click.Argument(["run"]),
+        click.Option(["--repair"], is_flag=True, help="remove what is damaged: the run's command makes it again"),
+    ],
+    ["granary check runs/mine", "granary check runs/mine --repair"],
+)
+
+
 def _publish(run: str | None, repo: str | None, print_template: bool, branch: str, **switches: bool) -> int:
     if print_template:
-        from granary.curation.hub.card import shipped_template
+        from granary.curation.hub.template import shipped_template
 
         print(shipped_template(), end="")
         return 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
+import errno
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,6 +29,7 @@ from granary.curation.sources import Source
 from granary.curation.store import storage
 from granary.pipelines.engine.progress import Progress
 from granary.pipelines.engine.recipe import dump_recipe
+from granary.pipelines.engine.source_table import print_sources
 from granary.pipelines.engine.units import Engine, Runner
 
 if TYPE_CHECKING:
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
 
 R = TypeVar("R", bound=RunRecipe)
 Subject = tuple[str, Callable[[R], object]]  # noun and function of a recipe: what a directory holds one run of
+NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
 OUTSIDE_DIGEST = {"out", "max_unreadable"}  # fields of a recipe that never decide what it makes
 
 
@@ -86,12 +89,12 @@ class Session(Generic[R]):
             UserError: the directory holds something else, or cannot be written.
         """
         started = time.monotonic()
-        console = console or Console(stderr=True, highlight=False, markup=False)
+        console = console_or_stderr(console)
         with writable(recipe.out):
             earlier = _check_out(recipe, kind, subject)
             run = Run(recipe.out.rstrip("/"), dict(sources or {}))
             text = dump_recipe(recipe).encode()
-            repeated = earlier is not None and storage.read_bytes(run.path("recipe.yaml")) == text
+            repeated = earlier is not None and _read_if_there(run.path("recipe.yaml")) == text
             storage.write_bytes(run.path("recipe.yaml"), text)
             _remove_half_written(run)
         return cls(recipe, kind, run, Runner(run, engine, Progress(console)), console, earlier, started, repeated)
@@ -177,6 +180,8 @@ class Session(Generic[R]):
             table.add_row(row["stage"], *(f"{row[key]:,}" for key in ("in", "kept", "dropped", "dead")))
         self.console.print()
         self.console.print(table)
+        if facts.get("sources"):
+            print_sources(self.console, facts["sources"])
         seconds = sum(row["seconds"] for row in facts["stages"])
         items = facts["flow"][0]["in"]
         rate = f", {items / seconds:,.1f} {facts.get('noun', 'files')}/s" if seconds else ""
@@ -190,6 +195,11 @@ class Session(Generic[R]):
             self.console.print(f"note: {note}", soft_wrap=True)
         for what, where in (("dataset", "dataset"), ("report", "report/index.html"), *places):
             self.console.print(f"{what:<8} {self.run.path(where)}", soft_wrap=True)
+
+
+def console_or_stderr(console: Console | None) -> Console:
+    """Return the console that was given, or one that writes plain text to stderr."""
+    return console or Console(stderr=True, highlight=False, markup=False)
 
 
 def print_cost(console: Console, facts: Facts) -> None:
@@ -216,10 +226,13 @@ def writable(out: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(
-            f"out: cannot write to {out}: {error.strerror or error}; "
-            "free space or choose another folder, and run the same command again"
-        ) from error
+        raise UserError(f"out: cannot write to {out}: {error.strerror or error}; {_remedy(error)}") from error
+
+
+def _remedy(error: OSError) -> str:
+    if error.errno in NO_SPACE:
+        return "free space there or choose another folder, and run the same command again"
+    return "choose a folder that can be written to, and run the same command again"
 
 
 def _check_out(recipe: R, kind: str, subject: Subject[R] | None) -> Facts | None:
@@ -227,9 +240,9 @@ def _check_out(recipe: R, kind: str, subject: Subject[R] | None) -> Facts | None
     names = [name for name in storage.names(recipe.out) if not name.endswith(".tmp")]
     if not names:
         return None
-    if "recipe.yaml" not in names:
+    if not {"recipe.yaml", "run.json"} & set(names):
         raise UserError(f"out: {recipe.out} is not empty and is not a run directory; give a new folder")
-    before = read_recipe(recipe.out, type(recipe))
+    before = read_recipe(recipe.out, type(recipe)) if "recipe.yaml" in names else recipe
     if subject is not None and subject[1](before) != subject[1](recipe):
         raise UserError(
             f"out: {recipe.out} holds the run of another {subject[0]} ({subject[1](before)}); "
@@ -241,6 +254,13 @@ def _check_out(recipe: R, kind: str, subject: Subject[R] | None) -> Facts | None
     if earlier.get("kind") != kind:
         raise UserError(f"out: {recipe.out} holds a run of granary {earlier.get('kind')}; give another --out")
     return earlier
+
+
+def _read_if_there(url: str) -> bytes:
+    try:
+        return storage.read_bytes(url)
+    except FileNotFoundError:
+        return b""
 
 
 def _remove_half_written(run: Run) -> None:

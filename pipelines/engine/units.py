@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, TypeVar
 from joblib import cpu_count
 
 from granary.curation.errors import UserError
-from granary.curation.runs.run import J, Marker, Run, Stage, Unit, close_stage, digest, finished
+from granary.curation.runs.run import DamagedPart, J, Marker, Run, Stage, Unit, close_stage, digest, finished
 from granary.curation.sources.files import absolute
 from granary.curation.store import storage
 from granary.pipelines.engine.memory import PeakMemory
@@ -66,10 +66,10 @@ class Engine:
 
     def processes(self, run: Run, stage: Stage[J], units: Sequence[Unit[J]]) -> int:
         """Return how many processes run the units of a stage; 0 where worker threads, or another runner, do."""
-        wanted = stage.processes and stage.cores == "one" and sum(unit.weight for unit in units) >= PROCESSES_FROM
+        worth_it = stage.processes and stage.cores == "one" and sum(unit.weight for unit in units) >= PROCESSES_FROM
         paths = [run.url, *(source.path for sources in run.sources.values() for source in sources)]
         shared = not any(path.startswith("memory://") for path in paths)  # which no other process sees
-        return self.threads if wanted and shared and not self.options and min(len(units), self.threads) > 1 else 0
+        return self.threads if worth_it and shared and not self.options and min(len(units), self.threads) > 1 else 0
 
     def native_threads(self, units: int) -> int:
         """Return how many native threads each unit may use, so that all of them together have no more than the cores.
@@ -116,8 +116,8 @@ class Engine:
         runner = PipelineOptions(list(self.options)).view_as(StandardOptions).runner
         if runner != "DataflowRunner":
             return
-        paths = {"out": [run.url], **{role: [one.path for one in found] for role, found in run.sources.items()}}
-        for key, path in ((key, path) for key, found in paths.items() for path in found):
+        paths = {"out": [run.url], **{role: [one.path for one in listed] for role, listed in run.sources.items()}}
+        for key, path in ((key, path) for key, listed in paths.items() for path in listed):
             if storage.is_local(path) and not path.startswith("hf:"):
                 raise UserError(f"{key}: {path} is on this machine and no worker of {runner} is; give a gs:// address")
 
@@ -220,9 +220,12 @@ def one_sentence(engine: Engine) -> Iterator[None]:
         raise
     except Exception as error:
         logging.getLogger(__name__).debug("the pipeline failed", exc_info=error)
-        found = re.search(r"stage [\w.-]+, unit \d+ of \d+: .*?(?= ;;)", str(error))
+        match = re.search(r"stage [\w.-]+, unit \d+ of \d+: .*?(?= ;;)", str(error))
         last = str(error).strip().rpartition("\n")[2]
-        cause = found.group(0) if found else f"{type(error).__name__}: {last}"
+        damaged = re.search(r"DamagedPart: (.+?) cannot be read \((.+?)\); if it", match.group(0)) if match else None
+        if damaged:
+            raise DamagedPart(*damaged.groups()) from error
+        cause = match.group(0) if match else f"{type(error).__name__}: {last}"
         raise UserError(f"{cause}. {advice(cause)}") from error
     finally:
         beam_log.setLevel(level)
@@ -230,9 +233,14 @@ def one_sentence(engine: Engine) -> Iterator[None]:
 
 def advice(cause: str) -> str:
     """Return what the user can do about a failed unit."""
-    if re.search(r"No space left|Errno 28|File too large|Errno 27|Disk quota", cause):
+    if re.search(r"No space left|Errno 28|Disk quota|Errno 122", cause):
+        return "The disk is full: free space and run the same command again; finished work is kept."
+    if re.search(r"File too large|Errno 27", cause):
+        return "The file system takes no file as large: choose another --out; finished work there is kept."
+    if "UntrustedPath" in cause or "PrivateAddress" in cause:
         return (
-            "The disk of the run directory is full: free space and run the same command again; finished work is kept."
+            "Addresses inside data may lead to public hosts and below the folder of the list alone: allow more for "
+            "your own lists with --pool.trust_paths true or --pool.private_addresses true (likewise seeds, references)."
         )
     if "TooManyUnreadable" in cause:
         return (
@@ -240,5 +248,11 @@ def advice(cause: str) -> str:
             "or take these files for lost with --max_unreadable 1."
         )
     if "MemoryError" in cause or "not enough memory" in cause:
-        return "The unit does not fit in memory: lower --unit_rows or --dedup.block and run the same command again."
-    return "Finished work is kept: run the same command again to go on (--debug shows the traceback)."
+        return (
+            "The unit does not fit in memory: lower --unit_rows, --shards.rows or --dedup.block, as far as the command "
+            "has them, and run it again."
+        )
+    return (
+        "Finished work is kept: run the same command again to go on (--debug shows the traceback, `granary check RUN` "
+        "whether a file is damaged)."
+    )

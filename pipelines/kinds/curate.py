@@ -1,5 +1,6 @@
 """The curation pipeline: a pool of images in, a curated dataset out.
 
+    references, seeds ─ embed
     pool ─ embed ─ exact ─ join ─ forest ─ duplicates ─ leaks ─ survivors ─ features ─ retrieval ─ verdicts
                                                                                                   ├ plan ─ shards
     DINOv2 (Oquab et al., arXiv 2304.07193), section 3 and appendix A.                             └ ledger
@@ -60,13 +61,22 @@ class Curation:
 
     def run(self) -> None:
         """Run every stage that the recipe asks for and that is not finished."""
-        self.reading.embed_role("pool", self.prepared.copy, self.recipe.filters)
+        self.read_images()
         self.deduplicate()
         self.remove_leaks()
         inputs = ["pool", "duplicates", *self.leak_stages()]
         self.stages.serial("survivors", leaks.write_survivors, inputs, NoJob())
         select(self.reading)
         self.write_outputs()
+
+    def read_images(self) -> None:
+        """Read every role, the pool last: a reference or seed set that cannot be read is known before hours of work."""
+        self.reading.check_first_images()
+        if self.recipe.references:
+            self.reading.embed_role("references", self.prepared.copy)
+        if self.recipe.seeds and self.prepared.retrieval:
+            self.reading.embed_role("seeds", self.prepared.retrieval)
+        self.reading.embed_role("pool", self.prepared.copy, self.recipe.filters)
 
     def deduplicate(self) -> None:
         """Collapse exact copies, join what is left with itself, and choose what stays of each component."""
@@ -128,9 +138,7 @@ class Curation:
             self.remove_rounds_after(0)
             self.stages.runner.remove_stages(lambda name: name in ("references", "leak-basis", "audit"))
             return
-        self.reading.embed_role("references", self.prepared.copy)
         self.fit_basis("leak-basis", self.prepared.leak_threshold)
-        self.reading.check_readable("references", "leave --references out")
         self.remove_rounds_after(self._grow_leaks())
         self._audit_leaks()
 
@@ -192,7 +200,11 @@ class Curation:
         self.stages.serial("dead-letter", dataset.write_dead_letters, inputs, dataset.WriteDeadLetters(read, lost))
 
     def write_shards(self, as_is: tuple[int, ...]) -> None:
-        """Decide which sample goes into which shard, and write them; as_is: seed sets that go into the dataset."""
+        """Decide which sample goes into which shard, and write them.
+
+        Args:
+            as_is: seed sets that go into the dataset.
+        """
         recipe, options = self.recipe, self.recipe.shards
         plan = dataset.PlanShards(as_is, self.order, recipe.seed, options.rows, options.max_bytes)
         inputs = ["pool", "verdicts", *(["seeds"] if as_is else [])]

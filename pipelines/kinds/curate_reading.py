@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from granary.curation.encoders.choice import AUTO, LAYOUT, MODEL, choose_encoder
 from granary.curation.encoders.planned import PlannedEncoder, encoder_of
@@ -13,11 +13,20 @@ from granary.curation.images.filters import Filters
 from granary.curation.recipe import ROLES, CurateRecipe, Role
 from granary.curation.runs.facts import read_recipe
 from granary.curation.runs.run import Run
-from granary.curation.sources import check_apart, resolve
+from granary.curation.sources import Source, check_apart, resolve
+from granary.curation.sources.contents import LeftOut
 from granary.curation.steps import embed, listing
+from granary.curation.steps.probe import check_first_images
+from granary.curation.steps.tally import Tally, tally
 from granary.curation.store import storage
 from granary.pipelines.engine.encoders import plan_encoder
 from granary.pipelines.engine.stages import Stages
+
+OTHERWISE: dict[Role, str] = {  # what helps too where a set holds no image
+    "pool": "leave it out of the pool",
+    "seeds": "leave --seeds out to keep all",
+    "references": "leave --references out",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,10 +130,12 @@ class Reading:
     Args:
         stages: run so far.
         prepared: the recipe as it runs.
+        left_out: of every role that was listed, what its sources passed over.
     """
 
     stages: Stages
     prepared: Prepared
+    left_out: dict[Role, list[LeftOut]] = dataclasses.field(default_factory=dict)
 
     @property
     def recipe(self) -> CurateRecipe:
@@ -143,18 +154,50 @@ class Reading:
 
     def embed_role(self, role: Role, encoder: PlannedEncoder, filters: Filters = embed.NO_FILTERS) -> None:
         """Read, hash, decode and embed everything the sources of a role hold."""
-        units, weights = listing.write_listing(self.run, role, self.recipe.unit_rows)
-        if role == "pool" and not units:
+        listed = listing.write_listing(self.run, role, self.recipe.unit_rows)
+        self.left_out[role] = listed.left_out
+        if role == "pool" and not listed.units:
             paths = self._paths(role)
             raise UserError(f"pool: {paths} holds no files; give a folder, shards or a list with images in it")
         options, mirror = self.options(encoder), role == "pool" and self.recipe.dedup.mirror
-        jobs = [embed.EmbedUnit(unit, options, filters, mirror) for unit in units]
-        self.stages.parallel(role, embed.embed, jobs, [], "images", weights)
+        jobs = [embed.EmbedUnit(unit, options, filters, mirror) for unit in listed.units]
+        self.stages.parallel(role, embed.embed, jobs, [], "images", listed.weights)
+        self.check_readable(role)
 
-    def check_readable(self, role: Role, otherwise: str) -> None:
-        """Raise UserError when the sources of an embedded role hold no readable image; `otherwise`: what helps too."""
-        if not sum(marker.counters.get("ok", 0) for marker in self.stages.markers[role]):
-            raise UserError(f"{role}: {self._paths(role)} holds no readable image; give images, or {otherwise}")
+    def check_first_images(self) -> None:
+        """Raise UserError where a set of any role begins, and ends, without an image."""
+        for role in ROLES:
+            for source in self.recipe.sources[role]:
+                check_first_images(role, source, self.recipe.decode)
+
+    def check_readable(self, role: Role) -> None:
+        """Raise UserError where a set of an embedded role holds no readable image."""
+        for source, counted in zip(self.recipe.sources[role], self.tallies(role), strict=True):
+            if not counted.images:
+                raise UserError(
+                    f"{role}: {source.path}, read as {source.kind}, holds no readable image ({counted.reasons}); "
+                    f"give images, or {OTHERWISE[role]}"
+                )
+
+    def tallies(self, role: Role) -> list[Tally]:
+        """Return what every source of a role gave; none where it was not read."""
+        listed = self.left_out.get(role, [])
+        return [tally(self.stages.markers[role], number, left_out) for number, left_out in enumerate(listed)]
+
+    def counted(self) -> Iterator[tuple[Role, Source, Tally]]:
+        """Yield what every source gave."""
+        for role in ROLES:
+            for source, counted in zip(self.recipe.sources[role], self.tallies(role), strict=True):
+                yield role, source, counted
+
+    def unreadable_notes(self) -> list[str]:
+        """Return a sentence for every set of which more than max_unreadable could not be read."""
+        return [
+            f"{counted.lost:,} of the {counted.files:,} files of {source.name} ({role}) could not be read "
+            f"({counted.reasons}), more than max_unreadable {self.recipe.max_unreadable}."
+            for role, source, counted in self.counted()
+            if counted.lost > self.recipe.max_unreadable * counted.files
+        ]
 
     def _paths(self, role: Role) -> str:
         return ", ".join(source.path for source in self.recipe.sources[role])

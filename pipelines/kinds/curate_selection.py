@@ -33,7 +33,7 @@ def select(reading: Reading) -> None:
         if recipe.semdedup.epsilon is not None:
             thin_cells(reading, recipe.semdedup.epsilon)
         if recipe.seeds:
-            retrieve_by_seeds(reading, encoder)
+            retrieve_by_seeds(reading)
         if recipe.balance.target is not None:
             draw_balanced(reading, recipe.balance.target)
     sets = tuple(seeds.name for seeds in recipe.seeds)
@@ -99,11 +99,9 @@ def candidate_stages(reading: Reading) -> list[str]:
     return ["features", *(name for name in ("semdedup",) if name in reading.stages.digests)]
 
 
-def retrieve_by_seeds(reading: Reading, encoder: PlannedEncoder) -> None:
+def retrieve_by_seeds(reading: Reading) -> None:
     """Retrieve for every seed set in its mode, and merge."""
     recipe = reading.recipe
-    reading.embed_role("seeds", encoder)
-    reading.check_readable("seeds", "leave --seeds out to keep all")
     features, *semdedup = candidate_stages(reading)
     inputs = [features, "seeds", *semdedup]
     modes = {seeds.mode for seeds in recipe.seeds}

@@ -74,7 +74,7 @@ def _summarise(curation: Curation) -> dict[str, object]:
         "input_fingerprint": curation.stages.digests["pool"],
         "order": curation.order,
         "flow": summary.flow(markers["ledger"], run),
-        "sources": summary.source_counts(prepared.recipe, markers, run),
+        "sources": [counted.row(role, source) for role, source, counted in curation.reading.counted()],
         "thresholds": {"dedup": prepared.dedup_threshold, "leaks": prepared.leak_threshold},
         "removed_at": summary.removed_at(run, prepared.dedup_threshold),
         "leak_audit": summary.leak_audit(run, prepared.recipe),
@@ -101,7 +101,7 @@ def _retrieval(curation: Curation) -> list[SetCount]:
 
 
 def _notes(curation: Curation) -> list[str]:
-    recipe, notes = curation.recipe, []
+    recipe, notes = curation.recipe, curation.reading.unreadable_notes()
     if curation.prepared.retrieval and curation.prepared.retrieval.spec.startswith(LAYOUT):
         notes.append(BY_LAYOUT)
     if recipe.references and any(seeds.as_is for seeds in recipe.seeds):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import importlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, cast
@@ -55,8 +56,12 @@ class Kind:
         Raises:
             UserError: the recipe cannot be run, a work unit failed, or a package of the extra is not installed.
         """
+        from granary.pipelines.engine.mending import mending
+        from granary.pipelines.engine.session import console_or_stderr
+
         with needs(self.extra) if self.extra else contextlib.nullcontext():
-            load(self.run)(recipe, engine, console, **flags)
+            run = functools.partial(load(self.run), recipe, engine, console, **flags)
+            mending(recipe.out, run, console_or_stderr(console))
 
     def write_report(self, url: str) -> str:
         """Write the report of a finished run again; returns its URL."""

@@ -124,7 +124,7 @@ class Sampled(Stages):
         options = embed.EmbedOptions(
             self.prepared.copy_encoder, recipe.sampling.device, BATCH, recipe.decode, recipe.max_unreadable
         )
-        units, weights = write_listing(self.run_directory, role, DATA_UNIT)
+        units, weights, _ = write_listing(self.run_directory, role, DATA_UNIT)
         self.parallel(role, embed.embed, [embed.EmbedUnit(unit, options) for unit in units], [], "images", weights)
 
     def check_cells(self) -> dict[str, ClassIndices]:

@@ -61,10 +61,10 @@ class MergeGaussians:
 
 def part_number(url: str) -> int:
     """Return the number of a part file."""
-    found = re.search(r"part-(\d+)-of-\d+\.parquet$", url)
-    if found is None:
+    match = re.search(r"part-(\d+)-of-\d+\.parquet$", url)
+    if match is None:
         raise ValueError(f"{url} is no part file")
-    return int(found.group(1))
+    return int(match.group(1))
 
 
 def class_sums(url: str, tied: bool) -> ClassSums:

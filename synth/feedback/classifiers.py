@@ -27,7 +27,9 @@ RESAMPLE = {0: "nearest", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers
 class ImageClassifier(Protocol):
     """What gives feedback.
 
-    classes: names in the order of the logits; fingerprint: sha256 (hex) of weights and preprocessing.
+    Attributes:
+        classes: names in the order of the logits.
+        fingerprint: sha256 (hex) of weights and preprocessing.
     """
 
     classes: list[str]
@@ -118,13 +120,13 @@ class TransformersClassifier:
 
     def features(self, images: Tensor) -> Tensor:
         """Return (n, d), the input of the last linear layer."""
-        found: list[Tensor] = []
-        hook = self.head.register_forward_pre_hook(lambda _, args: found.append(args[0]))
+        inputs: list[Tensor] = []
+        hook = self.head.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
         try:
             self.logits(images)
         finally:
             hook.remove()
-        return found[0].flatten(1).float()
+        return inputs[0].flatten(1).float()
 
 
 class PictureSize(TypedDict, total=False):

@@ -95,11 +95,11 @@ class Sampler:
         while len(drawn) < len(requests):
             size = int(min(batch, self._most))
             part = requests[len(drawn) : len(drawn) + size]
-            found = attempt(lambda part=part: self._batch(part))  # type: ignore[misc]
-            if found is None:
+            batch_drawn = attempt(lambda part=part: self._batch(part))  # type: ignore[misc]
+            if batch_drawn is None:
                 self._halve(len(part))
             else:
-                drawn += found
+                drawn += batch_drawn
         return drawn
 
     def _halve(self, size: int) -> None:

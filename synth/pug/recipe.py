@@ -59,9 +59,10 @@ class RendererOptions(Options, frozen=True):
     director: str = Field("Director", pattern=r"^\S+$", description="actor whose functions set texture and light")
     timeout: float = Field(60.0, gt=0, description="seconds a server may take for one scene")
     start_timeout: float = Field(120.0, gt=0, description="seconds a server may take to start or to become free")
-    backoff: float = Field(0.5, ge=0, description="seconds before the first reconnection; doubled each time")
+    backoff: float = Field(0.5, ge=0, description="seconds between two reconnections; doubled each time, up to 10")
+    patience: float = Field(300.0, ge=0, description="seconds to wait for a server that does not answer any more")
     retries: int = Field(3, ge=0, description="further attempts at a row before it goes to the dead letter")
-    give_up: int = Field(10, ge=1, description="rows in succession lost to dead connections that stop the run")
+    give_up: int = Field(10, ge=1, description="rows in succession that lose their connections and so stop the run")
     settle: Settle = Field(Settle(), description="guard against stale frames")
 
     @field_validator("addresses", mode="before")
@@ -75,6 +76,11 @@ class Checks(Options, frozen=True):
 
     blank: float = Field(2.0, ge=0, description="least standard deviation of the grey levels, of 255")
     visible: int = Field(12, ge=0, description="least pixels of each character in the mask")
+    shown: float = Field(
+        2.0,
+        ge=0,
+        description="unrealcv: least mean difference, of 255, of a character's pixels from the view without it; 0: any",
+    )
     twice: float = Field(0.01, ge=0, le=1, description="share of the rows rendered again later and compared")
 
 
@@ -100,7 +106,7 @@ class RenderRecipe(RunRecipe, frozen=True):
     label: str = Field("", description="column that is the label; default: character_label or character_name")
     captions: Captions = Field(Captions(), description="captions")
     assets: dict[str, str] = Field({}, description="names the renderer does not have, and what it shows instead")
-    meshes: dict[str, str] = Field({}, description="your own meshes by name: paths of .glb, .obj or .ply files")
+    meshes: dict[str, str] = Field({}, description="your own meshes by name: glb, gltf, obj, ply, stl or off files")
     image: ImageOptions = Field(ImageOptions(), description="size of the pictures")
     outputs: Outputs = Field(Outputs(), description="further ground truth")
     checks: Checks = Field(Checks(), description="what every frame must pass")

@@ -66,12 +66,12 @@ def contact_sheets(
         return {}
     anchor = min(rows, key=lambda item: rank(seed, item[1]["row_id"]))[1]
     sheets = {}
-    for factor, own in factors.items():
+    for factor, owned in factors.items():
         counts: Counter[tuple[Any, ...]] = Counter()
         best: dict[tuple[Any, ...], tuple[tuple[int, int], Place]] = {}
-        others = [column for column in columns if column not in own]
+        others = [column for column in columns if column not in owned]
         for cell, row in rows:
-            value = tuple(row[column] for column in own)
+            value = tuple(row[column] for column in owned)
             counts[value] += 1
             if len(best) < VALUES or value in best:
                 key = (sum(row[column] != anchor[column] for column in others), rank(seed, row["row_id"]))
@@ -118,11 +118,11 @@ def _dead(run: Run) -> list[dict[str, Any]]:
 
 
 def _examples(dead: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
-    found: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
+    examples: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
     for row in dead:
-        if len(found[row["error"]]) < EXAMPLES:
-            found[row["error"]].append(row)
-    return dict(found)
+        if len(examples[row["error"]]) < EXAMPLES:
+            examples[row["error"]].append(row)
+    return dict(examples)
 
 
 def _quarantined(run: Run, row_id: str) -> Thumbnail:

@@ -153,7 +153,7 @@ def render_order(work: Planned, row: PlannedRow) -> tuple[str, tuple[str, ...], 
 def _load_piece(url: str, target: pa.Schema) -> tuple[pa.Table, list[Lost]] | None:
     """Return the rows that a killed run had saved; None when there are none, or they are damaged."""
     try:
-        table = pq.read_table(io.BytesIO(storage.read_bytes(url)), use_threads=False)
+        table = pq.read_table(io.BytesIO(storage.read_bytes(url)), use_threads=False, page_checksum_verification=True)
         lost = [Lost(*row) for row in json.loads(table.schema.metadata[LOST])]
         return table.cast(target.remove_metadata()).replace_schema_metadata(target.metadata), lost
     except (OSError, ValueError, KeyError, TypeError, pa.ArrowException):
@@ -166,7 +166,7 @@ def _make_piece(url: str, target: pa.Schema, worker: Worker, rows: Sequence[Plan
     table = pa.Table.from_pylist(samples, target)
     buffer = io.BytesIO()
     saved = table.replace_schema_metadata({**target.metadata, LOST: json.dumps(lost).encode()})
-    pq.write_table(saved, buffer, compression="none")
+    pq.write_table(saved, buffer, compression="none", write_page_checksum=True)
     storage.write_bytes(url, buffer.getvalue())
     return table, lost
 

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from granary.curation.runs.run import Marker
 from granary.curation.store import schema
 from granary.pipelines.command import main
 from tests.hub_stand_in import TOKEN, Hub
@@ -83,7 +84,12 @@ def write_run(folder: Path, shards: int, rows: int = 1, size: int = 100) -> Path
 
 
 def count(folder: Path) -> None:
-    """Write run.json."""
+    """Write run.json and the markers of the shards."""
+    (folder / "shards").mkdir(exist_ok=True)
+    for path in (folder / "dataset" / "data").iterdir():
+        data = path.read_bytes()
+        marker = Marker(f"dataset/data/{path.name}", "", hashlib.sha256(data).hexdigest(), len(data), 0)
+        (folder / "shards" / f"{path.stem}.done").write_bytes(marker.dump())
     sizes = [path.stat().st_size for path in (folder / "dataset" / "data").iterdir()]
     facts = {"kind": "sample", "name": "cats", "samples": len(sizes), "shards": len(sizes), "bytes": sum(sizes)}
     (folder / "run.json").write_text(json.dumps(facts))

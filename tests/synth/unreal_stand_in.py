@@ -24,6 +24,7 @@ from PIL import Image
 
 MAGIC = 0x9E2B83C1
 FLOOR = (40, 50, 60)  # colour of the one object of each level
+FAR = 10_000  # cm upwards, above which nothing is seen
 ASSETS = {"worlds": ["Meadow", "Snow"], "objects": ["Cat", "Dog"], "textures": ["Default", "Sky"], "lights": {}}
 
 FAULTS = (
@@ -381,7 +382,21 @@ class StandIn:
         data = struct.pack("<H", len(state)) + state.encode()
         assert len(data) < pixels.size, "the picture is too small for the text"
         pixels[: len(data)] = np.frombuffer(data, np.uint8)
-        return self.png(pixels.reshape(height, width, 3))
+        picture = pixels.reshape(height, width, 3)
+        for place, thing in enumerate(self.shown(json.loads(state))):
+            if thing["location"][2] < FAR:
+                picture[self.region(place)] ^= 255
+        return self.png(picture)
+
+    def shown(self, state: dict[str, Any]) -> list[dict[str, Any]]:
+        """The objects that are painted below the text, where the mask has them."""
+        return [thing for name, thing in sorted(state["things"].items()) if name != "Floor"]
+
+    def region(self, place: int) -> tuple[slice, slice]:
+        """The pixels of one object."""
+        height, width = self.shape
+        left = 4 + place * (width // 2)
+        return slice(height // 4, height // 2), slice(left, left + width // 3)
 
     def colours(self) -> list[Any]:
         return [thing["color"] for name, thing in sorted(self.things.items()) if name != "Floor"]
@@ -392,8 +407,7 @@ class StandIn:
         pixels[height // 2 :] = FLOOR
         colours = self.seen(self.mask_history, "stale_mask") if "stale_mask" in self.faults else self.colours()
         for place, colour in enumerate(colours):
-            left = 4 + place * (width // 2)
-            pixels[height // 4 : height // 2, left : left + width // 3] = colour
+            pixels[self.region(place)] = colour
         if self.blended:
             pixels[0, :3] = pixels[self.shape[0] // 3, 6] // 2
             self.blended = False

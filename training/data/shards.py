@@ -26,7 +26,11 @@ READERS = 16  # threads that read footers: a remote one takes a round trip
 
 
 class RowGroup(NamedTuple):
-    """A row group of a shard; chosen: numbers of the rows of the split in it, None for all."""
+    """A row group of a shard.
+
+    Args:
+        chosen: numbers of the rows of the split in it, None for all.
+    """
 
     url: str
     number: int

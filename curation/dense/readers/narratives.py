@@ -1,17 +1,20 @@
 """Long descriptions without masks, as JSON Lines: ImageInWords records and Localized Narratives.
 
-ImageInWords (Garg et al., arXiv 2405.02793): `image_key`, `description`, and `objects` with a `label`, a `description`
-and a box in cells of a thousandth of height and width, 0..999, both ends included, y before x; one box in
-twenty has its corners turned round, as people drew it.
-Localized Narratives (Pont-Tuset et al., arXiv 1912.03098): `image_id`, `caption`, `timed_caption` (words with times)
-and `traces` (mouse positions as shares of width and height, with times). Each sentence becomes a region: the bounds of
-where the mouse was while it was spoken. Such a box is rough; it says where the speaker pointed.
+ImageInWords (Garg et al., arXiv 2405.02793), all five released sets: `image/key` or `image`, `IIW` (by people; where
+there is none `IIW-P5B`, by a model), and in IIW-400 `objects` with a `label`, a `description` and `normalized_coords`,
+a box in cells of a thousandth of height and width, 0..999, both ends included, y before x; one box in twenty has its
+corners turned round, as people drew it. The same with `image_key`, `description` and `box_yxyx_999` is read too.
+Localized Narratives (Pont-Tuset et al., arXiv 1912.03098): `image_id` (of COCO without the zeros of its file names),
+`caption`, `timed_caption` (utterances with times) and `traces` (mouse positions as shares of width and height, with
+times). Each sentence becomes a region: the bounds of where the mouse was while it was spoken. Such a box is rough; it
+says where the speaker pointed.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TypedDict, cast
 
@@ -22,13 +25,21 @@ from granary.curation.dense.readers import lines
 from granary.curation.dense.texts import words
 from granary.curation.dense.tree import Annotation, InvalidAnnotation, Mask, Problem
 
-CELLS = 1000
+CELLS, COCO_DIGITS = 1000, 12
+KEYS = ("image/key", "image_key", "image")
+DESCRIPTIONS = ("IIW", "description", "IIW-P5B")
+BOXES = ("normalized_coords", "box_yxyx_999")
 records = lines.records
 
 
-class TimedCaption(TypedDict):
-    """Words of a narrative, and the seconds in which they were spoken."""
+class TimedCaption(TypedDict, total=False):
+    """A word or a group of words, and the seconds in which it was spoken.
 
+    Args:
+        caption: the same in older copies.
+    """
+
+    utterance: str
     caption: str
     start_time: float
     end_time: float
@@ -69,36 +80,76 @@ def parse(data: bytes | str, name: str) -> Annotation:
     """Read one line; raises InvalidAnnotation."""
     problems: list[Problem] = []
     record = fields.load(data, problems)
-    if "image_key" in record:
-        masks = fields.masks_of(fields.numbered(record.get("objects"), "objects", problems), _object, problems)
-        image, caption = "image_key", "description"
-    elif "image_id" in record:
-        masks = fields.masks_of(_spoken(record, problems), _sentence, problems)
-        image, caption = "image_id", "caption"
-    else:
-        raise InvalidAnnotation("NoImageName", "neither 'image_key' nor 'image_id' is there")
+    key = _present(record, KEYS)
+    if key:
+        return _in_words(record, name, key, problems)
+    if "image_id" in record:
+        return _narrative(record, name, problems)
+    raise InvalidAnnotation("NoImageName", f"none of {', '.join(map(repr, KEYS))} and 'image_id' is there")
+
+
+def _present(record: JsonObject, names: Sequence[str]) -> str:
+    """Return the first name under which a record has something; "" where there is none."""
+    return next((name for name in names if record.get(name) is not None), "")
+
+
+def _in_words(record: JsonObject, name: str, key: str, problems: list[Problem]) -> Annotation:
+    """Read a record of ImageInWords.
+
+    Args:
+        key: under which it names the image.
+    """
     return Annotation(
         file=name,
-        image=fields.image_name(record, image),
-        masks=masks,
+        image=fields.image_name(record, key),
+        masks=fields.masks_of(fields.numbered(record.get("objects"), "objects", problems), _object, problems),
         relative=True,
-        extra_caption=fields.text(record, caption, problems),
+        extra_caption=fields.text(record, _present(record, DESCRIPTIONS), problems),
         problems=problems,
     )
 
 
+def _narrative(record: JsonObject, name: str, problems: list[Problem]) -> Annotation:
+    """Read a localized narrative."""
+    image, *also = _pictures(record)
+    return Annotation(
+        file=name,
+        image=image,
+        also=tuple(also),
+        masks=fields.masks_of(_spoken(record, problems), _sentence, problems),
+        relative=True,
+        extra_caption=fields.text(record, "caption", problems),
+        problems=problems,
+    )
+
+
+def _pictures(record: JsonObject) -> list[str]:
+    """Return the names that the picture of a narrative may have: COCO's have 12 digits, in a folder for each split."""
+    number = record.get("image_id")
+    image = str(number) if type(number) is int else fields.image_name(record, "image_id")
+    split = re.fullmatch(r"mscoco_(\w+)", str(record.get("dataset_id")))
+    if split is None or not image.isdecimal():
+        return [image]
+    return [image.zfill(COCO_DIGITS), f"{split[1]}/{image.zfill(COCO_DIGITS)}", image]
+
+
 def _object(place: str, value: object, problems: list[Problem]) -> Mask:
     entry = fields.json_object(value)
-    corners = entry.get("box_yxyx_999")
-    if not isinstance(corners, list):
-        raise ValueError("the region has no box of four numbers")
-    y0, x0, y1, x1 = (fields.integer(number) for number in corners)
+    y0, x0, y1, x1 = _corners(entry.get(_present(entry, BOXES)))
     return Mask(
         key=place,
         label=fields.text(entry, "label", problems, place),
         caption=fields.text(entry, "description", problems, place),
         box=(min(x0, x1), min(y0, y1), max(x0, x1) + 1, max(y0, y1) + 1),
     )
+
+
+def _corners(box: object) -> list[int]:
+    """Return y0, x0, y1, x1 of a list of numbers, which may be a text, as its numbers may be; raises ValueError."""
+    listed = [number.strip(" '\"") for number in box.strip("[() ]").split(",")] if isinstance(box, str) else box
+    if not isinstance(listed, list) or len(listed) != 4:
+        raise ValueError("the region has no box of four numbers")
+    return [fields.integer(number) for number in listed]
 
 
 def _spoken(record: JsonObject, problems: list[Problem]) -> Iterator[tuple[str, Sentence]]:
@@ -124,7 +175,7 @@ def _times(record: Narrative) -> list[tuple[float, float]]:
     return [
         (float(timed["start_time"]), float(timed["end_time"]))
         for timed in record.get("timed_caption") or []
-        for _ in range(max(1, words(str(timed["caption"]))))
+        for _ in range(max(1, words(str(timed["utterance"] if "utterance" in timed else timed["caption"]))))
     ]
 
 

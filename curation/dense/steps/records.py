@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple, TypedDict
 
@@ -29,7 +29,12 @@ OTHER = "other"  # split of the shards of what splits.json names nowhere
 
 
 class RecordRow(TypedDict):
-    """A record as this stage writes it, with its split; error, message: None where it can be read."""
+    """A record as this stage writes it, with its split.
+
+    Args:
+        error: None where it can be read.
+        message: None where it can be read.
+    """
 
     name: str
     path: str
@@ -44,7 +49,10 @@ class RecordRow(TypedDict):
 class Group(NamedTuple):
     """What the marker of this stage notes of a row group, by which a later unit knows its work.
 
-    split: of all its records: as splits.json names it, OTHER where it names the file nowhere, train without one.
+    Args:
+        digest: of its records.
+        rows: their number.
+        split: of all of them: as splits.json names it, OTHER where it names the file nowhere, train without one.
     """
 
     digest: str
@@ -76,10 +84,13 @@ class ListRecords:
 def list_records(run: Run, job: ListRecords, output: Output) -> None:
     """Write one row per annotation, and note each row group, see `Group`.
 
-    Annotations that splits.json names and that are not in the folder become dead records.
+    Those that splits.json names come first, in its order, as the batches of DCI's benchmark do; those of them that are
+    not in the folder become dead records.
     """
     splits = load_splits(job.splits) if job.splits else {}
-    records = _with_missing(_records(run.sources["annotations"][0], job), splits)
+    records = _records(run.sources["annotations"][0], job)
+    if splits:
+        records = _in_order(records, splits)
     rest = OTHER if splits else TRAIN
     for rows in _groups((_row(record, splits) for record in records), job.unit_rows):
         output.write(pa.Table.from_pylist(rows, SCHEMA))
@@ -107,12 +118,14 @@ def _row(record: Record, splits: Mapping[str, str]) -> RecordRow:
     }
 
 
-def _with_missing(records: Iterable[Record], splits: Mapping[str, str]) -> Iterator[Record]:
-    missing = dict(splits)
+def _in_order(records: Iterable[Record], splits: Mapping[str, str]) -> Iterator[Record]:
+    """Yield the records that splits.json names in its order, then the others as they come, then those not there."""
+    named = defaultdict[str, list[Record]](list, {name: [] for name in splits})
     for record in records:
-        missing.pop(record.name.rsplit("/", 1)[-1], None)
-        yield record
-    for name in sorted(missing):
+        named[record.name.rsplit("/", 1)[-1]].append(record)
+    for group in named.values():
+        yield from group
+    for name in sorted(name for name, group in named.items() if not group):
         yield Record(name, error=("MissingFile", "splits.json names it and there is no such file"))
 
 
@@ -131,7 +144,7 @@ def _groups(records: Iterable[RecordRow], rows: int) -> Iterator[list[RecordRow]
 
 
 def load_splits(path: str) -> dict[str, str]:
-    """Return the split of each file name of splits.json: {"train": [names], "valid": ..., "test": ...}.
+    """Return the split of each file name of splits.json, in its order: {"train": [names], "valid": ..., "test": ...}.
 
     Raises:
         UserError: it cannot be read, is something else, or names a split that no file can be named after.

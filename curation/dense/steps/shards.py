@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from granary.curation.dense.assemble import Assembled, assemble, image_row
 from granary.curation.dense.packing import Counter
 from granary.curation.dense.recipe import Budget, Format, MaskForm
-from granary.curation.dense.schema import DescribedImage, ImageRow, image_features
+from granary.curation.dense.schema import DescribedImage, ImageFile, ImageRow, image_features
 from granary.curation.dense.steps.notes import note
 from granary.curation.dense.steps.records import AnnotationReader, RecordRow, read_records
 from granary.curation.dense.tree import UNUSABLE, InvalidAnnotation, Problem
@@ -59,12 +60,12 @@ class OpenedImage:
     Args:
         record: as listed.
         result: the annotation with its masks, or why annotation or picture cannot be used.
-        name, picture: of the picture's file: its name, and its bytes.
+        path, picture: of the picture's file: its path below the folder of images, and its bytes.
     """
 
     record: RecordRow
     result: Assembled | Problem
-    name: str = ""
+    path: str = ""
     picture: bytes = b""
 
     @property
@@ -101,14 +102,15 @@ def _opened(run: Run, job: PackImages) -> Iterator[OpenedImage]:
         for record in read_records(run, job.unit):
             try:
                 annotation = reader.read(record)
-                name, picture = read_picture(run.sources["images"][0], annotation.image, limits.max_bytes)
+                names = (annotation.image, *annotation.also)
+                path, picture = read_picture(run.sources["images"][0], names, limits.max_bytes)
                 assembled = assemble(annotation, picture, limits)
             except (InvalidAnnotation, DecodeError) as error:
                 yield OpenedImage(record, Problem("", error.kind, str(error)))
             except OSError as error:
                 yield OpenedImage(record, Problem("", *failure(error)))
             else:
-                yield OpenedImage(record, assembled, name, picture)
+                yield OpenedImage(record, assembled, path, picture)
 
 
 def _packed(image: OpenedImage, job: PackImages, counter: Counter, output: Output) -> ImageRow | None:
@@ -126,35 +128,38 @@ def _packed(image: OpenedImage, job: PackImages, counter: Counter, output: Outpu
     row = image_row(assembled, counter, job.grow, job.masks)
     _count(output, row, len(annotation.masks), counter.budget)
     output.counters["given"] += bool(annotation.summaries or annotation.negatives)
-    picture, origin = image.picture, f"images/{annotation.image}"
-    return {**row, "image": {"bytes": picture, "path": image.name}, "source": {"name": "images", "uri": origin}}
+    file: ImageFile = {"bytes": image.picture, "path": image.path.rsplit("/", 1)[-1]}
+    return {**row, "image": file, "source": {"name": "images", "uri": f"images/{image.path}"}}
 
 
-def read_picture(source: Source, name: str, max_bytes: int) -> tuple[str, bytes]:
-    """Return the file name and the bytes of a picture an annotation names; its ending may be left out.
+def read_picture(source: Source, names: Sequence[str], max_bytes: int) -> tuple[str, bytes]:
+    """Return the path and the bytes of a picture an annotation names; its ending may be left out.
 
     Args:
         source: the folder of the images.
-        name: as the annotation has it, relative to the folder.
+        names: that the picture may have, relative to the folder; the first that is there counts.
         max_bytes: larger files are not read.
 
     Raises:
         OSError: there is no such picture, or its path leads out of the folder.
     """
-    if "://" in name:
-        raise files.UnsafePath(f"images are read from the folder of images, not from {name}")
-    endings = ENDINGS if not os.path.splitext(name)[1] else ENDINGS[:1]
-    for ending in endings:
-        try:
-            data = files.read_reference(source.path, source.path, name + ending, max_bytes)
-            return (name + ending).rsplit("/", 1)[-1], data
-        except FileNotFoundError:
-            continue
-    raise FileNotFoundError(f"there is no image {name}")
+    remote = next((name for name in names if "://" in name), None)
+    if remote is not None:
+        raise files.UnsafePath(f"images are read from the folder of images, not from {remote}")
+    for name in names:
+        for ending in ENDINGS if not os.path.splitext(name)[1] else ENDINGS[:1]:
+            with contextlib.suppress(FileNotFoundError):
+                return name + ending, files.read_reference(source.path, source.path, name + ending, max_bytes)
+    raise FileNotFoundError(f"there is no image {' or '.join(names)}")
 
 
 def _count(output: Output, row: DescribedImage, read: int, budget: int) -> None:
-    """Count what a row holds. read: masks of its annotation, those that were lost too. budget: of a window."""
+    """Count what a row holds.
+
+    Args:
+        read: masks of its annotation, those that were lost too.
+        budget: of a window.
+    """
     masks = row["masks"]
     output.counters.update(
         {

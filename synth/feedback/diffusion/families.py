@@ -119,5 +119,5 @@ def image_embeds(pipe: Pipeline, requests: Sequence[Request], dropout: float) ->
 
 def _kept(seed: int, size: int, dropout: float) -> Tensor:
     """Return (size,) ones and zeros, from a stream of its own beside the noise."""
-    own = int.from_bytes(hashlib.sha256(f"image dropout {seed}".encode()).digest()[:8], "big") >> 1
-    return (torch.rand(size, generator=torch.Generator().manual_seed(own)) >= dropout).float()
+    seed_of_dropout = int.from_bytes(hashlib.sha256(f"image dropout {seed}".encode()).digest()[:8], "big") >> 1
+    return (torch.rand(size, generator=torch.Generator().manual_seed(seed_of_dropout)) >= dropout).float()

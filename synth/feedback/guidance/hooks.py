@@ -80,17 +80,17 @@ class Feedback:
         """Listen to the denoiser and act in the scheduler's step until the block ends."""
         plain = self.scheduler.step
         hook = self.denoiser.register_forward_pre_hook(self._note, with_kwargs=True)
-        own = {} if self.generators is None or not takes_generator(plain) else {"generator": self.generators}
+        randomness = {} if self.generators is None or not takes_generator(plain) else {"generator": self.generators}
 
         @functools.wraps(plain)  # pipelines look at the signature of step
         def step(output: Tensor, timestep: Timestep, sample: Tensor, **kwargs: object) -> StepResult:
             twice = len(sample) == 2 * self.n  # DiT carries its samples twice; generators are for one half
             moved = self._steered(output[: self.n], timestep, sample[: self.n])
-            if twice and "generator" not in own:
+            if twice and "generator" not in randomness:
                 moved = tuple(torch.cat([part, part]) for part in moved)  # type: ignore[assignment]
             output, sample, drift = moved
-            result = plain(output, timestep, sample, **{**own, **kwargs})
-            return _finished(result, drift, twice and "generator" in own)
+            result = plain(output, timestep, sample, **{**randomness, **kwargs})
+            return _finished(result, drift, twice and "generator" in randomness)
 
         self.scheduler.step = step
         try:
@@ -106,8 +106,8 @@ class Feedback:
     def _steered(self, output: Tensor, timestep: Timestep, sample: Tensor) -> Moved:
         """Steer, where this step gets feedback."""
         index, self._index = self._index, self._index + 1
-        wanted = self.options.omega != 0 or self.options.observe
-        if not wanted or not self.options.acts(index, len(self.scheduler.timesteps)):
+        used = self.options.omega != 0 or self.options.observe
+        if not used or not self.options.acts(index, len(self.scheduler.timesteps)):
             return output, sample, torch.zeros(len(sample))
         self._inside = True  # what the denoiser is called with from here on, also by checkpoints, is ours
         moved = self.steer(output, timestep, sample)
@@ -189,8 +189,8 @@ class Feedback:
 
     def _saving(self, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         """Call a function, keeping no activations when checkpoints are wanted and its models set none of their own."""
-        own = getattr(self.denoiser, "is_gradient_checkpointing", False)
-        if self.options.checkpoint and torch.is_grad_enabled() and not own:
+        checkpointed = getattr(self.denoiser, "is_gradient_checkpointing", False)
+        if self.options.checkpoint and torch.is_grad_enabled() and not checkpointed:
             return checkpoint(function, x, use_reentrant=False)
         return function(x)
 

@@ -254,7 +254,7 @@ def rotation_matrix(rotation: Iterable[float]) -> NDArray[np.float64]:
 
 def named(rows: Iterable[Mapping[str, Value]], options: SceneOptions) -> dict[str, set[str]]:
     """Return the names of worlds, objects and textures that rows ask for."""
-    found: dict[str, set[str]] = {
+    names: dict[str, set[str]] = {
         "worlds": {options.world} - {""},
         "objects": {options.character} - {""},
         "textures": set(),
@@ -265,7 +265,7 @@ def named(rows: Iterable[Mapping[str, Value]], options: SceneOptions) -> dict[st
             ("objects", [f"{slot}_name" for slot in SLOTS]),
             ("textures", [f"{slot}_texture" for slot in SLOTS]),
         ):
-            found[kind] |= {str(row[column]) for column in columns if column in row}
-    found["objects"].discard(BLANK)
-    found["textures"].discard(DEFAULT)
-    return found
+            names[kind] |= {str(row[column]) for column in columns if column in row}
+    names["objects"].discard(BLANK)
+    names["textures"].discard(DEFAULT)
+    return names

@@ -92,10 +92,10 @@ def row_captions(row: Mapping[str, Value]) -> list[str]:
     """Return every true caption of a row: of each of its tasks, without and with its environment."""
     with_world = (False, True) if "world_name" in row else (False,)
     tasks = [task for task in tasks_of(row) if task != "scene" or "world_name" in row]
-    found = [caption(row, task, environment) for task in tasks for environment in with_world]
+    captions = [caption(row, task, environment) for task in tasks for environment in with_world]
     if "world_name" in row:
-        found.append(scene_caption(str(row["world_name"])))
-    return list(dict.fromkeys(found))
+        captions.append(scene_caption(str(row["world_name"])))
+    return list(dict.fromkeys(captions))
 
 
 def hard_negative(row: Mapping[str, Value], task: Task, environment: bool = False) -> str:
@@ -134,10 +134,10 @@ def candidates(
     if task == "scene":
         return [scene_caption(world) for world in worlds]
     named = [*animals, BLANK] if blank and task.startswith("single") else list(animals)
-    found: Iterator[str] = (
+    texts: Iterator[str] = (
         text for world in (worlds if environment else [None]) for text in _template(named, task, row, world)
     )
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(texts))
 
 
 def _template(animals: Sequence[str], task: Task, row: Mapping[str, Value], world: str | None) -> Iterator[str]:

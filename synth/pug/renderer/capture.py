@@ -12,12 +12,22 @@ import itertools
 import json
 import secrets
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
-from granary.synth.pug.plan.scenes import SceneSpec
+import numpy as np
+from numpy.typing import NDArray
+
+from granary.synth.pug.plan.scenes import Actor, SceneSpec
 from granary.synth.pug.recipe import RendererOptions
-from granary.synth.pug.renderer.connection import Connection, ConnectionLost, ErrorReply, TimedOut, WrongReply
+from granary.synth.pug.renderer.connection import (
+    Connection,
+    ConnectionLost,
+    ErrorReply,
+    RenderError,
+    TimedOut,
+    WrongReply,
+)
 from granary.synth.pug.renderer.frames import (
     COMMANDS,
     Colour,
@@ -36,6 +46,7 @@ from granary.synth.pug.renderer.probes import Probe, colour_of, mask_colours, ne
 
 OURS = "granary_"
 BACKGROUND: Colour = (0, 0, 0)
+AWAY = 1e5  # cm upwards, where a character is out of sight and still in the world
 POLL = 0.05  # seconds between two looks at a loading level
 
 
@@ -105,31 +116,68 @@ class UnrealCVRenderer:
         Raises:
             RenderError: with `lost` where the connection was closed for it.
         """
-        try:
-            self._connect()
+        self.reach()
+        with self._forgetting():
             self._enter(scene)
             colours = mask_colours(scene.actors, salt, self.others)
             probes = self._probes(scene, colours)
             changes = self._changes(scene, colours)
             frame = self._settled(scene, changes, probes, colours) if self.settles else None
             frame = frame or self._capture(scene, changes, probes, colours)
+        self.previous = (scene, frame.lit.tobytes())
+        return frame
+
+    def without(self, scene: SceneSpec, actor: Actor) -> Iterator[NDArray[np.uint8]]:
+        """Give pictures of the scene just rendered without one of its characters, which is moved far up.
+
+        Args:
+            scene: what was rendered last.
+            actor: the character to leave out.
+
+        Yields:
+            (h, w, 3) uint8, as many as a server may take to show a change.
+
+        Raises:
+            RenderError: as `render`.
+        """
+        x, y, z = actor.location
+        path, away = f"/object/{actor.name}/location", (x, y, z + AWAY)
+        places = [f"vset /object/{other.name}/location {numbers(*other.location)}" for other in scene.actors]
+        moves = [*places, f"vset {path} {numbers(*away)}"]
+        self.applied = None  # the next render finds a view that is not of its scene
+        for _ in range(self.options.settle.attempts if self.settles else 1):
+            with self._forgetting():
+                *_, place, lit = self._require([*moves, f"vget {path}", self.captures["lit"]])
+                if wrong := near("location", away)(_text(place)):
+                    raise WrongPose(f"{actor.name} was moved away and reads back {wrong}")
+                picture = picture_of(lit, scene.width, scene.height)
+            yield picture
+            moves = []
+
+    @contextlib.contextmanager
+    def _forgetting(self) -> Iterator[None]:
+        """After an error, know nothing of the server's state; after the worst kind, close the connection too."""
+        try:
+            yield
         except ConnectionLost:
             self.drop()
             raise
         except ErrorReply:
             self._forget()
             raise
-        self.previous = (scene, frame.lit.tobytes())
-        return frame
+
+    def reach(self) -> None:
+        """Connect and greet, where that is not done; raises RenderError."""
+        try:
+            self._connect()
+        except RenderError:
+            self.drop()
+            raise
 
     def describe(self) -> Description:
         """Return the server's version and the assets it says it has."""
-        try:
-            self._connect()
-            return Description(self.version, self.assets)
-        except ConnectionLost:
-            self.drop()
-            raise
+        self.reach()
+        return Description(self.version, self.assets)
 
     def drop(self) -> None:
         """Throw the connection away: what comes over it now would answer something else."""
@@ -166,12 +214,12 @@ class UnrealCVRenderer:
         """Return the director's lists; {} where there is no director."""
         reply = self._ask([f"vbp {self.options.director} Assets"])[0]
         try:
-            found = json.loads(reply)
-            if isinstance(found, dict) and "worlds" not in found and len(found) == 1:
-                found = json.loads(next(iter(found.values())))  # an out-parameter that holds the text
+            assets = json.loads(reply)
+            if isinstance(assets, dict) and "worlds" not in assets and len(assets) == 1:
+                assets = json.loads(next(iter(assets.values())))  # an out-parameter that holds the text
         except (ValueError, TypeError):
             return {}
-        return found if isinstance(found, dict) else {}
+        return assets if isinstance(assets, dict) else {}
 
     def _ask(self, commands: Sequence[str]) -> list[bytes]:
         """Send commands between two echoes, in one tick where the server can; returns their replies."""
@@ -202,8 +250,8 @@ class UnrealCVRenderer:
         """Load the world and put exactly the scene's characters into it."""
         if scene.world != self.world:
             self._load(scene.world)
-        wanted = [actor.name for actor in scene.actors]
-        surplus = [name for name in self.objects if name.startswith(OURS) and name not in wanted]
+        names = [actor.name for actor in scene.actors]
+        surplus = [name for name in self.objects if name.startswith(OURS) and name not in names]
         missing = [actor for actor in scene.actors if actor.name not in self.objects]
         if surplus or missing:
             self._require(
@@ -211,7 +259,7 @@ class UnrealCVRenderer:
                 + [f"vset /objects/spawn {actor.asset} {actor.name}" for actor in missing]
             )
             self.objects = _text(self._require(["vget /objects"])[0]).split()
-            self._check_objects(wanted)
+            self._check_objects(names)
 
     def _load(self, world: str) -> None:
         self._forget()
@@ -228,10 +276,10 @@ class UnrealCVRenderer:
         self.others = {BACKGROUND, *filter(None, map(colour_of, map(_text, replies)))}
         self.world = world
 
-    def _check_objects(self, wanted: Sequence[str]) -> None:
-        found = sorted(name for name in self.objects if name.startswith(OURS))
-        if found != sorted(wanted):
-            raise ErrorReply(f"the characters {', '.join(wanted) or 'none'} were asked for, there are {found}")
+    def _check_objects(self, names: Sequence[str]) -> None:
+        present = sorted(name for name in self.objects if name.startswith(OURS))
+        if present != sorted(names):
+            raise ErrorReply(f"the characters {', '.join(names) or 'none'} were asked for, there are {present}")
 
     def _changes(self, scene: SceneSpec, colours: Mapping[int, Colour]) -> list[str]:
         """Return the commands that set everything, whatever was there before."""

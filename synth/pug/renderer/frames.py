@@ -48,6 +48,10 @@ class NotVisible(InvalidFrame):
     """A character is not in the mask."""
 
 
+class NotShown(InvalidFrame):
+    """A character is in the mask, and the picture is the same without it."""
+
+
 class UnknownColour(InvalidFrame):
     """The mask shows a colour that no object has: of another scene, or blended."""
 
@@ -95,6 +99,8 @@ def picture_of(data: bytes, width: int, height: int) -> NDArray[np.uint8]:
                 raise NotDecodable(f"a picture of {image.size[0]} x {image.size[1]}, not {width} x {height} pixels")
             if not data.endswith(PNG_END):  # Pillow may take one that is cut short after its last pixel
                 raise NotDecodable(f"a PNG of {len(data)} bytes that is cut short")
+            image.verify()  # the checksums of its chunks, which decoding alone passes over
+        with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
             return np.ascontiguousarray(np.asarray(image.convert("RGBA"))[:, :, :3])
     except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
         raise NotDecodable(f"not a PNG: {error}; it begins with {data[:24]!r}") from None
@@ -103,9 +109,9 @@ def picture_of(data: bytes, width: int, height: int) -> NDArray[np.uint8]:
 def _bmp_pixels(data: bytes, width: int, height: int) -> NDArray[np.uint8]:
     """Return the pixels of a BMP as UnrealCV writes it: 32-bit BGRA, rows from the top whatever its height's sign."""
     size = BMP.size + 4 * width * height
-    found = BMP.unpack(data[: BMP.size].ljust(BMP.size, b"\0"))
-    if len(data) != size or (*found[1:4], abs(found[4]), *found[5:]) != (BMP.size, 40, width, height, 1, 32):
-        raise NotDecodable(f"a BMP of {len(data)} bytes with the head {found}, not of {width} x {height} pixels")
+    header = BMP.unpack(data[: BMP.size].ljust(BMP.size, b"\0"))
+    if len(data) != size or (*header[1:4], abs(header[4]), *header[5:]) != (BMP.size, 40, width, height, 1, 32):
+        raise NotDecodable(f"a BMP of {len(data)} bytes with the head {header}, not of {width} x {height} pixels")
     pixels = np.frombuffer(data, np.uint8, offset=BMP.size).reshape(height, width, 4)
     return np.ascontiguousarray(pixels[:, :, 2::-1])
 
@@ -178,14 +184,19 @@ def difference(one: Frame, other: Frame) -> float:
     return float(np.abs(one.lit.astype(np.int16) - other.lit).mean())
 
 
+def apart(one: NDArray[np.uint8], other: NDArray[np.uint8], seen: NDArray[np.bool_]) -> float:
+    """Return the mean absolute difference of two (h, w, 3) pictures over some (h, w) pixels."""
+    return float(np.abs(one[seen].astype(np.int16) - other[seen]).mean())
+
+
 def boxes(mask: NDArray[np.uint8]) -> dict[int, tuple[tuple[int, int, int, int], int]]:
     """Return for each slot in a mask its box (left, top, right, bottom; right and bottom exclusive) and its pixels."""
-    found = {}
+    boxes_of = {}
     for index in np.unique(mask[mask > 0]).tolist():
         rows, columns = np.nonzero(mask == index)
         box = (int(columns.min()), int(rows.min()), int(columns.max()) + 1, int(rows.max()) + 1)
-        found[index - 1] = (box, len(rows))
-    return found
+        boxes_of[index - 1] = (box, len(rows))
+    return boxes_of
 
 
 def png(pixels: NDArray[np.uint8]) -> bytes:

@@ -1,17 +1,23 @@
-"""What a work unit does with a renderer: attempts, checks, frames rendered twice, and rows that are given up."""
+"""What a work unit does with a renderer: attempts, checks, frames rendered twice, and rows that are given up.
+
+A server that stalls, closes or refuses says nothing of a row. It is waited for, and the row is asked for again behind
+the others; only one that loses its connection again and again, each time to a server that then answers, is given up.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import NamedTuple
 
 from granary.curation.runs.run import Run
 from granary.curation.store import storage
 from granary.synth.pug.plan.plans import uniform
+from granary.synth.pug.plan.scenes import SceneSpec
 from granary.synth.pug.planning import Planned, PlannedRow
 from granary.synth.pug.recipe import Checks, RendererOptions
 from granary.synth.pug.renderer.capture import UnrealCVRenderer
@@ -20,7 +26,9 @@ from granary.synth.pug.renderer.frames import (
     Frame,
     InvalidFrame,
     NotRepeatable,
+    NotShown,
     NotVisible,
+    apart,
     boxes,
     check_frame,
     difference,
@@ -28,9 +36,11 @@ from granary.synth.pug.renderer.frames import (
 )
 from granary.synth.pug.renderer.pools import Pool, pool_of
 
+SHORTEST_PAUSE, LONGEST_PAUSE = 0.05, 10.0  # seconds between two attempts to connect
+
 
 class ServersLost(OSError):
-    """Row after row was lost to dead connections: there is no server any more."""
+    """There is no server any more, or none that serves."""
 
 
 class Lost(NamedTuple):
@@ -83,7 +93,7 @@ class Worker:
     def __init__(self, run: Run, work: Planned, service: Service, stack: ExitStack) -> None:
         self.run, self.work, self.service, self.stack = run, work, service, stack
         self.options = service.renderer
-        self.dead_in_succession = 0
+        self.lost_since: set[str] = set()  # rows that lost their connections since a server last replied to one
         self._renderer: UnrealCVRenderer | None = None
 
     @property
@@ -94,69 +104,126 @@ class Worker:
         return self._renderer
 
     def render(self, rows: Sequence[PlannedRow]) -> tuple[dict[str, Frame], list[Lost]]:
-        """Render rows in order.
+        """Render rows, and some of them again.
 
         Returns:
             The frames by row id, and the rows that have none.
 
         Raises:
-            ServersLost: too many rows in succession were lost to dead connections.
+            ServersLost: no server answered for longer than the patience, or row after row lost its connection.
         """
         frames: dict[str, Frame] = {}
         failures: dict[str, RenderError] = {}
-        for row in rows:
-            self._attempt(row, frames, failures)
-        for row in reversed([row for row in rows if row.id in frames and self._is_repeated(row)]):
-            self._repeat(row, frames, failures)
+        for row, outcome in self._outcomes(rows, ""):
+            if isinstance(outcome, Frame):
+                frames[row.id] = outcome
+            else:
+                self._lose(row, outcome, failures)
+        for row, outcome in self._outcomes([row for row in reversed(rows) if self._is_repeated(row, frames)], "again"):
+            if (trouble := self._disagreement(frames[row.id], outcome)) is not None:
+                del frames[row.id]
+                self._lose(row, trouble, failures)
         return frames, [_lost(row, failures[row.id]) for row in rows if row.id in failures]
-
-    def _attempt(self, row: PlannedRow, frames: dict[str, Frame], failures: dict[str, RenderError]) -> None:
-        try:
-            frames[row.id] = self._frame(row, "")
-            self.dead_in_succession = 0
-        except RenderError as error:
-            self._lose(row, error, failures)
 
     def _lose(self, row: PlannedRow, error: RenderError, failures: dict[str, RenderError]) -> None:
         failures[row.id] = error
         if isinstance(error, InvalidFrame) and error.picture:
             storage.write_bytes(self.run.path("quarantine", f"{row.id}.png"), error.picture)
-        self.dead_in_succession = self.dead_in_succession + 1 if error.lost else 0
-        if self.dead_in_succession >= self.options.give_up:
+
+    def _is_repeated(self, row: PlannedRow, frames: Mapping[str, Frame]) -> bool:
+        share = self.work.recipe.checks.twice
+        return row.id in frames and uniform(self.work.recipe.seed, f"twice/{row.id}", row.index) < share
+
+    def _disagreement(self, first: Frame, second: Frame | RenderError) -> RenderError | None:
+        """Return why a row is given up after it was rendered again, after others; None where both frames agree."""
+        if isinstance(second, RenderError):
+            return second
+        bound = self.options.settle.bound if self.options.kind == "unrealcv" else 0.0
+        apart = difference(first, second)
+        if apart <= bound:
+            return None
+        return NotRepeatable(f"rendered again, the picture differs by {apart:.2f} of 255", png(first.lit))
+
+    def _outcomes(self, rows: Sequence[PlannedRow], purpose: str) -> Iterator[tuple[PlannedRow, Frame | RenderError]]:
+        """Give a frame or the last error of each row; one that lost its connection waits behind the others."""
+        queue, losses = deque(rows), Counter[str]()
+        while queue:
+            row = queue.popleft()
+            outcome = self._outcome(row, f"{row.id}/{purpose}/{losses[row.id]}")
+            if self._has_lost(row, outcome) and losses[row.id] < max(self.options.retries, 1):
+                losses[row.id] += 1
+                queue.append(row)
+            else:
+                yield row, outcome
+
+    def _has_lost(self, row: PlannedRow, outcome: Frame | RenderError) -> bool:
+        """Say whether a row lost its connection; raises ServersLost where too many did in succession."""
+        if isinstance(outcome, Frame) or not outcome.lost:
+            self.lost_since.clear()
+            return False
+        self.lost_since.add(row.id)
+        if len(self.lost_since) >= self.options.give_up:
             raise ServersLost(
-                f"{self.dead_in_succession} rows in succession were lost to dead connections, the last one: {error}. "
+                f"{len(self.lost_since)} rows in succession lost their connections, the last one: {outcome}. "
                 "Start the servers again"
-            ) from error
+            ) from outcome
+        return True
 
-    def _is_repeated(self, row: PlannedRow) -> bool:
-        return uniform(self.work.recipe.seed, f"twice/{row.id}", row.index) < self.work.recipe.checks.twice
-
-    def _repeat(self, row: PlannedRow, frames: dict[str, Frame], failures: dict[str, RenderError]) -> None:
-        """Render a row again after others; what differs from the first time is quarantined."""
-        first = frames[row.id]
-        try:
-            second = self._frame(row, "again")
-            bound = self.options.settle.bound if self.options.kind == "unrealcv" else 0.0
-            if (apart := difference(first, second)) > bound:
-                raise NotRepeatable(f"rendered again, the picture differs by {apart:.2f} of 255", png(first.lit))
-        except RenderError as error:
-            del frames[row.id]
-            self._lose(row, error, failures)
-
-    def _frame(self, row: PlannedRow, purpose: str) -> Frame:
-        """Return a checked frame, after as many attempts as the options allow; raises RenderError."""
+    def _outcome(self, row: PlannedRow, salt: str) -> Frame | RenderError:
+        """Return a checked frame, after as many attempts as the options allow, or why there is none."""
         scene = self.work.scene(row)
         for attempt in range(self.options.retries + 1):
+            outcome = self._attempt(scene, f"{salt}/{attempt}")
+            if isinstance(outcome, Frame) or outcome.lost:
+                break
+        return outcome
+
+    def _attempt(self, scene: SceneSpec, salt: str) -> Frame | RenderError:
+        self._reach()
+        try:
+            frame = self.renderer.render(scene, salt)
+            check(frame, len(scene.actors), self.work.recipe.checks)
+            self._check_shown(scene, frame)
+            return frame
+        except RenderError as error:
+            return error
+
+    def _check_shown(self, scene: SceneSpec, frame: Frame) -> None:
+        """Raise NotShown where a character could be taken away and none of its pixels would change."""
+        least = self.work.recipe.checks.shown if self.options.kind == "unrealcv" else 0.0
+        for actor in scene.actors if least else ():
+            seen = frame.mask == 1 + actor.slot
+            changes = (apart(frame.lit, picture, seen) for picture in self.renderer.without(scene, actor))
+            if not any(change >= least for change in changes):
+                raise NotShown(
+                    f"character {actor.slot + 1} has {int(seen.sum())} pixels in the mask, and without it they change "
+                    f"by less than {least:g} of 255 (checks.shown): the picture does not show it",
+                    png(frame.lit),
+                )
+
+    def _reach(self) -> None:
+        """Connect where there is no connection, as often as the patience allows; raises ServersLost."""
+        start = time.monotonic()
+        for pause in pauses(self.options.backoff):
             try:
-                frame = self.renderer.render(scene, f"{row.id}/{purpose}/{attempt}")
-                check(frame, len(scene.actors), self.work.recipe.checks)
-                return frame
+                return self.renderer.reach()
             except RenderError as error:
-                if attempt == self.options.retries:
-                    raise
-                if error.lost:
-                    time.sleep(self.options.backoff * 2**attempt)
+                waited = time.monotonic() - start
+                if waited + pause > self.options.patience:
+                    raise ServersLost(
+                        f"no server answered for {waited:.0f} seconds (renderer.patience: {self.options.patience:g}): "
+                        f"{error}. Start the servers again"
+                    ) from error
+            time.sleep(pause)
         raise AssertionError("unreachable")
+
+
+def pauses(first: float) -> Iterator[float]:
+    """Give seconds between connections, doubled up to `LONGEST_PAUSE`, for ever."""
+    pause = max(first, SHORTEST_PAUSE)
+    while True:
+        yield min(pause, LONGEST_PAUSE)
+        pause = min(2 * pause, LONGEST_PAUSE)
 
 
 def check(frame: Frame, actors: int, checks: Checks) -> None:

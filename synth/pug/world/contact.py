@@ -50,9 +50,9 @@ def contact_sheet() -> Image.Image:
     pictures = [picture(renderer, *shot, *next(views)) for shot in shots]
     rows = -(-len(pictures) // COLUMNS)
     sheet = Image.new("RGB", (COLUMNS * (SIDE + GAP) - GAP, rows * (SIDE + GAP) - GAP), "white")
-    for index, each in enumerate(pictures):
+    for index, thumbnail in enumerate(pictures):
         row, column = divmod(index, COLUMNS)
-        sheet.paste(Image.fromarray(each), (column * (SIDE + GAP), row * (SIDE + GAP)))
+        sheet.paste(Image.fromarray(thumbnail), (column * (SIDE + GAP), row * (SIDE + GAP)))
     return sheet
 
 

@@ -219,7 +219,9 @@ def coco_files(folder: Path) -> tuple[Path, Path]:
 def test_coco_gathers_instances_and_captions_of_an_image(tmp_path: Path) -> None:
     instances, captions = coco_files(tmp_path)
     records = list(coco.records(source(instances), LIMIT, str(captions)))
-    assert [record.name for record in records] == ["instances.json:2", "instances.json:9"]
+    assert [record.name for record in records] == ["instances.json:2", "instances.json:9", "instances.json:77"]
+    message = "1 annotations are of image_id 77, which is not among the images"
+    assert records[2].error == ("NoImage", message)
     found = coco.parse(records[0].text, records[0].name)
     assert found.image == "a.jpg"
     assert found.summaries == {"base": ["A dog.", "Dogs."]}
@@ -235,12 +237,81 @@ def test_coco_gathers_instances_and_captions_of_an_image(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    "text", ["{", "{}", '{"images": [], "annotations": 3}', '{"images": [{"id": 1}], "annotations": []}']
+    "text", ["{", "{}", "[]", '{"images": [], "annotations": 3}', '{"images": {"1": {}}, "annotations": []}']
 )
 def test_what_is_not_cocos_is_a_mistake_of_the_user(tmp_path: Path, text: str) -> None:
     (tmp_path / "x.json").write_text(text)
     with pytest.raises(UserError, match="annotations"):
         list(coco.records(source(tmp_path / "x.json"), LIMIT))
+
+
+def gathered(folder: Path, content: dict[str, Any]) -> dict[str, Annotation | tuple[str, str]]:
+    """Return what each record of a COCO file leads to, by its name."""
+    (folder / "x.json").write_text(json.dumps(content))
+    records = coco.records(source(folder / "x.json"), LIMIT)
+    return {record.name: record.error or coco.parse(record.text, record.name) for record in records}
+
+
+@pytest.mark.parametrize(("left", "right"), [(139, "285"), ("139", 285), ("139", "285"), (139.0, 285), ("a", 285)])
+def test_coco_ids_are_the_same_as_numbers_and_as_texts(tmp_path: Path, left: object, right: object) -> None:
+    images = [{"id": left, "file_name": "139.jpg"}, {"id": right, "file_name": "285.jpg"}]
+    other = str(left).removesuffix(".0")
+    annotations = [
+        {"id": 1, "image_id": other, "caption": "A mosaic."},
+        {"id": 2, "image_id": int(right), "caption": "A wall."},  # type: ignore[call-overload]
+        {"id": 3, "image_id": int(right), "category_id": "7", "bbox": [1, 1, 5, 5]},  # type: ignore[call-overload]
+    ]
+    categories = [{"id": 7, "name": "brick"}, {"name": "nothing"}]
+    read = gathered(tmp_path, {"images": images, "annotations": annotations, "categories": categories})
+    mosaic, wall = read[f"x.json:{other}"], read["x.json:285"]
+    assert isinstance(mosaic, Annotation)
+    assert isinstance(wall, Annotation)
+    assert (mosaic.summaries["base"], wall.summaries["base"]) == (["A mosaic."], ["A wall."])
+    assert [mask.label for mask in wall.masks.values()] == ["brick"]
+
+
+def test_what_belongs_to_no_image_of_coco_is_a_record_with_its_reason(tmp_path: Path) -> None:
+    images = [
+        {"id": 1, "file_name": "a.jpg"},
+        {"id": "1", "file_name": "b.jpg"},
+        {"file_name": "c.jpg"},
+        {"id": 4},
+        "no object",
+    ]
+    annotations = [{"image_id": 1, "caption": "A."}, {"image_id": "x", "caption": "B."}, {"caption": "C."}, None]
+    read = gathered(tmp_path, {"images": images, "annotations": [*annotations, {"image_id": 0, "caption": "D."}]})
+    assert {name: error[0] for name, error in read.items() if isinstance(error, tuple)} == {
+        "x.json:images/1": "DuplicateKey",
+        "x.json:images/2": "NoImageName",
+        "x.json:images/3": "NoImageName",
+        "x.json:images/4": "NoImageName",
+        "x.json:annotations": "NoImage",
+        "x.json:0": "NoImage",
+        "x.json:x": "NoImage",
+    }
+    kept = read["x.json:1"]
+    assert isinstance(kept, Annotation)
+    assert (kept.image, kept.summaries) == ("a.jpg", {"base": ["A."]})
+
+
+def test_lvis_names_pictures_by_their_address(tmp_path: Path) -> None:
+    """LVIS v1, as lvisdataset.org describes it, has no file_name; v0.5 has COCO's of 2014."""
+    address = "http://images.cocodataset.org/train2017/000000000139.jpg"
+    fields = {"id": 139, "coco_url": address, "neg_category_ids": [3], "not_exhaustive_category_ids": []}
+    for given, names in (
+        ({}, ("000000000139.jpg", "train2017/000000000139.jpg")),
+        (
+            {"file_name": "COCO_train2014_000000000139.jpg"},
+            ("COCO_train2014_000000000139.jpg", "000000000139.jpg", "train2017/000000000139.jpg"),
+        ),
+    ):
+        category = {"id": 7, "name": "alarm_clock", "synset": "alarm_clock.n.01", "frequency": "c"}
+        outline = [[20.5, 20.0, 200.2, 20.0, 200.0, 180.5, 20.0, 180.0]]
+        instance = {"id": 1, "image_id": 139, "category_id": 7, "area": 28000, "segmentation": outline}
+        read = gathered(tmp_path, {"images": [fields | given], "annotations": [instance], "categories": [category]})
+        annotation = read["x.json:139"]
+        assert isinstance(annotation, Annotation)
+        assert ((annotation.image, *annotation.also), annotation.masks["1"].label) == (names, "alarm_clock")
 
 
 def test_segments_of_real_pictures_keep_their_pixels() -> None:
@@ -280,14 +351,15 @@ def test_boxes_in_thousandths_cover_the_pixels_they_touch() -> None:
     assert boxes == [(0, 0, 800, 600), (200, 300, 400, 450)]
 
 
-def test_a_spoken_sentence_is_tied_to_where_the_mouse_was() -> None:
+@pytest.mark.parametrize("word", ["utterance", "caption"])
+def test_a_spoken_sentence_is_tied_to_where_the_mouse_was(word: str) -> None:
     record = {
         "image_id": "a",
         "caption": "In the left there is a dog. On the right a tree.",
         "timed_caption": [
-            {"caption": "In the left there is", "start_time": 0.0, "end_time": 1.0},
-            {"caption": "a dog.", "start_time": 1.0, "end_time": 2.0},
-            {"caption": "On the right a tree.", "start_time": 3.0, "end_time": 4.0},
+            {word: "In the left there is", "start_time": 0.0, "end_time": 1.0},
+            {word: "a dog.", "start_time": 1.0, "end_time": 2.0},
+            {word: "On the right a tree.", "start_time": 3.0, "end_time": 4.0},
         ],
         "traces": [
             [{"x": 0.1, "y": 0.2, "t": 0.5}, {"x": 0.3, "y": 0.45, "t": 1.9}, {"x": 0.5, "y": 0.5, "t": 2.5}],
@@ -298,6 +370,56 @@ def test_a_spoken_sentence_is_tied_to_where_the_mouse_was() -> None:
     assert [mask.caption for mask in found.masks.values()] == ["In the left there is a dog.", "On the right a tree."]
     assert [mask.box for mask in found.masks.values()] == [(100, 200, 301, 451), (900, 0, 1000, 101)]
     assert errors(narratives.parse(json.dumps({**record, "traces": "x"}), "x:1")) == [("traces", "InvalidMask")]
+
+
+@pytest.mark.parametrize(
+    ("dataset", "image", "names"),
+    [
+        ("mscoco_val2017", "137576", ("000000137576", "val2017/000000137576", "137576")),
+        ("mscoco_train2017", 9, ("000000000009", "train2017/000000000009", "9")),
+        ("open_images_v6_val", "0a1b2c3d4e5f6789", ("0a1b2c3d4e5f6789",)),
+        ("Flickr30k_train", "1000092795", ("1000092795",)),
+        ("ADE20k_validation", "ADE_val_00000001", ("ADE_val_00000001",)),
+    ],
+)
+def test_pictures_of_localized_narratives_have_the_names_of_their_datasets(
+    dataset: str, image: str | int, names: tuple[str, ...]
+) -> None:
+    record = {"dataset_id": dataset, "image_id": image, "annotator_id": 93, "caption": "In this image.", "traces": []}
+    found = narratives.parse(json.dumps(record), "x:1")
+    assert (found.image, *found.also) == names
+
+
+@pytest.mark.parametrize(
+    "box", [["1", "0", "998", "999"], [998, 0, 1, 999], "['1', '0', '998', '999']", "[998, 0, 1, 999]"]
+)
+def test_iiw_400_as_it_is_released(box: object) -> None:
+    """The keys of google/imageinwords, datasets/IIW-400/data.jsonl, in its two versions and as text."""
+    tile = {"label": "tile", "description": "A small red tile.", "normalized_coords": box}
+    record = {"image/key": "aar_test_04600", "IIW": "A mosaic.", "IIW-P5B": "Tiles.", "objects": [tile]}
+    found = narratives.parse(json.dumps({**record, "iiw-human-sxs-gpt4v": {"metrics/Specificity": "Neutral"}}), "x:1")
+    assert (found.image, found.extra_caption, found.problems) == ("aar_test_04600", "A mosaic.", [])
+    assert [(mask.caption, mask.box) for mask in found.masks.values()] == [("A small red tile.", (0, 1, 1000, 999))]
+
+
+@pytest.mark.parametrize(
+    ("record", "expected"),
+    [
+        ({"IIW": "A tree.", "ex_id": "1-data.json", "image": "sa_15.jpg"}, ("sa_15.jpg", "A tree.")),  # DCI_Test
+        ({"IIW": "A tree.", "DOCCI": "Tree.", "image": "test_02089"}, ("test_02089", "A tree.")),  # DOCCI_Test
+        ({"IIW-P5B": "A tree.", "image/key": "5fe1", "image/source": "5fe1_93"}, ("5fe1", "A tree.")),  # LocNar_Eval
+    ],
+)
+def test_the_other_sets_of_imageinwords_as_they_are_released(record: dict[str, str], expected: tuple[str, str]) -> None:
+    found = narratives.parse(json.dumps(record), "x:1")
+    assert (found.image, found.extra_caption) == expected
+
+
+@pytest.mark.parametrize("box", ["[1, 2, 3]", "", "four numbers", "[[[[", [1, 2, 3], None, {}])
+def test_a_region_without_four_numbers_is_lost_alone(box: object) -> None:
+    record = {"image/key": "a", "IIW": "A.", "objects": [{"label": "l", "normalized_coords": box}]}
+    found = narratives.parse(json.dumps(record), "x:1")
+    assert (found.extra_caption, dict(found.masks), errors(found)) == ("A.", {}, [("0", "InvalidMask")])
 
 
 def test_real_records_are_read_whole() -> None:

@@ -19,7 +19,7 @@ from granary.curation.steps import embed, listing
 def embedded(folder: pathlib.Path, out: pathlib.Path, batch: int) -> np.ndarray:
     """Embed a folder in one unit; returns the vectors."""
     run = Run(str(out), {"pool": [resolve(Source(name="pool", path=str(folder)))]})
-    units, _ = listing.write_listing(run, "pool", 100)
+    units = listing.write_listing(run, "pool", 100).units
     options = embed.EmbedOptions(plan_encoder("builtin:copy", "cpu"), "cpu", batch, DecodeLimits())
     stage = Stage("pool", embed.embed, [Unit(0, embed.EmbedUnit(units[0], options))])
     run_unit(run, stage, stage.units[0])

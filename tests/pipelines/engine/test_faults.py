@@ -33,7 +33,7 @@ def sentence(capsys, status):
 
 MISTAKES = {
     "no such path": (["--pool", "{tmp}/nowhere"], ["pool.path", "nowhere", "nothing there"]),
-    "an empty pool": (["--pool", "{tmp}/empty"], ["pool:", "empty", "holds no files"]),
+    "an empty pool": (["--pool", "{tmp}/empty"], ["pool:", "empty", "holds no readable image"]),
     "no pool": ([], ["pool: missing", "--pool"]),
     "no out": (["--pool", "{pool}", "--out="], ["out:"]),
     "an unknown key": (["--pool", "{pool}", "--dedup.treshold", "0.9"], ["did you mean dedup.threshold?"]),
@@ -170,11 +170,12 @@ EVERYTHING = (
 
 
 @pytest.mark.parametrize("words", [(), EVERYTHING, (*EVERYTHING, "--seeds.mode", "cluster", "--retrieval.refine", "1")])
-def test_a_pool_of_one_broken_file_is_an_empty_dataset_and_a_dead_letter(roles, tmp_path, words):
-    pool = pools.write(tmp_path / "pool", {"broken.jpg": b"\xff\xd8\xff and no more"})
-    run = pools.curate({**roles, "pool": pool} if words else {"pool": pool}, tmp_path / "run", *words)
+def test_a_pool_that_the_filters_drop_is_an_empty_dataset_and_a_dead_letter(roles, tmp_path, words):
+    pool = pools.write(tmp_path / "pool", {"broken.jpg": b"\xff\xd8\xff and no more", "small.png": pools.picture(0)})
+    given = {**roles, "pool": pool} if words else {"pool": pool}
+    run = pools.curate(given, tmp_path / "run", *words, "--filters.min_side", "1000")
     assert (run.facts["samples"], run.samples) == (0, [])
-    assert {row["status"] for row in run.ledger.values()} == {"dead"}
+    assert {row["status"] for row in run.ledger.values()} == {"dead", "dropped"}
     (letter,) = run.table("dead-letter")
     assert (letter["uri"], letter["stage"]) == ("pool/broken.jpg", "decode")
     empty = datasets.load_dataset(str(run.path / "dataset"), split="train", streaming=True)
@@ -182,13 +183,58 @@ def test_a_pool_of_one_broken_file_is_an_empty_dataset_and_a_dead_letter(roles, 
     assert isinstance(empty.features["image"], datasets.Image)
 
 
-@pytest.mark.parametrize("words", [(), EVERYTHING])
-def test_a_pool_of_one_empty_shard_is_an_empty_dataset(roles, tmp_path, words):
-    (tmp_path / "pool.tar").write_bytes(pools.tar_of({}))
-    run = pools.curate(
-        {**roles, "pool": tmp_path / "pool.tar"} if words else {"pool": tmp_path / "pool.tar"}, tmp_path / "run", *words
-    )
-    assert (run.facts["samples"], run.ledger) == (0, {})
+UNREADABLE = {
+    "one broken file": {"broken.jpg": b"\xff\xd8\xff and no more"},
+    "companions alone": {"README.md": b"words", "LICENSE": b"words", "run.sh": b"words"},
+    "hidden files alone": {".git/config": b"x", ".DS_Store": b"x"},
+    "an empty shard": {"pool.tar": pools.tar_of({})},
+    "a shard of texts": {"pool.tar": pools.tar_of({"a.txt": b"words", "b.txt": b"more"})},
+    "an archive": {"pool.zip": b"PK"},
+    "a list": {"list.csv": b"url\nhttp://127.0.0.1/x.png\n"},
+}
+
+
+@pytest.mark.parametrize("case", UNREADABLE)
+@pytest.mark.parametrize("role", ["pool", "references", "seeds"])
+def test_a_set_without_an_image_stops_the_run_before_the_pool_is_read(roles, tmp_path, capsys, case, role):
+    folder = pools.write(tmp_path / "set", UNREADABLE[case])
+    given = {"pool": [str(roles["pool"])]}
+    given[role] = [*given.get(role, []), str(folder)]
+    said = sentence(capsys, pools.attempt(given, tmp_path / "run"))
+    assert "no readable image" in said or "is not read" in said
+    assert str(folder) in said
+    assert not (tmp_path / "run" / "pool").exists()
+
+
+def test_one_unreadable_set_among_several_stops_the_run(roles, tmp_path, capsys):
+    bad = pools.write(tmp_path / "bad", {"a.png": b"no image"})
+    given = {"pool": roles["pool"], "references": [str(roles["references"]), str(bad)]}
+    said = sentence(capsys, pools.attempt(given, tmp_path / "run"))
+    assert f"references: {bad}/, read as folder, holds no readable image (1 UnidentifiedImageError)" in said
+
+
+def test_a_set_that_is_mostly_unreadable_says_so_everywhere(roles, tmp_path, capsys):
+    broken = {f"{i}.png": b"no image" for i in range(3)}
+    references = pools.write(tmp_path / "references", {**broken, "good.png": pools.picture(400)})
+    run = pools.curate({"pool": roles["pool"], "references": references}, tmp_path / "run", *pools.THRESHOLDS)
+    told = "3 of the 4 files of references (references) could not be read (3 UnidentifiedImageError)"
+    assert any(note.startswith(told) for note in run.facts["notes"])
+    assert told in " ".join(capsys.readouterr().err.split())
+    page = (run.path / "report" / "index.html").read_text()
+    assert told in page
+    assert "Compared with <b>1</b> reference images of <bdi>references</bdi>" in page
+
+
+def test_planted_copies_of_an_earlier_run_are_removed_as_leaks(tmp_path):
+    first = pools.write(tmp_path / "first", {f"{i}.png": pools.picture(i) for i in range(4)})
+    copies = {f"leak-{i}.png": pools.picture(i) for i in range(4)}
+    second = pools.write(tmp_path / "second", {**copies, **{f"own-{i}.png": pools.picture(50 + i) for i in range(3)}})
+    earlier = pools.curate({"pool": first}, tmp_path / "earlier", *pools.THRESHOLDS)
+    for number, path in enumerate((earlier.path, earlier.path / "dataset")):
+        run = pools.curate({"pool": second, "references": path}, tmp_path / f"run-{number}", *pools.THRESHOLDS)
+        assert run.uris("dropped", "leaks") == {f"pool/{name}" for name in copies}
+        (references,) = [row for row in run.facts["sources"] if row["role"] == "references"]
+        assert (references["kind"], references["images"]) == ("parquet", 4)
 
 
 class Tags(HTMLParser):
@@ -260,11 +306,12 @@ def test_nothing_of_a_shard_is_written_outside_the_run(tmp_path):
                 "../up.png": picture,
                 "../../upper.png": pools.png(pools.picture(1)),
                 str(tmp_path / "absolute.png"): pools.png(pools.picture(2)),
+                "inside.png": pools.png(pools.picture(3)),
             }
         )
     )
     run = pools.curate({"pool": home / "pool.tar"}, home / "run")
-    assert len(run.ledger) == 3
+    assert len(run.ledger) == 4
     assert [path.name for path in tmp_path.iterdir()] == ["home"]
     assert sorted(path.name for path in home.iterdir()) == ["pool.tar", "run"]
     assert not list(run.path.rglob("*.png"))
@@ -325,7 +372,7 @@ def files_up_to(size):
 @pytest.mark.parametrize(
     ("size", "lost", "cause"),
     [
-        (30_000, "shards", "OSError: [Errno 27] File too large. The disk of the run directory is full: free space"),
+        (30_000, "shards", "OSError: [Errno 27] File too large. The file system takes no file as large"),
         (100_000, "report", "cannot write to"),
         (300, "", "cannot write to"),
     ],
@@ -338,7 +385,8 @@ def test_a_full_disk_is_one_sentence_and_room_lets_the_run_finish(roles, run, tm
         status = pools.attempt(roles, copied.path, *words, beam=True)
     said = sentence(capsys, status)
     assert cause in said
-    assert "space" in said or "File too large" in said
+    assert "File too large" in said
+    assert "free space" not in said
     assert not list(copied.path.rglob("*.tmp"))
     pools.curate(roles, copied.path, *words)
     assert copied.hashes("dataset", "ledger") == run.hashes("dataset", "ledger")
@@ -355,6 +403,7 @@ def test_a_small_file_system_fills_and_is_enlarged(roles, run, tmp_path, capsys)
     try:
         said = sentence(capsys, pools.attempt(roles, disk / "run", *words, beam=True))
         assert "No space left on device" in said
+        assert "free space" in said
         subprocess.run(["mount", "-o", "remount,size=50m", str(disk)], check=True)
         finished = pools.curate(roles, disk / "run", *words, beam=True)
         assert finished.hashes("dataset", "ledger") == run.hashes("dataset", "ledger")

@@ -83,6 +83,34 @@ def test_coco_captions_become_summaries_and_instances_entries(tmp_path: Path) ->
     assert run.samples[0]["masks"][0]["area"] == 400 * 350
 
 
+def test_what_coco_says_of_no_image_is_dead_and_pictures_lie_in_folders_of_splits(tmp_path: Path) -> None:
+    address = "http://images.cocodataset.org/val2017/000000000139.jpg"
+    content = {
+        "images": [{"id": 139, "width": 800, "height": 600, "coco_url": address}],
+        "annotations": [{"image_id": "139", "caption": "A barn."}, {"image_id": 285, "caption": "A wall."}],
+    }
+    (tmp_path / "x.json").write_text(json.dumps(content))
+    _, images = drawn.write(tmp_path, {}, {"val2017/000000000139.jpg": drawn.picture()})
+    run = pack(tmp_path / "x.json", images, tmp_path / "run", "--config", "configs/pack/coco.yaml")
+    (row,) = run.samples
+    assert (row["image"]["path"], row["source"]["uri"]) == ("000000000139.jpg", "images/val2017/000000000139.jpg")
+    assert run.uris("dead") == {"annotations/x.json:285"}
+    assert [letter["error"] for letter in run.table("dead-letter")] == ["NoImage"]
+
+
+def test_localized_narratives_of_coco(tmp_path: Path) -> None:
+    spoken = [{"utterance": word, "start_time": n, "end_time": n + 0.9} for n, word in enumerate(("A", "red barn."))]
+    trace = [{"x": 0.1, "y": 0.1, "t": 0.5}, {"x": 0.9, "y": 0.9, "t": 1.5}]
+    record = {"dataset_id": "mscoco_val2017", "image_id": "139", "annotator_id": 93, "caption": "A red barn."}
+    record |= {"timed_caption": spoken, "traces": [trace], "voice_recording": "coco_val/coco_val_139_93.ogg"}
+    (tmp_path / "coco_val.jsonl").write_text(json.dumps(record))
+    _, images = drawn.write(tmp_path, {}, {"000000000139.jpg": drawn.picture()})
+    run = pack(tmp_path / "coco_val.jsonl", images, tmp_path / "run", "--config", "configs/pack/narratives.yaml")
+    (row,) = run.samples
+    assert (row["extra_caption"], [mask["caption"] for mask in row["masks"]]) == ("A red barn.", ["A red barn."])
+    assert run.table("dead-letter") == []
+
+
 def test_real_long_descriptions_with_boxes(tmp_path: Path) -> None:
     path = SHARED / "dense_descriptions_dev.jsonl.gz"
     if not path.exists():

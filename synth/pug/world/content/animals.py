@@ -167,8 +167,8 @@ def _cat() -> Mesh:
         along = np.where(z < 28, z * 1.2, np.where(x > 22, np.abs(y) * 1.3 + 2, np.where(x < -36, z * 0.9 + x, x)))
         dark = stripes(points, along, 7.2, 2.2, 13) * ((normals[:, 2] > -0.2) & ~((x > 36) & (z < 63))) * 0.8
         white = (z < 7) | ((normals[:, 2] < -0.55) & (z > 20)) | ((x > 18) & (z < 52) & (normals[:, 0] > 0.45))
-        own = colours[:, 2] > 0.2
-        return np.where(own[:, None], colours, paint(paint(colours, dark, "#a04f16"), white, "#f7ead8"))
+        coloured = colours[:, 2] > 0.2
+        return np.where(coloured[:, None], colours, paint(paint(colours, dark, "#a04f16"), white, "#f7ead8"))
 
     return body.mesh(1.1, coat, FUR)
 
@@ -335,8 +335,8 @@ def _fox() -> Mesh:
             | ((normals[:, 2] < -0.6) & (z > 25) & (x > -36))
         )
         socks = (z < 22) & (x > -40)
-        own = colours[:, 2] > 0.3
-        colours = np.where(own[:, None], colours, paint(tinted(points, colours, 14, 0.25, 29), white, "#f5ece0"))
+        coloured = colours[:, 2] > 0.3
+        colours = np.where(coloured[:, None], colours, paint(tinted(points, colours, 14, 0.25, 29), white, "#f5ece0"))
         return paint(colours, socks * np.clip((24 - z) / 8, 0, 1), "#251813")
 
     return body.mesh(1.15, coat, Skin("fur", 34, 0.45, 0.45, 0.15))

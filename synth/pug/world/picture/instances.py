@@ -108,7 +108,7 @@ class Instances:
             if not thing.fixed and movable:
                 self.instances.append(_thing_instance(name, thing, tracer))
         number = {name: index for index, name in enumerate(self.names)}
-        self._owners = [np.array([number[name] for name in each.names], np.int32) for each in self.instances]
+        self._owners = [np.array([number[name] for name in instance.names], np.int32) for instance in self.instances]
 
     def closest(self, origins: np.ndarray, directions: np.ndarray, behind: SceneHits | None = None) -> SceneHits:
         """Return the first hits of rays, (n, 3) float32 each; `behind`: their hits of the fixed parts, if known."""
@@ -116,12 +116,12 @@ class Instances:
         for index in range(0 if behind is None else self.fixed, len(self.instances)):
             instance = self.instances[index]
             rows = _near(instance, origins, directions)
-            found = instance.tracer.closest(*instance.localise(rows_of(origins, rows), rows_of(directions, rows)))
-            closer = np.flatnonzero(found.distance < rows_of(hits.distance, rows))
-            found, rows = found.take(closer), closer if isinstance(rows, slice) else rows.take(closer)
-            triangle = found.triangle
+            nearest = instance.tracer.closest(*instance.localise(rows_of(origins, rows), rows_of(directions, rows)))
+            closer = np.flatnonzero(nearest.distance < rows_of(hits.distance, rows))
+            nearest, rows = nearest.take(closer), closer if isinstance(rows, slice) else rows.take(closer)
+            triangle = nearest.triangle
             part = np.searchsorted(instance.starts, triangle, side="right").astype(np.int32) - 1
-            hits.distance[rows], hits.u[rows], hits.v[rows] = found.distance, found.u, found.v
+            hits.distance[rows], hits.u[rows], hits.v[rows] = nearest.distance, nearest.u, nearest.v
             hits.owner[rows], hits.instance[rows] = self._owners[index][part], index
             hits.part[rows], hits.triangle[rows] = part, triangle - instance.starts[part]
         return hits

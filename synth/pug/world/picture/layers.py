@@ -50,7 +50,11 @@ class Backdrop:
         shade: of what they show.
         seen: (n, 2) float32, shares of the sun and of the sky, averaged over neighbours.
         shown: (n, 3) float32 display values in 0..1, one sample for each pixel.
-        chosen: (k,) pixels that were refined; fine: (k, 3) their display values.
+        chosen: (k,) pixels that were refined.
+
+    Args:
+        fine: (k, 3) their display values.
+    .
     """
 
     film: Film
@@ -74,8 +78,13 @@ def picture(shot: Shot, behind: Backdrop, instances: Instances, film: Film) -> n
     """Draw what stands before a backdrop: returns (h, w, 3) uint8.
 
     Args:
-        shot: of the scene; behind: its backdrop.
-        instances: the whole scene; film: of it, through the same pixels.
+        shot: of the scene.
+
+    Args:
+        behind: its backdrop.
+        instances: the whole scene.
+        film: of it, through the same pixels.
+    .
     """
     front = film.hits.instance >= instances.fixed
     shade = _front_shade(shot, behind, instances, film, front)
@@ -120,9 +129,9 @@ def _refined(shot: Shot, film: Film, seen: np.ndarray, instances: Instances, cho
 def _whole_shade(shot: Shot, instances: Instances, film: Film) -> Shade:
     pattern = pattern_of(*pixel_centres(shot.camera.width, shot.camera.height))
     rows = np.flatnonzero(film.hits.owner >= 0)
-    own = _shade_at(shot, instances, film, pattern, rows)
+    computed = _shade_at(shot, instances, film, pattern, rows)
     starts, sun, sky = np.zeros_like(film.points), np.zeros(len(pattern), bool), np.zeros(len(pattern), bool)
-    starts[rows], sun[rows], sky[rows] = own.starts, own.sun, own.sky
+    starts[rows], sun[rows], sky[rows] = computed.starts, computed.sun, computed.sky
     return Shade(starts, pattern, sun, sky)
 
 
@@ -130,8 +139,8 @@ def _front_shade(shot: Shot, behind: Backdrop, instances: Instances, film: Film,
     surface, distance = behind.film.surface, behind.film.hits.distance
     shade = deepened(shot.light, instances, surface.normal, distance, behind.shade, front)
     rows = np.flatnonzero(front)
-    own = _shade_at(shot, instances, film, shade.pattern, rows)
-    shade.sun[rows], shade.sky[rows] = own.sun, own.sky
+    computed = _shade_at(shot, instances, film, shade.pattern, rows)
+    shade.sun[rows], shade.sky[rows] = computed.sun, computed.sky
     return shade
 
 

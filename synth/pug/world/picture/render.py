@@ -143,8 +143,8 @@ class WorldRenderer:
             view, behind = self.view(scene, camera), self._fixed_film(scene, camera)
             rows = np.flatnonzero(view.hits.instance >= view.instances.fixed)
             directions, hits = rows_of(view.directions, rows), view.hits.take(rows)
-            own = Film.exposed(view.instances, _painted(scene), camera, directions, hits)
-            self._fronts = {key: behind.replaced(rows, own, view.hits)}
+            front = Film.exposed(view.instances, _painted(scene), camera, directions, hits)
+            self._fronts = {key: behind.replaced(rows, front, view.hits)}
         return self._fronts[key]
 
 

@@ -29,10 +29,10 @@ class EmbreeTracer:
 
     def closest(self, origins: np.ndarray, directions: np.ndarray) -> Hits:
         """Return the first hits of rays."""
-        found = self._scene.run(origins, directions, output=1)
-        missed = found["primID"] < 0
-        distance = np.where(missed, np.float32(np.inf), found["tfar"])
-        return Hits(distance, found["primID"], found["u"], found["v"])
+        ray_hits = self._scene.run(origins, directions, output=1)
+        missed = ray_hits["primID"] < 0
+        distance = np.where(missed, np.float32(np.inf), ray_hits["tfar"])
+        return Hits(distance, ray_hits["primID"], ray_hits["u"], ray_hits["v"])
 
     def occluded(self, origins: np.ndarray, directions: np.ndarray, reach: float) -> np.ndarray:
         """Return whether rays meet the mesh within reach."""

@@ -152,9 +152,9 @@ class Body:
         """Yield the distances (n,) of each part; far from it, where it cannot matter, those of the ball round it."""
         points = np.asarray(points, np.float32)
         centres = np.array([part.centre for part in self.parts], np.float32)
-        own = dot(points, points)
+        norms = dot(points, points)
         for part, centre, product in zip(self.parts, centres, centres @ points.T, strict=True):
-            square = own - 2 * product + centre @ centre
+            square = norms - 2 * product + centre @ centre
             d = np.sqrt(np.maximum(square, 0, out=square), out=square) - np.float32(part.radius)
             near = np.flatnonzero(d < REACH)
             d[near] = part.distance(points.take(near, axis=0))
@@ -225,9 +225,9 @@ def surface_nets(
         values[tuple(slice(s, s + BLOCK + 1) for s in block * BLOCK)] = -1.0
     local = np.indices((BLOCK + 1,) * 3).reshape(3, -1).T
     nodes = (centres[active][:, None] * BLOCK + local).reshape(-1, 3)
-    wanted = np.zeros(values.size, bool)
-    wanted[np.ravel_multi_index(tuple(nodes.T), values.shape)] = True
-    keys = np.flatnonzero(wanted)
+    occupied = np.zeros(values.size, bool)
+    occupied[np.ravel_multi_index(tuple(nodes.T), values.shape)] = True
+    keys = np.flatnonzero(occupied)
     values.reshape(-1)[keys] = distance(low + np.stack(np.unravel_index(keys, values.shape), 1) * cell)
     return _nets(values, low, cell)
 

@@ -66,8 +66,8 @@ def make_texture(
     while len(level) > 1:
         level = (level[0::2, 0::2] + level[1::2, 0::2] + level[0::2, 1::2] + level[1::2, 1::2]) / 4
         levels.append(level)
-    starts = np.cumsum([0, *(len(each) ** 2 for each in levels[:-1])])
-    return Texture(np.concatenate([each.reshape(-1, CHANNELS) for each in levels]), starts, scale, gloss, bump)
+    starts = np.cumsum([0, *(len(mip) ** 2 for mip in levels[:-1])])
+    return Texture(np.concatenate([mip.reshape(-1, CHANNELS) for mip in levels]), starts, scale, gloss, bump)
 
 
 def _noise(cells: int, octaves: int, seed: int, gain: float = 0.5, aspect: float = 1.0) -> np.ndarray:
@@ -140,15 +140,15 @@ def _paving(count: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     jitter, numbers = rng.uniform(0.15, 0.85, (count, count, 2)), rng.uniform(-1, 1, (count, count))
     grid = np.indices((SIZE, SIZE)).transpose(1, 2, 0) * count / SIZE + 0.18 * _noise(8, 3, seed + 1)[..., None]
     base = np.floor(grid).astype(int)
-    found, number = np.full((2, SIZE, SIZE), 9.0), np.zeros((SIZE, SIZE))
+    nearest_two, number = np.full((2, SIZE, SIZE), 9.0), np.zeros((SIZE, SIZE))
     for di, dj in np.ndindex(3, 3):
         cell = base + np.array([di - 1, dj - 1])
         key = tuple((cell % count).transpose(2, 0, 1))
         away = np.linalg.norm(grid - cell - jitter[key], axis=-1)
-        closer = away < found[0]
+        closer = away < nearest_two[0]
         number = np.where(closer, numbers[key], number)
-        found = np.sort(np.stack([*found, away]), axis=0)[:2]
-    return found[0], found[1] - found[0], number
+        nearest_two = np.sort(np.stack([*nearest_two, away]), axis=0)[:2]
+    return nearest_two[0], nearest_two[1] - nearest_two[0], number
 
 
 def _detail(values: np.ndarray, strength: float, scale: float, bump: float) -> Texture:
@@ -164,7 +164,7 @@ def make_detail(grey: np.ndarray, height: np.ndarray, scale: float, bump: float)
     while len(level) > 1:
         level = (level[0::2, 0::2] + level[1::2, 0::2] + level[0::2, 1::2] + level[1::2, 1::2]) / 4
         levels.append(level)
-    texture.texels[:, :3] = np.concatenate([each.reshape(-1) for each in levels])[:, None]
+    texture.texels[:, :3] = np.concatenate([mip.reshape(-1) for mip in levels])[:, None]
     return texture
 
 
