@@ -18,12 +18,11 @@ from numpy.typing import NDArray
 
 from granary.curation.errors import UserError
 from granary.curation.runs.run import read_table
-from granary.curation.store import storage
+from granary.curation.store import schema, storage
 from granary.curation.store.sampling import priority
 
 PLACES = ("dataset/data", "data", "")  # where shards lie in a run directory, in a dataset, in a folder of shards
 READERS = 16  # threads that read footers: a remote one takes a round trip
-UNLABELLED = ("", "-1")
 
 
 class RowGroup(NamedTuple):
@@ -146,8 +145,8 @@ def held_out(ids: NDArray[np.str_], holdout: float) -> NDArray[np.bool_]:
 
 
 def read_group(group: RowGroup, columns: Sequence[str]) -> pa.RecordBatch:
-    """Read columns of the chosen rows of a row group."""
-    table = read_table(group.url, list(columns), group.number)
+    """Read columns of the chosen rows of a row group; classes by their names."""
+    table = schema.named(read_table(group.url, list(columns), group.number))
     chosen = table if group.chosen is None else table.take(pa.array(group.chosen))
     return chosen.combine_chunks().to_batches()[0]
 
@@ -164,14 +163,9 @@ def class_shares(datasets: Sequence[Dataset], weights: Sequence[float], column: 
         for group in dataset.groups:
             for entry in read_group(group, [column])[column].cast(pa.string()).value_counts().to_pylist():
                 label, share = entry["values"], entry["counts"] / dataset.count * weight / sum(weights)
-                if label is not None and label not in UNLABELLED:
+                if label is not None and label not in schema.NO_CLASS:
                     shares[label] = shares.get(label, 0.0) + share
-    return {label: shares[label] for label in sorted(shares, key=_natural)}
-
-
-def _natural(label: str) -> tuple[int, int, str]:
-    """Sort numbers by value, before words."""
-    return (0, int(label), label) if label.isdecimal() else (1, 0, label)
+    return {label: shares[label] for label in sorted(shares, key=schema.natural)}
 
 
 class GroupRows:
