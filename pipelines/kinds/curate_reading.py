@@ -49,8 +49,10 @@ def prepare(recipe: CurateRecipe) -> Prepared:
     """Resolve the sources and load the encoders of a recipe.
 
     Raises:
-        UserError: a source is not there, an encoder cannot be loaded, or the run would lie among its own images.
+        UserError: a source is not there, an encoder cannot be loaded, its device is not there, or the run would lie
+            among its own images.
     """
+    _check_device(recipe.encoder.device)
     recipe = recipe.model_copy(update={role: [resolve(source) for source in recipe.sources[role]] for role in ROLES})
     check_apart(recipe.out, recipe.sources)
     device = recipe.encoder.device
@@ -64,6 +66,16 @@ def prepare(recipe: CurateRecipe) -> Prepared:
         "leaks": recipe.leaks.model_copy(update={"threshold": leaks}),
     }
     return Prepared(recipe.model_copy(update=filled), copy, retrieval, dedup, leaks)
+
+
+def _check_device(device: str) -> None:
+    """Raise UserError where a device cannot be used; of built-in encoders what compares their vectors uses it."""
+    from granary.curation.encoders.inference import torch_device
+
+    try:
+        torch_device(device)
+    except UserError as error:
+        raise UserError(f"encoder.{error}") from None
 
 
 def _retrieval_encoder(recipe: CurateRecipe) -> PlannedEncoder | None:
