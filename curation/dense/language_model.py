@@ -30,7 +30,12 @@ BUSY = threading.Lock()  # one text engine at a time in a process: the model fil
 
 @dataclass(frozen=True)
 class Ask:
-    """One thing asked of the model. text: what the template's {text} is; seed: of its answer."""
+    """One thing asked of the model.
+
+    Args:
+        text: what the template's {text} is.
+        seed: of its answer.
+    """
 
     template: str
     text: str
@@ -180,7 +185,11 @@ class Generator:
     most: int
 
     def __call__(self, asks: Sequence[Ask], numbers: Mapping[str, int]) -> list[str]:
-        """Return the answer to each ask. numbers: of the templates."""
+        """Return the answer to each ask.
+
+        Args:
+            numbers: of the templates.
+        """
         if not asks:
             return []
         with BUSY:

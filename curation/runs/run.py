@@ -295,7 +295,11 @@ class Output:
         self.rows += table.num_rows
 
     def finish(self, digest: str, path: str = "") -> Marker:
-        """Close the file and return its marker; path: of the file in the run directory."""
+        """Close the file and return its marker.
+
+        Args:
+            path: of the file in the run directory.
+        """
         if self.writer is None:
             raise UnitError("the step wrote no table")
         self.writer.close()

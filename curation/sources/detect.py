@@ -23,7 +23,11 @@ PREVIEWS = 1  # a picture alone beside data is a preview of them whatever its na
 
 
 class Held(NamedTuple):
-    """What a folder holds, hidden files apart. pictures: those whose names are not names of previews."""
+    """What a folder holds, hidden files apart.
+
+    Args:
+        pictures: those whose names are not names of previews.
+    """
 
     pictures: int
     shards: int

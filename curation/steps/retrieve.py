@@ -193,7 +193,11 @@ def retrieve_by_sample(run: Run, job: RetrieveNearest, output: Output) -> None:
 
 
 def _retrieved(number: int, retrieved: retrieval.Retrieved, ids: NDArray[np.str_]) -> pa.Table:
-    """Return what a seed set retrieved as RETRIEVED; ids: (s,) of its seeds."""
+    """Return what a seed set retrieved as RETRIEVED.
+
+    Args:
+        ids: (s,) of its seeds.
+    """
     offsets = pa.array(retrieved.starts.astype(np.int32))
     none = pa.nulls(len(retrieved.images))
     columns = {

@@ -22,8 +22,12 @@ class ArrowS3(ArrowFSWrapper):
     """S3 as an fsspec file system.
 
     Args:
-        endpoint: URL of the service; default: Amazon's.
+        endpoint: URL of the service.
+
+    Args:
+        default: Amazon's.
         options: of every fsspec file system.
+    .
     """
 
     protocol = ("s3", "s3a")

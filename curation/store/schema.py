@@ -19,8 +19,15 @@ def sample_features(extra: Mapping[str, FeatureType] | None = None) -> Features:
         extra: features of the columns a way in adds (curate: seed_ids, similarities).
 
     Returns:
-        id: first 32 hex characters of the SHA-256 of the original bytes; image: those bytes, never re-encoded, and
-        the file name; width, height: pixels, upright; label; captions; source: its name and the uri in it.
+        id: first 32 hex characters of the SHA-256 of the original bytes.
+
+    Args:
+        image: those bytes, never re-encoded, and
+        the file name.
+        width: pixels, upright; label; captions.
+        height: pixels, upright; label; captions.
+        source: its name and the uri in it.
+    .
     """
     from datasets import Features, Image, List, Value
 

@@ -216,7 +216,11 @@ def prepared(out: str, seed: int, sizes: Sizes, overrides: Sequence[str]) -> pat
 
 
 def table_of(scores: Mapping[str, float], kept: Mapping[str, Counter[str]], seen: int) -> Table:
-    """Return the scores side by side; seen: pictures that each training saw, repeats too."""
+    """Return the scores side by side.
+
+    Args:
+        seen: pictures that each training saw, repeats too.
+    """
     table = Table("trained on", box=None, pad_edge=False, header_style="bold")
     for head in ("pictures", "digits", "tiles", "copies", "leaks", "epochs", "kNN %"):
         table.add_column(head, justify="right")

@@ -157,7 +157,11 @@ class _Handed(Dataset[Part]):
         return Parts(self.plan)
 
     def __getitem__(self, turn: tuple[int, tuple[int, int, int]]) -> Part:
-        """Return the run of a key without its pictures, which are in a slot; turn: (slot, key)."""
+        """Return the run of a key without its pictures, which are in a slot.
+
+        Args:
+            turn: (slot, key).
+        """
         slot, key = turn
         run = self.ring.put(slot, self.parts[key])
         return {name: v.numpy() if isinstance(v, torch.Tensor) else v for name, v in run.items()}

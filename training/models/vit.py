@@ -60,7 +60,11 @@ class Attention(nn.Module):
         self.out = nn.Linear(width, width)
 
     def forward(self, x: Tensor, angles: Tensor | None = None, first: int = 0) -> Tensor:
-        """Attend the tokens from number `first` on to all; angles: (B or 1, 1, T, D / H) turn queries and keys."""
+        """Attend the tokens from number `first` on to all.
+
+        Args:
+            angles: (B or 1, 1, T, D / H) turn queries and keys.
+        """
         q, k, v = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # each (B, H, T, D / H)
         if angles is not None:
             q, k = rotate(q, angles), rotate(k, angles)

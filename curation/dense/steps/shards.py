@@ -154,7 +154,12 @@ def read_picture(source: Source, names: Sequence[str], max_bytes: int) -> tuple[
 
 
 def _count(output: Output, row: DescribedImage, read: int, budget: int) -> None:
-    """Count what a row holds. read: masks of its annotation, those that were lost too. budget: of a window."""
+    """Count what a row holds.
+
+    Args:
+        read: masks of its annotation, those that were lost too.
+        budget: of a window.
+    """
     masks = row["masks"]
     output.counters.update(
         {

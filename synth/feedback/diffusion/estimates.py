@@ -34,7 +34,11 @@ class NoiseLevel:
     scale: float = 1.0
 
     def clean(self, prediction: str, output: Tensor, sample: Tensor) -> Tensor:
-        """Return the estimate of x0 for a denoiser's output; prediction: one of `PREDICTIONS`."""
+        """Return the estimate of x0 for a denoiser's output.
+
+        Args:
+            prediction: one of `PREDICTIONS`.
+        """
         if prediction == "sample":
             return output
         z = sample / self.scale
@@ -49,8 +53,13 @@ class NoiseLevel:
     def steered(self, prediction: str, output: Tensor, gradient: Tensor) -> Tensor:
         """Return the output whose epsilon is smaller by sigma times `gradient`, so that the score gains it.
 
-        gradient: of the criterion in the sample; the score of z is -eps / sigma and dC/dz = scale * gradient. The
-        same change of epsilon is one of -sigma / alpha in x0 and one of 1 / alpha in v.
+        The score of z is -eps / sigma and dC/dz = scale * gradient. The same change of epsilon is one of
+        -sigma / alpha in x0 and one of 1 / alpha in v.
+
+        Args:
+            prediction: what the output is: epsilon, sample or v_prediction.
+            output: of the denoiser.
+            gradient: of the criterion in the sample, like the output.
         """
         shift = -self.sigma * self.scale * gradient
         if prediction == "sample":

@@ -100,7 +100,12 @@ def uniformity(unit: Tensor) -> float:
 
 
 def alignment(first: Tensor, second: Tensor) -> float:
-    """Return the mean of |x - y|^2 over pairs of views, scaled to length 1. first, second: (n, D)."""
+    """Return the mean of |x - y|^2 over pairs of views, scaled to length 1.
+
+    Args:
+        first: (n, D).
+        second: (n, D).
+    """
     return float((F.normalize(first, dim=1) - F.normalize(second, dim=1)).square().sum(dim=1).mean())
 
 
