@@ -57,8 +57,10 @@ def prepare(recipe: CurateRecipe, choose: Callable[[], str] = choose_encoder) ->
         choose: says what the retrieval encoder `auto` stands for; asked only where there is one to load.
 
     Raises:
-        UserError: a source is not there, an encoder cannot be loaded, or the run would lie among its own images.
+        UserError: a source is not there, an encoder cannot be loaded, its device is not there, or the run would lie
+            among its own images.
     """
+    _check_device(recipe.encoder.device)
     recipe = recipe.model_copy(update={role: [resolve(source) for source in recipe.sources[role]] for role in ROLES})
     check_apart(recipe.out, recipe.sources)
     _check_threshold(recipe)
@@ -108,6 +110,16 @@ def _anywhere(spec: str) -> str:
 def _retrieves(recipe: CurateRecipe) -> bool:
     """Say whether anything is retrieved, clustered or drawn."""
     return bool(recipe.seeds) or recipe.semdedup.epsilon is not None or recipe.balance.target is not None
+
+
+def _check_device(device: str) -> None:
+    """Raise UserError where a device cannot be used; of built-in encoders what compares their vectors uses it."""
+    from granary.curation.encoders.inference import torch_device
+
+    try:
+        torch_device(device)
+    except UserError as error:
+        raise UserError(f"encoder.{error}") from None
 
 
 def _retrieval_encoder(recipe: CurateRecipe) -> PlannedEncoder | None:
