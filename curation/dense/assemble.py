@@ -1,4 +1,4 @@
-"""Put an annotation and its picture together: masks decoded, the tree corrected, every text in windows of the budget."""
+"""Put an annotation and its picture together: masks decoded, the tree repaired, every text in windows of the budget."""
 
 from __future__ import annotations
 
