@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from granary.curation.errors import UserError
 from granary.curation.images.decode import DecodeError, DecodeLimits, decode
-from granary.curation.sources import Candidate, Reader, Source, columns, list_pieces, read_piece
+from granary.curation.sources import Candidate, Reader, Source, columns, failure, list_pieces, read_piece
 
 PROBED = 64  # candidates of a set that are looked at; a set that holds more of them passes
 LOOKED_THROUGH = 1000  # candidates among which a key must be there at least once
@@ -80,5 +80,5 @@ def why_no_image(candidate: Candidate, reader: Reader, limits: DecodeLimits) -> 
     except DecodeError as error:
         return error.kind
     except OSError as error:
-        return type(error).__name__
+        return failure(error)[0]
     return None
