@@ -16,7 +16,7 @@ from granary.curation.sources.model import Source, field_name
 ARCHIVES = (".zip", ".rar", ".7z", ".tar.zst", ".tzst", ".tar.lz4")
 SUPPORTED = (
     "granary reads a folder of pictures, .tar files (also .tar.gz, .tar.xz, .tar.bz2), .parquet files, a .txt, .csv, "
-    ".tsv or .parquet list of addresses, a granary run, and hf:ORG/NAME"
+    ".tsv, .jsonl or .parquet list of addresses, a granary run, and hf:ORG/NAME"
 )
 TABLES_LOOKED_AT = 16  # of a folder, for a column of images
 PREVIEWS = 1  # a picture alone beside data is a preview of them whatever its name
@@ -116,7 +116,7 @@ def note(held: Held, kind: str, path: str) -> None:
     name = path.lower()
     few: Iterable[tuple[bool, list[str]]] = (
         (kind == "table", held.tables),
-        (kind in ("companion", "metadata") and name.endswith((*urls.ENDINGS, ".jsonl")), held.lists),
+        (kind in ("companion", "metadata") and name.endswith(urls.ENDINGS), held.lists),
         (name.endswith(ARCHIVES), held.archives),
     )
     for fits, paths in few:

@@ -35,7 +35,7 @@ def pieces_of(source: Source, group: Sequence[File], tables: Tables, left_out: L
     spoken = set(itertools.chain.from_iterable(beside.values()))
     for file in group:
         if why[file] and file not in spoken:
-            left_out["hidden files" if why[file] == "hidden" else contents.what(file.path), why[file]] += 1
+            left_out["hidden files" if why[file] == contents.HIDDEN else contents.what(file.path), why[file]] += 1
     for picture in pictures:
         if picture not in spoken and contents.of_split(source, picture.path, left_out):
             yield piece_of(picture, beside[picture], tables.about(picture.path))
@@ -57,7 +57,7 @@ def why_left_out(source: Source, file: File) -> str:
     if source.glob:
         return "" if listing.matcher(source.glob)(file.path) else f"does not match glob {source.glob}"
     kind = contents.kind_of(file.path)
-    return {"hidden": "hidden", "picture": "", "unknown": ""}.get(kind, contents.NO_PICTURE)
+    return {"hidden": contents.HIDDEN, "picture": "", "unknown": ""}.get(kind, contents.NO_PICTURE)
 
 
 def key_of(file: File) -> str:

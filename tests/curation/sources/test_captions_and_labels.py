@@ -315,3 +315,33 @@ def test_an_option_that_does_not_fit_is_refused(
     write(tmp_path, {"list.csv": b"url\nhttp://127.0.0.1/1\n"})
     with pytest.raises(UserError, match=rf"p\.{next(iter(options))} is .*{message}"):
         read(tmp_path / name, **options)
+
+
+@pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl", "parquet"])
+def test_lists_of_addresses_keep_their_other_columns(tmp_path: Path, kind: str) -> None:
+    rows = [
+        {"url": "a.png", "TEXT": " a cat ", "license": "cc0", "label": 3.0},
+        {"url": "b.png", "TEXT": "b", "license": None, "label": None},
+    ]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), delimiter="\t" if kind == "tsv" else ",")
+    writer.writeheader()
+    writer.writerows(rows)
+    path = write(tmp_path, {f"list.{kind}": text.getvalue().encode()}) / f"list.{kind}"
+    if kind == "jsonl":
+        path.write_text("\n".join(json.dumps(row) for row in rows) + "\n\n")
+    if kind == "parquet":
+        pq.write_table(pa.Table.from_pylist(rows).append_column("thumbnail", pa.array([b"x", b"y"])), path)
+    assert [(one.uri, one.label, one.captions, one.metadata) for one in read(path)] == [
+        ("p/a.png", "3", ("a cat",), '{"license": "cc0"}'), ("p/b.png", None, ("b",), None),
+    ]  # fmt: skip
+    with pytest.raises(
+        UserError, match=r"url, TEXT, license, label.*\('address'\)|'address'.*url, TEXT, license, label"
+    ):
+        read(path, url_column="address")
+
+
+def test_lines_of_json_that_are_no_json_are_refused(tmp_path: Path) -> None:
+    write(tmp_path, {"list.jsonl": b'{"url": "a.png"}\n{"url": \n'})
+    with pytest.raises(UserError, match="a list that cannot be read"):
+        read(tmp_path / "list.jsonl")
