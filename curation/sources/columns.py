@@ -134,7 +134,7 @@ def metadata_of(cells: Mapping[str, object]) -> str | None:
     earlier = earlier_metadata(cells.get(METADATA))
     rest = {name: cells[name] for name in cells if name != METADATA or earlier is None}
     kept = {**{name: jsonable(value) for name, value in rest.items() if not is_null(value)}, **(earlier or {})}
-    return json.dumps(kept, ensure_ascii=False) if kept else None
+    return plain(json.dumps(kept, ensure_ascii=False)) if kept else None
 
 
 def earlier_metadata(value: object) -> dict[str, object] | None:

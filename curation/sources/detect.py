@@ -115,7 +115,7 @@ def note(held: Held, kind: str, path: str) -> None:
     """Keep the first few paths of tables, lists and archives."""
     name = path.lower()
     few: Iterable[tuple[bool, list[str]]] = (
-        (kind == "table", held.tables),
+        (kind in ("table", "metadata") and name.endswith(parquet.ENDINGS), held.tables),
         (kind in ("companion", "metadata") and name.endswith(urls.ENDINGS), held.lists),
         (name.endswith(ARCHIVES), held.archives),
     )

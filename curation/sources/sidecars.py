@@ -85,4 +85,4 @@ def read_json(data: bytes) -> tuple[object, str]:
         return digits if len(digits) > MAX_DIGITS else int(digits)
 
     record = json.loads(text, parse_int=integer)
-    return record, json.dumps(record, ensure_ascii=False) if long else text
+    return record, plain(json.dumps(record, ensure_ascii=False)) if long else text

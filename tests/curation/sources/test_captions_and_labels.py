@@ -345,3 +345,15 @@ def test_lines_of_json_that_are_no_json_are_refused(tmp_path: Path) -> None:
     write(tmp_path, {"list.jsonl": b'{"url": "a.png"}\n{"url": \n'})
     with pytest.raises(UserError, match="a list that cannot be read"):
         read(tmp_path / "list.jsonl")
+
+
+def test_half_a_surrogate_pair_harms_nobody(tmp_path: Path) -> None:
+    half = b'{"file_name": "a.png", "text": "\\ud800", "\\ud801": "\\ud802", "n": ' + b"9" * 5000 + b"}"
+    write(tmp_path / "folder", {"a.png": png(), "metadata.jsonl": half})
+    shard(tmp_path / "x.tar", {"a.png": png(), "a.json": half})
+    table(tmp_path / "x.parquet", metadata=[half.decode()[:60] + "1}"])
+    write(tmp_path, {"list.jsonl": half.replace(b"file_name", b"url")})
+    for name in ("folder", "x.tar", "x.parquet", "list.jsonl"):
+        (one,) = read(tmp_path / name)
+        for text in (one.metadata or "", *one.captions):
+            text.encode("utf-8")
