@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 FOLDER_FILES, REPOSITORY_FILES = 10_000, 100_000
 FILE_BYTES, GROUP_BYTES = 50_000_000_000, 300_000_000
+LARGER = "larger --shards.rows, --unit_rows and --shards.max_bytes, as far as its command has them"
+SMALLER = LARGER.replace("larger", "smaller")
 SECRETS = {
     "a Hugging Face token": r"\bhf_[A-Za-z0-9]{20,}",
     "an AWS access key": r"\b(AKIA|ASIA)[A-Z0-9]{16}\b",
@@ -62,18 +64,18 @@ def _counts(uploads: Sequence[Upload]) -> Iterator[str]:
         if count > FOLDER_FILES:
             yield (
                 f"{folder}/ would hold {count:,} files and the Hub takes {FOLDER_FILES:,} in a folder; "
-                "run again with larger --shards.rows and --shards.max_bytes"
+                f"run again with {LARGER}"
             )
     if len(uploads) > REPOSITORY_FILES:
         yield (
             f"the repository would hold {len(uploads):,} files and the Hub takes {REPOSITORY_FILES:,}; "
-            "run again with larger --shards.rows and --shards.max_bytes"
+            f"run again with {LARGER}"
         )
     for upload in uploads:
         if upload.size >= FILE_BYTES:
             yield (
                 f"{upload.path} has {upload.size / 1e9:,.1f} GB and the Hub takes files under {FILE_BYTES // 10**9} "
-                "GB; run again with a smaller --shards.max_bytes"
+                f"GB; run again with {SMALLER}"
             )
 
 

@@ -23,7 +23,7 @@ from granary.curation.store import schema
 from granary.curation.store.sampling import priority
 from granary.curation.store.schema import LEDGER
 
-SAMPLE_FACTS = [field for field in FACTS if field.name not in ("status", "reason", "message")]
+SAMPLE_FACTS = [field for field in FACTS if field.name not in ("unread", "status", "reason", "message")]
 COLUMNS = [field.name for field in SAMPLE_FACTS]
 EVIDENCE = [LEDGER.field("seed_ids"), LEDGER.field("similarities")]
 PLAN = pa.schema([("role", pa.string()), *SAMPLE_FACTS, *EVIDENCE])
@@ -45,6 +45,7 @@ class PlanRow(TypedDict):
     label: str | None
     captions: list[str] | None
     metadata: str | None
+    name: str
     seed_ids: list[str]
     similarities: list[float]
 
@@ -236,7 +237,7 @@ def _sample(run: Run, row: PlanRow, data: bytes) -> dict[str, object]:
         "seed_ids": row["seed_ids"],
         "similarities": row["similarities"],
         "source": {"name": name, "uri": row["uri"]},
-        "image": {"bytes": data, "path": row["uri"].rsplit("/", 1)[-1]},
+        "image": {"bytes": data, "path": row["name"]},
     }
 
 
@@ -304,9 +305,18 @@ class WriteDeadLetters:
 
 def write_dead_letters(run: Run, job: WriteDeadLetters, output: Output) -> None:
     """Collect what could not be read, of every role and stage."""
-    read = [letter for role in job.roles for letter in dead_rows(run, role, "decode")]
+    read = [letter for role in job.roles for letter in (*dead_rows(run, role, "decode"), *_unread(run, role))]
     lost = [DeadLetter(file.uri, "shards", file.error, file.message) for file in sorted(job.lost)]
     dead_letters.write_dead_letters([*read, *_unreadable(run), *lost], output)
+
+
+def _unread(run: Run, role: str) -> Iterator[DeadLetter]:
+    """Yield what speaks of the images of a role and could not be read: captions, labels, metadata."""
+    for url in run.parts(role):
+        table = read_table(url, ["uri", "unread"])
+        for row in table.filter(pc.greater(pc.list_value_length(table["unread"]), 0)).to_pylist():
+            for unread in row["unread"]:
+                yield DeadLetter(row["uri"], "decode", unread["error"], unread["message"], unread["part"])
 
 
 def _unreadable(run: Run) -> Iterator[DeadLetter]:

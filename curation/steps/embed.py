@@ -18,14 +18,16 @@ from granary.curation.images.filters import Filters
 from granary.curation.runs.run import Output, Run, read_table, undigested
 from granary.curation.runs.vectors import Layout, to_column
 from granary.curation.sources import Candidate, Reader, read_piece
+from granary.curation.sources.contents import base_name
 from granary.curation.steps.listing import ListedUnit, read_listing
-from granary.curation.steps.tally import count_file
+from granary.curation.steps.tally import count_file, count_names
 from granary.curation.steps.unreadable import DEAD_LINKS, OUTAGES, check_lost, check_unchanged, why_dead
 from granary.curation.store.addresses import json_without_secrets, without_secrets
 
 ROW_GROUP = 1024
 NO_FILTERS = Filters()
 PENDING_PIXELS = 1 << 25  # of pictures waiting for the rest of their batch: 100 MB
+UNREAD = pa.struct([("part", pa.string()), ("error", pa.string()), ("message", pa.string())])
 FACTS = pa.schema(
     [
         ("uri", pa.string()),
@@ -40,6 +42,8 @@ FACTS = pa.schema(
         ("label", pa.string()),
         ("captions", pa.list_(pa.string())),
         ("metadata", pa.string()),
+        ("name", pa.string()),
+        ("unread", pa.list_(UNREAD)),
         ("status", pa.string()),
         ("reason", pa.string()),
         ("message", pa.string()),
@@ -128,7 +132,8 @@ def embed(run: Run, job: EmbedUnit, output: Output) -> None:
         known = _known(output.earlier, run.retry_failed)
         kept = {row.facts["offset"] for row in known.values()}
         reader.expect(row for piece in pieces for row in range(piece.start, piece.stop) if row not in kept)
-        candidates = (candidate for piece in pieces for candidate in read_piece(source, piece, limits.max_bytes))
+        read = (candidate for piece in pieces for candidate in read_piece(source, piece, limits.max_bytes))
+        candidates = _counting_left_out(read, number, output)
         side = encoder.side and max(encoder.side, filters.side or 0)
         rows = (
             known.get(candidate.uri) or scan(candidate, number, reader, limits, filters, side)
@@ -168,6 +173,13 @@ def _halves(column: pa.ChunkedArray) -> np.ndarray:
     return flat.astype(np.float32).reshape(len(array), array.type.list_size)
 
 
+def _counting_left_out(candidates: Iterator[Candidate], number: int, output: Output) -> Iterator[Candidate]:
+    """Count what stands beside the candidates of source `number` and has no place in a sample."""
+    for candidate in candidates:
+        count_names(output.counters, (f"{number} left {what}: {why}" for what, why in candidate.left_out))
+        yield candidate
+
+
 def scan(
     candidate: Candidate,
     number: int,
@@ -186,6 +198,8 @@ def scan(
         "label": candidate.label,
         "metadata": candidate.metadata and json_without_secrets(candidate.metadata),
         "captions": candidate.captions,
+        "name": candidate.name or base_name(without_secrets(candidate.uri)),
+        "unread": [unread._asdict() for unread in candidate.unread],
         "status": "dead",
     }
     if candidate.error is not None:

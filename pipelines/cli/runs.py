@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from granary.curation.errors import UserError
 from granary.curation.store.printable import printable
 from granary.pipelines.cli.plain_command import PlainCommand
 
@@ -34,6 +35,8 @@ def _report(run: str) -> int:
     from granary.pipelines.kinds.registry import KINDS
 
     facts = read_facts(run)
+    if facts["kind"] not in KINDS:
+        raise UserError(f"run: {run} holds a run of granary {facts['kind']}; there are {', '.join(KINDS)}")
     print(KINDS[facts["kind"]].write_report(run))
     print_cost(Console(stderr=True, highlight=False, markup=False), facts)
     return 0
@@ -76,7 +79,7 @@ check = PlainCommand(
 
 def _publish(run: str | None, repo: str | None, print_template: bool, branch: str, **switches: bool) -> int:
     if print_template:
-        from granary.curation.hub.card import shipped_template
+        from granary.curation.hub.template import shipped_template
 
         print(shipped_template(), end="")
         return 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
+import errno
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
 R = TypeVar("R", bound=RunRecipe)
 Subject = tuple[str, Callable[[R], object]]  # noun and function of a recipe: what a directory holds one run of
+NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
 OUTSIDE_DIGEST = {"out", "max_unreadable"}  # fields of a recipe that never decide what it makes
 
 
@@ -93,7 +95,7 @@ class Session(Generic[R]):
             earlier = _check_out(recipe, kind, subject)
             run = Run(recipe.out.rstrip("/"), dict(sources or {}))
             text = dump_recipe(recipe).encode()
-            repeated = earlier is not None and storage.read_bytes(run.path("recipe.yaml")) == text
+            repeated = earlier is not None and _read_if_there(run.path("recipe.yaml")) == text
             storage.write_bytes(run.path("recipe.yaml"), text)
             _remove_half_written(run)
         return cls(recipe, kind, run, Runner(run, engine, Progress(console)), console, earlier, started, repeated)
@@ -225,10 +227,13 @@ def writable(out: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(
-            f"out: cannot write to {out}: {error.strerror or error}; "
-            "free space or choose another folder, and run the same command again"
-        ) from error
+        raise UserError(f"out: cannot write to {out}: {error.strerror or error}; {_remedy(error)}") from error
+
+
+def _remedy(error: OSError) -> str:
+    if error.errno in NO_SPACE:
+        return "free space there or choose another folder, and run the same command again"
+    return "choose a folder that can be written to, and run the same command again"
 
 
 def _check_out(recipe: R, kind: str, subject: Subject[R] | None) -> Facts | None:
@@ -250,6 +255,13 @@ def _check_out(recipe: R, kind: str, subject: Subject[R] | None) -> Facts | None
     if earlier.get("kind") != kind:
         raise UserError(f"out: {recipe.out} holds a run of granary {earlier.get('kind')}; give another --out")
     return earlier
+
+
+def _read_if_there(url: str) -> bytes:
+    try:
+        return storage.read_bytes(url)
+    except FileNotFoundError:
+        return b""
 
 
 def _remove_half_written(run: Run) -> None:

@@ -234,19 +234,22 @@ def one_sentence(engine: Engine) -> Iterator[None]:
 
 def advice(cause: str) -> str:
     """Return what the user can do about a failed unit."""
-    if re.search(r"No space left|Errno 28|File too large|Errno 27|Disk quota", cause):
-        return (
-            "The disk of the run directory is full: free space and run the same command again; finished work is kept."
-        )
+    if re.search(r"No space left|Errno 28|Disk quota|Errno 122", cause):
+        return "The disk is full: free space and run the same command again; finished work is kept."
+    if re.search(r"File too large|Errno 27", cause):
+        return "The file system takes no file as large: choose another --out; finished work there is kept."
     if allowed := what_allows(cause):
         return allowed
     if "TooManyUnreadable" in cause:
         return (
-            "Mend the connection, the mount or the permissions and run the same command again, finished work is kept; "
-            "or take these files for lost with --max_unreadable 1."
+            "Repair the connection, the mount or the permissions and run the same command again, finished work is "
+            "kept; or take these files for lost with --max_unreadable 1."
         )
     if "MemoryError" in cause or "not enough memory" in cause:
-        return "The unit does not fit in memory: lower --unit_rows or --dedup.block and run the same command again."
+        return (
+            "The unit does not fit in memory: lower --unit_rows, --shards.rows or --dedup.block, as far as the command "
+            "has them, and run it again."
+        )
     return (
         "Finished work is kept: run the same command again to go on (--debug shows the traceback, `granary check RUN` "
         "whether a file is damaged)."

@@ -138,7 +138,7 @@ def described(work: Planned, engine: Engine) -> Description:
     except RenderError as error:
         close_pools()
         if "AddMesh" in str(error):
-            raise UserError(f"meshes: {error}; give whole .glb, .obj or .ply files") from None
+            raise UserError(f"meshes: {error}; give whole files that trimesh can load") from None
         options = work.recipe.renderer
         where = ", ".join(options.addresses) or options.binary or "the embedded world"
         raise UserError(f"renderer: no UnrealCV server answers at {where}: {error}") from None

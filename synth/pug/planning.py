@@ -23,8 +23,8 @@ from granary.synth.pug.plan.scenes import NAME, SceneSpec, named, problem, scene
 from granary.synth.pug.plan.spar import check_template, row_captions
 from granary.synth.pug.plan.splits import Rule, rules_of, split_of
 from granary.synth.pug.recipe import RenderRecipe
+from granary.synth.pug.world.content.imports import FORMATS
 
-MESHES = (".glb", ".obj", ".ply")
 LABELS = ("character_label", "character_name")
 OWN_COLUMNS = ("row_id", "split", "objects", "mask", "depth", "normals")
 
@@ -201,11 +201,13 @@ def _check_renderer(recipe: RenderRecipe) -> None:
     if options.binary is not None and not os.access(options.binary, os.X_OK):
         raise UserError(f"renderer.binary: {options.binary} is no file that can be run; give the game's executable")
     for name, path in recipe.meshes.items():
-        where = absolute(path)
-        if not path.lower().endswith(MESHES) or not storage.is_local(path) or not NAME.fullmatch(where):
-            raise UserError(f"meshes.{name}: {path} is not right; give a local .glb, .obj or .ply without spaces in it")
+        where, right = absolute(path), ", ".join(FORMATS)
+        if not path.lower().endswith(FORMATS) or not storage.is_local(path) or not NAME.fullmatch(where):
+            raise UserError(
+                f"meshes.{name}: {path} is not right; give a local file ({right}) without spaces in its path"
+            )
         if not os.path.isfile(where):
-            raise UserError(f"meshes.{name}: there is no file {path}; give a .glb, .obj or .ply")
+            raise UserError(f"meshes.{name}: there is no file {path}; right are files that end in {right}")
 
 
 def mesh_paths(recipe: RenderRecipe) -> dict[str, str]:

@@ -17,10 +17,19 @@ import yaml
 from PIL import Image
 
 from granary.curation.errors import UserError
-from granary.curation.hub.card import SHEET_SIDE, contact_sheet_of, parse_card, size_category, without_path, write_card
+from granary.curation.hub.card import (
+    SHEET_SIDE,
+    contact_sheet_of,
+    own_template,
+    parse_card,
+    size_category,
+    without_path,
+    write_card,
+)
 from granary.curation.hub.croissant import croissant
 from granary.curation.images.decode import DecodeLimits
 from granary.curation.recipe import CurateRecipe
+from granary.curation.runs.run import Run
 from granary.curation.store import schema
 
 FEATURES = {"default": schema.curated_features()}
@@ -206,7 +215,36 @@ def test_a_template_of_the_user_takes_the_place_of_the_shipped_one():
     assert "my words" in write_card(FACTS, recipe(), FEATURES, mine, template=text)
 
 
-@pytest.mark.parametrize("template", ["{{ nothing }}", "{% if %}", "{{ ''.__class__.__mro__ }}"])
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ nothing }}",
+        "{% if %}",
+        "{{ ''.__class__.__mro__ }}",
+        "{{ samples / 0 }}",
+        "{{ samples.missing }}",
+        "{{ [1, 2] + 3 }}",
+        "{% macro again() %}{{ again() }}{% endmacro %}{{ again() }}",
+        "{% for i in range(9999) %}{% for j in range(9999) %}{{ name }}{% endfor %}{% endfor %}",
+        "{% set ns = namespace(x='a') %}{% for i in range(99) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}",
+    ],
+)
 def test_a_template_that_cannot_be_rendered_is_one_sentence(template):
     with pytest.raises(UserError, match=re.escape("the template card.md.j2 of the run cannot be rendered")):
         write_card(FACTS, recipe(), FEATURES, template=template)
+
+
+@pytest.mark.parametrize(
+    "template",
+    ["{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "{{ 9 ** (9 ** 9) }}"],
+)
+def test_a_template_that_never_ends_is_stopped(monkeypatch, template):
+    monkeypatch.setattr("granary.curation.hub.template.SECONDS", 2)
+    with pytest.raises(UserError, match="it is not done after 2 s"):
+        write_card(FACTS, recipe(), FEATURES, template=template)
+
+
+def test_a_template_that_is_no_text_is_one_sentence(tmp_path):
+    (tmp_path / "card.md.j2").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match="is no text in UTF-8"):
+        own_template(Run(str(tmp_path)))
