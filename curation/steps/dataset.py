@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from typing import Literal, NamedTuple, TypedDict
@@ -10,6 +11,7 @@ from typing import Literal, NamedTuple, TypedDict
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from granary.curation.runs import dead_letters
 from granary.curation.runs.dead_letters import DeadLetter, dead_rows
@@ -19,7 +21,7 @@ from granary.curation.runs.vectors import Layout
 from granary.curation.sources import Reader, failure
 from granary.curation.steps.embed import FACTS
 from granary.curation.steps.unreadable import check_lost, check_unchanged
-from granary.curation.store import schema
+from granary.curation.store import schema, storage
 from granary.curation.store.sampling import priority
 from granary.curation.store.schema import LEDGER
 
@@ -27,10 +29,11 @@ SAMPLE_FACTS = [field for field in FACTS if field.name not in ("unread", "status
 COLUMNS = [field.name for field in SAMPLE_FACTS]
 EVIDENCE = [LEDGER.field("seed_ids"), LEDGER.field("similarities")]
 PLAN = pa.schema([("role", pa.string()), *SAMPLE_FACTS, *EVIDENCE])
+CLASSES = b"granary.classes"  # key of the plan's schema
 
 
 class PlanRow(TypedDict):
-    """A row of the plan, as far as a shard is made from it."""
+    """A row of the plan, as far as a shard is made from it; label: number of the class where the plan names classes."""
 
     role: str
     uri: str
@@ -42,7 +45,7 @@ class PlanRow(TypedDict):
     sha256: str
     width: int
     height: int
-    label: str | None
+    label: str | int | None
     captions: list[str] | None
     metadata: str | None
     name: str
@@ -84,7 +87,7 @@ class PlanShards:
 
 
 def plan(run: Run, job: PlanShards, output: Output) -> None:
-    """Order the kept samples and cut them into shards: row group i is shard i."""
+    """Order the kept samples and cut them into shards: row group i is shard i; its schema states the classes."""
     kept = pa.concat_tables([PLAN.empty_table(), *_kept(run), *_as_is(run, job.as_is)])
     ids = kept["id"].to_numpy(zero_copy_only=False).astype(str)
     _, first = np.unique(ids, return_index=True)
@@ -92,11 +95,22 @@ def plan(run: Run, job: PlanShards, output: Output) -> None:
     if job.order == "hash":
         ids = kept["id"].to_numpy(zero_copy_only=False).astype(str)
         kept = kept.take(pa.array(np.lexsort((ids, priority(job.seed, ids)))))
+    kept = kept.replace_schema_metadata({CLASSES: json.dumps(schema.class_names(pc.unique(kept["label"]).to_pylist()))})
     for shard in _cut(kept, job.rows, job.max_bytes):
         output.write(shard)
         output.counters["shards"] += 1
     if output.writer is None:
-        output.write(PLAN.empty_table())
+        output.write(kept)
+
+
+def planned_classes(run: Run) -> list[str]:
+    """Return the names of the classes of the kept samples; none where labels stay text."""
+    with storage.open_read(run.parts("plan")[0]) as file:
+        return _classes(pq.read_schema(file))
+
+
+def _classes(plan: pa.Schema) -> list[str]:
+    return [str(name) for name in json.loads(plan.metadata[CLASSES])]
 
 
 def _kept(run: Run) -> Iterator[pa.Table]:
@@ -192,7 +206,9 @@ def write_shard(run: Run, job: WriteShard, output: Output) -> None:
         TooManyUnreadable: see `check_lost`.
     """
     rows = read_table(run.parts("plan")[0], group=job.shard)
-    groups = RowGroups(output, schema.arrow_schema(schema.curated_features()), job.row_group)
+    classes = _classes(rows.schema)
+    rows = rows.set_column(rows.schema.get_field_index("label"), "label", schema.numbered(rows["label"], classes))
+    groups = RowGroups(output, schema.arrow_schema(schema.curated_features(classes)), job.row_group)
     for row in check_lost(_reread(run, rows, job.max_bytes), job.max_unreadable, output.counters):
         if row.problem is not None:
             output.notes.append(list(row.problem))

@@ -151,6 +151,13 @@ def _counted(rows: Iterator[Row], number: int, output: Output) -> Iterator[Row]:
         yield row
 
 
+def _counting_left_out(candidates: Iterator[Candidate], number: int, output: Output) -> Iterator[Candidate]:
+    """Count what stands beside the candidates of source `number` and has no place in a sample."""
+    for candidate in candidates:
+        count_names(output.counters, (f"{number} left {what}: {why}" for what, why in candidate.left_out))
+        yield candidate
+
+
 def _known(earlier: str | None, retry_failed: bool) -> dict[str, Row]:
     """Return by uri the rows of an earlier run of a unit that stay: all but those that are tried again."""
     if earlier is None:
@@ -171,13 +178,6 @@ def _halves(column: pa.ChunkedArray) -> np.ndarray:
     array = column.combine_chunks()
     flat = array.flatten().to_numpy(zero_copy_only=False)
     return flat.astype(np.float32).reshape(len(array), array.type.list_size)
-
-
-def _counting_left_out(candidates: Iterator[Candidate], number: int, output: Output) -> Iterator[Candidate]:
-    """Count what stands beside the candidates of source `number` and has no place in a sample."""
-    for candidate in candidates:
-        count_names(output.counters, (f"{number} left {what}: {why}" for what, why in candidate.left_out))
-        yield candidate
 
 
 def scan(

@@ -42,10 +42,12 @@ class Engine:
     Args:
         options: Beam's command-line options; empty for the local runner.
         workers: local worker threads; 0 takes one per core.
+        steal_lock: whether to work in a run directory that another command holds.
     """
 
     options: Sequence[str] = ()
     workers: int = 0
+    steal_lock: bool = False
 
     def __post_init__(self) -> None:
         if self.workers < 0:
