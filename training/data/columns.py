@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -48,9 +49,8 @@ class Layout:
 
 def layout_of(schema: pa.Schema, columns: Columns) -> Layout:
     """Return what a shard has; columns without a use for us keep their names and types."""
-    given = {"image": columns.image, "label": columns.label, "captions": columns.captions, "id": columns.id}
     names = {name: name for name in schema.names}
-    for ours, theirs in given.items():
+    for ours, theirs in dataclasses.asdict(columns).items():
         name = theirs or _usual(ours, schema)
         names.pop(ours, None)
         if name in schema.names:
@@ -62,8 +62,11 @@ def layout_of(schema: pa.Schema, columns: Columns) -> Layout:
     return Layout(readable, types, {ours: listed for ours, listed in classes.items() if listed}, schema.names)
 
 
-def check_layout(layout: Layout, needs: Sequence[str], path: str, why: str) -> None:
-    """Raise UserError where a column that is needed is missing, or is of a type that cannot be read."""
+def check_layout(layout: Layout, columns: Columns, needs: Sequence[str], path: str, why: str) -> None:
+    """Raise UserError where a column that is named or needed is missing, or is of a type that cannot be read."""
+    for option, name in dataclasses.asdict(columns).items():
+        if name is not None and name not in layout.columns:
+            raise UserError(f"data.{option}: {path} has no column {name!r}; it has {', '.join(layout.columns)}")
     for name in needs:
         if name not in layout.types:
             hint = f"; name the right one with --data.{name}" if name in NAMEABLE else ""
@@ -75,7 +78,7 @@ def check_layout(layout: Layout, needs: Sequence[str], path: str, why: str) -> N
 
 def converted(name: str, array: pa.Array, layout: Layout) -> pa.Array:
     """Return the values of a column in granary's type."""
-    if name in ("label", "split"):
+    if name in ("label", "split") or name in layout.classes:
         return _labels(array, layout.classes.get(name))
     if name == "captions":
         return _captions(array)

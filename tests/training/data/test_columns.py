@@ -132,6 +132,13 @@ def test_columns_of_other_names_are_read(tmp_path: Path) -> None:
     assert found["id"] == [str(row) for row in range(12)]
 
 
+@pytest.mark.parametrize("option", ["image", "label", "captions", "id"])
+def test_a_name_that_is_no_column_is_refused_needed_or_not(option: str, tmp_path: Path) -> None:
+    path = table(tmp_path / "data", label=[1] * 12)
+    with pytest.raises(UserError, match=rf"data\.{option}: .* has no column 'fine'; it has image, label"):
+        shards.open_dataset(path, columns=Columns(**{option: "fine"}))
+
+
 def test_a_single_column_of_pictures_needs_no_name(tmp_path: Path) -> None:
     pictures = [{"bytes": data, "path": None} for data in PICTURES]
     path = table(tmp_path / "data", image=None, img=pictures, text=["a"] * 12)
