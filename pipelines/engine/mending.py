@@ -10,6 +10,7 @@ from rich.console import Console
 from granary.curation.errors import UserError
 from granary.curation.runs.integrity import remove_damaged
 from granary.curation.runs.run import DamagedPart, Run
+from granary.curation.store.printable import printable
 
 T = TypeVar("T")
 
@@ -42,4 +43,5 @@ def _remove(out: str, part: DamagedPart, console: Console) -> None:
     if not damages:
         raise part
     for damage in damages:
-        console.print(f"{damage.path} is damaged: {damage.cause}; it is made again", soft_wrap=True)
+        line = f"{damage.path} is damaged: {damage.cause}; it is made again"
+        console.print(printable(line, keep=""), soft_wrap=True)

@@ -79,6 +79,10 @@ KINDS = {
             "granary curate --config curate/folder.yaml --pool photos --seeds favourites --references benchmark"
             " --out runs/mine --dedup.threshold 0.9",
         ),
+        (
+            ("retry-failed", "try everything again that could not be read, not what may pass alone"),
+            ("offline", "download no model: without one at hand, retrieve by layout and colour"),
+        ),
     ),
     "render": Kind(
         "granary.synth.pug.recipe:RenderRecipe",

@@ -19,7 +19,7 @@ from rich.console import Console
 from granary.curation.errors import UserError
 from granary.curation.runs.facts import Facts, read_facts, read_recipe
 from granary.curation.runs.run import Run, digest
-from granary.pipelines.engine.session import Session, writable
+from granary.pipelines.engine.session import Session
 from granary.pipelines.engine.stages import Stages
 from granary.pipelines.engine.units import Engine
 from granary.synth.pug import steps
@@ -122,7 +122,7 @@ def render(
     session = Session.begin(work.recipe, kind="render", engine=engine, console=console)
     fingerprint = digest(description.version, work.recipe.renderer.kind)
     rendering = Rendering(session.runner, work, fingerprint)
-    with writable(recipe.out):
+    with session.working():
         rendering.run()
         facts = session.standing() or _finish(session, rendering, description.version)
     session.print_table(facts, [("ledger", "ledger")])
@@ -138,7 +138,7 @@ def described(work: Planned, engine: Engine) -> Description:
     except RenderError as error:
         close_pools()
         if "AddMesh" in str(error):
-            raise UserError(f"meshes: {error}; give whole .glb, .obj or .ply files") from None
+            raise UserError(f"meshes: {error}; give whole files that trimesh can load") from None
         options = work.recipe.renderer
         where = ", ".join(options.addresses) or options.binary or "the embedded world"
         raise UserError(f"renderer: no UnrealCV server answers at {where}: {error}") from None

@@ -16,15 +16,15 @@ from granary.curation.errors import UserError
 from granary.curation.runs.splits import TRAIN, in_order
 from granary.curation.sources.files import absolute
 from granary.curation.store import storage
-from granary.curation.store.schema import sample_features
+from granary.curation.store.schema import class_names, sample_features
 from granary.synth.pug.plan.factors import Axis, Level, Value, axes_of, inlined
 from granary.synth.pug.plan.plans import VARIED, Listed, Plan, Row, plan_of, row_id
 from granary.synth.pug.plan.scenes import NAME, SceneSpec, named, problem, scene_of
 from granary.synth.pug.plan.spar import check_template, row_captions
 from granary.synth.pug.plan.splits import Rule, rules_of, split_of
 from granary.synth.pug.recipe import RenderRecipe
+from granary.synth.pug.world.content.imports import FORMATS
 
-MESHES = (".glb", ".obj", ".ply")
 LABELS = ("character_label", "character_name")
 OWN_COLUMNS = ("row_id", "split", "objects", "mask", "depth", "normals")
 
@@ -88,6 +88,24 @@ class Planned:
             return self.recipe.label
         return next((column for column in LABELS if column in self.plan.columns), "")
 
+    @functools.cached_property
+    def classes(self) -> list[str]:
+        """The names of the labels; none where they are measures, or more than a ClassLabel should have."""
+        if not self.label or self.column_types[self.label] == "float64":
+            return []
+        return class_names((str(part[self.label]) for part in self.parts() if self.label in part), absent=())
+
+    def class_of(self, row: PlannedRow) -> str | int | None:
+        """Return what a sample of a row has as its label: the number of its class, or text without classes."""
+        if not self.label:
+            return None
+        label = str(row.values[self.label])
+        return self._class_numbers[label] if self.classes else label
+
+    @functools.cached_property
+    def _class_numbers(self) -> dict[str, int]:
+        return {name: number for number, name in enumerate(self.classes)}
+
     def captions(self, row: PlannedRow) -> list[str]:
         """Return the captions of a row."""
         options = self.recipe.captions
@@ -133,7 +151,7 @@ class Planned:
             extra["depth"] = Value("binary")
         if outputs.normals:
             extra["normals"] = Image()
-        return sample_features(extra)
+        return sample_features(extra, self.classes)
 
 
 def _column_type(kinds: Iterable[type]) -> str:
@@ -201,11 +219,13 @@ def _check_renderer(recipe: RenderRecipe) -> None:
     if options.binary is not None and not os.access(options.binary, os.X_OK):
         raise UserError(f"renderer.binary: {options.binary} is no file that can be run; give the game's executable")
     for name, path in recipe.meshes.items():
-        where = absolute(path)
-        if not path.lower().endswith(MESHES) or not storage.is_local(path) or not NAME.fullmatch(where):
-            raise UserError(f"meshes.{name}: {path} is not right; give a local .glb, .obj or .ply without spaces in it")
+        where, right = absolute(path), ", ".join(FORMATS)
+        if not path.lower().endswith(FORMATS) or not storage.is_local(path) or not NAME.fullmatch(where):
+            raise UserError(
+                f"meshes.{name}: {path} is not right; give a local file ({right}) without spaces in its path"
+            )
         if not os.path.isfile(where):
-            raise UserError(f"meshes.{name}: there is no file {path}; give a .glb, .obj or .ply")
+            raise UserError(f"meshes.{name}: there is no file {path}; right are files that end in {right}")
 
 
 def mesh_paths(recipe: RenderRecipe) -> dict[str, str]:

@@ -106,7 +106,7 @@ class RenderRecipe(RunRecipe, frozen=True):
     label: str = Field("", description="column that is the label; default: character_label or character_name")
     captions: Captions = Field(Captions(), description="captions")
     assets: dict[str, str] = Field({}, description="names the renderer does not have, and what it shows instead")
-    meshes: dict[str, str] = Field({}, description="your own meshes by name: paths of .glb, .obj or .ply files")
+    meshes: dict[str, str] = Field({}, description="your own meshes by name: glb, gltf, obj, ply, stl or off files")
     image: ImageOptions = Field(ImageOptions(), description="size of the pictures")
     outputs: Outputs = Field(Outputs(), description="further ground truth")
     checks: Checks = Field(Checks(), description="what every frame must pass")

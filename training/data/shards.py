@@ -20,14 +20,13 @@ from numpy.typing import NDArray
 
 from granary.curation.errors import UserError
 from granary.curation.runs.run import read_table
-from granary.curation.store import storage
+from granary.curation.store import schema, storage
 from granary.curation.store.sampling import priority
 from granary.training.data.columns import Layout, check_layout, converted, layout_of
 from granary.training.data.table import USUAL, Columns
 
 PLACES = ("dataset/data", "data", "")  # where shards lie in a run directory, in a dataset, in a folder of shards
 READERS = 16  # threads that read footers: a remote one takes a round trip
-UNLABELLED = ("", "-1")
 SPLIT_NAME = re.compile(r"(.+?)-\d+-of-\d+\.parquet")
 
 
@@ -233,14 +232,9 @@ def class_shares(datasets: Sequence[Dataset], weights: Sequence[float], column: 
         for group in dataset.groups:
             for entry in read_group(group, [column])[column].value_counts().to_pylist():
                 label, share = entry["values"], entry["counts"] / dataset.count * weight / sum(weights)
-                if label is not None and label not in UNLABELLED:
+                if label is not None and label not in schema.NO_CLASS:
                     shares[label] = shares.get(label, 0.0) + share
-    return {label: shares[label] for label in sorted(shares, key=_natural)}
-
-
-def _natural(label: str) -> tuple[int, int, str]:
-    """Sort numbers by value, before words."""
-    return (0, int(label), label) if label.isdecimal() else (1, 0, label)
+    return {label: shares[label] for label in sorted(shares, key=schema.natural)}
 
 
 class GroupRows:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, TypeVar
 
 import torch
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
@@ -28,6 +28,7 @@ from granary.curation.errors import UserError, needs
 from granary.curation.options import Options
 from granary.curation.store import storage
 from granary.curation.store.sampling import priority
+from granary.curation.store.trees import yaml_tree
 from granary.training.data.pairs import Entry, read_entries, row_groups, shuffled_entries
 from granary.training.losses import captions as dci
 from granary.training.models.checkpoint import flatten, nest
@@ -289,9 +290,9 @@ def prepare(recipe: FinetuneRecipe, write: bool) -> None:
     path, plain = storage.join(recipe.out, "recipe.yaml"), recipe.model_dump(mode="json")
     if storage.exists(path):
         try:
-            earlier = FinetuneRecipe.model_validate(yaml.safe_load(storage.read_bytes(path))).model_dump(mode="json")
+            earlier = FinetuneRecipe.model_validate(yaml_tree(storage.read_bytes(path))).model_dump(mode="json")
             same = all(earlier[key] == value for key, value in plain.items() if key not in FREE)
-        except (yaml.YAMLError, UnicodeDecodeError, ValidationError):
+        except ValueError:
             same = False
         if not same:
             raise UserError(f"out: {recipe.out!r} holds a run of another recipe; give a new folder")

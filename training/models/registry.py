@@ -15,13 +15,12 @@ from dataclasses import replace
 from typing import Literal, NamedTuple
 
 import torch
-import yaml
-from pydantic import ValidationError
 
 from granary.curation.encoders.inference import UNLOADABLE, reason
 from granary.curation.encoders.spec import EncoderSpec
 from granary.curation.errors import UserError
 from granary.curation.store import storage
+from granary.curation.store.trees import yaml_mapping
 from granary.training.methods import load_method
 from granary.training.models.checkpoint import usable
 from granary.training.models.vit import VisionTransformer
@@ -154,12 +153,15 @@ def _of_size(spec: EncoderSpec) -> ViTConfig:
 def _of_recipe(path: str) -> VisionTransformer:
     """Return the encoder of a recipe as its method starts it."""
     try:
-        tree = yaml.safe_load(storage.read_bytes(path))
-        tree = {"data": "none", "out": "none", **tree}  # a recipe may leave them to the command line
+        tree = {
+            "data": "none",
+            "out": "none",
+            **yaml_mapping(storage.read_bytes(path)),
+        }  # a recipe may leave them to the command line
         if "steps" not in tree and "epochs" not in tree:
             tree["steps"] = 1
         recipe = TrainRecipe.model_validate(tree)
-    except (OSError, yaml.YAMLError, TypeError, UnicodeDecodeError, ValidationError) as error:
+    except (OSError, TypeError, ValueError) as error:
         raise UserError(f"model: {path} is not a training recipe ({' '.join(str(error).split())})") from error
     method = load_method(recipe.method)
     return method.untrained(recipe.config(), method.Options.model_validate(recipe.options))

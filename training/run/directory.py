@@ -16,6 +16,7 @@ from torch import Tensor
 
 from granary.curation.errors import UserError
 from granary.curation.store import storage
+from granary.curation.store.trees import yaml_tree
 from granary.training.models.checkpoint import STATE, Damaged, Facts, read_checkpoint, usable
 from granary.training.recipe import TrainRecipe
 
@@ -58,8 +59,8 @@ def check(recipe: TrainRecipe, steps: int) -> list[str]:
     tree = recipe.model_dump(mode="json")
     if storage.exists(path):
         try:
-            earlier = yaml.safe_load(storage.read_bytes(path))
-        except (yaml.YAMLError, UnicodeDecodeError):
+            earlier = yaml_tree(storage.read_bytes(path))
+        except ValueError:
             earlier = None
         if not isinstance(earlier, dict) or "method" not in earlier:
             raise UserError(f"out: {recipe.out} holds something other than a training; give another --out")

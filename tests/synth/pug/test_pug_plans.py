@@ -227,7 +227,7 @@ def test_splits_hold_out_values_combinations_draws_and_rows() -> None:
         ({"renderer": {"addresses": "localhost:9000"}}, "the embedded world has no addresses"),
         ({"renderer": {"kind": "unrealcv", "binary": "/nowhere/Game"}}, "renderer.binary"),
         ({"meshes": {"Mine": "/nowhere/mine.glb"}}, "there is no file"),
-        ({"meshes": {"Mine": "mine.fbx"}}, "give a local .glb, .obj or .ply"),
+        ({"meshes": {"Mine": "mine.fbx"}}, "give a local file (.glb, .obj, .ply, .gltf, .stl, .off)"),
     ],
 )
 def test_impossible_recipes_stop_with_a_sentence(changes: dict[str, Any], words: str) -> None:

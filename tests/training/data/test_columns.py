@@ -95,7 +95,7 @@ def test_a_split_may_be_a_number(tmp_path: Path) -> None:
     [
         ({"image": ["x.png"] * 12}, "image", "the column image of .* is string; it must hold the bytes of pictures"),
         ({"image": [{"path": "x.png"}] * 12}, "image", "the column image of .*; it must hold the bytes of pictures"),
-        ({"label": [["a"]] * 12}, "label", "the column label of .*; a label is a number, a text or a truth value"),
+        ({"label": [[["a"]]] * 12}, "label", "the column label of .*; a label is a number, a text or a truth value"),
         ({"label": [{"a": 1}] * 12}, "label", "the column label of .*; a label is a number, a text or a truth value"),
         ({"captions": [1.5] * 12}, "captions", "the column captions of .* is double; it must be a list of texts"),
         ({"captions": [[1, 2]] * 12}, "captions", "the column captions of .*; it must be a list of texts, or a text"),
@@ -167,6 +167,7 @@ def test_the_names_of_columns_are_options_of_a_dataset(words: object) -> None:
         ([True, False, None, True], ["True", "False", None, "True"]),
         ([b"cat", b"dog", None, b"cat"], ["cat", "dog", None, "cat"]),
         ([2.5, 3.0, 2.5, -1.0], ["2.5", "3", "2.5", None]),
+        ([["a"], None, ["b"], ["a"]], ["a", None, "b", "a"]),
         (pa.array(["a", None, "b", "a"]).dictionary_encode(), ["a", None, "b", "a"]),
         ([datetime.date(2020, 1, 2), None] * 2, ["2020-01-02", None] * 2),
     ],
@@ -195,6 +196,8 @@ def test_numbers_of_classes_are_their_names(tmp_path: Path) -> None:
         pa.array([["a cat"]] * 12, pa.large_list(pa.large_string())),
         [[{"raw": "a cat", "sentid": 3}]] * 12,
         [[{"caption": "a cat"}]] * 12,
+        [b" a cat "] * 12,
+        [{"raw": ["a cat", " "]}] * 12,
     ],
 )
 def test_captions_of_any_shape_are_lists_of_texts(captions: Any, tmp_path: Path) -> None:

@@ -80,7 +80,7 @@ def _set_sky(session: Session, arguments: list[str]) -> Answer:
 
 
 def _add_mesh(session: Session, arguments: list[str]) -> Answer:
-    """AddMesh NAME PATH: offer the mesh in a file (glb, obj, ply) as a class that can be spawned."""
+    """AddMesh NAME PATH: offer the mesh in a file (glb, gltf, obj, ply, stl, off) as a class that can be spawned."""
     if len(arguments) < 2:
         raise CommandError(f"{INVALID}: AddMesh NAME PATH")
     name, path = arguments[0], " ".join(arguments[1:])

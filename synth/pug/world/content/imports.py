@@ -1,11 +1,11 @@
-"""Meshes of the user: read from glb, obj or ply files by trimesh, checked, and fitted to the size of our own assets."""
+"""Meshes of the user: read by trimesh, checked, and fitted to the size of our own assets."""
 
 from __future__ import annotations
 
 import struct
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -13,7 +13,13 @@ from granary.synth.pug.world.shapes.colours import srgb_to_linear
 from granary.synth.pug.world.shapes.mesh import Mesh, Skin, make_mesh
 from granary.synth.pug.world.shapes.textures import SIZE, Texture, make_texture
 
-FORMATS = (".glb", ".obj", ".ply")
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from PIL.Image import Image
+    from trimesh import Trimesh
+
+FORMATS = (".glb", ".obj", ".ply", ".gltf", ".stl", ".off")
+Z_UP = (".ply", ".stl", ".off")
 LARGEST_FILE = 256 * 2**20  # bytes
 MOST_TRIANGLES = 3_000_000
 LONGEST_SIDE = 120.0  # cm
@@ -22,6 +28,7 @@ BROKEN = (
     ArithmeticError,
     AssertionError,
     AttributeError,
+    ImportError,
     LookupError,
     MemoryError,
     OSError,
@@ -38,9 +45,9 @@ class MeshError(Exception):
 
 
 def import_mesh(path: str) -> Mesh:
-    """Read a mesh: its longest side becomes 120 cm, it stands on z = 0, glb and obj are taken as Y up, ply as Z up.
+    """Read a mesh: its longest side becomes 120 cm, it stands on z = 0; glb, gltf and obj are Y up, the others Z up.
 
-    Colours come from its texture, its vertices or its material. Raises MeshError.
+    Colours come from its texture, its corners, its faces or its material. Raises MeshError.
     """
     file = Path(path)
     if file.suffix.lower() not in FORMATS:
@@ -53,48 +60,109 @@ def import_mesh(path: str) -> Mesh:
         raise MeshError(f"{path} cannot be read: {type(error).__name__} {error}".replace("\n", " ")[:300]) from None
 
 
-def _load(file: Path) -> Any:
+def _load(file: Path) -> Trimesh:
+    """Return all triangles of a file as one mesh, which has a picture or colours of its corners."""
     import trimesh
 
     scene = trimesh.load_scene(file)
-    meshes = [mesh for mesh in scene.dump() if isinstance(mesh, trimesh.Trimesh) and len(mesh.faces)]
-    if not meshes:
+    if not any(isinstance(part, trimesh.Trimesh) and len(part.faces) for part in scene.geometry.values()):
         raise MeshError(f"{file} has no triangles")
-    count = sum(len(mesh.faces) for mesh in meshes)
+    parts = [part for part in scene.dump() if isinstance(part, trimesh.Trimesh) and len(part.faces)]
+    count = sum(len(part.faces) for part in parts)
     if count > MOST_TRIANGLES:
         raise MeshError(f"{file} has {count} triangles; at most {MOST_TRIANGLES} are right")
-    return meshes[0] if len(meshes) == 1 else trimesh.util.concatenate(meshes)
+    if len(parts) == 1 and _pictured(parts[0]):
+        return parts[0]
+    if not all(map(_fits_a_picture, parts)):  # trimesh drops the colours of all where their kinds differ
+        parts = [_coloured(part) for part in parts]
+    whole = trimesh.util.concatenate(parts)
+    assert isinstance(whole, trimesh.Trimesh)
+    return whole
 
 
-def _convert(source: Any, file: Path) -> Mesh:
-    points = np.asarray(source.vertices, np.float64)
+def _fits_a_picture(mesh: Trimesh) -> bool:
+    """Say whether a mesh has a picture that can become a part of a larger one, as one that repeats cannot."""
+    pictured = _pictured(mesh)
+    return pictured is not None and bool(np.abs(pictured.uv - 0.5).max() < 0.501)
+
+
+def _coloured(mesh: Trimesh) -> Trimesh:
+    """Return a mesh whose corners have colours, whatever it had them from."""
+    from trimesh.visual import ColorVisuals
+
+    if isinstance(mesh.visual, ColorVisuals) and mesh.visual.kind == "face":
+        mesh = _split(mesh)
+    colours = np.broadcast_to(_colours(mesh), (len(mesh.vertices), 4))
+    mesh.visual = ColorVisuals(mesh, vertex_colors=colours)
+    return mesh
+
+
+def _split(mesh: Trimesh) -> Trimesh:
+    """Return a mesh whose faces share no corner: a shared one would have the mean of their colours."""
+    mesh = mesh.copy()
+    mesh.unmerge_vertices()
+    return mesh
+
+
+def _colours(mesh: Trimesh) -> NDArray[np.uint8]:
+    """Return the colours of a mesh's corners, (v, 4), or the one colour of them all, (4,)."""
+    from trimesh.visual import ColorVisuals, TextureVisuals
+
+    visual = mesh.visual or ColorVisuals(mesh)
+    if not isinstance(visual, TextureVisuals):
+        return np.asarray(visual.vertex_colors)
+    return np.asarray(visual.to_color().vertex_colors if _pictured(mesh) else visual.material.main_color)
+
+
+class _Pictured(NamedTuple):
+    uv: NDArray[np.float32]
+    image: Image
+
+
+def _pictured(mesh: Trimesh) -> _Pictured | None:
+    """Return the picture on a mesh and its corners' places in it; None where it has no picture or no places."""
+    from trimesh.visual import TextureVisuals
+    from trimesh.visual.material import PBRMaterial
+
+    visual = mesh.visual
+    if not isinstance(visual, TextureVisuals) or visual.uv is None:
+        return None
+    material = visual.material
+    image = material.baseColorTexture if isinstance(material, PBRMaterial) else material.image
+    return None if image is None else _Pictured(np.asarray(visual.uv, np.float32), image)
+
+
+def _convert(source: Trimesh, file: Path) -> Mesh:
+    points, triangles = np.asarray(source.vertices, np.float64), np.asarray(source.faces)
     if not np.isfinite(points).all() or not np.ptp(points, axis=0).max() > 0:
         raise MeshError(f"{file} has corners that are not finite, or no extent")
-    triangles = np.asarray(source.faces)
-    # A right-handed file with Y up: its Z is forward here, its X to the right, as Unreal's importers have it.
-    axes = [0, 1, 2] if file.suffix.lower() == ".ply" else [2, 0, 1]
-    points = points[:, axes] * ([1, -1, 1] if file.suffix.lower() == ".ply" else [1, 1, 1])
-    normals = np.asarray(source.vertex_normals)[:, axes] * ([1, -1, 1] if file.suffix.lower() == ".ply" else [1, 1, 1])
+    if not _area(points, triangles) > 0:
+        raise MeshError(f"{file} has triangles without an area only")
+    to_unreal = _axes(file)
+    points, normals = points @ to_unreal, np.asarray(source.vertex_normals) @ to_unreal
     low, high = points.min(axis=0), points.max(axis=0)
     points = (points - [*(low + high)[:2] / 2, low[2]]) * (LONGEST_SIDE / (high - low).max())
     uv, picture = _picture(source, points)
-    visual = source.visual.to_color() if hasattr(source.visual, "to_color") else source.visual
-    colours = _linear(np.asarray(visual.vertex_colors)[:, :3])
+    colours = np.ones((len(points), 3)) if picture else _linear(_colours(source)[:, :3])
     return make_mesh(points, triangles, colours, normals, 0.1, skin=Skin(), uv=uv, picture=picture)
 
 
-def _picture(source: Any, points: np.ndarray) -> tuple[np.ndarray | None, Texture | None]:
+def _axes(file: Path) -> np.ndarray:
+    """Return the (3, 3) matrix that turns rows of a file's right-handed places into Unreal's left-handed ones."""
+    if file.suffix.lower() in Z_UP:
+        return np.diag([1.0, -1.0, 1.0])
+    return np.array([[0.0, -1.0, 0.0], [0.0, 0.0, 1.0], [1.0, 0.0, 0.0]])  # the file's Z is forward, -X to the right
+
+
+def _picture(source: Trimesh, points: np.ndarray) -> tuple[np.ndarray | None, Texture | None]:
     """Corners' places in the mesh's picture, and the picture; its scale is that of the whole surface."""
-    uv = getattr(source.visual, "uv", None)
-    material = getattr(source.visual, "material", None)
-    image = getattr(material, "baseColorTexture", None) or getattr(material, "image", None)
-    if uv is None or image is None:
+    pictured = _pictured(source)
+    if pictured is None:
         return None, None
-    uv = np.asarray(uv, np.float32)
-    tiles = _area(np.column_stack([uv, np.zeros(len(uv))]), source.faces)
+    tiles = _area(np.column_stack([pictured.uv, np.zeros(len(pictured.uv))]), source.faces)
     scale = float(np.sqrt(_area(points, source.faces) / max(tiles, 1e-9)))
-    square = image.convert("RGB").resize((SIZE, SIZE))
-    return uv, make_texture(_linear(np.asarray(square)), np.zeros((SIZE, SIZE)), scale)
+    square = pictured.image.convert("RGB").resize((SIZE, SIZE))
+    return pictured.uv, make_texture(_linear(np.asarray(square)), np.zeros((SIZE, SIZE)), scale)
 
 
 def _area(points: np.ndarray, triangles: np.ndarray) -> float:
