@@ -50,7 +50,8 @@ def rows_by_name(path: str, stamp: str) -> dict[str, str]:
     try:
         return {name: text for row in rows(path) for name, text in named(row)}
     except (OSError, ValueError, RecursionError, csv.Error, pa.ArrowException) as error:
-        raise UserError(f"{path} cannot be read: {' '.join(str(error).split())}; mend it, or move it away.") from error
+        why = " ".join(str(error).split())
+        raise UserError(f"{path} cannot be read: {why}; correct it, or move it away.") from error
     except KeyError:
         raise NoFileNames(f"{path} has no column {FILE_NAME}, so it says nothing of pictures.") from None
 

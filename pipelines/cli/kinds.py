@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from granary.pipelines.cli.recipe_command import Given, RecipeCommand
+from granary.pipelines.cli.recipe_command import Given, Page, RecipeCommand
 from granary.pipelines.kinds.registry import KINDS
 
 
@@ -32,7 +32,7 @@ def command_of(name: str) -> RecipeCommand:
         ),
         click.Option(["--runner"], metavar="PROFILE", help="a file of configs/runners/ that names a Beam runner"),
     ]
-    return RecipeCommand(name, run, lambda given: kind.model(), kind.usage, kind.examples, params, passes_on=True)
+    return RecipeCommand(name, run, lambda given: kind.model(), Page(kind.usage, kind.examples), params, passes_on=True)
 
 
 curate, render, sample, pack = (command_of(name) for name in ("curate", "render", "sample", "pack"))

@@ -78,16 +78,6 @@ def prepare(recipe: CurateRecipe, choose: Callable[[], str] = choose_encoder) ->
     return Prepared(recipe.model_copy(update=filled), copy, retrieval, dedup, leaks)
 
 
-def _check_device(device: str) -> None:
-    """Raise UserError where a device cannot be used; of built-in encoders what compares their vectors uses it."""
-    from granary.curation.encoders.inference import torch_device
-
-    try:
-        torch_device(device)
-    except UserError as error:
-        raise UserError(f"encoder.{error}") from None
-
-
 def _check_threshold(recipe: CurateRecipe) -> None:
     """Raise UserError for a smallest similarity that nothing is compared with."""
     if recipe.retrieval.threshold is not None and not any(seeds.mode == "sample" for seeds in recipe.seeds):
@@ -120,6 +110,16 @@ def _anywhere(spec: str) -> str:
 def _retrieves(recipe: CurateRecipe) -> bool:
     """Say whether anything is retrieved, clustered or drawn."""
     return bool(recipe.seeds) or recipe.semdedup.epsilon is not None or recipe.balance.target is not None
+
+
+def _check_device(device: str) -> None:
+    """Raise UserError where a device cannot be used; of built-in encoders what compares their vectors uses it."""
+    from granary.curation.encoders.inference import torch_device
+
+    try:
+        torch_device(device)
+    except UserError as error:
+        raise UserError(f"encoder.{error}") from None
 
 
 def _retrieval_encoder(recipe: CurateRecipe) -> PlannedEncoder | None:

@@ -113,12 +113,12 @@ def test_what_may_pass_is_tried_again_by_the_next_run_and_nothing_else(pool, tmp
     monkeypatch.setattr(
         folder.Reader, "read", lambda self, path, offset, size: read.append(path) or inner(self, path, offset, size)
     )
-    mended = pools.curate({"pool": pool}, run.path, *WORDS)
+    repaired = pools.curate({"pool": pool}, run.path, *WORDS)
     assert set(read[:16]) == {f"{number:03d}.png" for number in range(15)}  # one of them to see that any is readable
     whole = pools.curate({"pool": pool}, tmp_path / "whole", *WORDS)
-    assert len(mended.uris("kept")) == FILES
+    assert len(repaired.uris("kept")) == FILES
     folders = ("pool", "dataset/data", "ledger", "dead-letter")
-    assert mended.hashes(*folders) == whole.hashes(*folders)
+    assert repaired.hashes(*folders) == whole.hashes(*folders)
 
 
 def test_the_limit_is_an_option(pool, tmp_path, monkeypatch):

@@ -15,7 +15,7 @@ from granary.curation.store.printable import printable
 T = TypeVar("T")
 
 
-def mending(out: str, work: Callable[[], T], console: Console) -> T:
+def repairing(out: str, work: Callable[[], T], console: Console) -> T:
     """Do the work of a run, again each time when a file of it is damaged: finished units are not done twice.
 
     Args:
@@ -27,15 +27,15 @@ def mending(out: str, work: Callable[[], T], console: Console) -> T:
         DamagedPart: the file is as it was written, so that making it again would not help.
         UserError: it is damaged again after it was made anew, or what `work` raises.
     """
-    mended: set[str] = set()
+    repaired: set[str] = set()
     while True:
         try:
             return work()
         except DamagedPart as part:
-            if part.url in mended:
+            if part.url in repaired:
                 raise UserError(f"{part.url} was made again and is damaged again; check disk and memory") from part
             _remove(out, part, console)
-            mended.add(part.url)
+            repaired.add(part.url)
 
 
 def _remove(out: str, part: DamagedPart, console: Console) -> None:
