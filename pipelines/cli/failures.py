@@ -6,6 +6,7 @@ import contextlib
 import errno
 import logging
 import os
+import signal
 import sys
 
 from granary.curation.errors import UserError
@@ -57,6 +58,14 @@ def remedy(error: OSError) -> str:
     if error.errno in NO_PERMISSION:
         return "give what may be read and written, and run the same command again"
     return "mend that, and run the same command again"
+
+
+def end_on_the_next_interrupt() -> None:
+    """Let a second Ctrl-C end the process at once, in which units that were begun are being finished.
+
+    Nothing is lost by that: what a unit has not finished was never there.
+    """
+    signal.signal(signal.SIGINT, lambda *_: os._exit(INTERRUPTED))
 
 
 def drop_output() -> None:
