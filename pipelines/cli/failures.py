@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import sys
+from typing import NoReturn
 
 from granary.curation.errors import UserError
 from granary.curation.store.trees import one_line
@@ -60,12 +61,17 @@ def remedy(error: OSError) -> str:
     return "mend that, and run the same command again"
 
 
-def end_on_the_next_interrupt() -> None:
-    """Let a second Ctrl-C end the process at once, in which units that were begun are being finished.
+def end_at_once(error: KeyboardInterrupt) -> NoReturn:
+    """Say that the command was interrupted and end the process, without waiting for threads that work on units.
 
-    Nothing is lost by that: what a unit has not finished was never there.
+    Nothing is lost by that: what a unit has not finished was never there. A second Ctrl-C finds nothing to disturb.
     """
-    signal.signal(signal.SIGINT, lambda *_: os._exit(INTERRUPTED))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    status = status_of(error)
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def drop_output() -> None:
