@@ -36,7 +36,13 @@ CALL: dict[str, Any] = {
 
 
 def curate(
-    *, pool: Sources, out: Path, seeds: Sources | None = None, references: Sources | None = None, **fields: Any
+    *,
+    pool: Sources,
+    out: Path,
+    seeds: Sources | None = None,
+    references: Sources | None = None,
+    offline: bool = False,
+    **fields: Any,
 ) -> Run:
     """Curate a pool of images: deduplicate, remove leaks, retrieve what resembles the seeds, write shards.
 
@@ -45,6 +51,7 @@ def curate(
         out: the run directory to write, a path or URL.
         seeds: curated images that retrieve; without them all that survives is kept.
         references: evaluation images that must not leak.
+        offline: whether no model may be downloaded; pictures are then matched by layout where none is at hand.
         fields: of `granary.curation.recipe.CurateRecipe`, and what every call takes.
 
     Returns:
@@ -53,7 +60,8 @@ def curate(
     Raises:
         UserError: the recipe cannot be run, or a work unit failed.
     """
-    return _run("curate", {"pool": pool, "seeds": seeds, "references": references, "out": out, **fields})
+    sources = {"pool": pool, "seeds": seeds, "references": references}
+    return _run("curate", {**sources, "out": out, **fields}, offline=offline)
 
 
 def render(*, out: Path, **fields: Any) -> Run:
@@ -196,8 +204,8 @@ def publish(
     )
 
 
-def _run(name: str, given: dict[str, Any]) -> Run:
-    """Run the pipeline of one kind."""
+def _run(name: str, given: dict[str, Any], **flags: bool) -> Run:
+    """Run the pipeline of one kind; flags: those of its command."""
     from granary.pipelines.engine.profiles import load_profile
     from granary.pipelines.engine.units import Engine
     from granary.pipelines.kinds.registry import KINDS
@@ -206,7 +214,7 @@ def _run(name: str, given: dict[str, Any]) -> Run:
     kind = KINDS[name]
     recipe = _recipe(kind.model(), given)
     engine = Engine(load_profile(runner, beam) if runner else beam, workers, steal_lock)
-    kind.start(recipe, engine, _console(quiet))
+    kind.start(recipe, engine, _console(quiet), **flags)
     return open_run(recipe.out)
 
 

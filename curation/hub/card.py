@@ -244,7 +244,7 @@ def shareable(recipe: Tree, local: Sequence[str] = ()) -> Tree:
 def without_path(spec: str) -> str:
     """Return an encoder's name with a local path cut down to its last part; a model id of the Hub stays whole."""
     kind, colon, where = spec.partition(":")
-    hub_id = kind == "hf" and re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", where)
+    hub_id = kind == "hf" and re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?(\?.*)?", where)
     return spec if hub_id or "/" not in where else kind + colon + where.rstrip("/").rsplit("/", 1)[-1]
 
 
@@ -297,6 +297,8 @@ def _type(feature: FeatureType) -> str:
         return "struct"
     if type(feature).__name__ == "Image":
         return "image"
+    if classes := getattr(feature, "names", None):
+        return f"{len(classes):,} classes"
     inner = getattr(feature, "feature", None)
     return f"list of {_type(inner)}" if inner is not None else str(getattr(feature, "dtype", type(feature).__name__))
 

@@ -115,7 +115,10 @@ class Audit(TypedDict):
 
 
 class SetCount(TypedDict):
-    """What a seed set retrieved: how often an image, and how many different ones."""
+    """What a seed set retrieved: how often an image, and how many different ones.
+
+    similarities: lowest, median and highest cosine of an image with its seed, in sample mode.
+    """
 
     set: str
     mode: str
@@ -123,6 +126,7 @@ class SetCount(TypedDict):
     retrievals: int
     distinct: int
     recall: NotRequired[float]
+    similarities: NotRequired[list[float]]
 
 
 class Facts(TypedDict):

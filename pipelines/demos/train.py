@@ -39,7 +39,7 @@ SIDE = 16  # pixels of a picture
 HOLDOUT = 0.5  # share of the labelled digits that tests, drawn by hash; the others vote
 CURATION = [  # small drawings on plain ground resemble each other: what is a copy must be closer than elsewhere
     *("--name", "granary demo train", "--dedup.threshold", "0.92", "--leaks.threshold", "0.95"),
-    *("--retrieval.k", "16", "--shards.rows", "500"),
+    *("--retrieval.k", "16", "--shards.rows", "500", "--encoder.retrieval", "builtin:layout"),
 ]
 SELECTIONS = {  # name of the run -> what is done to the pool
     "pool": ["--dedup.enabled", "false"],

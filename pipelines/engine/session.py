@@ -28,6 +28,7 @@ from granary.curation.runs.run import Run, digest
 from granary.curation.runs.splits import TRAIN, Shard, count_shards
 from granary.curation.sources import Source
 from granary.curation.store import storage
+from granary.curation.store.printable import printable
 from granary.pipelines.engine.progress import Progress
 from granary.pipelines.engine.recipe import dump_recipe
 from granary.pipelines.engine.source_table import print_sources
@@ -209,7 +210,7 @@ class Session(Generic[R]):
             soft_wrap=True,
         )
         for note in facts["notes"]:
-            self.console.print(f"note: {note}", soft_wrap=True)
+            self.console.print(f"note: {printable(note)}", soft_wrap=True)
         for what, where in (("dataset", "dataset"), ("report", "report/index.html"), *places):
             self.console.print(f"{what:<8} {self.run.path(where)}", soft_wrap=True)
 

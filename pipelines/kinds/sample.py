@@ -250,7 +250,7 @@ def _finish(session: Session[SampleRecipe], run: Sampled) -> Facts:
     recipe = session.recipe
     summary = summarise(session.run, steps.read_cells(session.run), recipe)
     facts = session.finish(
-        {"default": outputs.sampled_features()},
+        {"default": outputs.sampled_features(outputs.drawn_classes(session.run))},
         {"noun": "samples", "flow": _flow(run), "notes": _notes(run), **summary},
         {"default": run.written["shards"]},
         {**CARD, "local": [*CARD["local"], *_local_models(recipe)]},

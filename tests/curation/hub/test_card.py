@@ -130,6 +130,8 @@ def test_counts_thresholds_versions_sources_and_limits_stand_in_it():
         ("hf:facebook/dinov2-base", "hf:facebook/dinov2-base"),
         ("hf:/home/me/dinov2", "hf:dinov2"),
         ("hf:../me/dinov2", "hf:dinov2"),
+        ("hf:facebook/dinov2-small?revision=0a1b", "hf:facebook/dinov2-small?revision=0a1b"),
+        ("hf:/home/me/dinov2?pool=mean", "hf:dinov2?pool=mean"),
         ("torchscript:/home/me/sscd.pt", "torchscript:sscd.pt"),
         ("granary:runs/a/model", "granary:model"),
     ],
@@ -232,6 +234,14 @@ def test_a_template_of_the_user_takes_the_place_of_the_shipped_one():
 def test_a_template_that_cannot_be_rendered_is_one_sentence(template):
     with pytest.raises(UserError, match=re.escape("the template card.md.j2 of the run cannot be rendered")):
         write_card(FACTS, recipe(), FEATURES, template=template)
+
+
+def test_classes_stand_in_the_header_and_in_the_table_of_columns() -> None:
+    features = {"default": schema.curated_features(["cat", "dog"])}
+    page = write_card(FACTS, recipe(), features)
+    stated = datasets.Features._from_yaml_list(parse_card(page)[0]["dataset_info"]["features"])
+    assert stated["label"].names == ["cat", "dog"]
+    assert "| `label` | 2 classes |" in page
 
 
 @pytest.mark.parametrize(

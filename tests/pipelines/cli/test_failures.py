@@ -48,7 +48,7 @@ class Odd(Exception):
             OSError(errno.EROFS, "Read-only file system", "/a/b"),
             "granary: /a/b: Read-only file system; give what may be",
         ),
-        (OSError(errno.EIO, "Input/output error"), "granary: Input/output error; mend that"),
+        (OSError(errno.EIO, "Input/output error"), "granary: Input/output error; correct that"),
         (OSError("no number"), "granary: OSError: no number. That is not foreseen"),
     ],
 )

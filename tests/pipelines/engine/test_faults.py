@@ -1,4 +1,4 @@
-"""Bad input and failing machines: one sentence where the user can mend it, a dead letter where a file is lost."""
+"""Bad input and failing machines: one sentence where the user can correct it, a dead letter where a file is lost."""
 
 from __future__ import annotations
 
