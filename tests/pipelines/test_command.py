@@ -122,7 +122,7 @@ def test_explain_tells_each_kind_of_verdict(run, capsys):
     assert "same bytes  pool/copies/00.png" in story(uri)
     near = min(run.uris("dropped", "dedup"))
     kept = next(uri for uri, row in run.ledger.items() if row["id"] == run.ledger[near]["representative"])
-    assert f"kept image  {run.ledger[near]['representative']}  {kept}" in story(near)
+    assert f"  {run.ledger[near]['representative']}  {kept}" in story(near)
     retrieved = min(run.uris("kept"))
     for seed in run.ledger[retrieved]["seed_ids"]:
         assert f"seed        {seed}" in story(retrieved)
@@ -151,9 +151,9 @@ def test_explain_of_exact_copies_tells_of_each(run, capsys):
 
 
 def test_explain_refuses_what_it_does_not_know(run, tmp_path, capsys):
-    assert "'pool/none.png' is neither a uri" in refused(capsys, "explain", str(run.path), "pool/none.png")
+    assert "'pool/none.png' is no uri" in refused(capsys, "explain", str(run.path), "pool/none.png")
     assert "not a run directory" in refused(capsys, "explain", str(tmp_path), "pool/plain/00.png")
-    assert "is neither" in refused(capsys, "explain", str(run.path), "Z")
+    assert refused(capsys, "explain", str(run.path), "Z").endswith("'Z' is no uri, id, file name or path of this run\n")
 
 
 def test_explain_matches_text_and_no_patterns(run, capsys):
