@@ -2,7 +2,8 @@
 
 A list is not trusted: a row is a path below the folder of the list or a plain address of a service on a network. With
 `trust_paths` a local list may name any file and any fsspec URL. What is kept of a row is its number: its address may
-hold secrets, and is read from the list again where it is fetched. The list is held in memory, about 100 bytes a row.
+hold secrets, and is read from the list again where it is fetched. The list is held in memory: some 100 bytes a row, and
+its metadata.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ from granary.curation.store.addresses import stored
 
 ENDINGS = (".txt", ".csv", ".tsv")
 PIECE_ROWS = 256
+DELIMITERS = {"csv": ",", "tsv": "\t"}
+FURTHER = "further_cells"  # of a row that is longer than the header
 HTTP = ("http", "https")
 UNTRUSTED = "UntrustedPath"
 WHAT_IS_TAKEN = (
@@ -42,10 +45,11 @@ class Row(TypedDict):
     address: str | None
     label: str | None
     captions: list[str]
+    metadata: str | None
 
 
 class UrlList(NamedTuple):
-    """table: address, label, captions, one row each. repeats: row -> how often what is stored of it came before."""
+    """table: of SCHEMA, one row each. repeats: row -> how often what is stored of it came before."""
 
     table: pa.Table
     repeats: dict[int, int]
@@ -78,7 +82,8 @@ def candidate(source: Source, piece: Piece, row: int, cells: Row, repeat: int | 
         target(source, unescape(cells["address"]))
     except files.UnsafePath as unsafe:
         return Candidate(uri, piece.path, row, error=(UNTRUSTED, str(unsafe)))
-    return Candidate(uri, piece.path, row, label=cells["label"], captions=tuple(cells["captions"]))
+    captions = tuple(cells["captions"])
+    return Candidate(uri, piece.path, row, label=cells["label"], captions=captions, metadata=cells["metadata"])
 
 
 def target(source: Source, address: str) -> str:
@@ -115,59 +120,60 @@ def parse(path: str, stamp: str, name: str, url: str, label: str, caption: str |
     return UrlList(table, repeats(address and stored(address) for address in table.column("address").to_pylist()))
 
 
-SCHEMA = pa.schema({"address": pa.string(), "label": pa.string(), "captions": pa.list_(pa.string())})
+SCHEMA = pa.schema(
+    {
+        "address": pa.string(),
+        "label": pa.string(),
+        "captions": pa.list_(pa.string()),
+        "metadata": pa.string(),
+    }
+)
 
 
 def record_batches(source: Source) -> Iterator[pa.RecordBatch]:
     """Yield the rows of the list in batches of SCHEMA."""
+    ending = source.path.lower().rpartition(".")[2]
     with files.open_file(source.path) as file:
-        if source.path.lower().endswith(".parquet"):
-            yield from parquet_batches(source, pq.ParquetFile(file))
+        if ending == "parquet":
+            table = pq.ParquetFile(file)
+            url = address_column(source, table.schema_arrow.names)
+            yield from (batch(source, url, part.to_pylist()) for part in table.iter_batches())
             return
         text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
-        rows: Iterable[tuple[object, object, object]]
-        if source.path.lower().endswith((".csv", ".tsv")):
-            rows = csv_rows(
-                source, csv.DictReader(text, delimiter="\t" if source.path.lower().endswith(".tsv") else ",")
-            )
+        if ending in DELIMITERS:
+            reader = csv.DictReader(text, delimiter=DELIMITERS[ending], restkey=FURTHER)
+            yield batch(source, address_column(source, list(reader.fieldnames or [])), list(reader))
         else:
             lines = (line.strip() for line in text)
-            rows = ((line, None, None) for line in lines if line and not line.startswith("#"))
-        yield batch(list(rows))
+            yield batch(source, "", [{"": line} for line in lines if line and not line.startswith("#")])
 
 
-def csv_rows(source: Source, reader: csv.DictReader[str]) -> Iterator[tuple[object, object, object]]:
-    """Yield (address, label, caption) of a CSV file with a header."""
-    url, label, caption = pick(source, list(reader.fieldnames or []))
-    for row in reader:
-        yield row[url], row.get(label or ""), row.get(caption or "")
-
-
-def parquet_batches(source: Source, file: pq.ParquetFile) -> Iterator[pa.RecordBatch]:
-    """Yield the rows of a Parquet list."""
-    url, label, caption = pick(source, file.schema_arrow.names)
-    for part in file.iter_batches(columns=[name for name in (url, label, caption) if name]):
-        yield batch([(row[url], row.get(label), row.get(caption)) for row in part.to_pylist()])
-
-
-def pick(source: Source, names: list[str]) -> tuple[str, str | None, str | None]:
-    """Return the columns for address, label and captions. Raises UserError where the first is missing."""
+def address_column(source: Source, names: list[str]) -> str:
+    """Return the column of the addresses. Raises UserError where there is none."""
     url = columns.find(names, source.url_column)
     if url is None:
         raise UserError(
             f"{field_name(source, 'url_column')} is {source.url_column!r}, but {source.path} has the columns "
             f"{', '.join(names) or '(none)'}: name the one that holds the addresses."
         )
-    return url, columns.find(names, source.label_column), columns.caption_name(source, names)
+    return url
 
 
-def batch(rows: list[tuple[object, object, object]]) -> pa.RecordBatch:
-    """Return rows as Arrow, addresses escaped to UTF-8."""
-    addresses = [escape(row[0].strip()) if isinstance(row[0], str) else None for row in rows]
-    labels = [columns.label_of(row[1]) for row in rows]
-    captions = [columns.captions_of(row[2]) for row in rows]
-    arrays = [pa.array(values, field.type) for values, field in zip((addresses, labels, captions), SCHEMA, strict=True)]
-    return pa.RecordBatch.from_arrays(arrays, schema=SCHEMA)
+def batch(source: Source, url: str, records: Iterable[dict[str, object]]) -> pa.RecordBatch:
+    """Return rows as Arrow, addresses escaped to UTF-8; what has no place of its own is metadata.
+
+    Args:
+        source: whose options name the columns.
+        url: column of the addresses.
+        records: cells by column.
+    """
+    rows = []
+    for record in records:
+        address = record.pop(url)
+        label, captions, rest = columns.described(source, record)
+        where = escape(address.strip()) if isinstance(address, str) else None
+        rows.append(Row(address=where, label=label, captions=list(captions), metadata=columns.metadata_of(rest)))
+    return pa.RecordBatch.from_pylist(rows, SCHEMA)
 
 
 def repeats(addresses: Iterable[str | None]) -> dict[int, int]:

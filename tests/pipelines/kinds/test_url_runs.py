@@ -119,8 +119,10 @@ def test_nothing_of_a_run_but_its_recipe_and_list_holds_a_secret(tmp_path):
         lists = tmp_path / "lists"
         lists.mkdir()
         rows += [str(tmp_path / "my-folder" / "a.jpg"), "http://127.0.0.1:1/x?token=hunter2"]
-        roles = {"pool": write_list(lists, rows)}
-        run = pools.curate(roles, tmp_path / "run", *OWN, "--pool.trust_paths", "true")
+        page = "https://me:hunter2@host/page?id=7"
+        (lists / "list.csv").write_text("url,page\n" + "".join(f"{row},{page}\n" for row in rows))
+        run = pools.curate({"pool": lists / "list.csv"}, tmp_path / "run", *OWN, "--pool.trust_paths", "true")
+    assert {row["metadata"] for row in run.samples} == {'{"page": "https://host/page?id=7"}'}
     assert len(run.uris("kept")) == 3
     for path in run.path.rglob("*"):
         text = path.read_bytes() if path.is_file() and path.name != "recipe.yaml" else b""
