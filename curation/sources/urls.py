@@ -1,9 +1,9 @@
-"""Lists of addresses: text (one a line), CSV, TSV or Parquet.
+"""Lists of addresses: text (one a line), CSV, TSV, lines of JSON, or Parquet; further columns become metadata.
 
 A list is not trusted: a row is a path below the folder of the list or a plain address of a service on a network. With
 `trust_paths` a local list may name any file and any fsspec URL. What is kept of a row is its number: its address may
-hold secrets, and is read from the list again where it is fetched. The list is held in memory: some 100 bytes a row, and
-its metadata.
+hold secrets, and is read from the list again where it is fetched. The list is held in memory, about 100 bytes a row
+and its metadata.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import functools
 import io
 import posixpath
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple, TypedDict
 
 import pyarrow as pa
@@ -24,12 +24,13 @@ from granary.curation.errors import UserError
 from granary.curation.sources import columns, files
 from granary.curation.sources.contents import LeftOut
 from granary.curation.sources.model import Candidate, Piece, Source, escape, field_name, unescape
+from granary.curation.sources.parquet import holds_bytes
+from granary.curation.sources.sidecars import read_json
 from granary.curation.store import storage
 from granary.curation.store.addresses import stored
 
-ENDINGS = (".txt", ".csv", ".tsv")
+ENDINGS = (".txt", ".csv", ".tsv", ".jsonl")
 PIECE_ROWS = 256
-DELIMITERS = {"csv": ",", "tsv": "\t"}
 FURTHER = "further_cells"  # of a row that is longer than the header
 HTTP = ("http", "https")
 UNTRUSTED = "UntrustedPath"
@@ -49,7 +50,12 @@ class Row(TypedDict):
 
 
 class UrlList(NamedTuple):
-    """table: of SCHEMA, one row each. repeats: row -> how often what is stored of it came before."""
+    """A parsed list.
+
+    Args:
+        table: address, label, captions, metadata, one row each.
+        repeats: row -> how often what is stored of it came before.
+    """
 
     table: pa.Table
     repeats: dict[int, int]
@@ -82,8 +88,7 @@ def candidate(source: Source, piece: Piece, row: int, cells: Row, repeat: int | 
         target(source, unescape(cells["address"]))
     except files.UnsafePath as unsafe:
         return Candidate(uri, piece.path, row, error=(UNTRUSTED, str(unsafe)))
-    captions = tuple(cells["captions"])
-    return Candidate(uri, piece.path, row, label=cells["label"], captions=captions, metadata=cells["metadata"])
+    return Candidate(uri, piece.path, row, 0, cells["label"], tuple(cells["captions"]), cells["metadata"])
 
 
 def target(source: Source, address: str) -> str:
@@ -114,20 +119,16 @@ def parse(path: str, stamp: str, name: str, url: str, label: str, caption: str |
     source = Source(name=name, path=path, url_column=url, label_column=label, caption_column=caption)
     try:
         batches = list(record_batches(source))
-    except (pa.ArrowException, csv.Error, OSError, ValueError) as error:
+    except (pa.ArrowException, csv.Error, OSError, ValueError, RecursionError) as error:
         raise UserError(f"{name or 'source'}.path is {path!r}, a list that cannot be read: {error}") from error
     table = pa.Table.from_batches(batches, schema=SCHEMA)
     return UrlList(table, repeats(address and stored(address) for address in table.column("address").to_pylist()))
 
 
 SCHEMA = pa.schema(
-    {
-        "address": pa.string(),
-        "label": pa.string(),
-        "captions": pa.list_(pa.string()),
-        "metadata": pa.string(),
-    }
+    {"address": pa.string(), "label": pa.string(), "captions": pa.list_(pa.string()), "metadata": pa.string()}
 )
+Cells = Mapping[str, object]
 
 
 def record_batches(source: Source) -> Iterator[pa.RecordBatch]:
@@ -135,45 +136,61 @@ def record_batches(source: Source) -> Iterator[pa.RecordBatch]:
     ending = source.path.lower().rpartition(".")[2]
     with files.open_file(source.path) as file:
         if ending == "parquet":
-            table = pq.ParquetFile(file)
-            url = address_column(source, table.schema_arrow.names)
-            yield from (batch(source, url, part.to_pylist()) for part in table.iter_batches())
+            yield from parquet_batches(source, pq.ParquetFile(file))
             return
         text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
-        if ending in DELIMITERS:
-            reader = csv.DictReader(text, delimiter=DELIMITERS[ending], restkey=FURTHER)
-            yield batch(source, address_column(source, list(reader.fieldnames or [])), list(reader))
+        if ending in ("csv", "tsv"):
+            reader = csv.DictReader(text, delimiter="\t" if ending == "tsv" else ",", restkey=FURTHER)
+            column = pick(source, list(reader.fieldnames or []))
+            yield batch(source, column, list(reader))
+        elif ending == "jsonl":
+            yield json_batch(source, text)
         else:
             lines = (line.strip() for line in text)
-            yield batch(source, "", [{"": line} for line in lines if line and not line.startswith("#")])
+            yield batch(source, "url", [{"url": line} for line in lines if line and not line.startswith("#")])
 
 
-def address_column(source: Source, names: list[str]) -> str:
-    """Return the column of the addresses. Raises UserError where there is none."""
+def json_batch(source: Source, lines: Iterable[str]) -> pa.RecordBatch:
+    """Return the rows of lines of JSON objects, whose keys are columns."""
+    parsed = (read_json(line.encode("utf-8", "replace"))[0] for line in lines if line.strip())
+    rows = [row if isinstance(row, dict) else {} for row in parsed]
+    return batch(source, pick(source, list(dict.fromkeys(key for row in rows for key in row))), rows)
+
+
+def parquet_batches(source: Source, file: pq.ParquetFile) -> Iterator[pa.RecordBatch]:
+    """Yield the rows of a Parquet list; columns of bytes are not read."""
+    schema = file.schema_arrow
+    column = pick(source, schema.names)
+    names = [field.name for field in schema if field.name == column or not holds_bytes(field.type)]
+    for part in file.iter_batches(columns=names):
+        yield batch(source, column, part.to_pylist())
+
+
+def pick(source: Source, names: list[str]) -> str:
+    """Return the column of the addresses. Raises UserError where it, or another that the user named, is missing."""
     url = columns.find(names, source.url_column)
     if url is None:
         raise UserError(
             f"{field_name(source, 'url_column')} is {source.url_column!r}, but {source.path} has the columns "
             f"{', '.join(names) or '(none)'}: name the one that holds the addresses."
         )
+    columns.check_named(source, names)
     return url
 
 
-def batch(source: Source, url: str, records: Iterable[dict[str, object]]) -> pa.RecordBatch:
-    """Return rows as Arrow, addresses escaped to UTF-8; what has no place of its own is metadata.
-
-    Args:
-        source: whose options name the columns.
-        url: column of the addresses.
-        records: cells by column.
-    """
-    rows = []
-    for record in records:
-        address = record.pop(url)
-        label, captions, rest = columns.described(source, record)
-        where = escape(address.strip()) if isinstance(address, str) else None
-        rows.append(Row(address=where, label=label, captions=list(captions), metadata=columns.metadata_of(rest)))
-    return pa.RecordBatch.from_pylist(rows, SCHEMA)
+def batch(source: Source, column: str, rows: Sequence[Cells]) -> pa.RecordBatch:
+    """Return rows as Arrow, addresses escaped to UTF-8; `column` holds them."""
+    values = [row.get(column) for row in rows]
+    said = [columns.described(source, {key: row[key] for key in row if key and key != column}) for row in rows]
+    arrays = [
+        [escape(value.strip()) if isinstance(value, str) else None for value in values],
+        [label for label, _, _ in said],
+        [captions for _, captions, _ in said],
+        [columns.metadata_of(rest) for _, _, rest in said],
+    ]
+    return pa.RecordBatch.from_arrays(
+        [pa.array(cells, field.type) for cells, field in zip(arrays, SCHEMA, strict=True)], schema=SCHEMA
+    )
 
 
 def repeats(addresses: Iterable[str | None]) -> dict[int, int]:

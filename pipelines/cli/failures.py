@@ -6,7 +6,9 @@ import contextlib
 import errno
 import logging
 import os
+import signal
 import sys
+from typing import NoReturn
 
 from granary.curation.errors import UserError
 from granary.curation.store.printable import printable
@@ -58,6 +60,19 @@ def remedy(error: OSError) -> str:
     if error.errno in NO_PERMISSION:
         return "give what may be read and written, and run the same command again"
     return "correct that, and run the same command again"
+
+
+def end_at_once(error: KeyboardInterrupt) -> NoReturn:
+    """Say that the command was interrupted and end the process, without waiting for threads that work on units.
+
+    Nothing is lost by that: what a unit has not finished was never there. A second Ctrl-C finds nothing to disturb.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    status = status_of(error)
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def drop_output() -> None:

@@ -22,9 +22,14 @@ explain = PlainCommand(
     "explain",
     _explain,
     "Tell the story of one image of a run of granary curate: what was decided about it, where, and on what evidence. "
-    "ID_OR_URI is a uri of the ledger, or the beginning of an id.",
-    [click.Argument(["run"]), click.Argument(["image"], metavar="ID_OR_URI")],
-    ["granary explain runs/mine pool/cat.jpg", "granary explain runs/mine 3f9a"],
+    "IMAGE is a uri of the ledger, the beginning of an id, a file name or the path of a file. Of a reference it tells "
+    "what leaked, of a seed what it retrieved.",
+    [click.Argument(["run"]), click.Argument(["image"])],
+    [
+        "granary explain runs/mine pool/cat.jpg",
+        "granary explain runs/mine 3f9a",
+        "granary explain runs/mine benchmark/1.png",
+    ],
 )
 
 
