@@ -70,7 +70,7 @@ def test_ctrl_c_is_no_traceback(capsys, monkeypatch):
 def test_what_follows_two_dashes_goes_to_beam(roles, tmp_path, monkeypatch):
     engines = []
     curate = "granary.pipelines.kinds.curate_session.curate"
-    monkeypatch.setattr(curate, lambda recipe, engine, console: engines.append(engine))
+    monkeypatch.setattr(curate, lambda recipe, engine, console, **flags: engines.append(engine))
     words = ["curate", "--pool", str(roles["pool"]), "--out", str(tmp_path / "run"), "--workers", "3"]
     command.main([*words, "--runner", "threads", "--", "--direct_num_workers=7", "--flink_version", "1.19"])
     command.main(words)
@@ -90,7 +90,7 @@ def test_what_follows_two_dashes_goes_to_beam(roles, tmp_path, monkeypatch):
 def test_a_recipe_is_found_by_its_shipped_name_and_overridden(roles, tmp_path, monkeypatch):
     recipes = []
     curate = "granary.pipelines.kinds.curate_session.curate"
-    monkeypatch.setattr(curate, lambda recipe, engine, console: recipes.append(recipe))
+    monkeypatch.setattr(curate, lambda recipe, engine, console, **flags: recipes.append(recipe))
     monkeypatch.chdir(tmp_path)
     command.main(
         [
