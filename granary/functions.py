@@ -142,14 +142,19 @@ def train(*, data: Sources, out: Path, quiet: bool = False, **fields: Any) -> Tr
 
 
 def evaluate(
-    protocols: str | Sequence[str], *, model: str | Training, data: Path | Run, quiet: bool = False, **fields: Any
+    protocols: str | Sequence[str],
+    *,
+    model: str | Training,
+    data: Path | Run | Mapping[str, str],
+    quiet: bool = False,
+    **fields: Any,
 ) -> dict[str, dict[str, Any]]:
     """Measure a model by protocols.
 
     Args:
         protocols: one or more of those of `granary evaluate --help`, for example "knn" or ["knn", "linear"].
         model: a training, a checkpoint, "hf:ID_OR_PATH", "random:RECIPE.yaml" or "pixels".
-        data: a run, its dataset, or what the protocol reads.
+        data: a run, its dataset, or what the protocol reads; with names of columns {"path": ..., "label": ...}.
         quiet: print no scores.
         fields: of `granary.training.evaluation.evaluate.EvaluateRecipe`, and `config`; what one protocol alone takes
             goes into `options`.
@@ -163,7 +168,8 @@ def evaluate(
     from granary.training.evaluation.evaluate import EvaluateRecipe
     from granary.training.evaluation.evaluate import evaluate as measure
 
-    given = {"protocols": protocols, "model": _url(model), "data": _url(data), **fields}
+    where = dict(data) if isinstance(data, Mapping) else _url(data)
+    given = {"protocols": protocols, "model": _url(model), "data": where, **fields}
     return measure(_recipe(EvaluateRecipe, given), (lambda text: None) if quiet else print)
 
 

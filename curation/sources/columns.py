@@ -14,6 +14,7 @@ from granary.curation.sources.model import Source, field_name, plain
 # Of the tables and shards of the Hub, img2dataset and captioning corpora; the first that is there has the captions.
 CAPTION_NAMES = ("captions", "caption", "text", "txt", "sentences", "sentence", "alt_text", "alt")
 CAPTION_KEYS = ("raw", "caption", "text", "sentence")  # of a caption that is a record of its own (COCO, Flickr30k)
+LABEL = Source.model_fields["label_column"].default
 METADATA = "metadata"  # the column of a granary dataset that holds what came with its images
 PARTITION = re.compile(r"([A-Za-z_][\w.-]*)=(.+)")
 WHOLE = re.compile(r"(-?\d+)\.0+")
@@ -42,6 +43,28 @@ def caption_name(source: Source, names: Sequence[str]) -> str | None:
     """Return the caption column, None where there is none."""
     choices = (source.caption_column,) if source.caption_column else CAPTION_NAMES
     return next((name for name in (find(names, choice) for choice in choices) if name), None)
+
+
+def check_named(source: Source, names: Sequence[str]) -> None:
+    """Raise UserError where a label or caption column that the user named is not there.
+
+    Args:
+        source: whose options name them.
+        names: of the columns, or of the keys of its JSON.
+    """
+    for option, column in named_columns(source).items():
+        if find(names, column) is None:
+            there = ", ".join(names) or "no columns"
+            raise UserError(
+                f"{field_name(source, option)} is {column!r}, but {source.path} has {there}: give one of them, or "
+                "leave the option out."
+            )
+
+
+def named_columns(source: Source) -> dict[str, str]:
+    """Return the label and caption columns that the user named, by option."""
+    label = {} if source.label_column == LABEL else {"label_column": source.label_column}
+    return label | ({"caption_column": source.caption_column} if source.caption_column else {})
 
 
 def captions_of(value: object) -> tuple[str, ...]:
@@ -111,7 +134,7 @@ def metadata_of(cells: Mapping[str, object]) -> str | None:
     earlier = earlier_metadata(cells.get(METADATA))
     rest = {name: cells[name] for name in cells if name != METADATA or earlier is None}
     kept = {**{name: jsonable(value) for name, value in rest.items() if not is_null(value)}, **(earlier or {})}
-    return json.dumps(kept, ensure_ascii=False) if kept else None
+    return plain(json.dumps(kept, ensure_ascii=False)) if kept else None
 
 
 def earlier_metadata(value: object) -> dict[str, object] | None:

@@ -45,6 +45,7 @@ SPLIT_WORDS = {
     **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
 }
 NUMBERED = re.compile(r"(?:^|/)([^/]+?)-\d{5}-of-\d{5}[^/]*$")
+HIDDEN = "a name begins with a dot"
 NO_PICTURE = "its name is not that of a picture"
 NO_DATA = "not among the files that hold the data"
 
@@ -103,7 +104,7 @@ def data_files(source: Source, endings: tuple[str, ...], left_out: LeftOut) -> I
         if file.stamp == "unlisted":
             yield file
         elif source.path.endswith("/") and is_hidden(file.path):
-            left_out["hidden files", "hidden"] += 1
+            left_out["hidden files", HIDDEN] += 1
         elif source.path.endswith("/") and not file.path.lower().endswith(endings):
             left_out[what(file.path), NO_DATA] += 1
         elif of_split(source, file.path, left_out):

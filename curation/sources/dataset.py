@@ -108,6 +108,7 @@ def prepare(source: Source, rows: Dataset) -> Split:
     features = rows.features
     typed = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
     image = columns.image_name(source, list(features), typed)
+    columns.check_named(source, list(features))
     label = columns.find(list(features), source.label_column)
     classes = getattr(features[label], "names", None) if label else None
     chosen = parquet.columns_of(source, features.arrow_schema, image, classes)

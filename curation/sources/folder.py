@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from granary.curation.sources import columns, contents, files, imagefolder, listing, sidecars
 from granary.curation.sources.contents import LeftOut
@@ -34,7 +35,7 @@ def pieces_of(source: Source, group: Sequence[File], tables: Tables, left_out: L
     spoken = set(itertools.chain.from_iterable(beside.values()))
     for file in group:
         if why[file] and file not in spoken:
-            left_out["hidden files" if why[file] == "hidden" else contents.what(file.path), why[file]] += 1
+            left_out["hidden files" if why[file] == contents.HIDDEN else contents.what(file.path), why[file]] += 1
     for picture in pictures:
         if picture not in spoken and contents.of_split(source, picture.path, left_out):
             yield piece_of(picture, beside[picture], tables.about(picture.path))
@@ -56,7 +57,7 @@ def why_left_out(source: Source, file: File) -> str:
     if source.glob:
         return "" if listing.matcher(source.glob)(file.path) else f"does not match glob {source.glob}"
     kind = contents.kind_of(file.path)
-    return {"hidden": "hidden", "picture": "", "unknown": ""}.get(kind, contents.NO_PICTURE)
+    return {"hidden": contents.HIDDEN, "picture": "", "unknown": ""}.get(kind, contents.NO_PICTURE)
 
 
 def key_of(file: File) -> str:
@@ -140,9 +141,8 @@ def read_piece(source: Source, piece: Piece, max_bytes: int) -> Iterator[Candida
     else:
         read = read_sidecars(source, piece)
         said = read.said(source, {**columns.partitions(piece.path), **row_of(source, piece)})
-        label = label_of(source, piece.path) or said.label
-        name, unread = piece.path.rsplit("/", 1)[-1], tuple(read.unread)
-        yield Candidate(uri, piece.path, 0, piece.size, label, said.captions, said.metadata, name=name, unread=unread)
+        found = Candidate(uri, piece.path, 0, piece.size, name=piece.path.rsplit("/", 1)[-1], unread=tuple(read.unread))
+        yield replace(found, **{**said._asdict(), "label": label_of(source, piece.path) or said.label})
 
 
 def read_sidecars(source: Source, piece: Piece) -> Sidecars:

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from granary.curation.errors import UserError
 from granary.curation.sources import columns, files, sidecars
-from granary.curation.sources.model import escape
+from granary.curation.sources.model import escape, plain
 
 FILE_NAME = "file_name"
 MAX_TABLE = 4 << 30  # bytes
@@ -61,7 +61,7 @@ def named(row: Mapping[str, object]) -> Iterator[tuple[str, str]]:
     name = row[FILE_NAME]
     if isinstance(name, str) and name.strip():
         cells = {key: columns.jsonable(value) for key, value in row.items() if key != FILE_NAME and value != ""}
-        yield escape(name.strip().removeprefix("./")), json.dumps(cells, ensure_ascii=False)
+        yield escape(name.strip().removeprefix("./")), plain(json.dumps(cells, ensure_ascii=False))
 
 
 def rows(path: str) -> Iterator[Mapping[str, object]]:

@@ -30,13 +30,15 @@ class Source(pydantic.BaseModel, frozen=True, extra="forbid"):
     glob: str | None = Field(default=None, description="folder only: relative paths to take, e.g. **/*.jpg")
     labels: Literal["none", "folder"] = Field(default="none", description="folder: the first sub-folder is the label")
     image_column: str = Field(default="image", description="parquet, dataset: column of the image (HF Image or binary)")
-    label_column: str = Field(default="label", description="column (webdataset: JSON key) of the label, if it is there")
+    label_column: str = Field(default="label", description="column (webdataset, folder: JSON key) of the label")
     caption_column: str | None = Field(
         default=None,
-        description="column (webdataset: JSON key) of the captions; default captions, caption or text",
+        description="column (webdataset, folder: JSON key) of the captions; default captions, caption, text, txt, ...",
     )
     url_column: str = Field(default="url", description="urls: column of the address in a CSV or Parquet list")
-    split: str | None = Field(default=None, description="dataset: the split to read; default all of them")
+    split: str | None = Field(
+        default=None, description="the split to read, of a dataset or as file names tell it; default all"
+    )
     trust_paths: bool = Field(
         default=False,
         description="urls: take rows that name any file of this machine or chain protocols; for lists of your own",
@@ -110,6 +112,7 @@ class Candidate:
         name: of its own file, "" where it has none.
         unread: what speaks of it and could not be read.
         left_out: (what, why) of members and columns beside it that have no place in a sample.
+        keys: names of what was said of it, in JSON beside it or in a table of its folder.
     """
 
     uri: str
@@ -124,6 +127,7 @@ class Candidate:
     name: str = ""
     unread: tuple[Unread, ...] = ()
     left_out: tuple[tuple[str, str], ...] = ()
+    keys: tuple[str, ...] = ()
 
 
 def escape(name: str) -> str:

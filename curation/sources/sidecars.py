@@ -16,11 +16,12 @@ MAX_DIGITS = 4300  # of an integer: what Python reads by default
 
 
 class Said(NamedTuple):
-    """What is said of a picture beside it. metadata: JSON."""
+    """What is said of a picture beside it; the fields of a Candidate."""
 
     label: str | None
     captions: tuple[str, ...]
     metadata: str | None
+    keys: tuple[str, ...]
 
 
 @dataclass
@@ -50,7 +51,7 @@ class Sidecars:
         told = columns.once([*captions, *texts, *own_captions])
         if rest:
             metadata = columns.metadata_of({**rest, columns.METADATA: metadata})
-        return Said(cls or label or own_label, told, metadata)
+        return Said(cls or label or own_label, told, metadata, (*record, *(more or {})))
 
     def parsed(self) -> tuple[Mapping[str, object], str | None]:
         """Return the JSON object and its text; neither where there is none that can be read."""
@@ -84,4 +85,4 @@ def read_json(data: bytes) -> tuple[object, str]:
         return digits if len(digits) > MAX_DIGITS else int(digits)
 
     record = json.loads(text, parse_int=integer)
-    return record, json.dumps(record, ensure_ascii=False) if long else text
+    return record, plain(json.dumps(record, ensure_ascii=False)) if long else text

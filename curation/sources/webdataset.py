@@ -66,7 +66,7 @@ def read_piece(source: Source, piece: Piece, max_bytes: int) -> Iterator[Candida
                 error = ("UnsafeMemberPath", "absolute, or leads out of the archive")
                 yield unique(seen, Candidate(prefix + escape(member.name), piece.path, error=error))
             elif contents.is_hidden(member.name):
-                group.left_out.append(("hidden members", "hidden"))
+                group.left_out.append(("hidden members", contents.HIDDEN))
             elif member.type != "other":
                 key, ending = key_and_ending(member.name)
                 if key != group.key:

@@ -16,7 +16,7 @@ from granary.curation.runs.run import Run
 from granary.curation.sources import Source, check_apart, resolve
 from granary.curation.sources.contents import LeftOut
 from granary.curation.steps import embed, listing
-from granary.curation.steps.probe import check_first_images
+from granary.curation.steps.probe import check_first_images, check_named_keys
 from granary.curation.steps.tally import Tally, tally
 from granary.curation.steps.unreadable import what_allows
 from granary.curation.store import storage
@@ -125,6 +125,11 @@ def _check_device(device: str) -> None:
 def _retrieval_encoder(recipe: CurateRecipe) -> PlannedEncoder | None:
     """Load the retrieval encoder where the recipe asks for it."""
     if not _retrieves(recipe):
+        if recipe.encoder.retrieval not in (AUTO, LAYOUT):
+            raise UserError(
+                f"encoder.retrieval is {recipe.encoder.retrieval}, but nothing is retrieved by resemblance; "
+                "give --seeds, --semdedup.epsilon or --balance.target, or leave it out"
+            )
         return None
     planned = plan_encoder(recipe.encoder.retrieval, recipe.encoder.device)
     dimension, options = encoder_of(planned, recipe.encoder.device).dimension, recipe.retrieval
@@ -182,6 +187,7 @@ class Reading:
         for role in ROLES:
             for source in self.recipe.sources[role]:
                 check_first_images(role, source, self.recipe.decode)
+                check_named_keys(role, source, self.recipe.decode)
 
     def check_readable(self, role: Role) -> None:
         """Raise UserError where a set of an embedded role holds no readable image."""

@@ -276,6 +276,7 @@ def prepare(recipe: SampleRecipe) -> Prepared:
     loaded = load_sampler(
         dataclasses.replace(spec, guidance=recipe.guidance.model_copy(update={"criterion": "entropy"}))
     )
+    loaded.check()
     spec = dataclasses.replace(spec, models=loaded.models)
     return Prepared(recipe, spec, loaded.classes, loaded.classifier_classes, loaded.needs, copy, threshold)
 

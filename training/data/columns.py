@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -13,12 +14,10 @@ from granary.curation.sources.parquet import huggingface_features
 from granary.training.data.table import Columns
 
 NAMEABLE = ("image", "label", "captions", "id")
-CAPTION_NAMES = ("captions", "caption", "text")
-CAPTION_FIELDS = ("raw", "caption", "text")  # of captions that are objects
 TEXTS = pa.list_(pa.string())
 KINDS = {
     "image": "it must hold the bytes of pictures, plain or in a struct with a field bytes",
-    "label": "a label is a number, a text or a truth value",
+    "label": "a label is a number, a text or a truth value, or a list of one",
     "captions": "it must be a list of texts, or a text",
 }
 
@@ -48,9 +47,8 @@ class Layout:
 
 def layout_of(schema: pa.Schema, columns: Columns) -> Layout:
     """Return what a shard has; columns without a use for us keep their names and types."""
-    given = {"image": columns.image, "label": columns.label, "captions": columns.captions, "id": columns.id}
     names = {name: name for name in schema.names}
-    for ours, theirs in given.items():
+    for ours, theirs in dataclasses.asdict(columns).items():
         name = theirs or _usual(ours, schema)
         names.pop(ours, None)
         if name in schema.names:
@@ -62,8 +60,11 @@ def layout_of(schema: pa.Schema, columns: Columns) -> Layout:
     return Layout(readable, types, {ours: listed for ours, listed in classes.items() if listed}, schema.names)
 
 
-def check_layout(layout: Layout, needs: Sequence[str], path: str, why: str) -> None:
-    """Raise UserError where a column that is needed is missing, or is of a type that cannot be read."""
+def check_layout(layout: Layout, columns: Columns, needs: Sequence[str], path: str, why: str) -> None:
+    """Raise UserError where a column that is named or needed is missing, or is of a type that cannot be read."""
+    for option, name in dataclasses.asdict(columns).items():
+        if name is not None and name not in layout.columns:
+            raise UserError(f"data.{option}: {path} has no column {name!r}; it has {', '.join(layout.columns)}")
     for name in needs:
         if name not in layout.types:
             hint = f"; name the right one with --data.{name}" if name in NAMEABLE else ""
@@ -75,7 +76,7 @@ def check_layout(layout: Layout, needs: Sequence[str], path: str, why: str) -> N
 
 def converted(name: str, array: pa.Array, layout: Layout) -> pa.Array:
     """Return the values of a column in granary's type."""
-    if name in ("label", "split"):
+    if name in ("label", "split") or name in layout.classes:
         return _labels(array, layout.classes.get(name))
     if name == "captions":
         return _captions(array)
@@ -93,7 +94,7 @@ def _usual(ours: str, schema: pa.Schema) -> str | None:
     if ours == "image" and ours not in schema.names:
         pictures = [part.name for part in schema if pa.types.is_struct(part.type) and _is_picture(part.type)]
         return pictures[0] if len(pictures) == 1 else None
-    usual = CAPTION_NAMES if ours == "captions" else (ours,)
+    usual = cells.CAPTION_NAMES if ours == "captions" else (ours,)
     return next((name for name in usual if name in schema.names), None)
 
 
@@ -136,19 +137,21 @@ def _is_source(kind: pa.DataType) -> bool:
 
 
 def _is_label(kind: pa.DataType) -> bool:
-    return not (pa.types.is_nested(kind) and not pa.types.is_dictionary(kind))
+    inner = kind.value_type if _is_list(kind) else kind
+    return pa.types.is_dictionary(inner) or not pa.types.is_nested(inner)
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
 
 
 def _are_captions(kind: pa.DataType) -> bool:
-    """Say whether a column holds captions: a text, a list of texts, or of objects with a text; or nothing at all."""
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        inner = kind.value_type
-        return _are_captions(inner) if not pa.types.is_struct(inner) else _caption_field(inner) is not None
-    return _is_text(kind) or pa.types.is_null(kind)
-
-
-def _caption_field(kind: pa.DataType) -> str | None:
-    return next((name for name in CAPTION_FIELDS if kind.get_field_index(name) >= 0), None)
+    """Say whether a column holds captions: a text, an object with one, a list of them; or nothing at all."""
+    if _is_list(kind):
+        return _are_captions(kind.value_type)
+    if pa.types.is_struct(kind):
+        return any(kind.get_field_index(name) >= 0 for name in cells.CAPTION_KEYS)
+    return _is_text(kind) or _is_bytes(kind) or pa.types.is_null(kind)
 
 
 READABLE: Mapping[str, Callable[[pa.DataType], bool]] = {
@@ -162,29 +165,15 @@ def _labels(array: pa.Array, classes: Sequence[str] | None) -> pa.Array:
     """Return labels as texts: 3 and 3.0 are one, a number that stands for a class is its name."""
     if pa.types.is_null(array.type):
         return array.cast(pa.string())
+    if _is_list(array.type):
+        return pa.array([cells.label_of(value, classes) for value in array.to_pylist()], pa.string())
     coded = array.dictionary_encode()
-    names = [label_text(value, classes) for value in coded.dictionary.to_pylist()]
+    names = [cells.label_of(value, classes) for value in coded.dictionary.to_pylist()]
     return pa.array(names, pa.string()).take(coded.indices)
-
-
-def label_text(value: object, classes: Sequence[str] | None = None) -> str | None:
-    """Return a label as text; None for none."""
-    if isinstance(value, bytes):
-        value = value.decode("utf-8", "replace")
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    return cells.label_of(value, classes)
 
 
 def _captions(array: pa.Array) -> pa.Array:
     """Return captions as lists of texts."""
     if pa.types.is_list(array.type) and pa.types.is_string(array.type.value_type):
         return array
-    return pa.array([_texts(value) for value in array.to_pylist()], TEXTS)
-
-
-def _texts(value: object) -> list[str]:
-    """Return the captions of a cell."""
-    listed = value if isinstance(value, list) else [value]
-    plain = [next((v[n] for n in CAPTION_FIELDS if n in v), None) if isinstance(v, dict) else v for v in listed]
-    return list(cells.captions_of(plain))
+    return pa.array([list(cells.captions_of(value)) for value in array.to_pylist()], TEXTS)

@@ -117,7 +117,7 @@ def open_dataset(
         footers = list(pool.map(_footer, urls))
     layouts = [layout_of(schema, columns) for schema, _ in footers]
     for url, layout in zip(urls, layouts, strict=True):
-        check_layout(layout, needs, path if layout.names.keys() == layouts[0].names.keys() else url, why)
+        check_layout(layout, columns, needs, path if layout.columns == layouts[0].columns else url, why)
     shards = list(zip(urls, layouts, [rows for _, rows in footers], strict=True))
     groups = [group for url, layout, rows in shards for group in _groups(url, layout, rows)]
     there = [name for name in layouts[0].names if all(name in layout.names for layout in layouts)]
@@ -143,7 +143,12 @@ def _footer(url: str) -> tuple[pa.Schema, list[int]]:
 
 
 def _groups(url: str, layout: Layout, rows: Sequence[int]) -> Iterator[RowGroup]:
-    """Yield the row groups of a shard. rows: of each."""
+    """Yield the row groups of a shard.
+
+    Args:
+        url, layout: where it is and what it has.
+        rows: of each group.
+    """
     first = 0
     for number, count in enumerate(rows):
         yield RowGroup(url, number, count, None, first, layout)
@@ -209,7 +214,7 @@ def _read(group: RowGroup, columns: Sequence[str], number: int | None) -> pa.Rec
     for name in columns:
         stored = table[layout.names[name]].combine_chunks() if name in layout.names else None
         arrays[name] = pa.nulls(len(numbers), pa.string()) if stored is None else converted(name, stored, layout)
-    if "id" in arrays:
+    if "id" in arrays and arrays["id"].null_count:
         shard = group.url.rsplit("/", 1)[-1]
         arrays["id"] = pc.coalesce(arrays["id"], pa.array([f"{shard}#{first + row}" for row in numbers]))
     return pa.RecordBatch.from_arrays(list(arrays.values()), list(arrays))

@@ -28,7 +28,7 @@ class Table(Options, frozen=True):
     path: str = Field(min_length=1, description="a granary run, its dataset folder or a folder of shards; any URL")
     image: str | None = Field(None, description="column of the pictures; default: image, or the only one of pictures")
     label: str | None = Field(None, description="column of the labels; default: label")
-    captions: str | None = Field(None, description="column of the captions; default: captions, caption or text")
+    captions: str | None = Field(None, description="column of the captions; default: captions, caption, text, ...")
     id: str | None = Field(None, description="column of the ids; default: id, or else file and row")
 
     @property

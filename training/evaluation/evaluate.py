@@ -12,7 +12,7 @@ from pydantic import Field, field_validator
 from granary.curation.errors import UserError
 from granary.curation.options import Options
 from granary.curation.store import storage
-from granary.training.data.table import Table
+from granary.training.data.table import USUAL, Table
 from granary.training.evaluation.protocols.registry import PROTOCOLS, load_protocol
 
 if TYPE_CHECKING:  # the recipe is read, and --help printed, without torch
@@ -111,6 +111,8 @@ def check(recipe: EvaluateRecipe, protocols: Mapping[str, AnyProtocol]) -> None:
         for key in ("split", "test_data", "limit"):
             if getattr(recipe, key) is not None and key not in protocol.takes:
                 raise UserError(f"{key}: {name} takes no such option; leave it out")
+        if recipe.data.columns != USUAL and not protocol.table:
+            raise UserError(f"data: {name} reads no table with columns to be named; give its path alone")
     unknown = [key for key in recipe.options if not any(protocol.has(key) for protocol in protocols.values())]
     if unknown:
         known = sorted({key for protocol in protocols.values() for key in protocol.options.model_fields})

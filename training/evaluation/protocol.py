@@ -67,6 +67,7 @@ class Protocol(Generic[OwnOptions]):
         takes: which fields of `Measured` it goes by, beside model, data, device and dtype.
         batch: samples encoded at once where nobody says otherwise.
         notes: what a reader of its scores must know, in sentences.
+        table: whether it reads a table of pictures, whose columns may have names of their own.
     """
 
     evaluate: Callable[[Measured, OwnOptions], Scores]
@@ -74,6 +75,7 @@ class Protocol(Generic[OwnOptions]):
     takes: tuple[Shared, ...] = ("split", "batch", "limit")
     batch: int = 64
     notes: tuple[str, ...] = ()
+    table: bool = True
 
     def read(self, options: Mapping[str, object]) -> OwnOptions:
         """Return its own options among those that several protocols were given together.

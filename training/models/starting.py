@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
+from dataclasses import asdict
 
 import torch
 from torch import Tensor
@@ -32,16 +33,16 @@ def start(target: VisionTransformer, source: VisionTransformer) -> list[str]:
     Raises:
         Misfit: a block, the patches or the norm have no counterpart of their shape.
     """
+    there, here = asdict(source.config), asdict(target.config)
     for field in SHAPE:
-        there, here = getattr(source.config, field), getattr(target.config, field)
-        if there != here:
-            raise Misfit(f"its {field} is {there}, not {here}")
+        if there[field] != here[field]:
+            raise Misfit(f"its {field} is {there[field]}, not {here[field]}")
     ours, theirs = target.state_dict(), _fitted(source, target.config)
     kept = {name for name in theirs if name in ours and theirs[name].shape == ours[name].shape}
     needed = [name for name in ours if name not in kept and name not in REPLACEABLE]
     if needed:
-        there = f"is {tuple(theirs[needed[0]].shape)}" if needed[0] in theirs else "is not there"
-        raise Misfit(f"{needed[0]} {there}, {tuple(ours[needed[0]].shape)} is needed")
+        state = f"is {tuple(theirs[needed[0]].shape)}" if needed[0] in theirs else "is not there"
+        raise Misfit(f"{needed[0]} {state}, {tuple(ours[needed[0]].shape)} is needed")
     target.load_state_dict({**ours, **{name: theirs[name] for name in kept}})
     left = [name for name, weight in theirs.items() if name not in kept and weight.numel()]
     new = [name for name, weight in ours.items() if name not in kept and weight.numel()]
@@ -82,10 +83,10 @@ def _remarks(source: ViTConfig, target: ViTConfig, left: Iterable[str], new: Ite
         yield f"with initial weights: {', '.join(_parts(new))}"
     if source.grid != target.grid and source.pos_embed != "rotary":
         yield f"positions of {source.grid} x {source.grid} patches are now of {target.grid} x {target.grid}"
+    there, here = asdict(source), asdict(target)
     for field in PREPARATION:
-        there, here = getattr(source, field), getattr(target, field)
-        if there != here:
-            yield f"{field} was {there} and is {here}"
+        if there[field] != here[field]:
+            yield f"{field} was {there[field]} and is {here[field]}"
 
 
 def _parts(names: Iterable[str]) -> list[str]:

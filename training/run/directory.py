@@ -80,9 +80,9 @@ def _check_length(recipe: TrainRecipe, steps: int) -> None:
     """Raise UserError where a training has more steps behind it than it should have in all."""
     last = next((int(folder.rsplit("-", 1)[1]) for folder in usable(recipe.out)), 0)
     if last > steps:
-        key = "epochs" if recipe.steps is None else "steps"
+        key, given = ("epochs", recipe.epochs) if recipe.steps is None else ("steps", recipe.steps)
         raise UserError(
-            f"{key}: {getattr(recipe, key)} is not right: the training in {recipe.out} is at step {last:,} of what "
+            f"{key}: {given} is not right: the training in {recipe.out} is at step {last:,} of what "
             f"would be {steps:,}; give more, or another --out"
         )
 

@@ -69,7 +69,13 @@ def _new_console() -> Console:
 
 
 def _trained(fabric: Fabric, recipe: TrainRecipe, console: Console | Callable[[], Console] | None) -> RunFacts:
-    """Train on one process. console: for the first one, or what makes it."""
+    """Train on one process.
+
+    Args:
+        fabric: of this process.
+        recipe: what to train on what.
+        console: for the first process, or what makes it.
+    """
     if recipe.device.threads:
         torch.set_num_threads(recipe.device.threads)
     shown = console if console is None or isinstance(console, Console) else console()

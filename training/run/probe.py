@@ -12,6 +12,7 @@ from granary.training.data import shards
 from granary.training.data.collate import divided
 from granary.training.data.crops import Crop
 from granary.training.data.loader import BatchPlan, Parts
+from granary.training.data.table import USUAL
 from granary.training.evaluation.features import encode
 from granary.training.evaluation.heads import ridge_heads
 from granary.training.evaluation.protocols.knn import TEMPERATURE, votes
@@ -25,8 +26,8 @@ class OnlineProbe:
     """Labelled pictures of a dataset, kept in memory as bytes, and the scores of a model on them."""
 
     def __init__(self, recipe: TrainRecipe) -> None:
-        probe, columns = recipe.probe, recipe.data[0].columns
-        path = probe.data or recipe.data[0].path
+        probe, first = recipe.probe, recipe.data[0]
+        path, columns = (probe.data, USUAL) if probe.data else (first.path, first.columns)
         sets = [
             shards.open_dataset(path, ("image", "label"), split, recipe.holdout, "the online probe", columns)
             for split in ("train", "test")

@@ -281,3 +281,79 @@ def test_captions_that_differ_in_white_space_are_one(tmp_path: Path) -> None:
     members = {"a.png": png(), "a.json": b'{"caption": " a cat "}', "a.txt": b"a cat\n"}
     assert read(shard(tmp_path / "x.tar", members))[0].captions == ("a cat",)
     assert read(write(tmp_path / "folder", members))[0].captions == ("a cat",)
+
+
+@pytest.mark.parametrize("option", ["label_column", "caption_column"])
+def test_a_named_column_that_is_not_there_is_refused(tmp_path: Path, option: str) -> None:
+    table(tmp_path / "x.parquet", caption=["a"])
+    saved = datasets.Dataset.from_list([{"image": {"bytes": png(), "path": None}, "caption": "a"}])
+    saved.save_to_disk(tmp_path / "saved")
+    write(tmp_path, {"list.csv": b"url,caption\nhttp://127.0.0.1/1,a\n", "list.txt": b"http://127.0.0.1/1\n"})
+    for name in ("x.parquet", "saved", "list.csv", "list.txt"):
+        with pytest.raises(UserError, match=rf"p\.{option} is 'nope'"):
+            read(tmp_path / name, **{option: "nope"})
+    assert read(tmp_path / "x.parquet", **{option: "Caption"})
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("x.parquet", {"glob": "*.png"}, "for folders"),
+        ("x.parquet", {"labels": "folder", "kind": "parquet"}, "for folders"),
+        ("x.parquet", {"url_column": "address"}, "for lists of addresses"),
+        ("list.csv", {"split": "train"}, "for datasets and folders"),
+        ("list.csv", {"image_column": "picture"}, "for tables"),
+        ("shard.tar", {"image_column": "picture"}, "for tables"),
+        ("shard.tar", {"trust_paths": "true"}, "for lists of addresses"),
+    ],
+)
+def test_an_option_that_does_not_fit_is_refused(
+    tmp_path: Path, name: str, options: dict[str, str], message: str
+) -> None:
+    table(tmp_path / "x.parquet", caption=["a"])
+    shard(tmp_path / "shard.tar", {"a.png": png()})
+    write(tmp_path, {"list.csv": b"url\nhttp://127.0.0.1/1\n"})
+    with pytest.raises(UserError, match=rf"p\.{next(iter(options))} is .*{message}"):
+        read(tmp_path / name, **options)
+
+
+@pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl", "parquet"])
+def test_lists_of_addresses_keep_their_other_columns(tmp_path: Path, kind: str) -> None:
+    rows = [
+        {"url": "a.png", "TEXT": " a cat ", "license": "cc0", "label": 3.0},
+        {"url": "b.png", "TEXT": "b", "license": None, "label": None},
+    ]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), delimiter="\t" if kind == "tsv" else ",")
+    writer.writeheader()
+    writer.writerows(rows)
+    path = write(tmp_path, {f"list.{kind}": text.getvalue().encode()}) / f"list.{kind}"
+    if kind == "jsonl":
+        path.write_text("\n".join(json.dumps(row) for row in rows) + "\n\n")
+    if kind == "parquet":
+        pq.write_table(pa.Table.from_pylist(rows).append_column("thumbnail", pa.array([b"x", b"y"])), path)
+    assert [(one.uri, one.label, one.captions, one.metadata) for one in read(path)] == [
+        ("p/a.png", "3", ("a cat",), '{"license": "cc0"}'), ("p/b.png", None, ("b",), None),
+    ]  # fmt: skip
+    with pytest.raises(
+        UserError, match=r"url, TEXT, license, label.*\('address'\)|'address'.*url, TEXT, license, label"
+    ):
+        read(path, url_column="address")
+
+
+def test_lines_of_json_that_are_no_json_are_refused(tmp_path: Path) -> None:
+    write(tmp_path, {"list.jsonl": b'{"url": "a.png"}\n{"url": \n'})
+    with pytest.raises(UserError, match="a list that cannot be read"):
+        read(tmp_path / "list.jsonl")
+
+
+def test_half_a_surrogate_pair_harms_nobody(tmp_path: Path) -> None:
+    half = b'{"file_name": "a.png", "text": "\\ud800", "\\ud801": "\\ud802", "n": ' + b"9" * 5000 + b"}"
+    write(tmp_path / "folder", {"a.png": png(), "metadata.jsonl": half})
+    shard(tmp_path / "x.tar", {"a.png": png(), "a.json": half})
+    table(tmp_path / "x.parquet", metadata=[half.decode()[:60] + "1}"])
+    write(tmp_path, {"list.jsonl": half.replace(b"file_name", b"url")})
+    for name in ("folder", "x.tar", "x.parquet", "list.jsonl"):
+        (one,) = read(tmp_path / name)
+        for text in (one.metadata or "", *one.captions):
+            text.encode("utf-8")

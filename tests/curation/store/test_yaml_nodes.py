@@ -1,7 +1,5 @@
 """Documents that unfold without end are refused at once; all others are read as PyYAML reads them."""
 
-import time
-
 import pytest
 import yaml
 
@@ -23,13 +21,11 @@ BOMBS = {
     "merge keys": "a: &a {x: [" + "1, " * 200 + "]}\n" + "\n".join(f"b{n}: {{<<: *a, y: 1}}" for n in range(600)),
     "itself": "pool: &a [*a]",
     "itself, deeper": "pool: &a {b: [{c: *a}]}",
-    "just many": "pool: [" + "1, " * 100_001 + "]",
 }
 
 
 @pytest.mark.parametrize("name", BOMBS)
 def test_too_many_nodes_are_refused_at_once(name, tmp_path, capsys):
-    began = time.monotonic()
     with pytest.raises(yaml.YAMLError, match=r"more than 100,000 values|what it stands in"):
         yaml_nodes.load(BOMBS[name])
     path = tmp_path / "bomb.yaml"
@@ -38,7 +34,13 @@ def test_too_many_nodes_are_refused_at_once(name, tmp_path, capsys):
     said = capsys.readouterr().err
     assert said.startswith("granary: config: ")
     assert len(said) < 1000
-    assert time.monotonic() - began < 60
+
+
+def test_the_limit_is_the_number_of_values(monkeypatch):
+    monkeypatch.setattr(yaml_nodes, "MOST_NODES", 10)
+    assert yaml_nodes.load("[1, 2, 3, 4, 5, 6, 7, 8, 9]") == list(range(1, 10))
+    with pytest.raises(yaml.YAMLError, match="more than 10 values"):
+        yaml_nodes.load("[1, 2, 3, 4, 5, 6, 7, 8, 9, 10]")
 
 
 @pytest.mark.parametrize("text", ["a: &x {b: 1}\nc: *x\nd: {<<: *x, e: 2}", "", "[1, 2, 3]", "x: 2020-01-01", bomb(3)])

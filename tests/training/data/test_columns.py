@@ -95,7 +95,7 @@ def test_a_split_may_be_a_number(tmp_path: Path) -> None:
     [
         ({"image": ["x.png"] * 12}, "image", "the column image of .* is string; it must hold the bytes of pictures"),
         ({"image": [{"path": "x.png"}] * 12}, "image", "the column image of .*; it must hold the bytes of pictures"),
-        ({"label": [["a"]] * 12}, "label", "the column label of .*; a label is a number, a text or a truth value"),
+        ({"label": [[["a"]]] * 12}, "label", "the column label of .*; a label is a number, a text or a truth value"),
         ({"label": [{"a": 1}] * 12}, "label", "the column label of .*; a label is a number, a text or a truth value"),
         ({"captions": [1.5] * 12}, "captions", "the column captions of .* is double; it must be a list of texts"),
         ({"captions": [[1, 2]] * 12}, "captions", "the column captions of .*; it must be a list of texts, or a text"),
@@ -132,6 +132,13 @@ def test_columns_of_other_names_are_read(tmp_path: Path) -> None:
     assert found["id"] == [str(row) for row in range(12)]
 
 
+@pytest.mark.parametrize("option", ["image", "label", "captions", "id"])
+def test_a_name_that_is_no_column_is_refused_needed_or_not(option: str, tmp_path: Path) -> None:
+    path = table(tmp_path / "data", label=[1] * 12)
+    with pytest.raises(UserError, match=rf"data\.{option}: .* has no column 'fine'; it has image, label"):
+        shards.open_dataset(path, columns=Columns(**{option: "fine"}))
+
+
 def test_a_single_column_of_pictures_needs_no_name(tmp_path: Path) -> None:
     pictures = [{"bytes": data, "path": None} for data in PICTURES]
     path = table(tmp_path / "data", image=None, img=pictures, text=["a"] * 12)
@@ -160,6 +167,7 @@ def test_the_names_of_columns_are_options_of_a_dataset(words: object) -> None:
         ([True, False, None, True], ["True", "False", None, "True"]),
         ([b"cat", b"dog", None, b"cat"], ["cat", "dog", None, "cat"]),
         ([2.5, 3.0, 2.5, -1.0], ["2.5", "3", "2.5", None]),
+        ([["a"], None, ["b"], ["a"]], ["a", None, "b", "a"]),
         (pa.array(["a", None, "b", "a"]).dictionary_encode(), ["a", None, "b", "a"]),
         ([datetime.date(2020, 1, 2), None] * 2, ["2020-01-02", None] * 2),
     ],
@@ -188,6 +196,8 @@ def test_numbers_of_classes_are_their_names(tmp_path: Path) -> None:
         pa.array([["a cat"]] * 12, pa.large_list(pa.large_string())),
         [[{"raw": "a cat", "sentid": 3}]] * 12,
         [[{"caption": "a cat"}]] * 12,
+        [b" a cat "] * 12,
+        [{"raw": ["a cat", " "]}] * 12,
     ],
 )
 def test_captions_of_any_shape_are_lists_of_texts(captions: Any, tmp_path: Path) -> None:
