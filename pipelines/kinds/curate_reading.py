@@ -204,8 +204,8 @@ class Reading:
         return [tally(self.stages.markers[role], number, left_out) for number, left_out in enumerate(listed)]
 
     def counted(self) -> Iterator[tuple[Role, Source, Tally]]:
-        """Yield what every source gave."""
-        for role in ROLES:
+        """Yield what every source gave that was read so far."""
+        for role in (role for role in ROLES if role in self.left_out):
             for source, counted in zip(self.recipe.sources[role], self.tallies(role), strict=True):
                 yield role, source, counted
 
