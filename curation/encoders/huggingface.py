@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 from transformers import (
+    AutoConfig,
     AutoImageProcessor,
     AutoModel,
     BatchFeature,
@@ -80,6 +81,7 @@ class HuggingFaceEncoder:
         _check_folder(spec, folder)
         source = folder if os.path.isdir(folder) else spec.target
         try:
+            AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)  # tells if the Hub is there
             self.processor = _image_processor(source, revision)
             model, report = AutoModel.from_pretrained(
                 source,
