@@ -34,7 +34,11 @@ class Encoders(Options, frozen=True):
     """Which descriptors decide: builtin:copy, builtin:layout, hf:ID_OR_PATH, torchscript:PATH, granary:PATH."""
 
     copy_: str = Field("builtin:copy", alias="copy", description="copy detection: deduplication and leaks")
-    retrieval: str = Field("builtin:layout", description="resemblance: retrieval and clusters")
+    retrieval: str = Field(
+        "auto",
+        description="resemblance: retrieval and clusters; auto: hf:facebook/dinov2-small where it can be had, else "
+        "builtin:layout",
+    )
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     batch: int = Field(64, ge=1, description="pictures per call of an encoder")
 
@@ -83,6 +87,9 @@ class Retrieval(Options, frozen=True):
     """What the seed sets take from the pool."""
 
     k: int = Field(4, ge=1, description="pool images per seed in sample mode")
+    threshold: float | None = Field(
+        None, gt=-1, lt=1, description="smallest cosine of a pool image with its seed in sample mode; default: none"
+    )
     clusters: int = Field(1000, ge=1, description="cells of k-means in cluster mode (DINOv2: 100,000)")
     min_seeds: int = Field(3, ge=0, description="a cell counts when it holds MORE seeds than this")
     per_cell: int = Field(10_000, ge=1, description="images drawn from a cell")

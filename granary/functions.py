@@ -6,8 +6,9 @@ Fields of a recipe are keyword arguments, nested ones as a mapping or by their d
     curate(pool="photos", out="runs/mine", **{"dedup.threshold": 0.9})
 
 Every call that runs a pipeline also takes `config`, a recipe (YAML) whose fields the others override; `workers`, local
-workers, one per core by default; `runner`, a profile of configs/runners/; `beam`, a list of options for Beam; and
-`quiet`, which shows no progress. A call that was interrupted or killed goes on where it stopped when it is repeated.
+workers, one per core by default; `runner`, a profile of configs/runners/; `beam`, a list of options for Beam;
+`steal_lock`, to work in a run directory that another command holds; and `quiet`, which shows no progress. A call that
+was interrupted or killed goes on where it stopped when it is repeated.
 """
 
 from __future__ import annotations
@@ -25,11 +26,23 @@ if TYPE_CHECKING:
 Path = str | os.PathLike[str]
 Source = Path | Mapping[str, Any]  # a path or URL, or the fields of a source
 Sources = Source | Sequence[Source]
-CALL: dict[str, Any] = {"workers": 0, "runner": None, "beam": (), "quiet": False}  # what is no field of a recipe
+CALL: dict[str, Any] = {
+    "workers": 0,
+    "runner": None,
+    "beam": (),
+    "steal_lock": False,
+    "quiet": False,
+}  # what is no field of a recipe
 
 
 def curate(
-    *, pool: Sources, out: Path, seeds: Sources | None = None, references: Sources | None = None, **fields: Any
+    *,
+    pool: Sources,
+    out: Path,
+    seeds: Sources | None = None,
+    references: Sources | None = None,
+    offline: bool = False,
+    **fields: Any,
 ) -> Run:
     """Curate a pool of images: deduplicate, remove leaks, retrieve what resembles the seeds, write shards.
 
@@ -38,6 +51,7 @@ def curate(
         out: the run directory to write, a path or URL.
         seeds: curated images that retrieve; without them all that survives is kept.
         references: evaluation images that must not leak.
+        offline: whether no model may be downloaded; pictures are then matched by layout where none is at hand.
         fields: of `granary.curation.recipe.CurateRecipe`, and what every call takes.
 
     Returns:
@@ -46,7 +60,8 @@ def curate(
     Raises:
         UserError: the recipe cannot be run, or a work unit failed.
     """
-    return _run("curate", {"pool": pool, "seeds": seeds, "references": references, "out": out, **fields})
+    sources = {"pool": pool, "seeds": seeds, "references": references}
+    return _run("curate", {**sources, "out": out, **fields}, offline=offline)
 
 
 def render(*, out: Path, **fields: Any) -> Run:
@@ -189,17 +204,17 @@ def publish(
     )
 
 
-def _run(name: str, given: dict[str, Any]) -> Run:
-    """Run the pipeline of one kind."""
+def _run(name: str, given: dict[str, Any], **flags: bool) -> Run:
+    """Run the pipeline of one kind; flags: those of its command."""
     from granary.pipelines.engine.profiles import load_profile
     from granary.pipelines.engine.units import Engine
     from granary.pipelines.kinds.registry import KINDS
 
-    workers, runner, beam, quiet = (given.pop(key, default) for key, default in CALL.items())
+    workers, runner, beam, steal_lock, quiet = (given.pop(key, default) for key, default in CALL.items())
     kind = KINDS[name]
     recipe = _recipe(kind.model(), given)
-    engine = Engine(load_profile(runner, beam) if runner else beam, workers)
-    kind.start(recipe, engine, _console(quiet))
+    engine = Engine(load_profile(runner, beam) if runner else beam, workers, steal_lock)
+    kind.start(recipe, engine, _console(quiet), **flags)
     return open_run(recipe.out)
 
 

@@ -18,6 +18,7 @@ from typing import NamedTuple
 import click
 
 from granary.curation.errors import UserError
+from granary.pipelines.cli.failures import status_of
 from granary.pipelines.cli.plain_command import SETTINGS, VARIABLE, debug_option
 
 
@@ -120,17 +121,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.DEBUG if debug else logging.ERROR, format="%(levelname)s %(message)s")
     quiet_libraries()
     try:
-        return run([word for word in words if word != "--debug"] or ["--help"])
-    except UserError as error:
-        if debug:
-            logging.getLogger(__name__).exception("the run stopped")
-        print(f"granary: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("granary: interrupted; run the same command again to go on where it stopped", file=sys.stderr)
-        return 130
-    except BrokenPipeError:
-        return 1
+        status = run([word for word in words if word != "--debug"] or ["--help"])
+        sys.stdout.flush()  # a full disk behind stdout is told of here, and not when the interpreter ends
+        return status
+    except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001  # the last handler: no command ends in a traceback
+        return status_of(error)
 
 
 def run(words: Sequence[str]) -> int:

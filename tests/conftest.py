@@ -7,11 +7,16 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
+
+# No test asks the Hub, and none sees the models that this machine's cache happens to hold.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HUB_CACHE"] = os.path.join(tempfile.gettempdir(), "granary-tests-no-hub-cache")
 
 KEYS = {"AWS_ACCESS_KEY_ID": "granary", "AWS_SECRET_ACCESS_KEY": "tests", "AWS_DEFAULT_REGION": "us-east-1"}
 THREADS = """

@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from granary.curation.dense.recipe import Writer
-from granary.curation.encoders.inference import torch_device
+from granary.curation.encoders.inference import UNLOADABLE, reason, torch_device
 from granary.curation.errors import UserError
 
 ENDINGS = (".json", ".safetensors", ".txt", ".model", ".jinja")  # of the files that decide what a model writes
@@ -30,7 +30,12 @@ BUSY = threading.Lock()  # one text engine at a time in a process: the model fil
 
 @dataclass(frozen=True)
 class Ask:
-    """One thing asked of the model. text: what the template's {text} is; seed: of its answer."""
+    """One thing asked of the model.
+
+    Args:
+        text: what the template's {text} is.
+        seed: of its answer.
+    """
 
     template: str
     text: str
@@ -136,10 +141,9 @@ def load(folder: str, device: str, dtype: str) -> LanguageModel:
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left", **options)
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True, **options)
-    except (OSError, ValueError, ImportError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except UNLOADABLE as error:
         raise UserError(
-            f"writer.model: {folder!r} cannot be loaded ({reason}); give a causal language model"
+            f"writer.model: {folder!r} cannot be loaded ({reason(error)}); give a causal language model"
         ) from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -181,7 +185,11 @@ class Generator:
     most: int
 
     def __call__(self, asks: Sequence[Ask], numbers: Mapping[str, int]) -> list[str]:
-        """Return the answer to each ask. numbers: of the templates."""
+        """Return the answer to each ask.
+
+        Args:
+            numbers: of the templates.
+        """
         if not asks:
             return []
         with BUSY:

@@ -36,7 +36,11 @@ Named = tuple[str, list[Edit]]  # a rule and its edits
 
 @dataclass(frozen=True)
 class Rule:
-    """A text made by a rule. name: of the rule, with its version."""
+    """A text made by a rule.
+
+    Args:
+        name: of the rule, with its version.
+    """
 
     text: str
     name: str

@@ -96,7 +96,11 @@ def _converted(path: str) -> Tokenizer:
 
 @dataclass(frozen=True)
 class Window:
-    """A slice of a text. tokens: its length in the counter's unit."""
+    """A slice of a text.
+
+    Args:
+        tokens: its length in the counter's unit.
+    """
 
     text: str
     tokens: int

@@ -102,7 +102,11 @@ class NegativeRow(Provenance):
 
 
 class EntryRow(TypedDict):
-    """An entry without its texts; row: place of its image in the shard."""
+    """An entry without its texts.
+
+    Args:
+        row: place of its image in the shard.
+    """
 
     row: int
     id: str

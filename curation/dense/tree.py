@@ -13,7 +13,11 @@ GOOD, DULL, UNUSABLE = 0, 1, 2  # mask_quality of DCI: texts are label and capti
 
 
 class InvalidAnnotation(Exception):
-    """Nothing of an annotation can be used. kind: short class name, for tables."""
+    """Nothing of an annotation can be used.
+
+    Args:
+        kind: short class name, for tables.
+    """
 
     def __init__(self, kind: str, message: str) -> None:
         super().__init__(message)
@@ -22,7 +26,7 @@ class InvalidAnnotation(Exception):
 
 @dataclass(frozen=True)
 class Problem:
-    """A part of an annotation that was lost or mended. part: key of a mask, name of a field, or ""."""
+    """A part of an annotation that was lost or corrected. part: key of a mask, name of a field, or ""."""
 
     part: str
     error: str
@@ -31,7 +35,11 @@ class Problem:
 
 @dataclass(frozen=True)
 class Png:
-    """The pixels of a mask as a picture, unread. data: base64 of a PNG of the size of the image, or its data URL."""
+    """The pixels of a mask as a picture, unread.
+
+    Args:
+        data: base64 of a PNG of the size of the image, or its data URL.
+    """
 
     data: object = field(repr=False)
 
@@ -45,7 +53,11 @@ class RunLengths:
 
 @dataclass(frozen=True)
 class Polygons:
-    """The pixels of a mask as outlines, unread. outlines: a list of [x, y, x, y, ...]."""
+    """The pixels of a mask as outlines, unread.
+
+    Args:
+        outlines: a list of [x, y, x, y, ...].
+    """
 
     outlines: object = field(repr=False)
 
@@ -96,7 +108,7 @@ class Annotation:
         summaries: short texts by entry key ("base", "m-IDX-sc"), the first one first.
         negatives: texts that do not describe the entry, by entry key and kind (basic, layout, swaps).
         scores: logits by entry key and name ("sum", "basic_0", ...).
-        problems: what was lost or mended in reading.
+        problems: what was lost or corrected in reading.
     """
 
     file: str

@@ -6,22 +6,21 @@ again keeps the user's sections, which stand between markers, and the user's key
 
 from __future__ import annotations
 
-import importlib.resources
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import jinja2
 import yaml
-from jinja2.sandbox import SandboxedEnvironment
 from PIL import Image
 
 from granary.curation.errors import UserError
+from granary.curation.hub.template import TEMPLATE, render
 from granary.curation.images.decode import DecodeError, DecodeLimits, decode
 from granary.curation.runs.facts import About, Counts, Facts
 from granary.curation.runs.run import Run
 from granary.curation.runs.splits import TRAIN, loadable
 from granary.curation.store import storage
+from granary.curation.store.trees import yaml_tree
 
 if TYPE_CHECKING:
     from datasets import Features
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
 
 Tree = dict[str, Any]  # YAML as it is read: a recipe, or the header of a card
 GENERATED = ("pretty_name", "configs", "dataset_info", "size_categories")  # header keys that always follow the run
-TEMPLATE = "card.md.j2"
 T = TypeVar("T")
 SHEET_IMAGES, SHEET_COLUMNS, SHEET_SIDE, SHEET_GROUPS = 32, 8, 128, 8
 SLOT = re.compile(r"<!-- yours: begin (\w+) -->\n(.*?)<!-- yours: end \1 -->", re.DOTALL)
@@ -83,7 +81,7 @@ def write_card(
         template: jinja2 text in the place of the shipped card.md.j2.
 
     Raises:
-        UserError: the template cannot be rendered.
+        UserError: the user's template cannot be rendered, see `granary.curation.hub.template.render`.
     """
     kept, yours = parse_card(earlier)
     about = facts.get("card") or CURATED
@@ -94,7 +92,6 @@ def write_card(
     encoders, counted = recipe.get("encoder") or {}, counts_of(facts)
     values = dict(
         header=yaml.safe_dump(header, sort_keys=False, allow_unicode=True),
-        slot=lambda name: f"<!-- yours: begin {name} -->\n{yours.get(name, '')}<!-- yours: end {name} -->",
         name=facts["name"],
         kind=facts.get("kind", "curate"),
         samples=facts["samples"],
@@ -117,25 +114,18 @@ def write_card(
         },
         notes=facts.get("notes") or [],
     )
-    try:
-        return _environment().from_string(shipped_template() if template is None else template).render(values)
-    except jinja2.TemplateError as error:
-        raise UserError(
-            f"card: the template {TEMPLATE} of the run cannot be rendered: {error}; correct it, or delete the file"
-        ) from error
-
-
-def shipped_template() -> str:
-    """Return the jinja2 template of the card that granary ships; a run's own card.md.j2 takes its place."""
-    return importlib.resources.files("granary.curation.hub").joinpath(TEMPLATE).read_text(encoding="utf-8")
+    return render(template, values, yours)
 
 
 def own_template(run: Run) -> str | None:
     """Return the card's template that the user put into the run directory; None when there is none."""
+    path = run.path(TEMPLATE)
     try:
-        return storage.read_bytes(run.path(TEMPLATE)).decode()
+        return storage.read_bytes(path).decode()
     except FileNotFoundError:
         return None
+    except UnicodeDecodeError as error:
+        raise UserError(f"card: {path} is no text in UTF-8 ({error}); correct it, or delete the file") from None
 
 
 def earlier_card(run: Run) -> str:
@@ -162,10 +152,7 @@ def parse_card(text: str) -> tuple[Tree, dict[str, str]]:
         ValueError: the header is not a YAML mapping.
     """
     match = re.match(r"---\n(.*?)---\n", text, re.DOTALL)
-    try:
-        header = yaml.safe_load(match.group(1)) if match else {}
-    except yaml.YAMLError as error:
-        raise ValueError(" ".join(str(error).split())) from None
+    header = yaml_tree(match.group(1)) if match else {}
     if not isinstance(header, dict):
         raise ValueError("the header is not a mapping")
     return header, dict(SLOT.findall(text))
@@ -257,7 +244,7 @@ def shareable(recipe: Tree, local: Sequence[str] = ()) -> Tree:
 def without_path(spec: str) -> str:
     """Return an encoder's name with a local path cut down to its last part; a model id of the Hub stays whole."""
     kind, colon, where = spec.partition(":")
-    hub_id = kind == "hf" and re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", where)
+    hub_id = kind == "hf" and re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?(\?.*)?", where)
     return spec if hub_id or "/" not in where else kind + colon + where.rstrip("/").rsplit("/", 1)[-1]
 
 
@@ -310,6 +297,8 @@ def _type(feature: FeatureType) -> str:
         return "struct"
     if type(feature).__name__ == "Image":
         return "image"
+    if classes := getattr(feature, "names", None):
+        return f"{len(classes):,} classes"
     inner = getattr(feature, "feature", None)
     return f"list of {_type(inner)}" if inner is not None else str(getattr(feature, "dtype", type(feature).__name__))
 
@@ -318,13 +307,3 @@ def size_category(samples: int) -> str:
     """Return the Hub's name of a dataset's size."""
     names = ["n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M", "10M<n<100M", "100M<n<1B", "n>1B"]
     return names[min(len(names) - 1, sum(samples >= 10**power for power in range(3, 10)))]
-
-
-def _environment() -> jinja2.Environment:
-    return SandboxedEnvironment(
-        undefined=jinja2.StrictUndefined,
-        autoescape=False,  # the card is Markdown
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )

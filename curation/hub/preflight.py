@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from granary.curation.hub.card import Tree, parse_card
+from granary.curation.hub.secrets import columns_with_secrets
 from granary.curation.hub.upload import Upload
 from granary.curation.store import storage
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 FOLDER_FILES, REPOSITORY_FILES = 10_000, 100_000
 FILE_BYTES, GROUP_BYTES = 50_000_000_000, 300_000_000
+LARGER = "larger --shards.rows, --unit_rows and --shards.max_bytes, as far as its command has them"
+SMALLER = LARGER.replace("larger", "smaller")
 SECRETS = {
     "a Hugging Face token": r"\bhf_[A-Za-z0-9]{20,}",
     "an AWS access key": r"\b(AKIA|ASIA)[A-Z0-9]{16}\b",
@@ -61,18 +64,18 @@ def _counts(uploads: Sequence[Upload]) -> Iterator[str]:
         if count > FOLDER_FILES:
             yield (
                 f"{folder}/ would hold {count:,} files and the Hub takes {FOLDER_FILES:,} in a folder; "
-                "run again with larger --shards.rows and --shards.max_bytes"
+                f"run again with {LARGER}"
             )
     if len(uploads) > REPOSITORY_FILES:
         yield (
             f"the repository would hold {len(uploads):,} files and the Hub takes {REPOSITORY_FILES:,}; "
-            "run again with larger --shards.rows and --shards.max_bytes"
+            f"run again with {LARGER}"
         )
     for upload in uploads:
         if upload.size >= FILE_BYTES:
             yield (
                 f"{upload.path} has {upload.size / 1e9:,.1f} GB and the Hub takes files under {FILE_BYTES // 10**9} "
-                "GB; run again with a smaller --shards.max_bytes"
+                f"GB; run again with {SMALLER}"
             )
 
 
@@ -124,6 +127,7 @@ def _parquet(config: str, files: Sequence[Upload], stated: Features | None) -> I
             with storage.open_read(upload.url) as file:
                 parquet = pq.ParquetFile(file)
                 schema, metadata = parquet.schema_arrow, parquet.metadata
+                secrets = dict(columns_with_secrets(file))
         except (OSError, pa.ArrowInvalid) as error:
             yield f"{upload.path} is not a readable Parquet file ({type(error).__name__}); delete it and {again}"
             continue
@@ -132,6 +136,11 @@ def _parquet(config: str, files: Sequence[Upload], stated: Features | None) -> I
             yield (
                 f"{upload.path} has a row group of {max(groups) / 1e6:,.0f} MB and the Hub's viewer reads at most "
                 f"{GROUP_BYTES // 10**6} MB; run again with a smaller --shards.row_group"
+            )
+        for column, count in secrets.items():
+            yield (
+                f"{upload.path}: {count:,} values of column {column} are addresses with a password, a signature or a "
+                f"folder of this machine; {again}"
             )
         if first is None:
             first = schema

@@ -5,13 +5,12 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from typing import TYPE_CHECKING, cast
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import yaml
 
 from granary.curation.errors import UserError
 from granary.curation.hub.card import (
@@ -27,10 +26,11 @@ from granary.curation.hub.card import (
 from granary.curation.hub.croissant import croissant
 from granary.curation.hub.upload import Upload
 from granary.curation.images.decode import DecodeLimits
-from granary.curation.runs.facts import Counts, Facts
+from granary.curation.runs.facts import NEEDED, Counts, Facts, lacking_nothing
 from granary.curation.runs.integrity import path_in, written
 from granary.curation.runs.run import Run, read_table
 from granary.curation.store import storage
+from granary.curation.store.trees import yaml_mapping
 
 if TYPE_CHECKING:
     from datasets import Features
@@ -71,7 +71,7 @@ def gather(
         UserError: there is no finished run, or its files are not those it counted.
     """
     run = Run(url.rstrip("/"))
-    facts, recipe = cast(Facts, _read(run, "run.json")), _read(run, "recipe.yaml")
+    facts, recipe = cast(Facts, _read(run, "run.json", NEEDED)), _read(run, "recipe.yaml")
     counted = counts_of(facts)
     parquet = {config: _shards(run, config, counts) for config, counts in counted.items()}
     if ledger:
@@ -93,16 +93,18 @@ def gather(
     )
 
 
-def _read(run: Run, name: str) -> Tree:
+def _read(run: Run, name: str, needed: Set[str] = frozenset()) -> Tree:
     try:
-        tree = yaml.safe_load(storage.read_bytes(run.path(name)))  # JSON is YAML
+        return lacking_nothing(yaml_mapping(storage.read_bytes(run.path(name))), needed)  # JSON is YAML
     except FileNotFoundError:
         raise UserError(
             f"run: {run.url} is not a finished run (it has no {name}); give the --out of a finished run"
         ) from None
-    except (yaml.YAMLError, UnicodeDecodeError):
-        raise UserError(f"run: {run.path(name)} cannot be read; run its granary command again") from None
-    return dict(tree)
+    except ValueError as error:
+        raise UserError(
+            f"run: {run.path(name)} is damaged ({error}); `granary check RUN --repair` removes it, and the run's "
+            "command writes it again"
+        ) from None
 
 
 def _shards(run: Run, config: str, counts: Counts) -> list[Upload]:

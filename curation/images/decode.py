@@ -72,7 +72,11 @@ class DecodeLimits(pydantic.BaseModel, frozen=True, extra="forbid"):
 
 
 class DecodeError(Exception):
-    """The bytes are not an image that granary takes. kind: short class name, for tables."""
+    """The bytes are not an image that granary takes.
+
+    Args:
+        kind: short class name, for tables.
+    """
 
     def __init__(self, kind: str, message: str) -> None:
         super().__init__(message)
@@ -84,7 +88,13 @@ class DecodeError(Exception):
 
 @dataclass(frozen=True)
 class Decoded:
-    """An upright picture. image: RGB. width, height: of the original, upright, before DCT scaling."""
+    """An upright picture.
+
+    Args:
+        image: RGB.
+        width: of the original, upright, before DCT scaling.
+        height: of the original, upright, before DCT scaling.
+    """
 
     image: Image.Image
     width: int
@@ -212,7 +222,12 @@ def to_rgb(image: Image.Image, bits: int = 16) -> Image.Image:
 
 
 def strip_to_rgb(strip: Image.Image, low: float, high: float) -> Image.Image:
-    """Convert a strip of any mode; low, high: the greys that become 0 and 255 in modes wider than a byte."""
+    """Convert a strip of any mode.
+
+    Args:
+        low: the greys that become 0 and 255 in modes wider than a byte.
+        high: the greys that become 0 and 255 in modes wider than a byte.
+    """
     if strip.mode[0] in "IF":
         return wide_grey(strip, low, high).convert("RGB")
     if not strip.has_transparency_data:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Set
 from typing import NotRequired, TypedDict, TypeVar, cast
 
-import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from granary.curation.errors import UserError
 from granary.curation.store import storage
+from granary.curation.store.trees import json_tree, yaml_tree
 
 M = TypeVar("M", bound=BaseModel)
+
+NEEDED = {"kind", "name", "samples", "shards", "bytes"}  # without these it is no run.json
 
 # What became of the files that came into a stage; the first key is a keyword of Python.
 FlowRow = TypedDict("FlowRow", {"stage": str, "in": int, "kept": int, "dropped": int, "dead": int})
@@ -113,7 +115,10 @@ class Audit(TypedDict):
 
 
 class SetCount(TypedDict):
-    """What a seed set retrieved: how often an image, and how many different ones."""
+    """What a seed set retrieved: how often an image, and how many different ones.
+
+    similarities: lowest, median and highest cosine of an image with its seed, in sample mode.
+    """
 
     set: str
     mode: str
@@ -121,6 +126,7 @@ class SetCount(TypedDict):
     retrievals: int
     distinct: int
     recall: NotRequired[float]
+    similarities: NotRequired[list[float]]
 
 
 class Facts(TypedDict):
@@ -165,12 +171,12 @@ def read_recipe(url: str, model: type[M]) -> M:
     """
     path = storage.join(url, "recipe.yaml")
     try:
-        return model.model_validate(yaml.safe_load(storage.read_bytes(path)))
+        return model.model_validate(yaml_tree(storage.read_bytes(path)))
     except FileNotFoundError:
         raise UserError(
             f"run: {url} is not a run directory (it has no recipe.yaml); give the --out of a granary run"
         ) from None
-    except (yaml.YAMLError, UnicodeDecodeError, ValidationError) as error:
+    except ValueError as error:  # a ValidationError is one
         raise UserError(
             f"run: {path} is not the recipe of a run of this kind and version of granary; "
             "give another --out, or delete that folder"
@@ -184,13 +190,35 @@ def read_facts(url: str) -> Facts:
         url: of the run directory.
 
     Raises:
-        UserError: there is none.
+        UserError: there is none, or it is damaged.
     """
+    path = storage.join(url, "run.json")
     try:
-        return cast(Facts, json.loads(storage.read_bytes(storage.join(url, "run.json"))))
+        return _facts(storage.read_bytes(path))
+    except ValueError as error:
+        raise UserError(
+            f"run: {path} is damaged ({error}); `granary check RUN --repair` removes it, and the run's command writes "
+            "it again"
+        ) from error
     except FileNotFoundError:
         if storage.exists(storage.join(url, "recipe.yaml")):
             raise UserError(f"run: {url} is not finished; run its granary command again first") from None
         raise UserError(
             f"run: {url} is not a run directory (it has no run.json); give the --out of a granary run"
         ) from None
+
+
+def _facts(data: bytes) -> Facts:
+    """Read run.json; raises ValueError when it is none."""
+    tree = json_tree(data)
+    if not isinstance(tree, dict):
+        raise ValueError("it holds no mapping")
+    return cast(Facts, lacking_nothing(tree, NEEDED))
+
+
+def lacking_nothing(tree: dict[str, object], needed: Set[str]) -> dict[str, object]:
+    """Return a mapping that has the keys needed; raises ValueError when one is missing."""
+    missing = sorted(needed - tree.keys())
+    if missing:
+        raise ValueError(f"it lacks {', '.join(missing)}")
+    return tree

@@ -9,16 +9,14 @@ import concurrent.futures
 import contextlib
 import functools
 import hashlib
-import json
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
-
-import yaml
 
 from granary.curation.errors import UserError
 from granary.curation.runs.run import INDEX, Marker, Run, parse_index
 from granary.curation.sources.files import absolute
 from granary.curation.store import storage
+from granary.curation.store.trees import json_tree, yaml_tree
 
 READERS = 8  # files that are read at a time
 PIECE = 1 << 20  # bytes
@@ -213,8 +211,8 @@ def _whole_files(run: Run, names: Iterable[str]) -> Iterator[Damage]:
     for name in sorted({"recipe.yaml", "run.json"} & set(names)):
         try:
             data = storage.read_bytes(run.path(name))
-            tree = json.loads(data) if name == "run.json" else yaml.safe_load(data)
-        except (ValueError, yaml.YAMLError):
+            tree = json_tree(data) if name == "run.json" else yaml_tree(data)
+        except ValueError:
             tree = None
         if not isinstance(tree, dict):
             yield Damage(name, "it cannot be read", (name,))

@@ -29,7 +29,11 @@ def in_order(splits: Iterable[str]) -> list[str]:
 
 
 def shard_names(splits: Sequence[str]) -> list[str]:
-    """Return SPLIT-NNNNN-of-NNNNN for each shard, numbered within its split; splits: that of each shard."""
+    """Return SPLIT-NNNNN-of-NNNNN for each shard, numbered within its split.
+
+    Args:
+        splits: that of each shard.
+    """
     totals, places = Counter(splits), Counter[str]()
     names = []
     for split in splits:

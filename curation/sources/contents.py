@@ -24,7 +24,6 @@ IMAGE_ENDINGS = frozenset((
 ))  # fmt: skip
 TAR_ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2")
 TABLE_ENDINGS = (".parquet", ".pq")
-METADATA_NAMES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")  # of the Hub's imagefolder
 COMPANION_ENDINGS = frozenset((
     "c", "cfg", "cls", "cff", "conf", "cpp", "css", "csv", "db", "done", "gitattributes", "gitignore",
     "html", "htm", "idx", "ini", "ipynb", "js", "json", "jsonl", "lock", "log", "md", "npy", "npz", "pdf",
@@ -56,7 +55,7 @@ def kind_of(path: str) -> FileKind:
     stem, _, ending = base.rpartition(".")
     if is_hidden(path):
         return "hidden"
-    if base in METADATA_NAMES:
+    if base in listing.TABLE_NAMES:
         return "metadata"
     if base.endswith(TAR_ENDINGS):
         return "shard"
@@ -122,6 +121,11 @@ def of_split(source: Source, path: str, left_out: LeftOut) -> bool:
 def canonical(split: str) -> str:
     """Return the name of a split as the Hub has it: val is validation."""
     return SPLIT_WORDS.get(split, split)
+
+
+def base_name(path: str) -> str:
+    """Return the last part of a path or an address, without its query."""
+    return path.partition("?")[0].rstrip("/").replace("\\", "/").rsplit("/", 1)[-1]
 
 
 def what(path: str) -> str:

@@ -23,7 +23,11 @@ PREVIEWS = 1  # a picture alone beside data is a preview of them whatever its na
 
 
 class Held(NamedTuple):
-    """What a folder holds, hidden files apart. pictures: those whose names are not names of previews."""
+    """What a folder holds, hidden files apart.
+
+    Args:
+        pictures: those whose names are not names of previews.
+    """
 
     pictures: int
     shards: int
@@ -222,8 +226,8 @@ def check_tables(source: Source) -> None:
 
 def table_paths(source: Source) -> list[str]:
     """Return where the first few tables of a source are."""
-    found = contents.data_files(source, parquet.ENDINGS, contents.LeftOut())
-    return [parquet.address(source, file.path) for file, _ in zip(found, range(TABLES_LOOKED_AT), strict=False)]
+    tables = contents.data_files(source, parquet.ENDINGS, contents.LeftOut())
+    return [parquet.address(source, file.path) for file, _ in zip(tables, range(TABLES_LOOKED_AT), strict=False)]
 
 
 CHECKS: dict[str, Callable[[Source], None]] = {

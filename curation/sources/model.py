@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Literal, NamedTuple, Self
 
 import pydantic
 from pydantic import Field, PrivateAttr
@@ -68,7 +68,10 @@ class Piece:
         stop: the row after the last.
         size: in bytes, 0 when unknown.
         count: candidates in it, 0 when unknown (tar).
-        stamp: text that changes when the file changes.
+        stamp: text that changes when the file changes, or what speaks of it.
+        sidecars: files beside it that speak of it, relative to the root.
+        table: file of the folder with a row about it, relative to the root; "" where there is none.
+        table_stamp: of that file.
     """
 
     path: str
@@ -77,6 +80,17 @@ class Piece:
     size: int
     count: int
     stamp: str
+    sidecars: tuple[str, ...] = ()
+    table: str = ""
+    table_stamp: str = ""
+
+
+class Unread(NamedTuple):
+    """Something that speaks of an image and could not be read: its name, class and message of the error."""
+
+    part: str
+    error: str
+    message: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +107,9 @@ class Candidate:
         metadata: JSON, as the source has it.
         data: the bytes where reading the piece had them anyway, else None.
         error: (class, message) of a dead candidate, which has no bytes.
+        name: of its own file, "" where it has none.
+        unread: what speaks of it and could not be read.
+        left_out: (what, why) of members and columns beside it that have no place in a sample.
     """
 
     uri: str
@@ -104,6 +121,9 @@ class Candidate:
     metadata: str | None = None
     data: bytes | None = None
     error: tuple[str, str] | None = None
+    name: str = ""
+    unread: tuple[Unread, ...] = ()
+    left_out: tuple[tuple[str, str], ...] = ()
 
 
 def escape(name: str) -> str:

@@ -30,7 +30,13 @@ class DamagedTar(OSError):
 
 
 class Member(NamedTuple):
-    """One member. type: file, link, sparse or other. offset, size: of its data in the unpacked archive."""
+    """One member.
+
+    Args:
+        type: file, link, sparse or other.
+        offset: of its data in the unpacked archive.
+        size: of its data in the unpacked archive.
+    """
 
     name: str
     type: str

@@ -29,7 +29,8 @@ from granary.curation.store.addresses import stored
 ENDINGS = (".txt", ".csv", ".tsv")
 PIECE_ROWS = 256
 HTTP = ("http", "https")
-UNTRUSTED = (
+UNTRUSTED = "UntrustedPath"
+WHAT_IS_TAKEN = (
     "a row is a path below the folder of the list or a plain http, s3, gs, hf or az address; trust_paths true takes "
     "any file and any chain"
 )
@@ -76,7 +77,7 @@ def candidate(source: Source, piece: Piece, row: int, cells: Row, repeat: int | 
     try:
         target(source, unescape(cells["address"]))
     except files.UnsafePath as unsafe:
-        return Candidate(uri, piece.path, row, error=("UntrustedPath", str(unsafe)))
+        return Candidate(uri, piece.path, row, error=(UNTRUSTED, str(unsafe)))
     return Candidate(uri, piece.path, row, label=cells["label"], captions=tuple(cells["captions"]))
 
 
@@ -93,7 +94,7 @@ def target(source: Source, address: str) -> str:
     if below and not chained:
         return folder + address
     if not source.trust_paths:
-        raise files.UnsafePath(UNTRUSTED)
+        raise files.UnsafePath(WHAT_IS_TAKEN)
     return address if protocol or chained or posixpath.isabs(address) else folder + address
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from typing import Literal, NamedTuple, TypedDict
@@ -10,27 +11,29 @@ from typing import Literal, NamedTuple, TypedDict
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from granary.curation.runs import dead_letters
 from granary.curation.runs.dead_letters import DeadLetter, dead_rows
 from granary.curation.runs.row_groups import RowGroups
-from granary.curation.runs.run import Output, Run, read_groups, read_table, undigested
+from granary.curation.runs.run import DEAD, Output, Run, read_groups, read_table, undigested
 from granary.curation.runs.vectors import Layout
 from granary.curation.sources import Reader, failure
 from granary.curation.steps.embed import FACTS
 from granary.curation.steps.unreadable import check_lost, check_unchanged
-from granary.curation.store import schema
+from granary.curation.store import schema, storage
 from granary.curation.store.sampling import priority
 from granary.curation.store.schema import LEDGER
 
-SAMPLE_FACTS = [field for field in FACTS if field.name not in ("status", "reason", "message")]
+SAMPLE_FACTS = [field for field in FACTS if field.name not in ("unread", "status", "reason", "message")]
 COLUMNS = [field.name for field in SAMPLE_FACTS]
 EVIDENCE = [LEDGER.field("seed_ids"), LEDGER.field("similarities")]
 PLAN = pa.schema([("role", pa.string()), *SAMPLE_FACTS, *EVIDENCE])
+CLASSES = b"granary.classes"  # key of the plan's schema
 
 
 class PlanRow(TypedDict):
-    """A row of the plan, as far as a shard is made from it."""
+    """A row of the plan, as far as a shard is made from it; label: number of the class where the plan names classes."""
 
     role: str
     uri: str
@@ -42,9 +45,10 @@ class PlanRow(TypedDict):
     sha256: str
     width: int
     height: int
-    label: str | None
+    label: str | int | None
     captions: list[str] | None
     metadata: str | None
+    name: str
     seed_ids: list[str]
     similarities: list[float]
 
@@ -83,7 +87,7 @@ class PlanShards:
 
 
 def plan(run: Run, job: PlanShards, output: Output) -> None:
-    """Order the kept samples and cut them into shards: row group i is shard i."""
+    """Order the kept samples and cut them into shards: row group i is shard i; its schema states the classes."""
     kept = pa.concat_tables([PLAN.empty_table(), *_kept(run), *_as_is(run, job.as_is)])
     ids = kept["id"].to_numpy(zero_copy_only=False).astype(str)
     _, first = np.unique(ids, return_index=True)
@@ -91,11 +95,22 @@ def plan(run: Run, job: PlanShards, output: Output) -> None:
     if job.order == "hash":
         ids = kept["id"].to_numpy(zero_copy_only=False).astype(str)
         kept = kept.take(pa.array(np.lexsort((ids, priority(job.seed, ids)))))
+    kept = kept.replace_schema_metadata({CLASSES: json.dumps(schema.class_names(pc.unique(kept["label"]).to_pylist()))})
     for shard in _cut(kept, job.rows, job.max_bytes):
         output.write(shard)
         output.counters["shards"] += 1
     if output.writer is None:
-        output.write(PLAN.empty_table())
+        output.write(kept)
+
+
+def planned_classes(run: Run) -> list[str]:
+    """Return the names of the classes of the kept samples; none where labels stay text."""
+    with storage.open_read(run.parts("plan")[0]) as file:
+        return _classes(pq.read_schema(file))
+
+
+def _classes(plan: pa.Schema) -> list[str]:
+    return [str(name) for name in json.loads(plan.metadata[CLASSES])]
 
 
 def _kept(run: Run) -> Iterator[pa.Table]:
@@ -191,10 +206,13 @@ def write_shard(run: Run, job: WriteShard, output: Output) -> None:
         TooManyUnreadable: see `check_lost`.
     """
     rows = read_table(run.parts("plan")[0], group=job.shard)
-    groups = RowGroups(output, schema.arrow_schema(schema.curated_features()), job.row_group)
-    for row in check_lost(_reread(run, rows, job.max_bytes), job.max_unreadable):
+    classes = _classes(rows.schema)
+    rows = rows.set_column(rows.schema.get_field_index("label"), "label", schema.numbered(rows["label"], classes))
+    groups = RowGroups(output, schema.arrow_schema(schema.curated_features(classes)), job.row_group)
+    for row in check_lost(_reread(run, rows, job.max_bytes), job.max_unreadable, output.counters):
         if row.problem is not None:
             output.notes.append(list(row.problem))
+            output.counters[DEAD] += 1
         else:
             groups.add(row.sample, row.size)
     groups.close()
@@ -235,7 +253,7 @@ def _sample(run: Run, row: PlanRow, data: bytes) -> dict[str, object]:
         "seed_ids": row["seed_ids"],
         "similarities": row["similarities"],
         "source": {"name": name, "uri": row["uri"]},
-        "image": {"bytes": data, "path": row["uri"].rsplit("/", 1)[-1]},
+        "image": {"bytes": data, "path": row["name"]},
     }
 
 
@@ -303,9 +321,18 @@ class WriteDeadLetters:
 
 def write_dead_letters(run: Run, job: WriteDeadLetters, output: Output) -> None:
     """Collect what could not be read, of every role and stage."""
-    read = [letter for role in job.roles for letter in dead_rows(run, role, "decode")]
+    read = [letter for role in job.roles for letter in (*dead_rows(run, role, "decode"), *_unread(run, role))]
     lost = [DeadLetter(file.uri, "shards", file.error, file.message) for file in sorted(job.lost)]
     dead_letters.write_dead_letters([*read, *_unreadable(run), *lost], output)
+
+
+def _unread(run: Run, role: str) -> Iterator[DeadLetter]:
+    """Yield what speaks of the images of a role and could not be read: captions, labels, metadata."""
+    for url in run.parts(role):
+        table = read_table(url, ["uri", "unread"])
+        for row in table.filter(pc.greater(pc.list_value_length(table["unread"]), 0)).to_pylist():
+            for unread in row["unread"]:
+                yield DeadLetter(row["uri"], "decode", unread["error"], unread["message"], unread["part"])
 
 
 def _unreadable(run: Run) -> Iterator[DeadLetter]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from granary.curation.errors import UserError
 from granary.curation.images.decode import DecodeError, DecodeLimits, decode
-from granary.curation.sources import Candidate, Reader, Source, list_pieces, read_piece
+from granary.curation.sources import Candidate, Reader, Source, failure, list_pieces, read_piece
 
 PROBED = 64  # candidates of a set that are looked at; a set that holds more of them passes
 SIDE = 32  # a JPEG need not be decoded larger
@@ -55,5 +55,5 @@ def why_no_image(candidate: Candidate, reader: Reader, limits: DecodeLimits) -> 
     except DecodeError as error:
         return error.kind
     except OSError as error:
-        return type(error).__name__
+        return failure(error)[0]
     return None

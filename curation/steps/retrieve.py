@@ -169,12 +169,14 @@ class RetrieveNearest:
         k: images per seed.
         cap: most images the set may retrieve.
         seed: of the run, which chooses those that stay under the cap.
+        threshold: smallest cosine of an image with its seed.
     """
 
     set: int
     k: int
     cap: int
     seed: int
+    threshold: float = -1.0
 
 
 def retrieve_by_sample(run: Run, job: RetrieveNearest, output: Output) -> None:
@@ -183,17 +185,26 @@ def retrieve_by_sample(run: Run, job: RetrieveNearest, output: Output) -> None:
     tables = (read_table(url) for url in run.parts(f"nearest-{job.set}"))
     partials = [(_rows(table["similarity"], job.k), _rows(table["index"], job.k)) for table in tables]
     similarity, index = search.merge_top_k(partials, job.k)
+    index = np.where(similarity >= np.float32(job.threshold), index, -1)
     retrieved = retrieval.sample_retrieval(similarity, index, np.arange(len(seeds)))
     if retrieved.distinct > job.cap:
         names = Layout.of(run, "pool").take(retrieved.images, ["id"])["id"]
         pool_ids = names.to_numpy(zero_copy_only=False).astype(str)
         retrieved = retrieval.capped(retrieved, pool_ids, job.cap, job.seed)
     output.counters |= {"retrievals": retrieved.retrievals, "distinct": retrieved.distinct, "seeds": len(seeds)}
+    if len(retrieved.similarities):
+        spread = np.quantile(retrieved.similarities, (0, 0.5, 1))
+        names = ("lowest_millionths", "median_millionths", "highest_millionths")
+        output.counters |= {name: round(float(value) * 1e6) for name, value in zip(names, spread, strict=True)}
     output.write(_retrieved(job.set, retrieved, ids))
 
 
 def _retrieved(number: int, retrieved: retrieval.Retrieved, ids: NDArray[np.str_]) -> pa.Table:
-    """Return what a seed set retrieved as RETRIEVED; ids: (s,) of its seeds."""
+    """Return what a seed set retrieved as RETRIEVED.
+
+    Args:
+        ids: (s,) of its seeds.
+    """
     offsets = pa.array(retrieved.starts.astype(np.int32))
     none = pa.nulls(len(retrieved.images))
     columns = {

@@ -2,27 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, TypedDict
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 if TYPE_CHECKING:
     from datasets import Features
     from datasets.features.features import FeatureType
 
+MOST_CLASSES = 10_000  # with more names, labels are text
+NO_CLASS = ("", "-1")  # labels that say there is none
 
-def sample_features(extra: Mapping[str, FeatureType] | None = None) -> Features:
+
+def sample_features(extra: Mapping[str, FeatureType] | None = None, classes: Sequence[str] = ()) -> Features:
     """Return the `datasets.Features` of a sample.
 
     Args:
         extra: features of the columns a way in adds (curate: seed_ids, similarities).
+        classes: names of the labels, see `class_names`; labels are text where there are none.
 
     Returns:
-        id: first 32 hex characters of the SHA-256 of the original bytes; image: those bytes, never re-encoded, and
-        the file name; width, height: pixels, upright; label; captions; source: its name and the uri in it.
+        id: first 32 hex characters of the SHA-256 of the original bytes.
+
+    Args:
+        image: those bytes, never re-encoded, and
+        the file name.
+        width: pixels, upright; label; captions.
+        height: pixels, upright; label; captions.
+        source: its name and the uri in it.
+    .
     """
-    from datasets import Features, Image, List, Value
+    from datasets import ClassLabel, Features, Image, List, Value
 
     return Features(
         {
@@ -30,7 +43,7 @@ def sample_features(extra: Mapping[str, FeatureType] | None = None) -> Features:
             "image": Image(),
             "width": Value("int32"),
             "height": Value("int32"),
-            "label": Value("string"),
+            "label": ClassLabel(names=list(classes)) if classes else Value("string"),
             "captions": List(Value("string")),
             "source": {"name": Value("string"), "uri": Value("string")},
             **(extra or {}),
@@ -38,7 +51,7 @@ def sample_features(extra: Mapping[str, FeatureType] | None = None) -> Features:
     )
 
 
-def curated_features() -> Features:
+def curated_features(classes: Sequence[str] = ()) -> Features:
     """Return the features of a curated sample: the seeds that retrieved it, best first, and the JSON it came with."""
     from datasets import List, Value
 
@@ -47,13 +60,60 @@ def curated_features() -> Features:
             "metadata": Value("string"),
             "seed_ids": List(Value("string")),
             "similarities": List(Value("float32")),
-        }
+        },
+        classes,
     )
 
 
 def arrow_schema(features: Features) -> pa.Schema:
     """Return the Arrow schema with the Hugging Face metadata that types the Image column."""
     return features.arrow_schema
+
+
+def class_names(labels: Iterable[str | None], absent: Sequence[str] = NO_CLASS) -> list[str]:
+    """Return the names of the classes among labels, numbers by value before words; none of more than MOST_CLASSES.
+
+    Args:
+        labels: in any order, any number of times.
+        absent: labels that say there is none.
+    """
+    names = {label for label in labels if label is not None and label not in absent}
+    return sorted(names, key=natural) if len(names) <= MOST_CLASSES else []
+
+
+def natural(label: str) -> tuple[int, int, str]:
+    """Return the key that sorts numbers by value, before words."""
+    return (0, int(label), label) if label.isdecimal() else (1, 0, label)
+
+
+def numbered(labels: pa.ChunkedArray, classes: Sequence[str]) -> pa.ChunkedArray:
+    """Return labels, text, as numbers of their classes, null for no class; as they are where there are no classes."""
+    return pc.index_in(labels, pa.array(classes, pa.string())).cast(pa.int64()) if classes else labels
+
+
+def named(table: pa.Table) -> pa.Table:
+    """Return a table with the names of classes in the place of their numbers, wherever its schema states them."""
+    for column, names in stated_classes(table.schema).items():
+        numbers = table[column].cast(pa.int64())
+        known = pc.and_(pc.greater_equal(numbers, 0), pc.less(numbers, len(names)))  # -1 is no class for `datasets`
+        places = pc.if_else(known, numbers, pa.scalar(None, pa.int64()))
+        labels = pc.take(pa.array(names, pa.string()), places)
+        table = table.set_column(table.schema.get_field_index(column), column, labels)
+    return table
+
+
+def stated_classes(schema: pa.Schema) -> dict[str, list[str]]:
+    """Return for each column of numbers that `datasets` types as ClassLabel the names of its classes."""
+    stated = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+    features = stated.get("info", {}).get("features", {})
+    return {
+        name: features[name]["names"]
+        for name in schema.names
+        if pa.types.is_integer(schema.field(name).type)
+        and isinstance(features.get(name), dict)
+        and features[name].get("_type") == "ClassLabel"
+        and features[name].get("names")
+    }
 
 
 LEDGER = pa.schema(

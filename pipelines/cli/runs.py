@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import click
 
+from granary.curation.errors import UserError
+from granary.curation.store.printable import printable
 from granary.pipelines.cli.plain_command import PlainCommand
 
 
@@ -12,7 +14,7 @@ def _explain(run: str, image: str) -> int:
     from granary.curation.runs.lookup import Files, open_run
 
     opened, recipe = open_run(run)
-    print(explain(opened, Files(opened, recipe.decode.max_bytes), image))
+    print(printable(explain(opened, Files(opened, recipe.decode.max_bytes), image)))
     return 0
 
 
@@ -33,6 +35,8 @@ def _report(run: str) -> int:
     from granary.pipelines.kinds.registry import KINDS
 
     facts = read_facts(run)
+    if facts["kind"] not in KINDS:
+        raise UserError(f"run: {run} holds a run of granary {facts['kind']}; there are {', '.join(KINDS)}")
     print(KINDS[facts["kind"]].write_report(run))
     print_cost(Console(stderr=True, highlight=False, markup=False), facts)
     return 0
@@ -52,7 +56,7 @@ def _check(run: str, repair: bool) -> int:
 
     checked = check_run(run)
     for damage in checked.damages:
-        print(f"{damage.path}: {damage.cause}")
+        print(printable(f"{damage.path}: {damage.cause}", keep=""))
     print(f"{checked.parts:,} parts compared with their markers; {len(checked.damages)} things are damaged")
     if repair and checked.damages:
         remove(run, checked.damages)
@@ -75,7 +79,7 @@ check = PlainCommand(
 
 def _publish(run: str | None, repo: str | None, print_template: bool, branch: str, **switches: bool) -> int:
     if print_template:
-        from granary.curation.hub.card import shipped_template
+        from granary.curation.hub.template import shipped_template
 
         print(shipped_template(), end="")
         return 0

@@ -28,7 +28,11 @@ def photo_tiles(side: int) -> Iterator[tuple[str, Image.Image]]:
 
 
 def save_picture(path: pathlib.Path, image: Image.Image, quality: int | None = None) -> None:
-    """Write a picture in the format that the path's ending names. quality: of JPEG; None for other formats."""
+    """Write a picture in the format that the path's ending names.
+
+    Args:
+        quality: of JPEG; None for other formats.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     if quality is None:
         image.save(path)

@@ -56,7 +56,11 @@ def photographed() -> Iterator[Named]:
 
 
 def rendered(folder: pathlib.Path, engine: Engine) -> Iterator[Named]:
-    """Yield pictures that the embedded world renders, every character in every world; folder: for the run and them."""
+    """Yield pictures that the embedded world renders, every character in every world.
+
+    Args:
+        folder: for the run and them.
+    """
     for path in rendered_pool(str(folder / "renders"), str(folder / "render"), engine, FACTORS):
         with Image.open(folder / "renders" / path) as image:
             yield path.removesuffix(".png"), image.convert("RGB")

@@ -39,7 +39,7 @@ SIDE = 16  # pixels of a picture
 HOLDOUT = 0.5  # share of the labelled digits that tests, drawn by hash; the others vote
 CURATION = [  # small drawings on plain ground resemble each other: what is a copy must be closer than elsewhere
     *("--name", "granary demo train", "--dedup.threshold", "0.92", "--leaks.threshold", "0.95"),
-    *("--retrieval.k", "16", "--shards.rows", "500"),
+    *("--retrieval.k", "16", "--shards.rows", "500", "--encoder.retrieval", "builtin:layout"),
 ]
 SELECTIONS = {  # name of the run -> what is done to the pool
     "pool": ["--dedup.enabled", "false"],
@@ -216,7 +216,11 @@ def prepared(out: str, seed: int, sizes: Sizes, overrides: Sequence[str]) -> pat
 
 
 def table_of(scores: Mapping[str, float], kept: Mapping[str, Counter[str]], seen: int) -> Table:
-    """Return the scores side by side; seen: pictures that each training saw, repeats too."""
+    """Return the scores side by side.
+
+    Args:
+        seen: pictures that each training saw, repeats too.
+    """
     table = Table("trained on", box=None, pad_edge=False, header_style="bold")
     for head in ("pictures", "digits", "tiles", "copies", "leaks", "epochs", "kNN %"):
         table.add_column(head, justify="right")

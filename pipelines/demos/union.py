@@ -23,6 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from granary.curation.runs.facts import Facts
+from granary.curation.store.schema import named
 from granary.pipelines.demos.pictures import save_picture
 from granary.pipelines.engine.recipe import load_recipe
 from granary.pipelines.engine.units import Engine
@@ -227,7 +228,8 @@ def write_folder(pictures: Pictures, folder: Path) -> None:
 def read_samples(run: Path, classes: Sequence[str]) -> Pictures:
     """Return the samples of a finished run."""
     shards = sorted((run / "dataset" / "data").glob("*.parquet"))
-    rows = [row for path in shards for row in pq.read_table(path, columns=["image", "label"]).to_pylist()]
+    tables = (named(pq.read_table(path, columns=["image", "label"])) for path in shards)
+    rows = [row for table in tables for row in table.to_pylist()]
     images = [np.asarray(Image.open(io.BytesIO(row["image"]["bytes"])).convert("RGB")) for row in rows]
     index = {name: i for i, name in enumerate(classes)}
     return Pictures(np.stack(images), np.array([index[row["label"]] for row in rows]), tuple(classes))

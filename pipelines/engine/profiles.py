@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import yaml
-
 from granary.curation.errors import UserError
 from granary.curation.store import storage
+from granary.curation.store.trees import yaml_tree
 from granary.pipelines.engine.recipe import shipped
 
 
@@ -49,8 +48,8 @@ def _read(path: str) -> dict[str, Any]:
                 "spark, dataflow or dataflow_gpu"
             ) from None
     try:
-        profile = yaml.safe_load(storage.read_bytes(path))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        profile = yaml_tree(storage.read_bytes(path))
+    except (OSError, ValueError) as error:
         raise UserError(f"runner: {path} is not a YAML file: {' '.join(str(error).split())}") from None
     options = profile.get("options") if isinstance(profile, dict) else None
     if not isinstance(options, dict):

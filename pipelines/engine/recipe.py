@@ -13,9 +13,11 @@ from pydantic import BaseModel, ValidationError
 
 from granary.curation.errors import UserError
 from granary.curation.store import storage
+from granary.curation.store.trees import yaml_tree
 from granary.pipelines.engine.fields import fields
 
 M = TypeVar("M", bound=BaseModel)
+MOST_SHOWN = 200  # characters of a wrong value in a message
 
 
 def shipped(name: str) -> str:
@@ -73,11 +75,11 @@ def _read_yaml(config: str) -> dict[str, Any]:
         except UserError:
             raise UserError(f"config: there is no file {config!r}; give the path of a recipe (.yaml)") from None
     try:
-        tree = yaml.safe_load(storage.read_bytes(config).decode())
+        tree = yaml_tree(storage.read_bytes(config).decode())
     except OSError as error:
         raise UserError(f"config: cannot read {config}: {error.strerror or error}; give a recipe (.yaml)") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"config: {config} is not YAML: {' '.join(str(error).split())}") from None
+    except ValueError as error:
+        raise UserError(f"config: {config} is not YAML of a recipe: {error}") from None
     if tree is not None and not isinstance(tree, dict):
         raise UserError(f"config: {config} holds a {type(tree).__name__}; a recipe is a mapping of keys to values")
     return tree or {}
@@ -108,9 +110,9 @@ def _value(key: str, text: str) -> Any:
         return None
     if text[:1] in "[{":
         try:
-            return yaml.safe_load(text)
-        except yaml.YAMLError:
-            raise UserError(f"{key}: {text!r} is not a YAML list or mapping") from None
+            return yaml_tree(text)
+        except ValueError as error:
+            raise UserError(f"{key}: {shortened(text)} is not a YAML list or mapping: {error}") from None
     return text
 
 
@@ -146,8 +148,14 @@ def _sentences(model: type[BaseModel], error: ValidationError) -> Iterator[str]:
             yield f"{key}: missing; give --{key} or write it in the recipe"
         else:
             text = problem["msg"].removeprefix("Value error, ")
-            shown = "" if problem["loc"] == () else f" {problem['input']!r} is not right:"
+            shown = "" if problem["loc"] == () else f" {shortened(problem['input'])} is not right:"
             yield f"{key}:{shown} {text[0].lower() + text[1:]}"
+
+
+def shortened(value: object) -> str:
+    """Return a value as it is written in a sentence: of a long one the beginning."""
+    text = repr(value)
+    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}... ({len(text):,} characters)"
 
 
 def _hint(known: list[str], words: list[str]) -> str:

@@ -200,7 +200,11 @@ class Curation:
         self.stages.serial("dead-letter", dataset.write_dead_letters, inputs, dataset.WriteDeadLetters(read, lost))
 
     def write_shards(self, as_is: tuple[int, ...]) -> None:
-        """Decide which sample goes into which shard, and write them; as_is: seed sets that go into the dataset."""
+        """Decide which sample goes into which shard, and write them.
+
+        Args:
+            as_is: seed sets that go into the dataset.
+        """
         recipe, options = self.recipe, self.recipe.shards
         plan = dataset.PlanShards(as_is, self.order, recipe.seed, options.rows, options.max_bytes)
         inputs = ["pool", "verdicts", *(["seeds"] if as_is else [])]

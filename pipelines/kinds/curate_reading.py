@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
+from granary.curation.encoders.choice import AUTO, LAYOUT, MODEL, choose_encoder
 from granary.curation.encoders.planned import PlannedEncoder, encoder_of
 from granary.curation.encoders.spec import EncoderSpec
 from granary.curation.errors import UserError
 from granary.curation.images.filters import Filters
 from granary.curation.recipe import ROLES, CurateRecipe, Role
+from granary.curation.runs.facts import read_recipe
 from granary.curation.runs.run import Run
 from granary.curation.sources import Source, check_apart, resolve
 from granary.curation.sources.contents import LeftOut
 from granary.curation.steps import embed, listing
 from granary.curation.steps.probe import check_first_images
 from granary.curation.steps.tally import Tally, tally
+from granary.curation.steps.unreadable import what_allows
+from granary.curation.store import storage
 from granary.pipelines.engine.encoders import plan_encoder
 from granary.pipelines.engine.stages import Stages
 
@@ -45,19 +49,27 @@ class Prepared:
     leak_threshold: float
 
 
-def prepare(recipe: CurateRecipe) -> Prepared:
+def prepare(recipe: CurateRecipe, choose: Callable[[], str] = choose_encoder) -> Prepared:
     """Resolve the sources and load the encoders of a recipe.
 
+    Args:
+        recipe: as it was given.
+        choose: says what the retrieval encoder `auto` stands for; asked only where there is one to load.
+
     Raises:
-        UserError: a source is not there, an encoder cannot be loaded, or the run would lie among its own images.
+        UserError: a source is not there, an encoder cannot be loaded, its device is not there, or the run would lie
+            among its own images.
     """
+    _check_device(recipe.encoder.device)
     recipe = recipe.model_copy(update={role: [resolve(source) for source in recipe.sources[role]] for role in ROLES})
     check_apart(recipe.out, recipe.sources)
+    _check_threshold(recipe)
+    recipe = _with_encoder_chosen(recipe, choose)
     device = recipe.encoder.device
     copy, retrieval = plan_encoder(recipe.encoder.copy_, device), _retrieval_encoder(recipe)
     facts = encoder_of(copy, device)
     dedup, leaks = recipe.dedup.threshold or facts.copy_threshold, recipe.leaks.threshold or facts.leak_threshold
-    spec = retrieval.spec if retrieval else EncoderSpec.parse(recipe.encoder.retrieval).anywhere
+    spec = retrieval.spec if retrieval else _anywhere(recipe.encoder.retrieval)
     filled = {
         "encoder": recipe.encoder.model_copy(update={"copy_": copy.spec, "retrieval": spec}),
         "dedup": recipe.dedup.model_copy(update={"threshold": dedup}),
@@ -66,9 +78,53 @@ def prepare(recipe: CurateRecipe) -> Prepared:
     return Prepared(recipe.model_copy(update=filled), copy, retrieval, dedup, leaks)
 
 
+def _check_threshold(recipe: CurateRecipe) -> None:
+    """Raise UserError for a smallest similarity that nothing is compared with."""
+    if recipe.retrieval.threshold is not None and not any(seeds.mode == "sample" for seeds in recipe.seeds):
+        raise UserError(
+            "retrieval.threshold: there is no seed set of mode sample to retrieve by similarity; "
+            "give --seeds, or leave it out"
+        )
+
+
+def _with_encoder_chosen(recipe: CurateRecipe, choose: Callable[[], str]) -> CurateRecipe:
+    """Return the recipe with a retrieval encoder in the place of `auto`: that of the run, where it has begun."""
+    if recipe.encoder.retrieval != AUTO or not _retrieves(recipe):
+        return recipe
+    chosen = _chosen_before(recipe.out) or choose()
+    return recipe.model_copy(update={"encoder": recipe.encoder.model_copy(update={"retrieval": chosen})})
+
+
+def _chosen_before(out: str) -> str:
+    """Return what `auto` may have stood for when the run was begun; "" where it has not been."""
+    if not storage.exists(storage.join(out, "recipe.yaml")):
+        return ""
+    chosen = read_recipe(out, CurateRecipe).encoder.retrieval
+    return chosen if chosen == LAYOUT or chosen.startswith(f"hf:{MODEL}?revision=") else ""
+
+
+def _anywhere(spec: str) -> str:
+    return spec if spec == AUTO else EncoderSpec.parse(spec).anywhere
+
+
+def _retrieves(recipe: CurateRecipe) -> bool:
+    """Say whether anything is retrieved, clustered or drawn."""
+    return bool(recipe.seeds) or recipe.semdedup.epsilon is not None or recipe.balance.target is not None
+
+
+def _check_device(device: str) -> None:
+    """Raise UserError where a device cannot be used; of built-in encoders what compares their vectors uses it."""
+    from granary.curation.encoders.inference import torch_device
+
+    try:
+        torch_device(device)
+    except UserError as error:
+        raise UserError(f"encoder.{error}") from None
+
+
 def _retrieval_encoder(recipe: CurateRecipe) -> PlannedEncoder | None:
     """Load the retrieval encoder where the recipe asks for it."""
-    if not (recipe.seeds or recipe.semdedup.epsilon is not None or recipe.balance.target is not None):
+    if not _retrieves(recipe):
         return None
     planned = plan_encoder(recipe.encoder.retrieval, recipe.encoder.device)
     dimension, options = encoder_of(planned, recipe.encoder.device).dimension, recipe.retrieval
@@ -133,7 +189,7 @@ class Reading:
             if not counted.images:
                 raise UserError(
                     f"{role}: {source.path}, read as {source.kind}, holds no readable image ({counted.reasons}); "
-                    f"give images, or {OTHERWISE[role]}"
+                    f"give images, or {OTHERWISE[role]}. {what_allows(counted.reasons)}".rstrip(". ")
                 )
 
     def tallies(self, role: Role) -> list[Tally]:

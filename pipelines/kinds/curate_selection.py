@@ -147,7 +147,8 @@ def retrieve_by_sample(
     jobs = [retrieve.SearchBlock(number, block, k, approximate) for block in feature_blocks(reading)]
     index = ["search-index"] if approximate else []
     reading.stages.parallel(nearest, retrieve.nearest, jobs, [*inputs, *index], "blocks", cores="idle")
-    job = retrieve.RetrieveNearest(number, k, cap, reading.recipe.seed)
+    threshold = -1.0 if options.threshold is None else options.threshold
+    job = retrieve.RetrieveNearest(number, k, cap, reading.recipe.seed, threshold)
     reading.stages.serial(f"retrieved-{number}", retrieve.retrieve_by_sample, [nearest], job)
 
 

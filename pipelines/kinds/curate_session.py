@@ -2,32 +2,50 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+
 from rich.console import Console
 
+from granary.curation.encoders.choice import BY_LAYOUT, LAYOUT, choose_encoder
 from granary.curation.hub.card import CURATED
-from granary.curation.recipe import CurateRecipe
+from granary.curation.recipe import CurateRecipe, Retrieval, SeedSet
 from granary.curation.report import RunView, build_report
 from granary.curation.report.page import write_page
 from granary.curation.runs import summary
 from granary.curation.runs.facts import Facts, SetCount, read_facts
 from granary.curation.runs.lookup import Files, ledger_tables, open_run
-from granary.curation.runs.run import Run
+from granary.curation.runs.run import LOST, Run
+from granary.curation.steps.dataset import planned_classes
 from granary.curation.store import schema
 from granary.pipelines.engine.recipe import dump_recipe
-from granary.pipelines.engine.session import Session, writable
+from granary.pipelines.engine.session import Session
 from granary.pipelines.engine.stages import Stages
 from granary.pipelines.engine.units import Engine
 from granary.pipelines.kinds.curate import Curation
 from granary.pipelines.kinds.curate_reading import Reading, prepare
 
+SPREAD = ("lowest", "median", "highest")  # similarities of retrieved images
 
-def curate(recipe: CurateRecipe, engine: Engine, console: Console | None = None) -> Facts:
+
+def curate(
+    recipe: CurateRecipe,
+    engine: Engine,
+    console: Console | None = None,
+    *,
+    retry_failed: bool = False,
+    offline: bool = False,
+) -> Facts:
     """Curate; finished work of an earlier, interrupted run of the same recipe is kept.
+
+    What an earlier run lost to something that can pass, a busy server for example, is tried again.
 
     Args:
         recipe: what to do.
         engine: where the work units run.
         console: for progress and the closing table; stderr by default.
+        retry_failed: try everything again that could not be read.
+        offline: whether no model may be downloaded.
 
     Returns:
         What run.json holds.
@@ -35,11 +53,14 @@ def curate(recipe: CurateRecipe, engine: Engine, console: Console | None = None)
     Raises:
         UserError: the recipe cannot be run, or a work unit failed.
     """
-    prepared = prepare(recipe)
+    console = console or Console(stderr=True, highlight=False, markup=False)
+    tell = functools.partial(console.print, soft_wrap=True)
+    prepared = prepare(recipe, lambda: choose_encoder(offline, tell))
     recipe = prepared.recipe
     session = Session.begin(recipe, "curate", engine, console, recipe.sources, ("pool", _pool_paths))
+    session.runner.run = dataclasses.replace(session.runner.run, retry_failed=retry_failed)
     curation = Curation(Reading(Stages(session.runner), prepared))
-    with writable(recipe.out):
+    with session.working():
         curation.run()
         facts = session.standing() or _finish(session, curation)
     session.print_table(facts, [("ledger", "ledger")])
@@ -47,7 +68,8 @@ def curate(recipe: CurateRecipe, engine: Engine, console: Console | None = None)
 
 
 def _finish(session: Session[CurateRecipe], curation: Curation) -> Facts:
-    recipe, features = session.recipe, {"default": schema.curated_features()}
+    recipe = session.recipe
+    features = {"default": schema.curated_features(planned_classes(session.run))}
     shards = {"default": curation.stages.written["shards"]}
     facts = session.finish(features, _summarise(curation), shards, CURATED, recipe.decode)
     _write_report(session.run, recipe, facts)
@@ -80,6 +102,8 @@ def _retrieval(curation: Curation) -> list[SetCount]:
         counted = markers[f"retrieved-{number}"][0].counters
         seed_count, retrievals, distinct = (counted.get(key, 0) for key in ("seeds", "retrievals", "distinct"))
         row = SetCount(set=seeds.name, mode=seeds.mode, seeds=seed_count, retrievals=retrievals, distinct=distinct)
+        if spread := [counted[f"{name}_millionths"] / 1e6 for name in SPREAD if f"{name}_millionths" in counted]:
+            row["similarities"] = [round(value, 4) for value in spread]
         blocks = [marker.counters for marker in markers.get(f"nearest-{number}", [])]
         measured = [block["recall_millionths"] / 1e6 for block in blocks if "recall_millionths" in block]
         if measured:
@@ -89,20 +113,38 @@ def _retrieval(curation: Curation) -> list[SetCount]:
 
 
 def _notes(curation: Curation) -> list[str]:
-    recipe, notes = curation.recipe, curation.reading.unreadable_notes()
+    recipe, notes = curation.recipe, [*curation.reading.unreadable_notes(), *_lost_notes(curation)]
+    if curation.prepared.retrieval and curation.prepared.retrieval.spec.startswith(LAYOUT):
+        notes.append(BY_LAYOUT)
     if recipe.references and any(seeds.as_is for seeds in recipe.seeds):
         notes.append("Seeds taken as they are were not compared with the reference sets.")
     if recipe.references and not recipe.leaks.through_pool:
         notes.append("Leaks were removed by direct resemblance only, not by whole components.")
     for seeds, row in zip(recipe.seeds, _retrieval(curation), strict=True):
         if not row["distinct"]:
-            why = (
-                f"no cell holds more than {recipe.retrieval.min_seeds} of its seeds"
-                if seeds.mode == "cluster"
-                else "no pool image was left to retrieve"
-            )
-            notes.append(f"Seed set {seeds.name} retrieved nothing: {why}.")
+            notes.append(f"Seed set {seeds.name} retrieved nothing: {_why_nothing(seeds, recipe.retrieval)}.")
     return notes
+
+
+def _lost_notes(curation: Curation) -> list[str]:
+    """Say of every stage how many files it lost to what can pass."""
+    counted = {
+        stage: sum(marker.counters.get(LOST, 0) for marker in markers)
+        for stage, markers in curation.stages.markers.items()
+    }
+    return [
+        f"{stage}: {count:,} files could not be read for reasons that may pass; the same command tries them again."
+        for stage, count in counted.items()
+        if count
+    ]
+
+
+def _why_nothing(seeds: SeedSet, options: Retrieval) -> str:
+    if seeds.mode == "cluster":
+        return f"no cell holds more than {options.min_seeds} of its seeds"
+    if options.threshold is not None:
+        return f"no pool image that was left has a similarity of {options.threshold} or more with a seed"
+    return "no pool image was left to retrieve"
 
 
 def write_report(url: str) -> str:

@@ -34,7 +34,7 @@ from granary.curation.runs.run import Marker, NoJob, Run, digest
 from granary.curation.sources import Source, check_apart, files, listing
 from granary.curation.store import storage
 from granary.pipelines.engine.recipe import dump_recipe
-from granary.pipelines.engine.session import Session, writable
+from granary.pipelines.engine.session import Session
 from granary.pipelines.engine.stages import Stages
 from granary.pipelines.engine.units import Engine
 
@@ -136,7 +136,11 @@ class Pack(Stages):
         return "all" if "model" in self.recipe.engines else "one"
 
     def packing(self, unit: int, listed: str) -> PackImages:
-        """Return the job of a unit that packs images. listed: digest of its records."""
+        """Return the job of a unit that packs images.
+
+        Args:
+            listed: digest of its records.
+        """
         recipe = self.recipe
         return PackImages(
             unit=unit,
@@ -152,7 +156,11 @@ class Pack(Stages):
         )
 
     def writing(self, unit: int, listed: str, packed: Marker) -> WriteTexts:
-        """Return the job of a unit that writes summaries and negatives. listed: digest of its records."""
+        """Return the job of a unit that writes summaries and negatives.
+
+        Args:
+            listed: digest of its records.
+        """
         recipe, uses_model = self.recipe, "model" in self.recipe.engines
         return WriteTexts(
             unit=unit,
@@ -172,7 +180,12 @@ class Pack(Stages):
         )
 
     def cutting(self, unit: int, shard: str, written: str) -> CutPairs:
-        """Return the job of a unit that cuts crops. shard, written: digests of the shard and of its texts."""
+        """Return the job of a unit that cuts crops.
+
+        Args:
+            shard: digests of the shard and of its texts.
+            written: digests of the shard and of its texts.
+        """
         recipe = self.recipe
         return CutPairs(unit, shard, written, recipe.crops, recipe.decode, recipe.shards.row_group)
 
@@ -196,7 +209,7 @@ def pack(recipe: PackRecipe, engine: Engine, console: Console | None = None) -> 
     subject = ("set of annotations", lambda before: before.annotations)
     session = Session.begin(recipe, "pack", engine, console, prepared.sources, subject)
     packing = Pack(session.runner, prepared)
-    with writable(recipe.out):
+    with session.working():
         packing.run()
         facts = session.standing() or _finish(session, packing)
     session.print_table(facts, [("dead", "dead-letter")])

@@ -239,8 +239,9 @@ def sample(recipe: SampleRecipe, engine: Engine, console: Console | None = None)
     sources = {"data": recipe.data, "holdout": recipe.holdout}
     session = Session.begin(recipe, "sample", engine, console, sources, ("data", _paths))
     run = Sampled(session.runner, prepared)
-    run.run()
-    facts = session.standing() or _finish(session, run)
+    with session.working():
+        run.run()
+        facts = session.standing() or _finish(session, run)
     session.print_table(facts, [("ledger", "ledger")])
     return facts
 
@@ -249,7 +250,7 @@ def _finish(session: Session[SampleRecipe], run: Sampled) -> Facts:
     recipe = session.recipe
     summary = summarise(session.run, steps.read_cells(session.run), recipe)
     facts = session.finish(
-        {"default": outputs.sampled_features()},
+        {"default": outputs.sampled_features(outputs.drawn_classes(session.run))},
         {"noun": "samples", "flow": _flow(run), "notes": _notes(run), **summary},
         {"default": run.written["shards"]},
         {**CARD, "local": [*CARD["local"], *_local_models(recipe)]},

@@ -27,7 +27,9 @@ RESAMPLE = {0: "nearest", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers
 class ImageClassifier(Protocol):
     """What gives feedback.
 
-    classes: names in the order of the logits; fingerprint: sha256 (hex) of weights and preprocessing.
+    Attributes:
+        classes: names in the order of the logits.
+        fingerprint: sha256 (hex) of weights and preprocessing.
     """
 
     classes: list[str]

@@ -31,8 +31,9 @@ Array = NDArray[np.float64]
 class ClassSums:
     """Counts, means and scatters of the classes seen so far; a mergeable accumulator.
 
-    tied: keep one scatter for all classes: d^2 numbers instead of d^2 for each class (1,000 classes of 2,048
-    dimensions: 32 MB instead of 32 GB).
+    Args:
+        tied: keep one scatter for all classes: d^2 numbers instead of d^2 for each class (1,000 classes of 2,048
+            dimensions: 32 MB instead of 32 GB).
     """
 
     tied: bool = False
@@ -41,7 +42,12 @@ class ClassSums:
     scatters: dict[int, Array] = field(default_factory=dict)
 
     def add(self, labels: ArrayLike, features: ArrayLike) -> ClassSums:
-        """Add rows and return self. labels: (n,) int; features: (n, d)."""
+        """Add rows and return self.
+
+        Args:
+            labels: (n,) int.
+            features: (n, d).
+        """
         classes, rows = np.asarray(labels), np.asarray(features, np.float64)
         for label in np.unique(classes):
             members = rows[classes == label]
@@ -79,8 +85,14 @@ class ClassSums:
     ) -> ClassGaussians:
         """Return the Gaussians.
 
-        classes: number of classes of the classifier; tying, shrinkage: in [0, 1], see the module; dimensions: of the
-        principal subspace to work in (PCA of all features), None for all. Raises UserError when there are no features.
+        Args:
+            classes: number of classes of the classifier.
+            tying: in [0, 1], see the module.
+            shrinkage: in [0, 1], see the module.
+            dimensions: of the principal subspace to work in (PCA of all features), None for all.
+
+        Raises:
+            UserError: there are no features.
         """
         if not self.counts:
             raise UserError("hardness: no features to fit class Gaussians to; give real images of the classes")
@@ -116,9 +128,11 @@ class ClassSums:
 class ClassGaussians:
     """A Gaussian of features for each class.
 
-    means: (classes, k) float32; whitening: (classes or 1, k, k) float32, W^T W the inverse covariance, one when it is
-    shared; log_norms: (classes,) float32, ln det of the covariance + k ln 2 pi, NaN for a class without features;
-    projection: (d, k) float32.
+    Args:
+        means: (classes, k) float32.
+        whitening: (classes or 1, k, k) float32, W^T W the inverse covariance; one when it is shared.
+        log_norms: (classes,) float32, ln det of the covariance + k ln 2 pi, NaN for a class without features.
+        projection: (d, k) float32.
     """
 
     means: Tensor

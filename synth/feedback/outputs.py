@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypedDict, cast
 
@@ -17,6 +17,7 @@ from granary.synth.feedback.drawing import DRAWN
 from granary.synth.feedback.plan import Cell
 from granary.synth.feedback.real import real_pictures
 from granary.synth.feedback.recipe import Groups
+from granary.synth.feedback.steps import read_cells
 
 if TYPE_CHECKING:
     from datasets import Features
@@ -45,8 +46,8 @@ MEANINGS = {
 }
 
 
-def sampled_features() -> Features:
-    """Return the `datasets.Features` of a drawn sample."""
+def sampled_features(classes: Sequence[str] = ()) -> Features:
+    """Return the `datasets.Features` of a drawn sample; classes: see `schema.class_names`."""
     from datasets import List, Value
 
     text, number = Value("string"), Value("float32")
@@ -67,8 +68,14 @@ def sampled_features() -> Features:
             "nearest_real_id": text,
             "nearest_real_similarity": number,
             "copy": Value("bool"),
-        }
+        },
+        classes,
     )
+
+
+def drawn_classes(run: Run) -> list[str]:
+    """Return the names of the classes that samples are drawn for; none where labels stay text."""
+    return schema.class_names(cell.label for cell in read_cells(run))
 
 
 class SampleRow(TypedDict):
@@ -135,16 +142,19 @@ class ShardUnits:
 
 def write_shard(run: Run, job: ShardUnits, output: Output) -> None:
     """Write the samples of a few consecutive units."""
-    groups = RowGroups(output, schema.arrow_schema(sampled_features()), job.row_group)
+    classes = drawn_classes(run)
+    numbers = {name: number for number, name in enumerate(classes)}
+    groups = RowGroups(output, schema.arrow_schema(sampled_features(classes)), job.row_group)
     for unit in range(job.start, job.stop):
         for row in sample_rows(run, unit):
             if row["status"] == "ok":
-                groups.add(_sample(row, job), len(row["image"]))
+                label = numbers[row["label"]] if classes else row["label"]
+                groups.add({**_sample(row, job), "label": label}, len(row["image"]))
     groups.close()
 
 
 def _sample(row: SampleRow, job: ShardUnits) -> dict[str, object]:
-    kept = ("id", "width", "height", "label", "row_id", "group", "prompt", "seed", "copy")
+    kept = ("id", "width", "height", "row_id", "group", "prompt", "seed", "copy")
     return {
         **{column: value for column, value in row.items() if column in kept},
         "image": {"bytes": row["image"], "path": f"{row['row_id']}.png"},

@@ -28,7 +28,11 @@ class Cell(NamedTuple):
 
 
 class PlannedSample(NamedTuple):
-    """One planned sample. ordinal: its number in the cell, from 0."""
+    """One planned sample.
+
+    Args:
+        ordinal: its number in the cell, from 0.
+    """
 
     row_id: str
     cell: Cell

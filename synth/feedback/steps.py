@@ -39,8 +39,8 @@ Candidates = Mapping[Cell, list[tuple[str, int]]]  # id and global index of the 
 class PlanRow(TypedDict):
     """A row of the stage `plan`, see `PLAN`.
 
-    model_class: None for a model without classes. condition: global index of a picture, -1 for none; condition_id:
-    its id.
+    `model_class` is None for a model without classes; `condition` is the global index of a picture, -1 for none, and
+    `condition_id` its id.
     """
 
     row_id: str

@@ -16,7 +16,7 @@ from granary.curation.errors import UserError
 from granary.curation.runs.splits import TRAIN, in_order
 from granary.curation.sources.files import absolute
 from granary.curation.store import storage
-from granary.curation.store.schema import sample_features
+from granary.curation.store.schema import class_names, sample_features
 from granary.synth.pug.plan.factors import Axis, Level, Value, axes_of, inlined
 from granary.synth.pug.plan.plans import VARIED, Listed, Plan, Row, plan_of, row_id
 from granary.synth.pug.plan.scenes import NAME, SceneSpec, named, problem, scene_of
@@ -88,6 +88,24 @@ class Planned:
             return self.recipe.label
         return next((column for column in LABELS if column in self.plan.columns), "")
 
+    @functools.cached_property
+    def classes(self) -> list[str]:
+        """The names of the labels; none where they are measures, or more than a ClassLabel should have."""
+        if not self.label or self.column_types[self.label] == "float64":
+            return []
+        return class_names((str(part[self.label]) for part in self.parts() if self.label in part), absent=())
+
+    def class_of(self, row: PlannedRow) -> str | int | None:
+        """Return what a sample of a row has as its label: the number of its class, or text without classes."""
+        if not self.label:
+            return None
+        label = str(row.values[self.label])
+        return self._class_numbers[label] if self.classes else label
+
+    @functools.cached_property
+    def _class_numbers(self) -> dict[str, int]:
+        return {name: number for number, name in enumerate(self.classes)}
+
     def captions(self, row: PlannedRow) -> list[str]:
         """Return the captions of a row."""
         options = self.recipe.captions
@@ -133,7 +151,7 @@ class Planned:
             extra["depth"] = Value("binary")
         if outputs.normals:
             extra["normals"] = Image()
-        return sample_features(extra)
+        return sample_features(extra, self.classes)
 
 
 def _column_type(kinds: Iterable[type]) -> str:

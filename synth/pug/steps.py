@@ -179,7 +179,7 @@ def sample_of(work: Planned, row: PlannedRow, frame: Frame) -> dict[str, object]
         "image": {"bytes": data, "path": f"{stem}.png"},
         "width": frame.lit.shape[1],
         "height": frame.lit.shape[0],
-        "label": str(row.values[work.label]) if work.label else None,
+        "label": work.class_of(row),
         "captions": work.captions(row),
         "source": {"name": "render", "uri": row.id},
         "row_id": row.id,

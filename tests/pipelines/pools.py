@@ -182,7 +182,8 @@ class Run:
 
     def table(self, stage: str) -> list[dict[str, Any]]:
         parts = sorted((self.path / stage).glob("*.parquet"))
-        return [row for part in parts for row in pq.ParquetFile(part).read().to_pylist()]
+        tables = [pq.ParquetFile(part).read() for part in parts]
+        return [_with_class_names(row, table.schema) for table in tables for row in table.to_pylist()]
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -212,6 +213,13 @@ class Run:
         return {
             str(path.relative_to(self.path)): path.stat().st_mtime_ns for path in files if path.parent.name != "sources"
         }
+
+
+def _with_class_names(row: dict[str, Any], schema: pa.Schema) -> dict[str, Any]:
+    """Return a row with the names of classes in the place of their numbers, as `datasets` types them."""
+    stated = json.loads((schema.metadata or {}).get(b"huggingface", '{"info": {"features": {}}}'))["info"]["features"]
+    names = {column: one["names"] for column, one in stated.items() if "names" in one}
+    return row | {column: names[column][row[column]] for column in names if row[column] is not None}
 
 
 # -- the oracle ------------------------------------------------------------------------------------------------------

@@ -6,12 +6,15 @@ import io
 import itertools
 import json
 
+import datasets
 import fsspec
 import numpy as np
 import pools
 import pyarrow.parquet as pq
 import pytest
 from PIL import ImageOps
+
+from granary.training.data.shards import class_names, open_dataset
 
 
 def kept_ids(run):
@@ -299,6 +302,25 @@ def test_labels_captions_and_metadata_travel_with_the_image(tmp_path):
     assert (rows["web"]["label"], rows["web"]["captions"]) == ("cat", ["a cat"])
     assert json.loads(rows["web"]["metadata"])["year"] == 1999
     assert rows["web"]["source"]["uri"].startswith("web/shard.tar")
+
+
+def test_labels_are_classes_that_datasets_and_a_second_run_know_by_name(tmp_path):
+    names = {0: "dogs", 1: "cats", 2: "dogs"}
+    pools.write(tmp_path / "pool", {f"{name}/{seed}.png": pools.picture(seed) for seed, name in names.items()})
+    run = pools.curate({"pool": f"{{path: {tmp_path / 'pool'}, labels: folder}}"}, tmp_path / "run")
+    loaded = datasets.load_dataset(str(run.path / "dataset"), split="train")
+    assert loaded.features["label"].names == ["cats", "dogs"]
+    assert loaded.features["label"].int2str(sorted(loaded["label"])) == ["cats", "dogs", "dogs"]
+    again = pools.curate({"pool": run.path / "dataset" / "data"}, tmp_path / "again")
+    assert sorted(sample["label"] for sample in again.samples) == ["cats", "dogs", "dogs"]
+    training = open_dataset(str(run.path), ("image", "label"))
+    assert class_names([training]) == ["cats", "dogs"]
+
+
+def test_pictures_without_labels_have_text_for_them(tmp_path):
+    pools.write(tmp_path / "pool", {"a.png": pools.picture(0)})
+    run = pools.curate({"pool": tmp_path / "pool"}, tmp_path / "run")
+    assert datasets.load_dataset(str(run.path / "dataset"))["train"].features["label"] == datasets.Value("string")
 
 
 def test_compressed_shards_are_read_in_their_order(tmp_path):

@@ -78,7 +78,11 @@ def photometric(pixels: Tensor, draws: Tensor, options: Photometric) -> Tensor:
 
 
 def _some(pixels: Tensor, chosen: Tensor, change: Callable[..., Tensor], *numbers: Tensor) -> Tensor:
-    """Return pictures where the chosen ones (B,) are changed; numbers: (B,) each, handed to `change`."""
+    """Return pictures where the chosen ones (B,) are changed.
+
+    Args:
+        numbers: (B,) each, handed to `change`.
+    """
     places = chosen.nonzero()[:, 0]
     if not len(places):
         return pixels

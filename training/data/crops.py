@@ -128,7 +128,11 @@ def cut_views(
 
 
 def _cut(pixels: NDArray[np.uint8], box: Box, scale: tuple[float, float]) -> NDArray[np.uint8]:
-    """Return whole pixels of a picture, at least one; scale: pixels (across, down) for each pixel of the box."""
+    """Return whole pixels of a picture, at least one.
+
+    Args:
+        scale: pixels (across, down) for each pixel of the box.
+    """
     (height, width), (left, top, right, bottom) = pixels.shape[:2], box
     wide = min(max(1, round((right - left) * scale[0])), width)
     tall = min(max(1, round((bottom - top) * scale[1])), height)

@@ -184,7 +184,11 @@ def opened(shard: str, *columns: str) -> Iterator[pq.ParquetFile]:
 
 
 def entry_of(row: StoredPair, originals: Originals) -> Entry:
-    """Return the entry of a row of `pairs`; originals: where whole images are, for rows without a picture."""
+    """Return the entry of a row of `pairs`.
+
+    Args:
+        originals: where whole images are, for rows without a picture.
+    """
     entry = Entry(
         id=row["id"],
         file=row["file"],

@@ -88,7 +88,11 @@ def _many_scans(data: bytes, pixels: int, limits: DecodeLimits) -> bool:
 
 
 def _upright(data: bytes, head: bytes) -> bool:
-    """Say whether no EXIF or XMP block of a JPEG turns it; head: its segments before the first scan."""
+    """Say whether no EXIF or XMP block of a JPEG turns it.
+
+    Args:
+        head: its segments before the first scan.
+    """
     if not any(mark in head for mark in ORIENTED):
         return True
     try:

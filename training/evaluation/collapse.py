@@ -27,14 +27,22 @@ def relative_std(features: Tensor) -> float:
 
 
 def rank_me(features: Tensor, epsilon: float = 1e-7) -> float:
-    """Return RankMe: exp of the entropy of the singular values, not centred (Garrido et al. 2023). features: (n, D)."""
+    """Return RankMe: exp of the entropy of the singular values, not centred (Garrido et al. 2023).
+
+    Args:
+        features: (n, D).
+    """
     values = torch.linalg.svdvals(features.float())
     shares = values / values.sum().clamp(min=1e-12) + epsilon
     return float(torch.exp(-(shares * shares.log()).sum()))
 
 
 def effective_rank(features: Tensor) -> float:
-    """Return RankMe of the features less their mean: how many directions tell pictures apart. features: (n, D)."""
+    """Return RankMe of the features less their mean: how many directions tell pictures apart.
+
+    Args:
+        features: (n, D).
+    """
     return rank_me(features.float() - features.float().mean(dim=0))
 
 

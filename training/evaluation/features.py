@@ -60,7 +60,11 @@ class Features:
         return self.cls[:, -1]
 
     def rows(self, chosen: Tensor) -> Features:
-        """Return the features of some pictures; chosen: (n,) bool."""
+        """Return the features of some pictures.
+
+        Args:
+            chosen: (n,) bool.
+        """
         mean = None if self.mean is None else self.mean[chosen]
         ids = [name for name, kept in zip(self.ids, chosen.tolist(), strict=True) if kept]
         return Features(self.cls[chosen], mean, self.labels[chosen], ids, self.dead)

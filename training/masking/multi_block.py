@@ -46,7 +46,13 @@ class MultiBlock:
 
 
 class Masks(NamedTuple):
-    """Patch numbers, ascending: context (B, Kc), targets (M, B, Kp); relaxed: (B,) whether a target may overlap."""
+    """Patch numbers, ascending.
+
+    Args:
+        context: (B, Kc) int64.
+        targets: (M, B, Kp) int64.
+        relaxed: (B,) bool, whether a target may overlap.
+    """
 
     context: NDArray[np.int64]
     targets: NDArray[np.int64]

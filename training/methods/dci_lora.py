@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, TypeVar
 
 import torch
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
@@ -28,6 +28,7 @@ from granary.curation.errors import UserError, needs
 from granary.curation.options import Options
 from granary.curation.store import storage
 from granary.curation.store.sampling import priority
+from granary.curation.store.trees import yaml_tree
 from granary.training.data.pairs import Entry, read_entries, row_groups, shuffled_entries
 from granary.training.losses import captions as dci
 from granary.training.models.checkpoint import flatten, nest
@@ -179,12 +180,13 @@ class Finetuning:
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Return loss, clip_loss and negative_loss of a batch."""
         images, texts = self.encoders(batch.pixels, batch.tokens)
-        positives = len(images) * batch.captions
-        logits = self.clip.scaled(images @ texts[:positives].T)  # (B, B * N)
+        count = len(images) * batch.captions
+        logits = self.clip.scaled(images @ texts[:count].T)  # (B, B * N)
         matching = dci.pool_captions(logits, batch.captions, self.recipe.pooling)
         rows = batch.rows.to(images.device)
-        negatives = self.clip.scaled((images[rows] * texts[positives:]).sum(dim=1))  # (M,)
-        clip, negative = dci.matching_loss(matching), dci.negative_loss(matching.diagonal()[rows], negatives)
+        negatives = self.clip.scaled((images[rows] * texts[count:]).sum(dim=1))  # (M,)
+        positives = dci.pool_positives(logits, batch.captions, self.recipe.pooling)[rows]  # (M,)
+        clip, negative = dci.matching_loss(matching), dci.negative_loss(positives, negatives)
         loss = self.recipe.alpha * clip + self.recipe.beta * negative
         return {"loss": loss, "clip_loss": clip, "negative_loss": negative}
 
@@ -288,9 +290,9 @@ def prepare(recipe: FinetuneRecipe, write: bool) -> None:
     path, plain = storage.join(recipe.out, "recipe.yaml"), recipe.model_dump(mode="json")
     if storage.exists(path):
         try:
-            earlier = FinetuneRecipe.model_validate(yaml.safe_load(storage.read_bytes(path))).model_dump(mode="json")
+            earlier = FinetuneRecipe.model_validate(yaml_tree(storage.read_bytes(path))).model_dump(mode="json")
             same = all(earlier[key] == value for key, value in plain.items() if key not in FREE)
-        except (yaml.YAMLError, UnicodeDecodeError, ValidationError):
+        except ValueError:
             same = False
         if not same:
             raise UserError(f"out: {recipe.out!r} holds a run of another recipe; give a new folder")

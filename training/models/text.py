@@ -90,8 +90,8 @@ class TextTransformer(nn.Module):
 def initialise_blocks(blocks: nn.ModuleList, width: int) -> None:
     """Draw the weights of transformer blocks as CLIP's text encoder does; biases are 0.
 
-    Deviations: W^-1/2 of queries, keys and values, (2 W)^-1/2 into the MLP, and W^-1/2 (2 depth)^-1/2 of what is added
-    to the residual stream, whose variance would else grow with the depth.
+    Standard deviations are W^-1/2 of queries, keys and values, (2 W)^-1/2 into the MLP, and W^-1/2 (2 depth)^-1/2 of
+    what is added to the residual stream, whose variance would else grow with the depth.
     """
     added = width**-0.5 * (2 * len(blocks)) ** -0.5
     for name, parameter in blocks.named_parameters():

@@ -25,9 +25,10 @@ class OnlineProbe:
     """Labelled pictures of a dataset, kept in memory as bytes, and the scores of a model on them."""
 
     def __init__(self, recipe: TrainRecipe) -> None:
-        path, probe = recipe.probe.data or recipe.data[0].path, recipe.probe
+        probe, columns = recipe.probe, recipe.data[0].columns
+        path = probe.data or recipe.data[0].path
         sets = [
-            shards.open_dataset(path, ("image", "label"), split, recipe.holdout, "the online probe")
+            shards.open_dataset(path, ("image", "label"), split, recipe.holdout, "the online probe", columns)
             for split in ("train", "test")
         ]
         self.classes, self.k = shards.class_names(sets), probe.k

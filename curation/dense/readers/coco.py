@@ -41,7 +41,11 @@ Key = int | str
 
 
 class CocoRecord(TypedDict):
-    """An image with its captions and instances: the JSON of one record. file_name: those it may have."""
+    """An image with its captions and instances: the JSON of one record.
+
+    Args:
+        file_name: those it may have.
+    """
 
     file_name: list[str]
     captions: list[object]

@@ -33,7 +33,11 @@ records = lines.records
 
 
 class TimedCaption(TypedDict, total=False):
-    """A word or a group of words, and the seconds in which it was spoken. caption: the same in older copies."""
+    """A word or a group of words, and the seconds in which it was spoken.
+
+    Args:
+        caption: the same in older copies.
+    """
 
     utterance: str
     caption: str
@@ -90,7 +94,11 @@ def _present(record: JsonObject, names: Sequence[str]) -> str:
 
 
 def _in_words(record: JsonObject, name: str, key: str, problems: list[Problem]) -> Annotation:
-    """Read a record of ImageInWords. key: under which it names the image."""
+    """Read a record of ImageInWords.
+
+    Args:
+        key: under which it names the image.
+    """
     return Annotation(
         file=name,
         image=fields.image_name(record, key),

@@ -81,7 +81,11 @@ def chosen(run: Run, seed: int, most: int = IMAGES) -> list[tuple[int, int]]:
 
 
 def _shown(run: Run, place: tuple[int, int], limits: DecodeLimits) -> ShownImage:
-    """Return what the page shows of one image. place: its shard, and its row there."""
+    """Return what the page shows of one image.
+
+    Args:
+        place: its shard, and its row there.
+    """
     shard, number = place
     row = _row(image_shards(run)[shard], number)
     image, problem = _decoded(row, limits)

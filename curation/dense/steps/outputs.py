@@ -56,7 +56,11 @@ def _packed(shard: str) -> dict[str, dict[str, str]]:
 
 
 def _verdict(lost: Note | None) -> tuple[str, str, str]:
-    """Return status, stage and reason of an annotation. lost: why all of it was lost; None when it was packed."""
+    """Return status, stage and reason of an annotation.
+
+    Args:
+        lost: why all of it was lost; None when it was packed.
+    """
     return (lost.status, "read", f"{lost.error}: {lost.message}") if lost else ("kept", "shards", "packed")
 
 

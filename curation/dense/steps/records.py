@@ -29,7 +29,12 @@ OTHER = "other"  # split of the shards of what splits.json names nowhere
 
 
 class RecordRow(TypedDict):
-    """A record as this stage writes it, with its split; error, message: None where it can be read."""
+    """A record as this stage writes it, with its split.
+
+    Args:
+        error: None where it can be read.
+        message: None where it can be read.
+    """
 
     name: str
     path: str
@@ -44,7 +49,10 @@ class RecordRow(TypedDict):
 class Group(NamedTuple):
     """What the marker of this stage notes of a row group, by which a later unit knows its work.
 
-    split: of all its records: as splits.json names it, OTHER where it names the file nowhere, train without one.
+    Args:
+        digest: of its records.
+        rows: their number.
+        split: of all of them: as splits.json names it, OTHER where it names the file nowhere, train without one.
     """
 
     digest: str

@@ -87,7 +87,7 @@ def write_shard(run: Run, job: PackImages, output: Output) -> None:
     """
     counter = Counter(job.budget.tokenizer, job.budget.tokens)
     groups = RowGroups(output, schema.arrow_schema(image_features()), job.row_group)
-    for image in check_lost(_opened(run, job), job.max_unreadable):
+    for image in check_lost(_opened(run, job), job.max_unreadable, output.counters):
         output.counters["files"] += 1
         row = _packed(image, job, counter, output)
         if row is not None:
@@ -154,7 +154,12 @@ def read_picture(source: Source, names: Sequence[str], max_bytes: int) -> tuple[
 
 
 def _count(output: Output, row: DescribedImage, read: int, budget: int) -> None:
-    """Count what a row holds. read: masks of its annotation, those that were lost too. budget: of a window."""
+    """Count what a row holds.
+
+    Args:
+        read: masks of its annotation, those that were lost too.
+        budget: of a window.
+    """
     masks = row["masks"]
     output.counters.update(
         {

@@ -141,7 +141,11 @@ def _with_texts(pairs: Sequence[tuple[EntryRow, Entry]], engines: Engines, outpu
 
 
 def _filled(row: EntryRow, entry: Entry, texts: Sequence[Text], hard: Sequence[Text], counter: Counter) -> PairRow:
-    """Return a row with its texts, every one counted. hard: the negatives."""
+    """Return a row with its texts, every one counted.
+
+    Args:
+        hard: the negatives.
+    """
     lengths = counter([text.text for text in hard]) if hard else []
     return {
         **row,

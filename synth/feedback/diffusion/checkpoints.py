@@ -20,9 +20,15 @@ def model_files(folder: Path) -> list[str]:
 
 
 def refuse_pickles(what: str, folder: Path, name: str) -> None:
-    """Raise UserError when a folder holds pickled weights and no safetensors.
+    """Check that the weights of a folder, where it holds any, are safetensors.
 
-    what: the key of the recipe; name: of the folder, both for the message.
+    Args:
+        what: the key of the recipe, for the message.
+        folder: of a model.
+        name: of the folder, for the message.
+
+    Raises:
+        UserError: there are pickled weights and no safetensors.
     """
     files = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
     pickled = [file for file in files if file.endswith(PICKLES)]

@@ -36,7 +36,11 @@ class NoiseLevel:
     scale: float = 1.0
 
     def clean(self, prediction: str, output: Tensor, sample: Tensor) -> Tensor:
-        """Return the estimate of x0 for a denoiser's output; prediction: one of `PREDICTIONS`, or flow."""
+        """Return the estimate of x0 for a denoiser's output.
+
+        Args:
+            prediction: one of `PREDICTIONS`, or flow.
+        """
         if prediction == "sample":
             return output
         z = sample / self.scale
@@ -53,9 +57,14 @@ class NoiseLevel:
     def steered(self, prediction: str, output: Tensor, gradient: Tensor) -> Tensor:
         """Return the output whose epsilon is smaller by sigma times `gradient`, so that the score gains it.
 
-        gradient: of the criterion in the sample; the score of z is -eps / sigma and dC/dz = scale * gradient. The
-        same change of epsilon is one of -sigma / alpha in x0 and one of 1 / alpha in v and in a flow. Where alpha is
-        0 the sample is its noise, and there is nothing to steer.
+        The score of z is -eps / sigma and dC/dz = scale * gradient. The same change of epsilon is one of
+        -sigma / alpha in x0 and one of 1 / alpha in v and in a flow. Where alpha is 0 the sample is its noise, and
+        there is nothing to steer.
+
+        Args:
+            prediction: what the output is: one of `PREDICTIONS`, or flow.
+            output: of the denoiser.
+            gradient: of the criterion in the sample, like the output.
         """
         if self.alpha == 0:
             return output

@@ -188,7 +188,12 @@ def small_unet(inputs: int, size: int, channels: Sequence[int], layers: int, cla
 
 
 def denoising_loss(unet: UNet2DModel, noising: DDPMScheduler, clean: Tensor, classes: Tensor) -> Tensor:
-    """Return the mean squared error of the prediction at random noise levels. clean: (B, c, h, w); classes: (B,)."""
+    """Return the mean squared error of the prediction at random noise levels.
+
+    Args:
+        clean: (B, c, h, w).
+        classes: (B,).
+    """
     noise = torch.randn(clean.shape).to(clean.device)
     t = torch.randint(0, len(noising.alphas_cumprod), (len(clean),)).to(clean.device)
     times = cast(torch.IntTensor, t)

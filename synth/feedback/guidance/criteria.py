@@ -13,7 +13,14 @@ from torch import Tensor
 def loss(logits: Tensor, targets: Tensor) -> Tensor:
     """Return -log p of the target class: high where the classifier is wrong.
 
-    logits: (n, classes); targets: (n,) int64. Returns (n,) nats. Its gradient in logits is p - onehot.
+    Its gradient in logits is p - onehot.
+
+    Args:
+        logits: (n, classes).
+        targets: (n,) int64.
+
+    Returns:
+        (n,) nats.
     """
     return F.cross_entropy(logits.float(), targets, reduction="none")
 
@@ -21,7 +28,13 @@ def loss(logits: Tensor, targets: Tensor) -> Tensor:
 def entropy(logits: Tensor) -> Tensor:
     """Return H = -sum p log p: high where the classifier is unsure.
 
-    logits: (n, classes). Returns (n,) nats. Its gradient in logits is -p (log p + H), through both factors.
+    Its gradient in logits is -p (log p + H), through both factors.
+
+    Args:
+        logits: (n, classes).
+
+    Returns:
+        (n,) nats.
     """
     log_p = F.log_softmax(logits.float(), dim=1)
     return -(log_p.exp() * log_p).sum(dim=1)

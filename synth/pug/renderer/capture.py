@@ -214,12 +214,12 @@ class UnrealCVRenderer:
         """Return the director's lists; {} where there is no director."""
         reply = self._ask([f"vbp {self.options.director} Assets"])[0]
         try:
-            found = json.loads(reply)
-            if isinstance(found, dict) and "worlds" not in found and len(found) == 1:
-                found = json.loads(next(iter(found.values())))  # an out-parameter that holds the text
+            assets = json.loads(reply)
+            if isinstance(assets, dict) and "worlds" not in assets and len(assets) == 1:
+                assets = json.loads(next(iter(assets.values())))  # an out-parameter that holds the text
         except (ValueError, TypeError):
             return {}
-        return found if isinstance(found, dict) else {}
+        return assets if isinstance(assets, dict) else {}
 
     def _ask(self, commands: Sequence[str]) -> list[bytes]:
         """Send commands between two echoes, in one tick where the server can; returns their replies."""
@@ -250,8 +250,8 @@ class UnrealCVRenderer:
         """Load the world and put exactly the scene's characters into it."""
         if scene.world != self.world:
             self._load(scene.world)
-        wanted = [actor.name for actor in scene.actors]
-        surplus = [name for name in self.objects if name.startswith(OURS) and name not in wanted]
+        names = [actor.name for actor in scene.actors]
+        surplus = [name for name in self.objects if name.startswith(OURS) and name not in names]
         missing = [actor for actor in scene.actors if actor.name not in self.objects]
         if surplus or missing:
             self._require(
@@ -259,7 +259,7 @@ class UnrealCVRenderer:
                 + [f"vset /objects/spawn {actor.asset} {actor.name}" for actor in missing]
             )
             self.objects = _text(self._require(["vget /objects"])[0]).split()
-            self._check_objects(wanted)
+            self._check_objects(names)
 
     def _load(self, world: str) -> None:
         self._forget()
@@ -276,10 +276,10 @@ class UnrealCVRenderer:
         self.others = {BACKGROUND, *filter(None, map(colour_of, map(_text, replies)))}
         self.world = world
 
-    def _check_objects(self, wanted: Sequence[str]) -> None:
-        found = sorted(name for name in self.objects if name.startswith(OURS))
-        if found != sorted(wanted):
-            raise ErrorReply(f"the characters {', '.join(wanted) or 'none'} were asked for, there are {found}")
+    def _check_objects(self, names: Sequence[str]) -> None:
+        present = sorted(name for name in self.objects if name.startswith(OURS))
+        if present != sorted(names):
+            raise ErrorReply(f"the characters {', '.join(names) or 'none'} were asked for, there are {present}")
 
     def _changes(self, scene: SceneSpec, colours: Mapping[int, Colour]) -> list[str]:
         """Return the commands that set everything, whatever was there before."""

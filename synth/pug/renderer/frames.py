@@ -109,9 +109,9 @@ def picture_of(data: bytes, width: int, height: int) -> NDArray[np.uint8]:
 def _bmp_pixels(data: bytes, width: int, height: int) -> NDArray[np.uint8]:
     """Return the pixels of a BMP as UnrealCV writes it: 32-bit BGRA, rows from the top whatever its height's sign."""
     size = BMP.size + 4 * width * height
-    found = BMP.unpack(data[: BMP.size].ljust(BMP.size, b"\0"))
-    if len(data) != size or (*found[1:4], abs(found[4]), *found[5:]) != (BMP.size, 40, width, height, 1, 32):
-        raise NotDecodable(f"a BMP of {len(data)} bytes with the head {found}, not of {width} x {height} pixels")
+    header = BMP.unpack(data[: BMP.size].ljust(BMP.size, b"\0"))
+    if len(data) != size or (*header[1:4], abs(header[4]), *header[5:]) != (BMP.size, 40, width, height, 1, 32):
+        raise NotDecodable(f"a BMP of {len(data)} bytes with the head {header}, not of {width} x {height} pixels")
     pixels = np.frombuffer(data, np.uint8, offset=BMP.size).reshape(height, width, 4)
     return np.ascontiguousarray(pixels[:, :, 2::-1])
 
@@ -191,12 +191,12 @@ def apart(one: NDArray[np.uint8], other: NDArray[np.uint8], seen: NDArray[np.boo
 
 def boxes(mask: NDArray[np.uint8]) -> dict[int, tuple[tuple[int, int, int, int], int]]:
     """Return for each slot in a mask its box (left, top, right, bottom; right and bottom exclusive) and its pixels."""
-    found = {}
+    boxes_of = {}
     for index in np.unique(mask[mask > 0]).tolist():
         rows, columns = np.nonzero(mask == index)
         box = (int(columns.min()), int(rows.min()), int(columns.max()) + 1, int(rows.max()) + 1)
-        found[index - 1] = (box, len(rows))
-    return found
+        boxes_of[index - 1] = (box, len(rows))
+    return boxes_of
 
 
 def png(pixels: NDArray[np.uint8]) -> bytes:

@@ -69,10 +69,10 @@ class Pool:
 
     def _another(self) -> ListedServer | LaunchedServer | EmbeddedServer | None:
         if self.options.kind == "unrealcv" and self.options.binary is None:
-            found = next((server for server in self.unclaimed if server.claim()), None)
-            if found is not None:
-                self.unclaimed.remove(found)
-            return found
+            free = next((server for server in self.unclaimed if server.claim()), None)
+            if free is not None:
+                self.unclaimed.remove(free)
+            return free
         if self.started >= self.limit:
             return None
         self.started += 1

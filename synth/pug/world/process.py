@@ -117,10 +117,10 @@ def _environment() -> dict[str, str]:
 
 def _end(process: subprocess.Popen[bytes], errors: IO[bytes]) -> str:
     # The child shares the file's position, so it is read without moving it.
-    said = os.pread(errors.fileno(), 2**20, 0).decode("utf-8", errors="replace").strip()[-500:]
+    message = os.pread(errors.fileno(), 2**20, 0).decode("utf-8", errors="replace").strip()[-500:]
     status = process.poll()
     how = "did not say in time that it is ready" if status is None else f"ended with status {status}"
-    return f"{how}: {said}" if said else how
+    return f"{how}: {message}" if message else how
 
 
 def _end_process(process: subprocess.Popen[bytes], patience: float) -> None:

@@ -17,10 +17,19 @@ import yaml
 from PIL import Image
 
 from granary.curation.errors import UserError
-from granary.curation.hub.card import SHEET_SIDE, contact_sheet_of, parse_card, size_category, without_path, write_card
+from granary.curation.hub.card import (
+    SHEET_SIDE,
+    contact_sheet_of,
+    own_template,
+    parse_card,
+    size_category,
+    without_path,
+    write_card,
+)
 from granary.curation.hub.croissant import croissant
 from granary.curation.images.decode import DecodeLimits
 from granary.curation.recipe import CurateRecipe
+from granary.curation.runs.run import Run
 from granary.curation.store import schema
 
 FEATURES = {"default": schema.curated_features()}
@@ -121,6 +130,8 @@ def test_counts_thresholds_versions_sources_and_limits_stand_in_it():
         ("hf:facebook/dinov2-base", "hf:facebook/dinov2-base"),
         ("hf:/home/me/dinov2", "hf:dinov2"),
         ("hf:../me/dinov2", "hf:dinov2"),
+        ("hf:facebook/dinov2-small?revision=0a1b", "hf:facebook/dinov2-small?revision=0a1b"),
+        ("hf:/home/me/dinov2?pool=mean", "hf:dinov2?pool=mean"),
         ("torchscript:/home/me/sscd.pt", "torchscript:sscd.pt"),
         ("granary:runs/a/model", "granary:model"),
     ],
@@ -206,7 +217,44 @@ def test_a_template_of_the_user_takes_the_place_of_the_shipped_one():
     assert "my words" in write_card(FACTS, recipe(), FEATURES, mine, template=text)
 
 
-@pytest.mark.parametrize("template", ["{{ nothing }}", "{% if %}", "{{ ''.__class__.__mro__ }}"])
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ nothing }}",
+        "{% if %}",
+        "{{ ''.__class__.__mro__ }}",
+        "{{ samples / 0 }}",
+        "{{ samples.missing }}",
+        "{{ [1, 2] + 3 }}",
+        "{% macro again() %}{{ again() }}{% endmacro %}{{ again() }}",
+        "{% for i in range(9999) %}{% for j in range(9999) %}{{ name }}{% endfor %}{% endfor %}",
+        "{% set ns = namespace(x='a') %}{% for i in range(99) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}",
+    ],
+)
 def test_a_template_that_cannot_be_rendered_is_one_sentence(template):
     with pytest.raises(UserError, match=re.escape("the template card.md.j2 of the run cannot be rendered")):
         write_card(FACTS, recipe(), FEATURES, template=template)
+
+
+def test_classes_stand_in_the_header_and_in_the_table_of_columns() -> None:
+    features = {"default": schema.curated_features(["cat", "dog"])}
+    page = write_card(FACTS, recipe(), features)
+    stated = datasets.Features._from_yaml_list(parse_card(page)[0]["dataset_info"]["features"])
+    assert stated["label"].names == ["cat", "dog"]
+    assert "| `label` | 2 classes |" in page
+
+
+@pytest.mark.parametrize(
+    "template",
+    ["{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "{{ 9 ** (9 ** 9) }}"],
+)
+def test_a_template_that_never_ends_is_stopped(monkeypatch, template):
+    monkeypatch.setattr("granary.curation.hub.template.SECONDS", 2)
+    with pytest.raises(UserError, match="it is not done after 2 s"):
+        write_card(FACTS, recipe(), FEATURES, template=template)
+
+
+def test_a_template_that_is_no_text_is_one_sentence(tmp_path):
+    (tmp_path / "card.md.j2").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match="is no text in UTF-8"):
+        own_template(Run(str(tmp_path)))

@@ -154,6 +154,8 @@ def test_datasets_loads_it_with_typed_columns(run: Run) -> None:
     data = load_dataset(str(run.path / "dataset"), split="train")
     assert data[0]["image"].size == (48, 48)
     assert data.features["camera_yaw"].dtype == "int64"
+    assert data.features["label"].names == ["Cat", "Elephant"]
+    assert [data.features["label"].int2str(row["label"]) for row in data] == data["character_name"]
     assert data.features["character_scale"].dtype == "float64"
 
 

@@ -13,7 +13,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pools
-import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from rich.console import Console
@@ -99,7 +98,7 @@ def run(out: Path, data: Path, *words: str, workers: int = 2, beam: bool = False
 
 
 def rows(out: Path, what: str = "dataset/data") -> list[dict[str, Any]]:
-    return [row for path in sorted((out / what).glob("*.parquet")) for row in pq.read_table(path).to_pylist()]
+    return pools.Run(str(out)).table(what)
 
 
 def files(out: Path, what: str) -> dict[str, bytes]:

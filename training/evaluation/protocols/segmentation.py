@@ -152,7 +152,11 @@ class Reading:
         return self._tried(self.videos.frame, name)
 
     def mask(self, name: str, shape: tuple[int, ...] | None = None) -> Labels | None:
-        """Return object numbers (h, w); shape: what they must have."""
+        """Return object numbers (h, w).
+
+        Args:
+            shape: what they must have.
+        """
         return self._tried(lambda name: _of_shape(self.videos.mask(name), shape), name)
 
     def _tried(self, read: Callable[[str], T], name: str) -> T | None:

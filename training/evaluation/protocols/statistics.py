@@ -56,7 +56,7 @@ def evaluate(measured: Measured, options: FeatureOptions) -> Scores:
         uniformity and alignment of unit rows (Wang and Isola 2020, arXiv 2005.10242; lower is better).
     """
     split = measured.split
-    dataset = shards.open_dataset(measured.data, ("image",), split, options.holdout, "features")
+    dataset = shards.open_dataset(measured.data, ("image",), split, options.holdout, "features", measured.columns)
     features = features_of(measured, dataset, split)
     drawn = bounded_sample(distinct(features.ids), options.samples, measured.seed, "features")
     x = features.last[torch.from_numpy(np.sort(drawn))]
@@ -100,7 +100,12 @@ def uniformity(unit: Tensor) -> float:
 
 
 def alignment(first: Tensor, second: Tensor) -> float:
-    """Return the mean of |x - y|^2 over pairs of views, scaled to length 1. first, second: (n, D)."""
+    """Return the mean of |x - y|^2 over pairs of views, scaled to length 1.
+
+    Args:
+        first: (n, D).
+        second: (n, D).
+    """
     return float((F.normalize(first, dim=1) - F.normalize(second, dim=1)).square().sum(dim=1).mean())
 
 

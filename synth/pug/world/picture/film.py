@@ -56,7 +56,11 @@ class Film:
         return Film(self.directions, hits, points, self.surface.replaced(rows, other.surface))
 
     def display(self, rows: np.ndarray, light: Light, world: World, seen: np.ndarray) -> np.ndarray:
-        """Return display values (k, 3) float32 in 0..1 of some rows; seen: (k, 2) shares of sun and sky they see."""
+        """Return display values (k, 3) float32 in 0..1 of some rows.
+
+        Args:
+            seen: (k, 2) shares of sun and sky they see.
+        """
         owner, directions = self.hits.owner.take(rows), rows_of(self.directions, rows)
         result = np.empty((len(rows), 3), np.float32)
         hit, empty = np.flatnonzero(owner >= 0), np.flatnonzero(owner < 0)

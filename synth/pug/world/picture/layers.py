@@ -50,7 +50,11 @@ class Backdrop:
         shade: of what they show.
         seen: (n, 2) float32, shares of the sun and of the sky, averaged over neighbours.
         shown: (n, 3) float32 display values in 0..1, one sample for each pixel.
-        chosen: (k,) pixels that were refined; fine: (k, 3) their display values.
+        chosen: (k,) pixels that were refined.
+
+    Args:
+        fine: (k, 3) their display values.
+    .
     """
 
     film: Film
@@ -74,8 +78,13 @@ def picture(shot: Shot, behind: Backdrop, instances: Instances, film: Film) -> n
     """Draw what stands before a backdrop: returns (h, w, 3) uint8.
 
     Args:
-        shot: of the scene; behind: its backdrop.
-        instances: the whole scene; film: of it, through the same pixels.
+        shot: of the scene.
+
+    Args:
+        behind: its backdrop.
+        instances: the whole scene.
+        film: of it, through the same pixels.
+    .
     """
     front = film.hits.instance >= instances.fixed
     shade = _front_shade(shot, behind, instances, film, front)

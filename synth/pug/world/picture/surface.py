@@ -60,8 +60,12 @@ def surfaces(
         instances: what was traced.
         painted: name of the texture of objects that do not wear their own.
         hits: of n rays, none of them the sky.
-        points: (n, 3) float32 where they hit; directions: (n, 3) float32 of the rays.
+        points: (n, 3) float32 where they hit.
+
+    Args:
+        directions: (n, 3) float32 of the rays.
         pixel: width of a pixel at distance one.
+    .
     """
     result = Surface.empty(len(points))
     for index, instance in enumerate(instances.instances):

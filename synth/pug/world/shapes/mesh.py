@@ -46,7 +46,11 @@ class Mesh:
         glow: (v,) float32, how much of its colour a surface emits.
         skin: its detail.
         footprints: (levels,) float32, cm.
-        uv: (v, 2) float32 or None; picture: the texture it indexes, whose `scale` is cm per tile, or None.
+        uv: (v, 2) float32 or None.
+
+    Args:
+        picture: the texture it indexes, whose `scale` is cm per tile, or None.
+    .
     """
 
     vertices: np.ndarray

@@ -1,0 +1,67 @@
+"""A stand-in of the Hub that has one model, the one that `encoder.retrieval: auto` asks for."""
+
+from __future__ import annotations
+
+import hashlib
+import http.server
+import json
+import threading
+import time
+
+from granary.curation.encoders.choice import FILES, MODEL
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+class ModelHub(http.server.ThreadingHTTPServer):
+    """A Hub on loopback with one model; `silent` seconds pass before an answer, and `broken` ends it in status 500."""
+
+    daemon_threads = True
+    block_on_close = False
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Answer)
+        self.files = {name: f"contents of {name}".encode() for name in FILES}
+        self.silent, self.broken = 0.0, False
+        self.asked: list[str] = []
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+    def __enter__(self) -> ModelHub:
+        threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.shutdown()
+        self.server_close()
+
+    def handle_error(self, *_: object) -> None:
+        """Say nothing: a client that gave up leaves a broken connection."""
+
+
+class Answer(http.server.BaseHTTPRequestHandler):
+    server: ModelHub
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_: object) -> None:
+        """Keep the terminal clean."""
+
+    def do_GET(self) -> None:
+        hub, path = self.server, self.path.partition("?")[0]
+        hub.asked.append(path)
+        time.sleep(hub.silent)
+        data = hub.files.get(path.rpartition("/")[2], b"")
+        if path == f"/api/models/{MODEL}":
+            siblings = [{"rfilename": name, "size": len(one)} for name, one in hub.files.items()]
+            data = json.dumps({"id": MODEL, "sha": COMMIT, "siblings": siblings}).encode()
+        self.send_response(500 if hub.broken else 200 if data else 404)
+        self.send_header("Content-Length", str(len(data)))
+        self.send_header("ETag", f'"{hashlib.sha1(data).hexdigest()}"')
+        self.send_header("X-Repo-Commit", COMMIT)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(data)
+
+    do_HEAD = do_GET
