@@ -6,8 +6,9 @@ Fields of a recipe are keyword arguments, nested ones as a mapping or by their d
     curate(pool="photos", out="runs/mine", **{"dedup.threshold": 0.9})
 
 Every call that runs a pipeline also takes `config`, a recipe (YAML) whose fields the others override; `workers`, local
-workers, one per core by default; `runner`, a profile of configs/runners/; `beam`, a list of options for Beam; and
-`quiet`, which shows no progress. A call that was interrupted or killed goes on where it stopped when it is repeated.
+workers, one per core by default; `runner`, a profile of configs/runners/; `beam`, a list of options for Beam;
+`steal_lock`, to work in a run directory that another command holds; and `quiet`, which shows no progress. A call that
+was interrupted or killed goes on where it stopped when it is repeated.
 """
 
 from __future__ import annotations
@@ -25,7 +26,13 @@ if TYPE_CHECKING:
 Path = str | os.PathLike[str]
 Source = Path | Mapping[str, Any]  # a path or URL, or the fields of a source
 Sources = Source | Sequence[Source]
-CALL: dict[str, Any] = {"workers": 0, "runner": None, "beam": (), "quiet": False}  # what is no field of a recipe
+CALL: dict[str, Any] = {
+    "workers": 0,
+    "runner": None,
+    "beam": (),
+    "steal_lock": False,
+    "quiet": False,
+}  # what is no field of a recipe
 
 
 def curate(
@@ -135,14 +142,19 @@ def train(*, data: Sources, out: Path, quiet: bool = False, **fields: Any) -> Tr
 
 
 def evaluate(
-    protocols: str | Sequence[str], *, model: str | Training, data: Path | Run, quiet: bool = False, **fields: Any
+    protocols: str | Sequence[str],
+    *,
+    model: str | Training,
+    data: Path | Run | Mapping[str, str],
+    quiet: bool = False,
+    **fields: Any,
 ) -> dict[str, dict[str, Any]]:
     """Measure a model by protocols.
 
     Args:
         protocols: one or more of those of `granary evaluate --help`, for example "knn" or ["knn", "linear"].
         model: a training, a checkpoint, "hf:ID_OR_PATH", "random:RECIPE.yaml" or "pixels".
-        data: a run, its dataset, or what the protocol reads.
+        data: a run, its dataset, or what the protocol reads; with names of columns {"path": ..., "label": ...}.
         quiet: print no scores.
         fields: of `granary.training.evaluation.evaluate.EvaluateRecipe`, and `config`; what one protocol alone takes
             goes into `options`.
@@ -156,7 +168,8 @@ def evaluate(
     from granary.training.evaluation.evaluate import EvaluateRecipe
     from granary.training.evaluation.evaluate import evaluate as measure
 
-    given = {"protocols": protocols, "model": _url(model), "data": _url(data), **fields}
+    where = dict(data) if isinstance(data, Mapping) else _url(data)
+    given = {"protocols": protocols, "model": _url(model), "data": where, **fields}
     return measure(_recipe(EvaluateRecipe, given), (lambda text: None) if quiet else print)
 
 
@@ -206,10 +219,10 @@ def _run(name: str, given: dict[str, Any], **flags: bool) -> Run:
     from granary.pipelines.engine.units import Engine
     from granary.pipelines.kinds.registry import KINDS
 
-    workers, runner, beam, quiet = (given.pop(key, default) for key, default in CALL.items())
+    workers, runner, beam, steal_lock, quiet = (given.pop(key, default) for key, default in CALL.items())
     kind = KINDS[name]
     recipe = _recipe(kind.model(), given)
-    engine = Engine(load_profile(runner, beam) if runner else beam, workers)
+    engine = Engine(load_profile(runner, beam) if runner else beam, workers, steal_lock)
     kind.start(recipe, engine, _console(quiet), **flags)
     return open_run(recipe.out)
 

@@ -115,7 +115,7 @@ class Run:
         """Tell the story of one image of a curation run.
 
         Args:
-            image: a uri as in the ledger, or the beginning of an id.
+            image: a uri as in the ledger, the beginning of an id, a file name or the path of a file.
 
         Raises:
             UserError: nothing matches, several images do, or the run is none of `granary curate`.

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import click
 
 from granary.curation.errors import UserError
-from granary.pipelines.cli.failures import status_of
+from granary.pipelines.cli.failures import end_at_once, status_of
 from granary.pipelines.cli.plain_command import SETTINGS, VARIABLE, debug_option
 
 
@@ -125,6 +125,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()  # a full disk behind stdout is told of here, and not when the interpreter ends
         return status
     except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001  # the last handler: no command ends in a traceback
+        if isinstance(error, KeyboardInterrupt) and arguments is None:
+            end_at_once(error)
         return status_of(error)
 
 

@@ -17,7 +17,13 @@ from diffusers import (
     DDPMScheduler,
     DiTPipeline,
     DiTTransformer2DModel,
+    FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    FluxTransformer2DModel,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
     StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
     StableUnCLIPImg2ImgPipeline,
     UNet2DConditionModel,
     UNet2DModel,
@@ -36,7 +42,7 @@ def ddim(prediction: str = "epsilon", **changes: Any) -> DDIMScheduler:
     return DDIMScheduler(**{**settings, **changes})
 
 
-def vae() -> AutoencoderKL:
+def vae(**changes: Any) -> AutoencoderKL:
     return AutoencoderKL(
         in_channels=3,
         out_channels=3,
@@ -46,6 +52,7 @@ def vae() -> AutoencoderKL:
         up_block_types=("UpDecoderBlock2D",) * 2,
         norm_num_groups=4,
         sample_size=16,
+        **changes,
     )
 
 
@@ -90,6 +97,81 @@ def text_to_image() -> StableDiffusionPipeline:
     return StableDiffusionPipeline(
         vae(), text_encoder(), tokenizer(), conditional_unet(), ddim(), None, None, requires_safety_checker=False
     )
+
+
+def pooled_text_encoder() -> transformers.CLIPTextModelWithProjection:
+    config = text_encoder().config
+    config.projection_dim = 16
+    return transformers.CLIPTextModelWithProjection(config)
+
+
+def xl() -> StableDiffusionXLPipeline:
+    torch.manual_seed(0)
+    unet = conditional_unet(
+        cross_attention_dim=32,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=4,
+        projection_class_embeddings_input_dim=16 + 6 * 4,
+    )
+    texts, tokens = (text_encoder(), pooled_text_encoder()), (tokenizer(), tokenizer())
+    return StableDiffusionXLPipeline(vae(), *texts, *tokens, unet, ddim(), add_watermarker=False)
+
+
+def sd3() -> StableDiffusion3Pipeline:
+    torch.manual_seed(0)
+    transformer = SD3Transformer2DModel(
+        sample_size=8,
+        patch_size=2,
+        in_channels=4,
+        out_channels=4,
+        num_layers=1,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        joint_attention_dim=32,
+        caption_projection_dim=16,
+        pooled_projection_dim=32,
+        pos_embed_max_size=8,
+    )
+    texts = (pooled_text_encoder(), tokenizer(), pooled_text_encoder(), tokenizer(), None, None)
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    return StableDiffusion3Pipeline(transformer, scheduler, vae(shift_factor=0.1, scaling_factor=1.5), *texts)
+
+
+def t5_encoder() -> transformers.T5EncoderModel:
+    config = transformers.T5Config(vocab_size=40, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
+    return transformers.T5EncoderModel(config)
+
+
+def t5_tokenizer() -> transformers.T5Tokenizer:
+    words = [
+        ("<pad>", 0.0),
+        ("</s>", 0.0),
+        ("<unk>", 0.0),
+        ("\u2581", -1.0),
+        *((c, -2.0) for c in string.ascii_lowercase),
+    ]
+    return transformers.T5Tokenizer(vocab=words, extra_ids=0, model_max_length=12)
+
+
+def flux() -> FluxPipeline:
+    torch.manual_seed(0)
+    transformer = FluxTransformer2DModel(
+        patch_size=1,
+        in_channels=16,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        joint_attention_dim=16,
+        pooled_projection_dim=16,
+        axes_dims_rope=(4, 2, 2),
+        guidance_embeds=True,
+    )
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True)
+    texts = (text_encoder(), tokenizer(), t5_encoder(), t5_tokenizer())
+    pipe = FluxPipeline(scheduler, vae(shift_factor=0.1, scaling_factor=1.5), *texts, transformer)
+    pipe.default_sample_size = 8  # it is 128 for every Flux; the tests set it again after loading
+    return pipe
 
 
 def unclip() -> StableUnCLIPImg2ImgPipeline:
@@ -167,6 +249,9 @@ def classes_in_pixels() -> ClassConditionalPipeline:
 
 FAMILIES = {
     "text": text_to_image,
+    "xl": xl,
+    "sd3": sd3,
+    "flux": flux,
     "unclip": unclip,
     "dit": dit,
     "ddpm": unconditional,

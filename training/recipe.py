@@ -10,6 +10,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 
 from granary.curation.options import Options
+from granary.training.data.table import Table
 from granary.training.methods import METHODS, load_method
 from granary.training.models.vit_config import FORMER, ViTConfig
 
@@ -43,10 +44,9 @@ class Architecture(Options, frozen=True):
         return ViTConfig.named(self.size, **{**defaults, **given})
 
 
-class Data(Options, frozen=True):
+class Data(Table, frozen=True):
     """One dataset of the mixture."""
 
-    path: str = Field(min_length=1, description="a granary run, its dataset folder or a folder of shards; any URL")
     weight: float = Field(1.0, gt=0, description="its share of the samples, relative to the others")
 
 
@@ -127,6 +127,11 @@ class TrainRecipe(Options, frozen=True):
     split: str | None = Field(None, description="train only on this split; where there is no such column, by hash")
     holdout: float = Field(0.1, gt=0, lt=1, description="share of the ids that is test where no column says so")
     out: str = Field(min_length=1, description="the training directory to write, a path or URL")
+    resume: Literal["same", "changed"] = Field(
+        "same",
+        description="changed: a training in out goes on with another batch, accumulate, streams, window or optimiser; "
+        "more steps or epochs, and what only speed depends on, need no leave",
+    )
     seed: int = Field(0, ge=0, lt=2**63, description="decides every random choice")
     steps: int | None = Field(None, ge=1, description="optimiser steps")
     epochs: float | None = Field(None, gt=0, description="instead of steps: passes over the data")
@@ -155,7 +160,9 @@ class TrainRecipe(Options, frozen=True):
     @classmethod
     def _mixture(cls, value: object) -> object:
         if isinstance(value, str):
-            value = value.split(" + ")
+            value = {"path": value}
+        if isinstance(value, dict) and isinstance(value.get("path"), str):  # written on the command line
+            return [{**value, **_weighted(entry)} for entry in value["path"].split(" + ")]
         entries = value if isinstance(value, list) else [value]
         return [_weighted(entry) if isinstance(entry, str) else entry for entry in entries]
 

@@ -1,4 +1,4 @@
-"""Put an annotation and its picture together: masks decoded, the tree mended, every text in windows of the budget."""
+"""Put an annotation and its picture together: masks decoded, the tree repaired, every text in windows of the budget."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Assembled:
         description: everything said of the image.
         sha256: of the picture, hex.
         width, height: of the picture, upright.
-        problems: what was lost or mended, of the reading too.
+        problems: what was lost or corrected, of the reading too.
     """
 
     annotation: Annotation

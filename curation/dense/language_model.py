@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from granary.curation.dense.recipe import Writer
-from granary.curation.encoders.inference import torch_device
+from granary.curation.encoders.inference import UNLOADABLE, reason, torch_device
 from granary.curation.errors import UserError
 
 ENDINGS = (".json", ".safetensors", ".txt", ".model", ".jinja")  # of the files that decide what a model writes
@@ -141,10 +141,9 @@ def load(folder: str, device: str, dtype: str) -> LanguageModel:
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left", **options)
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True, **options)
-    except (OSError, ValueError, ImportError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except UNLOADABLE as error:
         raise UserError(
-            f"writer.model: {folder!r} cannot be loaded ({reason}); give a causal language model"
+            f"writer.model: {folder!r} cannot be loaded ({reason(error)}); give a causal language model"
         ) from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token

@@ -87,7 +87,7 @@ def notes(recipe: PackRecipe, shards: Mapping[str, int], texts: Mapping[str, int
     if recipe.crops.store == "boxes":
         lines.append("Crops are boxes to be cut out of the whole image at load time.")
     if shards["parts lost"]:
-        lines.append(f"{shards['parts lost']:,} parts of annotations were lost or mended; dead-letter/ names each.")
+        lines.append(f"{shards['parts lost']:,} parts of annotations were lost or corrected; dead-letter/ names each.")
     return lines
 
 

@@ -26,7 +26,7 @@ class InvalidAnnotation(Exception):
 
 @dataclass(frozen=True)
 class Problem:
-    """A part of an annotation that was lost or mended. part: key of a mask, name of a field, or ""."""
+    """A part of an annotation that was lost or corrected. part: key of a mask, name of a field, or ""."""
 
     part: str
     error: str
@@ -108,7 +108,7 @@ class Annotation:
         summaries: short texts by entry key ("base", "m-IDX-sc"), the first one first.
         negatives: texts that do not describe the entry, by entry key and kind (basic, layout, swaps).
         scores: logits by entry key and name ("sum", "basic_0", ...).
-        problems: what was lost or mended in reading.
+        problems: what was lost or corrected in reading.
     """
 
     file: str

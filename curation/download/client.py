@@ -83,6 +83,7 @@ class Downloads:
             asyncio.run_coroutine_threadsafe(self.worker.stop(), self.loop).result()
             self.loop.call_soon_threadsafe(self.loop.stop)
             self.thread.join()
+            self.names.shutdown(wait=False, cancel_futures=True)
             self.loop.close()
             self.loop = None
             self.announced.clear()
@@ -97,6 +98,8 @@ class Downloads:
         """Return the event loop, begun when it is first needed."""
         if self.loop is None:
             self.loop = asyncio.new_event_loop()
+            self.names = concurrent.futures.ThreadPoolExecutor(self.options.connections, "granary-names")
+            self.loop.set_default_executor(self.names)  # they look up hosts; asyncio has few, as many as cores
             self.worker = _Worker(self.options, self.max_bytes, self.private)
             self.thread = threading.Thread(target=self.loop.run_forever, name="granary-downloads", daemon=True)
             self.thread.start()

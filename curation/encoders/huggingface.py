@@ -24,7 +24,15 @@ from transformers import (
 )
 
 from granary.curation.encoders.choice import has_whole
-from granary.curation.encoders.inference import fingerprint, finite_unit_rows, probed_dimension, torch_device, workable
+from granary.curation.encoders.inference import (
+    UNLOADABLE,
+    fingerprint,
+    finite_unit_rows,
+    probed_dimension,
+    reason,
+    torch_device,
+    workable,
+)
 from granary.curation.encoders.spec import EncoderSpec
 from granary.curation.errors import UserError
 
@@ -85,11 +93,10 @@ class HuggingFaceEncoder:
                 adapter_kwargs={"local_files_only": local},
                 trust_remote_code=False,
             )
-        except (OSError, ValueError, ImportError) as error:
-            reason = str(error).strip().splitlines()[0]
+        except UNLOADABLE as error:
             raise UserError(
                 f"encoder '{spec.text}': no vision model with safetensors weights and an image processor could be "
-                f"loaded ({reason}); give a folder or a Hub id that has them"
+                f"loaded ({reason(error)}); give a folder or a Hub id that has them"
             ) from error
         self.model = model.to(self.device).eval()
         self.pool = spec.choice("pool", _default_pool(model), "features", "cls", "pooler", "mean")

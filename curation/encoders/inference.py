@@ -7,10 +7,18 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from PIL import Image
+from safetensors import SafetensorError
 
 from granary.curation.errors import UserError
 from granary.curation.store.storage import open_read
+
+# What loading a model raises where its files are cut short, hold wrong numbers or need packages that are not there.
+UNLOADABLE = (
+    ArithmeticError, AttributeError, ImportError, LookupError, MemoryError, OSError, RuntimeError, SafetensorError,
+    StrictDataclassError, TypeError, ValueError,
+)  # fmt: skip
 
 
 def torch_device(name: str) -> torch.device:
@@ -19,10 +27,15 @@ def torch_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
+        torch.ones(1, device=device).cpu()
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"device is '{name}', which is not available here; give auto or cpu") from error
     return device
+
+
+def reason(error: BaseException) -> str:
+    """Return the first line of an error, its class where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def workable(image: Image.Image, aspect: float = 4.0, least: int = 8) -> Image.Image:
@@ -58,10 +71,10 @@ def probed_dimension(name: str, embed: Callable[[Sequence[Image.Image]], np.ndar
     """Return the length of the vector of a trial picture; UserError when the model cannot take it."""
     try:
         return embed([Image.new("RGB", (64, 64))]).shape[1]
-    except (RuntimeError, ValueError, IndexError) as error:
-        reason = str(error).strip().splitlines()[-1]
+    except UNLOADABLE as error:
+        last = (str(error).strip() or type(error).__name__).splitlines()[-1]
         raise UserError(
-            f"encoder '{name}' could not embed a picture ({reason}); it must map (n, 3, h, w) to (n, d), and its "
+            f"encoder '{name}' could not embed a picture ({last}); it must map (n, 3, h, w) to (n, d), and its "
             "preprocessing must fit the model"
         ) from error
 

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from granary.curation.hub.card import Tree, parse_card
 from granary.curation.hub.licences import unknown_licence
+from granary.curation.hub.secrets import columns_with_secrets
 from granary.curation.hub.upload import Upload
 from granary.curation.store import storage
 
@@ -125,6 +126,7 @@ def _parquet(config: str, files: Sequence[Upload], stated: Features | None) -> I
             with storage.open_read(upload.url) as file:
                 parquet = pq.ParquetFile(file)
                 schema, metadata = parquet.schema_arrow, parquet.metadata
+                secrets = dict(columns_with_secrets(file))
         except (OSError, pa.ArrowInvalid) as error:
             yield f"{upload.path} is not a readable Parquet file ({type(error).__name__}); delete it and {again}"
             continue
@@ -133,6 +135,11 @@ def _parquet(config: str, files: Sequence[Upload], stated: Features | None) -> I
             yield (
                 f"{upload.path} has a row group of {max(groups) / 1e6:,.0f} MB and the Hub's viewer reads at most "
                 f"{GROUP_BYTES // 10**6} MB; run again with a smaller --shards.row_group"
+            )
+        for column, count in secrets.items():
+            yield (
+                f"{upload.path}: {count:,} values of column {column} are addresses with a password, a signature or a "
+                f"folder of this machine; {again}"
             )
         if first is None:
             first = schema

@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import io
 import logging
+import re
 import struct
 import warnings
 from dataclasses import dataclass
@@ -19,16 +20,20 @@ import pydantic
 from PIL import Image, ImageFile
 from pydantic import Field
 
+from granary.curation.images.containers import PNG_SIGNATURE, can_read_heif, is_heif, without_text
+
 FORMATS = (
     *("JPEG", "PNG", "WEBP", "GIF"),  # first: Pillow asks the formats in this order, and a few of the others take long
     *("AVIF", "BMP", "CUR", "DCX", "DDS", "DIB", "ICNS", "ICO", "IM", "JPEG2000", "MSP", "PCX"),
     *("PPM", "PSD", "QOI", "SGI", "SUN", "TGA", "TIFF", "XBM", "XPM"),
 )
 # These decoders hold the picture several times over, or take long: they get 1/2 or 1/4 of the pixels.
-COSTLY_FORMATS = {"AVIF": 2, "JPEG2000": 4, "WEBP": 2}
+COSTLY_FORMATS = {"AVIF": 2, "HEIF": 2, "JPEG2000": 4, "WEBP": 2}
 SLOW_PIXELS = 4_000_000  # for decoders written in Python, about a microsecond per pixel
 SCAN_PIXELS = 10  # pixels of all scans of a progressive JPEG, in units of max_pixels
 STRIP_PIXELS = 4_000_000
+FAINT = 223  # nothing darker than this on white is no drawing to see: it is laid over black
+LONG_TEXT = re.compile("MAX_TEXT_|text chunk")  # of what Pillow says of a PNG with long text chunks
 ORIENTATION = 0x0112
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -104,7 +109,7 @@ class Decoded:
 
 
 def decode(data: bytes, limits: DecodeLimits, side: int | None = None) -> Decoded:
-    """Decode the first frame to RGB; alpha is laid over white, 16-bit and float greys are scaled.
+    """Decode the first frame to RGB; alpha is laid over white or black, 16-bit and float greys are scaled.
 
     Args:
         data: the file.
@@ -120,15 +125,35 @@ def decode(data: bytes, limits: DecodeLimits, side: int | None = None) -> Decode
     if not data:
         raise DecodeError("EmptyFile", "no bytes")
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        return decode_bytes(data, limits, side)
+    except ValueError as error:
+        bare = without_text(data) if data.startswith(PNG_SIGNATURE) and LONG_TEXT.search(str(error)) else data
+        if len(bare) == len(data):
+            raise DecodeError(type(error).__name__, message_of(error)) from error
+    return decode(bare, limits, side)
+
+
+def decode_bytes(data: bytes, limits: DecodeLimits, side: int | None) -> Decoded:
+    """Decode with Pillow. Raises DecodeError, or ValueError as it comes."""
+    try:
+        with Image.open(io.BytesIO(data), formats=formats_of(data)) as image:
             return decode_opened(image, data, limits, side)
-    except DecodeError:
+    except (DecodeError, ValueError):
         raise
     except Image.DecompressionBombError as error:
         raise DecodeError("TooManyPixels", message_of(error)) from error
     except Exception as error:
         kind = "TruncatedImage" if "truncated" in str(error).lower() else type(error).__name__
         raise DecodeError(kind, message_of(error)) from error
+
+
+def formats_of(data: bytes) -> tuple[str, ...]:
+    """Return the formats that bytes may have. Raises DecodeError for HEIC without its plugin."""
+    if not is_heif(data):
+        return FORMATS
+    if not can_read_heif():
+        raise DecodeError("NoHeicPlugin", "pillow-heif is not installed; run: pip install 'granary-data[heic]'")
+    return ("HEIF",)
 
 
 def message_of(error: Exception) -> str:
@@ -204,39 +229,48 @@ def turned(image: Image.Image, orientation: int) -> Image.Image:
 
 
 def to_rgb(image: Image.Image, bits: int = 16) -> Image.Image:
-    """Convert any mode to RGB, large ones strip by strip: a second whole picture in memory is enough.
+    """Convert any mode to RGB; what would be invisible over white, white drawings with alpha, is laid over black.
 
     Args:
         image: of any mode.
         bits: significant bits of 16-bit greys.
     """
     low, high = grey_range(image, bits) if image.mode[0] in "IF" else (0.0, 255.0)
+    over_white = laid_over("white", image, low, high)
+    if not image.has_transparency_data or darkest(over_white) <= FAINT:
+        return over_white
+    over_black = laid_over("black", image, low, high)
+    return over_black if over_black.getbbox() else over_white  # nothing at all is as white as paper
+
+
+def darkest(image: Image.Image) -> int:
+    """Return the smallest value of any channel of an RGB picture."""
+    return min(int(low) for low, _ in image.getextrema())  # type: ignore[misc]
+
+
+def laid_over(ground: str, image: Image.Image, low: float, high: float) -> Image.Image:
+    """Convert to RGB over a ground, large pictures strip by strip: a second whole picture in memory is enough."""
     if image.width * image.height <= STRIP_PIXELS:
-        return strip_to_rgb(image, low, high)
+        return strip_to_rgb(image, low, high, ground)
     result = Image.new("RGB", image.size)
     rows = max(1, STRIP_PIXELS // image.width)
     for top in range(0, image.height, rows):
         strip = image.crop((0, top, image.width, min(top + rows, image.height)))
-        result.paste(strip_to_rgb(strip, low, high), (0, top))
+        result.paste(strip_to_rgb(strip, low, high, ground), (0, top))
     return result
 
 
-def strip_to_rgb(strip: Image.Image, low: float, high: float) -> Image.Image:
-    """Convert a strip of any mode.
-
-    Args:
-        low: the greys that become 0 and 255 in modes wider than a byte.
-        high: the greys that become 0 and 255 in modes wider than a byte.
-    """
+def strip_to_rgb(strip: Image.Image, low: float, high: float, ground: str = "white") -> Image.Image:
+    """Convert a strip of any mode; low, high: the greys that become 0 and 255 in modes wider than a byte."""
     if strip.mode[0] in "IF":
         return wide_grey(strip, low, high).convert("RGB")
     if not strip.has_transparency_data:
         return strip.convert("RGB")
     whole = strip.convert("LA") if strip.mode == "La" else strip
     layered = whole.convert("RGBA")
-    white = Image.new("RGB", strip.size, "white")
-    white.paste(layered.convert("RGB"), mask=layered.getchannel("A"))
-    return white
+    below = Image.new("RGB", strip.size, ground)
+    below.paste(layered.convert("RGB"), mask=layered.getchannel("A"))
+    return below
 
 
 def grey_range(image: Image.Image, bits: int) -> tuple[float, float]:

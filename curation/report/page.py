@@ -15,6 +15,7 @@ from granary.curation.report.writing import clip, duration, name, number, percen
 from granary.curation.runs.facts import Facts
 from granary.curation.runs.run import Run
 from granary.curation.store import storage
+from granary.curation.store.addresses import without_secrets
 
 HERE = "granary.curation.report"
 RECIPE_CHARACTERS = 100_000
@@ -30,7 +31,7 @@ def render_page(package: str, template: str, facts: Facts, recipe: str, **values
         recipe: as YAML.
         values: what the template uses beside.
     """
-    shared = {"run": facts, "recipe": recipe[:RECIPE_CHARACTERS], "cost": cost_section(facts)}
+    shared = {"run": facts, "recipe": without_secrets(recipe[:RECIPE_CHARACTERS]), "cost": cost_section(facts)}
     html = environment(package).get_template(template).render({**shared, **values})
     # Messages of the operating system may hold lone surrogates, which UTF-8 has no bytes for.
     return html.encode("utf-8", "replace").decode("utf-8")

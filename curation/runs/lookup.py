@@ -15,7 +15,6 @@ from granary.curation.runs.facts import read_recipe
 from granary.curation.runs.run import Run, read_table
 from granary.curation.sources import Reader
 from granary.curation.store import storage
-from granary.curation.store.schema import LedgerRow
 
 
 class Locator(TypedDict):
@@ -92,14 +91,3 @@ def ledger_tables(run: Run, columns: list[str] | None = None) -> Iterator[pa.Tab
     """Yield the ledger, a part at a time."""
     for url in run.parts("ledger"):
         yield read_table(url, columns)
-
-
-def find_rows(run: Run, name: str) -> list[LedgerRow]:
-    """Return the ledger rows of a uri, or of an id of which `name` is a prefix."""
-    rows: list[LedgerRow] = []
-    name = name.encode("utf-8", "backslashreplace").decode()  # as uris write a name that is not UTF-8
-    for table in ledger_tables(run):
-        match = pc.or_kleene(pc.equal(table["uri"], name), pc.starts_with(table["id"], name))
-        rows += table.filter(match).to_pylist()
-    exact = [row for row in rows if row["uri"] == name]
-    return exact or rows

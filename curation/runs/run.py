@@ -28,6 +28,7 @@ from granary.curation.store import storage
 from granary.curation.store.hashing import HashingFile
 
 FORMAT = 2  # of markers and parts; a new number redoes every stage
+LOST, DEAD = "lost", "dead"  # counters: rows lost to what can pass, and all that could not be read
 INDEX = "index.json"  # names and row counts of the parts of a finished stage, so that units read one file for it
 
 
@@ -69,10 +70,12 @@ class Run:
     Args:
         url: fsspec URL of the directory.
         sources: for each role ("pool", "seeds", "references") its resolved sources.
+        retry_failed: whether units that hold dead rows are done again, not those alone whose failures can pass.
     """
 
     url: str
     sources: Mapping[str, Sequence[Source]] = dataclasses.field(default_factory=dict)
+    retry_failed: bool = False
 
     def path(self, *parts: str) -> str:
         """Return the URL of something in the run directory."""
@@ -273,10 +276,11 @@ class Output:
 
     Args:
         file: where the bytes go.
+        earlier: URL of what the same unit wrote before, where it is done again for what it lost.
     """
 
-    def __init__(self, file: BinaryIO) -> None:
-        self.sink = HashingFile(file)
+    def __init__(self, file: BinaryIO, earlier: str | None = None) -> None:
+        self.sink, self.earlier = HashingFile(file), earlier
         self.writer: pq.ParquetWriter | None = None
         self.rows = 0
         self.counters: collections.Counter[str] = collections.Counter()
@@ -308,12 +312,24 @@ class Output:
 
 
 def finished(run: Run, stage: Stage[J], unit: Unit[J]) -> bool:
-    """Say whether the unit's output is there, whole and made from the present inputs."""
+    """Say whether the unit's output is there, whole, made from the present inputs, and not to be tried again."""
+    marker = written(run, stage, unit)
+    return marker is not None and not to_retry(run, marker)
+
+
+def written(run: Run, stage: Stage[J], unit: Unit[J]) -> Marker | None:
+    """Return the marker of a unit whose output is there, whole and made from the present inputs; else None."""
     try:
         marker = Marker.parse(storage.read_bytes(stage.marker(run, unit)))
-        return marker.digest == stage.unit_digest(unit) and storage.size(stage.output(run, unit)) == marker.size
+        whole = marker.digest == stage.unit_digest(unit) and storage.size(stage.output(run, unit)) == marker.size
     except (OSError, ValueError, TypeError):
-        return False
+        return None
+    return marker if whole else None
+
+
+def to_retry(run: Run, marker: Marker) -> bool:
+    """Say whether a unit lost what may be there by now, or all that it lost is asked for again."""
+    return bool(marker.counters.get(LOST) or (run.retry_failed and marker.counters.get(DEAD)))
 
 
 def run_unit(run: Run, stage: Stage[J], unit: Unit[J], *combined: object) -> None:
@@ -325,11 +341,12 @@ def run_unit(run: Run, stage: Stage[J], unit: Unit[J], *combined: object) -> Non
         unit: the work.
         combined: what a combine computed from other units; handed to the step after the output.
     """
-    if finished(run, stage, unit):
+    before = written(run, stage, unit)
+    if before is not None and not to_retry(run, before):
         return
     try:
         with storage.writing(stage.output(run, unit)) as file:
-            output = Output(file)
+            output = Output(file, stage.output(run, unit) if before else None)
             stage.step(run, unit.job, output, *combined)
             marker = output.finish(stage.unit_digest(unit), stage.path(unit))
         storage.write_bytes(stage.marker(run, unit), marker.dump())

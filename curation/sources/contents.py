@@ -24,7 +24,6 @@ IMAGE_ENDINGS = frozenset((
 ))  # fmt: skip
 TAR_ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2")
 TABLE_ENDINGS = (".parquet", ".pq")
-METADATA_NAMES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")  # of the Hub's imagefolder
 COMPANION_ENDINGS = frozenset((
     "c", "cfg", "cls", "cff", "conf", "cpp", "css", "csv", "db", "done", "gitattributes", "gitignore",
     "html", "htm", "idx", "ini", "ipynb", "js", "json", "jsonl", "lock", "log", "md", "npy", "npz", "pdf",
@@ -46,6 +45,7 @@ SPLIT_WORDS = {
     **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
 }
 NUMBERED = re.compile(r"(?:^|/)([^/]+?)-\d{5}-of-\d{5}[^/]*$")
+HIDDEN = "a name begins with a dot"
 NO_PICTURE = "its name is not that of a picture"
 NO_DATA = "not among the files that hold the data"
 
@@ -56,7 +56,7 @@ def kind_of(path: str) -> FileKind:
     stem, _, ending = base.rpartition(".")
     if is_hidden(path):
         return "hidden"
-    if base in METADATA_NAMES:
+    if base in listing.TABLE_NAMES:
         return "metadata"
     if base.endswith(TAR_ENDINGS):
         return "shard"
@@ -104,7 +104,7 @@ def data_files(source: Source, endings: tuple[str, ...], left_out: LeftOut) -> I
         if file.stamp == "unlisted":
             yield file
         elif source.path.endswith("/") and is_hidden(file.path):
-            left_out["hidden files", "hidden"] += 1
+            left_out["hidden files", HIDDEN] += 1
         elif source.path.endswith("/") and not file.path.lower().endswith(endings):
             left_out[what(file.path), NO_DATA] += 1
         elif of_split(source, file.path, left_out):
@@ -122,6 +122,11 @@ def of_split(source: Source, path: str, left_out: LeftOut) -> bool:
 def canonical(split: str) -> str:
     """Return the name of a split as the Hub has it: val is validation."""
     return SPLIT_WORDS.get(split, split)
+
+
+def base_name(path: str) -> str:
+    """Return the last part of a path or an address, without its query."""
+    return path.partition("?")[0].rstrip("/").replace("\\", "/").rsplit("/", 1)[-1]
 
 
 def what(path: str) -> str:

@@ -108,9 +108,10 @@ def prepare(source: Source, rows: Dataset) -> Split:
     features = rows.features
     typed = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
     image = columns.image_name(source, list(features), typed)
+    columns.check_named(source, list(features))
     label = columns.find(list(features), source.label_column)
     classes = getattr(features[label], "names", None) if label else None
-    chosen = parquet.Columns(image, label, columns.caption_name(source, list(features)), classes)
+    chosen = parquet.columns_of(source, features.arrow_schema, image, classes)
     selected = rows.select_columns(chosen.names)
     if image in typed:
         selected = selected.cast_column(image, datasets.Image(decode=False))

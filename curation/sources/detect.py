@@ -16,7 +16,7 @@ from granary.curation.sources.model import Source, field_name
 ARCHIVES = (".zip", ".rar", ".7z", ".tar.zst", ".tzst", ".tar.lz4")
 SUPPORTED = (
     "granary reads a folder of pictures, .tar files (also .tar.gz, .tar.xz, .tar.bz2), .parquet files, a .txt, .csv, "
-    ".tsv or .parquet list of addresses, a granary run, and hf:ORG/NAME"
+    ".tsv, .jsonl or .parquet list of addresses, a granary run, and hf:ORG/NAME"
 )
 TABLES_LOOKED_AT = 16  # of a folder, for a column of images
 PREVIEWS = 1  # a picture alone beside data is a preview of them whatever its name
@@ -59,10 +59,9 @@ def detect(source: Source, what: str) -> str:
     Raises:
         UserError: it is nothing that granary reads, or two things at once.
     """
-    if source.glob is not None or source.labels == "folder":
-        return "folder"
     if what == "directory":
-        return detect_folder(source)
+        by_choice = source.glob is not None or source.labels == "folder"
+        return "folder" if by_choice else detect_folder(source)
     path = (listing.first_match(source.path) if what == "pattern" else source.path).lower()
     if path.endswith(contents.TAR_ENDINGS):
         return "webdataset"
@@ -116,8 +115,8 @@ def note(held: Held, kind: str, path: str) -> None:
     """Keep the first few paths of tables, lists and archives."""
     name = path.lower()
     few: Iterable[tuple[bool, list[str]]] = (
-        (kind == "table", held.tables),
-        (kind in ("companion", "metadata") and name.endswith((*urls.ENDINGS, ".jsonl")), held.lists),
+        (kind in ("table", "metadata") and name.endswith(parquet.ENDINGS), held.tables),
+        (kind in ("companion", "metadata") and name.endswith(urls.ENDINGS), held.lists),
         (name.endswith(ARCHIVES), held.archives),
     )
     for fits, paths in few:
@@ -186,6 +185,7 @@ FITS = {  # options that are not for every kind -> the kinds, and what they are 
     "labels": (("folder",), "folders"),
     "image_column": (("parquet", "dataset"), "tables"),
     "url_column": (("urls",), "lists of addresses"),
+    "trust_paths": (("urls",), "lists of addresses"),
     "split": (("parquet", "dataset", "webdataset", "folder"), "datasets and folders"),
 }
 
@@ -194,7 +194,8 @@ def check(source: Source) -> None:
     """Raise UserError where options or path do not fit the kind."""
     for option, (kinds, what) in FITS.items():
         value = source.model_dump()[option]
-        if source.kind not in kinds and value != Source.model_fields[option].default:
+        fits = source.kind in kinds and (what != "folders" or source.path.endswith("/"))
+        if not fits and value != Source.model_fields[option].default:
             subject = f"{field_name(source, option)} is {value!r}"
             raise UserError(f"{subject}, which is for {what}, but {source.path!r} is read as {source.kind}.")
     CHECKS.get(source.kind, lambda source: None)(source)
@@ -210,6 +211,8 @@ def check_list(source: Source) -> None:
     if source.path.endswith("/"):
         raise UserError(f"{subject(source)}, a folder; a list of addresses is one text, CSV or Parquet file.")
     urls.load(source, files.info(source.path)["stamp"])
+    if source.path.lower().endswith(".txt"):
+        columns.check_named(source, [])
 
 
 def check_tables(source: Source) -> None:
@@ -218,6 +221,7 @@ def check_tables(source: Source) -> None:
     for path in table_paths(source):
         schema = schema_of(path)
         if schema is not None and has_images(source, path):
+            columns.check_named(source, [*schema.names, *columns.partitions(path)])
             return
         first = first or schema
     if first is not None:

@@ -14,6 +14,7 @@ from granary.curation.download.client import Downloads
 from granary.curation.download.options import Download
 from granary.curation.sources.model import escape, unescape
 from granary.curation.store import storage
+from granary.curation.store.addresses import stored
 
 T = TypeVar("T")
 MAGIC = re.compile(r"[*?\[{]")
@@ -163,7 +164,7 @@ def read_reference(
     if protocol in ("http", "https"):
         return (download or functools.partial(download_once, max_bytes))(reference)
     if "::" in reference or (protocol and protocol not in REMOTE_PROTOCOLS):
-        raise UnsafePath(f"only files inside the source and remote URLs are read, not {reference}")
+        raise UnsafePath(f"only files inside the source and remote URLs are read, not {stored(reference)}")
     if protocol:
         return read_file(reference, max_bytes)
     if storage.is_local(top):
@@ -175,7 +176,7 @@ def read_reference(
         target = f"{scheme}://{posixpath.normpath(rest)}"
         inside = not reference.startswith("/") and target.startswith(base)
     if not inside:
-        raise UnsafePath(f"the path leads out of the source: {reference}")
+        raise UnsafePath(f"the path leads out of the source: {stored(reference)}")
     return read_file(target, max_bytes)
 
 

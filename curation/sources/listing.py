@@ -7,7 +7,6 @@ import itertools
 import os
 import re
 from collections.abc import Callable, Iterator
-from operator import itemgetter
 from typing import NamedTuple
 
 from fsspec.utils import glob_translate
@@ -17,6 +16,7 @@ from granary.curation.sources.model import escape
 from granary.curation.store import storage
 
 MAX_EXPANSIONS = 1_000_000
+TABLE_NAMES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")  # of the Hub's imagefolder
 
 
 class File(NamedTuple):
@@ -28,7 +28,7 @@ class File(NamedTuple):
 
 
 def walk(folder: str) -> Iterator[File]:
-    """Yield every file below a folder, sorted by relative path.
+    """Yield every file below a folder, sorted by relative path, but for the TABLE_NAMES of a folder, which come first.
 
     Of a local folder: hidden files count; sockets, fifos and devices do not; a link to a file is a file. A link to a
     folder is followed when it leads out of `folder`, each real folder once, so no loop is endless and nothing
@@ -50,7 +50,12 @@ def walk(folder: str) -> Iterator[File]:
         except OSError:
             yield File(escape(relative), 0, "unlisted")
             continue
-        pending.extend(sorted(((relative + name, entry) for name, entry in below), key=itemgetter(0), reverse=True))
+        pending.extend(sorted(((relative + name, entry) for name, entry in below), key=listed_before, reverse=True))
+
+
+def listed_before(entry: tuple[str, File | None]) -> tuple[bool, str]:
+    """Return the key that names are sorted by: those of tables that speak of a folder's pictures come first."""
+    return entry[0].rsplit("/", 1)[-1].lower() not in TABLE_NAMES, entry[0]
 
 
 def local_file(folder: str, relative: str) -> File:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Literal, NamedTuple, Self
 
 import pydantic
 from pydantic import Field, PrivateAttr
@@ -30,13 +30,15 @@ class Source(pydantic.BaseModel, frozen=True, extra="forbid"):
     glob: str | None = Field(default=None, description="folder only: relative paths to take, e.g. **/*.jpg")
     labels: Literal["none", "folder"] = Field(default="none", description="folder: the first sub-folder is the label")
     image_column: str = Field(default="image", description="parquet, dataset: column of the image (HF Image or binary)")
-    label_column: str = Field(default="label", description="column (webdataset: JSON key) of the label, if it is there")
+    label_column: str = Field(default="label", description="column (webdataset, folder: JSON key) of the label")
     caption_column: str | None = Field(
         default=None,
-        description="column (webdataset: JSON key) of the captions; default captions, caption or text",
+        description="column (webdataset, folder: JSON key) of the captions; default captions, caption, text, txt, ...",
     )
     url_column: str = Field(default="url", description="urls: column of the address in a CSV or Parquet list")
-    split: str | None = Field(default=None, description="dataset: the split to read; default all of them")
+    split: str | None = Field(
+        default=None, description="the split to read, of a dataset or as file names tell it; default all"
+    )
     trust_paths: bool = Field(
         default=False,
         description="urls: take rows that name any file of this machine or chain protocols; for lists of your own",
@@ -68,7 +70,10 @@ class Piece:
         stop: the row after the last.
         size: in bytes, 0 when unknown.
         count: candidates in it, 0 when unknown (tar).
-        stamp: text that changes when the file changes.
+        stamp: text that changes when the file changes, or what speaks of it.
+        sidecars: files beside it that speak of it, relative to the root.
+        table: file of the folder with a row about it, relative to the root; "" where there is none.
+        table_stamp: of that file.
     """
 
     path: str
@@ -77,6 +82,17 @@ class Piece:
     size: int
     count: int
     stamp: str
+    sidecars: tuple[str, ...] = ()
+    table: str = ""
+    table_stamp: str = ""
+
+
+class Unread(NamedTuple):
+    """Something that speaks of an image and could not be read: its name, class and message of the error."""
+
+    part: str
+    error: str
+    message: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +109,10 @@ class Candidate:
         metadata: JSON, as the source has it.
         data: the bytes where reading the piece had them anyway, else None.
         error: (class, message) of a dead candidate, which has no bytes.
+        name: of its own file, "" where it has none.
+        unread: what speaks of it and could not be read.
+        left_out: (what, why) of members and columns beside it that have no place in a sample.
+        keys: names of what was said of it, in JSON beside it or in a table of its folder.
     """
 
     uri: str
@@ -104,6 +124,10 @@ class Candidate:
     metadata: str | None = None
     data: bytes | None = None
     error: tuple[str, str] | None = None
+    name: str = ""
+    unread: tuple[Unread, ...] = ()
+    left_out: tuple[tuple[str, str], ...] = ()
+    keys: tuple[str, ...] = ()
 
 
 def escape(name: str) -> str:

@@ -13,26 +13,60 @@ from granary.curation.download.client import Downloads
 from granary.curation.errors import UserError
 from granary.curation.sources import columns, contents, files
 from granary.curation.sources.contents import LeftOut
-from granary.curation.sources.model import Candidate, Piece, Source, failure, too_many_bytes
+from granary.curation.sources.model import Candidate, Piece, Source, escape, failure, too_many_bytes
 
 ENDINGS = contents.TABLE_ENDINGS
 BATCH_ROWS = 16  # rows of image bytes held at once
 BUFFER = 1 << 20
+# Of a dataset that granary wrote: what tells it, and what is written anew.
+GRANARY_MARKS = frozenset(["id", "image", "width", "height", "source", "captions"])
+GRANARY = frozenset(["id", "width", "height", "source", "seed_ids", "similarities"])
 FAILURES = (pa.ArrowException, OSError, ValueError, KeyError)
 
 
 class Columns(NamedTuple):
-    """Names of the columns that are read, and the class names of the label."""
+    """Names of the columns that are read, and the class names of the label.
+
+    Args:
+        image: column of the images.
+        label: column of the label.
+        others: columns that hold captions, label and metadata.
+        classes: names of the labels, by number.
+        left_out: (column, why) of those that are not read.
+    """
 
     image: str
     label: str | None
-    captions: str | None
+    others: Sequence[str]
     classes: Sequence[str] | None
+    left_out: tuple[tuple[str, str], ...] = ()
 
     @property
     def names(self) -> list[str]:
-        """Return the names of the columns that are there, once each."""
-        return list(dict.fromkeys(name for name in (self.image, self.label, self.captions) if name))
+        """Return the names of the columns that are read, once each."""
+        return list(dict.fromkeys((self.image, *self.others)))
+
+
+def columns_of(source: Source, schema: pa.Schema, image: str, classes: Sequence[str] | None) -> Columns:
+    """Return the columns that are read: all that JSON can hold, but for those that granary writes anew."""
+    names = [name for name in schema.names if name != image]
+    anew = GRANARY if GRANARY_MARKS.issubset(schema.names) else frozenset()
+    left_out = {name: "granary writes its own" for name in names if name in anew}
+    left_out |= {name: "holds bytes" for name in names if name not in anew and holds_bytes(schema.field(name).type)}
+    label, captions = columns.find(names, source.label_column), columns.caption_name(source, names)
+    for name in filter(None, (label, captions)):
+        left_out.pop(name, None)
+    others = [name for name in names if name not in left_out]
+    return Columns(image, label, others, classes, tuple(left_out.items()))
+
+
+def holds_bytes(kind: pa.DataType) -> bool:
+    """Say whether a column holds bytes, or lists or records of them: pictures, sound, arrays."""
+    if isinstance(kind, pa.BaseExtensionType):
+        return holds_bytes(kind.storage_type)
+    children = [kind.field(number).type for number in range(kind.num_fields)]
+    binary = pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind)
+    return binary or any(map(holds_bytes, children))
 
 
 def list_pieces(source: Source, left_out: LeftOut) -> Iterator[Piece]:
@@ -88,8 +122,7 @@ def choose_columns(source: Source, schema: pa.Schema) -> Columns:
     label = columns.find(schema.names, source.label_column)
     feature = features.get(label or "", {})
     classes = feature.get("names") if feature.get("_type") == "ClassLabel" else None
-    image = columns.image_name(source, schema.names, typed)
-    return Columns(image, label, columns.caption_name(source, schema.names), classes)
+    return columns_of(source, schema, columns.image_name(source, schema.names, typed), classes)
 
 
 def huggingface_features(schema: pa.Schema) -> dict[str, dict[str, Any]]:
@@ -152,9 +185,11 @@ def from_cells(
         return Candidate(uri, path, row, error=("NoImage", "the row has neither bytes nor a path"))
     if data is not None and len(data) > max_bytes:
         return Candidate(uri, path, row, error=too_many_bytes(len(data), max_bytes))
-    label = columns.label_of(cells[chosen.label], chosen.classes) if chosen.label else None
-    captions = columns.captions_of(cells[chosen.captions]) if chosen.captions else ()
-    return Candidate(uri, path, row, len(data or b""), label, captions, data=data)
+    record = {**columns.partitions(path), **{name: cells[name] for name in chosen.others}}
+    label, captions, rest = columns.described(source, record, chosen.classes)
+    metadata, name = columns.metadata_of(rest), escape(contents.base_name(reference or ""))
+    size, left_out = len(data or b""), chosen.left_out
+    return Candidate(uri, path, row, size, label, captions, metadata, data, name=name, left_out=left_out)
 
 
 def cell_bytes(

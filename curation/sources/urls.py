@@ -1,8 +1,9 @@
-"""Lists of addresses: text (one a line), CSV, TSV or Parquet.
+"""Lists of addresses: text (one a line), CSV, TSV, lines of JSON, or Parquet; further columns become metadata.
 
 A list is not trusted: a row is a path below the folder of the list or a plain address of a service on a network. With
 `trust_paths` a local list may name any file and any fsspec URL. What is kept of a row is its number: its address may
-hold secrets, and is read from the list again where it is fetched. The list is held in memory, about 100 bytes a row.
+hold secrets, and is read from the list again where it is fetched. The list is held in memory, about 100 bytes a row
+and its metadata.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import functools
 import io
 import posixpath
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple, TypedDict
 
 import pyarrow as pa
@@ -23,13 +24,16 @@ from granary.curation.errors import UserError
 from granary.curation.sources import columns, files
 from granary.curation.sources.contents import LeftOut
 from granary.curation.sources.model import Candidate, Piece, Source, escape, field_name, unescape
+from granary.curation.sources.parquet import holds_bytes
+from granary.curation.sources.sidecars import read_json
 from granary.curation.store import storage
 from granary.curation.store.addresses import stored
 
-ENDINGS = (".txt", ".csv", ".tsv")
+ENDINGS = (".txt", ".csv", ".tsv", ".jsonl")
 PIECE_ROWS = 256
 HTTP = ("http", "https")
-UNTRUSTED = (
+UNTRUSTED = "UntrustedPath"
+WHAT_IS_TAKEN = (
     "a row is a path below the folder of the list or a plain http, s3, gs, hf or az address; trust_paths true takes "
     "any file and any chain"
 )
@@ -41,10 +45,16 @@ class Row(TypedDict):
     address: str | None
     label: str | None
     captions: list[str]
+    metadata: str | None
 
 
 class UrlList(NamedTuple):
-    """table: address, label, captions, one row each. repeats: row -> how often what is stored of it came before."""
+    """A parsed list.
+
+    Args:
+        table: address, label, captions, metadata, one row each.
+        repeats: row -> how often what is stored of it came before.
+    """
 
     table: pa.Table
     repeats: dict[int, int]
@@ -76,8 +86,8 @@ def candidate(source: Source, piece: Piece, row: int, cells: Row, repeat: int | 
     try:
         target(source, unescape(cells["address"]))
     except files.UnsafePath as unsafe:
-        return Candidate(uri, piece.path, row, error=("UntrustedPath", str(unsafe)))
-    return Candidate(uri, piece.path, row, label=cells["label"], captions=tuple(cells["captions"]))
+        return Candidate(uri, piece.path, row, error=(UNTRUSTED, str(unsafe)))
+    return Candidate(uri, piece.path, row, 0, cells["label"], tuple(cells["captions"]), cells["metadata"])
 
 
 def target(source: Source, address: str) -> str:
@@ -93,7 +103,7 @@ def target(source: Source, address: str) -> str:
     if below and not chained:
         return folder + address
     if not source.trust_paths:
-        raise files.UnsafePath(UNTRUSTED)
+        raise files.UnsafePath(WHAT_IS_TAKEN)
     return address if protocol or chained or posixpath.isabs(address) else folder + address
 
 
@@ -108,65 +118,78 @@ def parse(path: str, stamp: str, name: str, url: str, label: str, caption: str |
     source = Source(name=name, path=path, url_column=url, label_column=label, caption_column=caption)
     try:
         batches = list(record_batches(source))
-    except (pa.ArrowException, csv.Error, OSError, ValueError) as error:
+    except (pa.ArrowException, csv.Error, OSError, ValueError, RecursionError) as error:
         raise UserError(f"{name or 'source'}.path is {path!r}, a list that cannot be read: {error}") from error
     table = pa.Table.from_batches(batches, schema=SCHEMA)
     return UrlList(table, repeats(address and stored(address) for address in table.column("address").to_pylist()))
 
 
-SCHEMA = pa.schema({"address": pa.string(), "label": pa.string(), "captions": pa.list_(pa.string())})
+SCHEMA = pa.schema(
+    {"address": pa.string(), "label": pa.string(), "captions": pa.list_(pa.string()), "metadata": pa.string()}
+)
+Cells = Mapping[str, object]
 
 
 def record_batches(source: Source) -> Iterator[pa.RecordBatch]:
     """Yield the rows of the list in batches of SCHEMA."""
+    ending = source.path.lower().rpartition(".")[2]
     with files.open_file(source.path) as file:
-        if source.path.lower().endswith(".parquet"):
+        if ending == "parquet":
             yield from parquet_batches(source, pq.ParquetFile(file))
             return
         text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
-        rows: Iterable[tuple[object, object, object]]
-        if source.path.lower().endswith((".csv", ".tsv")):
-            rows = csv_rows(
-                source, csv.DictReader(text, delimiter="\t" if source.path.lower().endswith(".tsv") else ",")
-            )
+        if ending in ("csv", "tsv"):
+            reader = csv.DictReader(text, delimiter="\t" if ending == "tsv" else ",")
+            column = pick(source, list(reader.fieldnames or []))
+            yield batch(source, column, list(reader))
+        elif ending == "jsonl":
+            yield json_batch(source, text)
         else:
             lines = (line.strip() for line in text)
-            rows = ((line, None, None) for line in lines if line and not line.startswith("#"))
-        yield batch(list(rows))
+            yield batch(source, "url", [{"url": line} for line in lines if line and not line.startswith("#")])
 
 
-def csv_rows(source: Source, reader: csv.DictReader[str]) -> Iterator[tuple[object, object, object]]:
-    """Yield (address, label, caption) of a CSV file with a header."""
-    url, label, caption = pick(source, list(reader.fieldnames or []))
-    for row in reader:
-        yield row[url], row.get(label or ""), row.get(caption or "")
+def json_batch(source: Source, lines: Iterable[str]) -> pa.RecordBatch:
+    """Return the rows of lines of JSON objects, whose keys are columns."""
+    parsed = (read_json(line.encode("utf-8", "replace"))[0] for line in lines if line.strip())
+    rows = [row if isinstance(row, dict) else {} for row in parsed]
+    return batch(source, pick(source, list(dict.fromkeys(key for row in rows for key in row))), rows)
 
 
 def parquet_batches(source: Source, file: pq.ParquetFile) -> Iterator[pa.RecordBatch]:
-    """Yield the rows of a Parquet list."""
-    url, label, caption = pick(source, file.schema_arrow.names)
-    for part in file.iter_batches(columns=[name for name in (url, label, caption) if name]):
-        yield batch([(row[url], row.get(label), row.get(caption)) for row in part.to_pylist()])
+    """Yield the rows of a Parquet list; columns of bytes are not read."""
+    schema = file.schema_arrow
+    column = pick(source, schema.names)
+    names = [field.name for field in schema if field.name == column or not holds_bytes(field.type)]
+    for part in file.iter_batches(columns=names):
+        yield batch(source, column, part.to_pylist())
 
 
-def pick(source: Source, names: list[str]) -> tuple[str, str | None, str | None]:
-    """Return the columns for address, label and captions. Raises UserError where the first is missing."""
+def pick(source: Source, names: list[str]) -> str:
+    """Return the column of the addresses. Raises UserError where it, or another that the user named, is missing."""
     url = columns.find(names, source.url_column)
     if url is None:
         raise UserError(
             f"{field_name(source, 'url_column')} is {source.url_column!r}, but {source.path} has the columns "
             f"{', '.join(names) or '(none)'}: name the one that holds the addresses."
         )
-    return url, columns.find(names, source.label_column), columns.caption_name(source, names)
+    columns.check_named(source, names)
+    return url
 
 
-def batch(rows: list[tuple[object, object, object]]) -> pa.RecordBatch:
-    """Return rows as Arrow, addresses escaped to UTF-8."""
-    addresses = [escape(row[0].strip()) if isinstance(row[0], str) else None for row in rows]
-    labels = [columns.label_of(row[1]) for row in rows]
-    captions = [columns.captions_of(row[2]) for row in rows]
-    arrays = [pa.array(values, field.type) for values, field in zip((addresses, labels, captions), SCHEMA, strict=True)]
-    return pa.RecordBatch.from_arrays(arrays, schema=SCHEMA)
+def batch(source: Source, column: str, rows: Sequence[Cells]) -> pa.RecordBatch:
+    """Return rows as Arrow, addresses escaped to UTF-8; `column` holds them."""
+    values = [row.get(column) for row in rows]
+    said = [columns.described(source, {key: row[key] for key in row if key and key != column}) for row in rows]
+    arrays = [
+        [escape(value.strip()) if isinstance(value, str) else None for value in values],
+        [label for label, _, _ in said],
+        [captions for _, captions, _ in said],
+        [columns.metadata_of(rest) for _, _, rest in said],
+    ]
+    return pa.RecordBatch.from_arrays(
+        [pa.array(cells, field.type) for cells, field in zip(arrays, SCHEMA, strict=True)], schema=SCHEMA
+    )
 
 
 def repeats(addresses: Iterable[str | None]) -> dict[int, int]:

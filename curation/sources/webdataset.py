@@ -1,8 +1,9 @@
 """WebDataset tar shards: members with one key (path up to the first dot of the base name) are one sample.
 
-Plain image endings are candidates. KEY.json is kept as metadata and gives captions and label, KEY.txt a
-caption, KEY.cls a label; all other members, KEY.mask.png among them, are companions. As in the convention,
-the members of a key follow one another. Nothing is ever unpacked to disk.
+Plain image endings are candidates; of a key that has none, those that end in one (KEY.left.png). KEY.json is kept as
+metadata and gives captions and label, KEY.txt and KEY.caption a caption, KEY.cls a label; other members, KEY.mask.png
+beside KEY.jpg among them, are left out and counted, like the hidden ones that macOS adds. As in the convention, the
+members of a key follow one another. Nothing is ever unpacked to disk.
 """
 
 from __future__ import annotations
@@ -10,32 +11,40 @@ from __future__ import annotations
 import bz2
 import gzip
 import io
-import json
 import lzma
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any, BinaryIO, cast
+from typing import BinaryIO, cast
 
-from granary.curation.sources import columns, contents, files, listing, tar
+from granary.curation.sources import columns, contents, files, listing, sidecars, tar
 from granary.curation.sources.contents import IMAGE_ENDINGS, LeftOut
-from granary.curation.sources.model import Candidate, Piece, Source, escape, failure, plain, too_many_bytes
+from granary.curation.sources.model import Candidate, Piece, Source, Unread, escape, failure, too_many_bytes
+from granary.curation.sources.sidecars import Sidecars
 from granary.curation.sources.tar import DamagedTar, Member
 
 ENDINGS = contents.TAR_ENDINGS
 COMPRESSED = tuple(ending for ending in ENDINGS if ending != ".tar")
-MAX_SIDECAR = 16 << 20  # bytes of a .json, .txt or .cls member
+COMPANION = "neither an image nor a sidecar"
 DAMAGE = (OSError, EOFError, zlib.error, lzma.LZMAError)
 
 
 @dataclass
 class Group:
-    """The members of one key that were met so far."""
+    """The members of one key that were met so far; others: images of endings with a dot, such as left.png."""
 
     key: str
     candidates: list[Candidate] = field(default_factory=list)
-    sidecars: dict[str, str] = field(default_factory=dict)
+    others: list[tuple[str, Candidate]] = field(default_factory=list)
+    sidecars: Sidecars = field(default_factory=Sidecars)
+    left_out: list[tuple[str, str]] = field(default_factory=list)
     held: int = 0
+
+    def pictures(self) -> list[Candidate]:
+        """Return the candidates: those of plain endings, else the others."""
+        if self.candidates:
+            self.left_out += [(f"*.{ending}", COMPANION) for ending, _ in self.others]
+        return self.candidates or [candidate for _, candidate in self.others]
 
 
 def list_pieces(source: Source, left_out: LeftOut) -> Iterator[Piece]:
@@ -56,15 +65,17 @@ def read_piece(source: Source, piece: Piece, max_bytes: int) -> Iterator[Candida
             if not is_safe(member.name):
                 error = ("UnsafeMemberPath", "absolute, or leads out of the archive")
                 yield unique(seen, Candidate(prefix + escape(member.name), piece.path, error=error))
+            elif contents.is_hidden(member.name):
+                group.left_out.append(("hidden members", contents.HIDDEN))
             elif member.type != "other":
                 key, ending = key_and_ending(member.name)
                 if key != group.key:
                     yield from finished(source, piece, group, prefix, seen)
-                    group = Group(key)
+                    group = Group(key, left_out=[] if group.key else group.left_out)
                 add_member(stream, group, member, ending, piece, prefix, max_bytes)
         yield from finished(source, piece, group, prefix, seen)
     except DAMAGE as error:
-        if group.candidates:
+        if group.pictures():
             yield from finished(source, piece, group, prefix, seen)
         yield unique(seen, Candidate(f"{prefix}rest", piece.path, error=failure(error)))
     finally:
@@ -114,12 +125,24 @@ def add_member(
     stream: BinaryIO, group: Group, member: Member, ending: str, piece: Piece, prefix: str, max_bytes: int
 ) -> None:
     """Put a member into its group: image, sidecar or companion."""
-    if ending in IMAGE_ENDINGS:
+    plain_image, image = ending in IMAGE_ENDINGS, ending.rpartition(".")[2] in IMAGE_ENDINGS
+    if plain_image or (image and not group.candidates):
         candidate = read_image(stream, group, member, piece, prefix, max_bytes)
-        group.candidates.append(candidate)
+        group.candidates += [candidate] if plain_image else []
+        group.others += [] if plain_image else [(ending, candidate)]
         group.held += len(candidate.data or b"")
-    elif ending in ("json", "txt", "cls") and member.type == "file" and member.size <= MAX_SIDECAR:
-        group.sidecars[ending] = whole_member(stream, member).decode("utf-8", "replace")
+    elif ending in sidecars.ENDINGS and member.type == "file":
+        add_sidecar(stream, group.sidecars, member, ending)
+    else:
+        group.left_out.append((f"*.{ending}" if ending else "members without an ending", COMPANION))
+
+
+def add_sidecar(stream: BinaryIO, group: Sidecars, member: Member, ending: str) -> None:
+    """Read a sidecar into its group, or note why it is not read."""
+    if member.size > sidecars.MAX_SIDECAR:
+        group.unread.append(Unread(ending, *too_many_bytes(member.size, sidecars.MAX_SIDECAR)))
+    else:
+        group.data[ending] = whole_member(stream, member)
 
 
 def read_image(stream: BinaryIO, group: Group, member: Member, piece: Piece, prefix: str, max_bytes: int) -> Candidate:
@@ -131,7 +154,9 @@ def read_image(stream: BinaryIO, group: Group, member: Member, piece: Piece, pre
     if member.size > max_bytes:
         return Candidate(uri, piece.path, error=too_many_bytes(member.size, max_bytes))
     data = whole_member(stream, member) if group.held + member.size <= max_bytes else None
-    return Candidate(uri, piece.path, member.offset, member.size, data=data)
+    return Candidate(
+        uri, piece.path, member.offset, member.size, data=data, name=escape(member.name.rsplit("/", 1)[-1])
+    )
 
 
 def whole_member(stream: BinaryIO, member: Member) -> bytes:
@@ -146,34 +171,21 @@ def finished(source: Source, piece: Piece, group: Group, prefix: str, seen: dict
     """Yield the candidates of a whole group, with what its sidecars say."""
     if not group.key:
         return
-    label, captions, metadata = describe(source, group.sidecars)
-    for candidate in group.candidates:
-        yield unique(seen, replace(candidate, label=label, captions=captions, metadata=metadata))
-    if not group.candidates:
-        error = ("NoImage", "the key has no member with an image ending")
+    said = group.sidecars.said(source, columns.partitions(piece.path))
+    unread, pictures = tuple(group.sidecars.unread), group.pictures()
+    for number, candidate in enumerate(pictures):
+        left_out = tuple(group.left_out) if number == 0 else ()
+        described = replace(candidate, **said._asdict(), unread=unread, left_out=left_out)
+        yield unique(seen, described)
+    if not pictures:
+        error = ("NoImage", f"the key has no member with an image ending, only {endings_of(group)}")
         yield unique(seen, Candidate(prefix + escape(group.key), piece.path, error=error))
 
 
-def describe(source: Source, sidecars: dict[str, str]) -> tuple[str | None, tuple[str, ...], str | None]:
-    """Return label, captions and metadata; a .cls file goes before the JSON."""
-    metadata = sidecars.get("json")
-    record = parse_record(metadata)
-    label = columns.label_of(sidecars.get("cls", "").strip()) or columns.label_of(record.get(source.label_column))
-    name = columns.caption_name(source, list(record))
-    captions = columns.captions_of(record.get(name) if name else None)
-    text = sidecars.get("txt", "").strip()
-    if text and plain(text) not in captions:
-        captions += (plain(text),)
-    return label, captions, metadata
-
-
-def parse_record(text: str | None) -> dict[str, Any]:
-    """Return the JSON object; empty where there is none or it is broken."""
-    try:
-        record = json.loads(text) if text else None
-    except (ValueError, RecursionError):
-        record = None
-    return record if isinstance(record, dict) else {}
+def endings_of(group: Group) -> str:
+    """Return what the members of a group end in, for a message."""
+    known = [f".{ending}" for ending in (*group.sidecars.data, *(unread.part for unread in group.sidecars.unread))]
+    return ", ".join(sorted({*known, *(what.removeprefix("*") for what, _ in group.left_out)})[:8])
 
 
 def unique(seen: dict[str, int], candidate: Candidate) -> Candidate:

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from granary.curation.runs import dead_letters
 from granary.curation.runs.dead_letters import DeadLetter, dead_rows
 from granary.curation.runs.row_groups import RowGroups
-from granary.curation.runs.run import Output, Run, read_groups, read_table, undigested
+from granary.curation.runs.run import DEAD, Output, Run, read_groups, read_table, undigested
 from granary.curation.runs.vectors import Layout
 from granary.curation.sources import Reader, failure
 from granary.curation.steps.embed import FACTS
@@ -25,7 +25,7 @@ from granary.curation.store import schema, storage
 from granary.curation.store.sampling import priority
 from granary.curation.store.schema import LEDGER
 
-SAMPLE_FACTS = [field for field in FACTS if field.name not in ("status", "reason", "message")]
+SAMPLE_FACTS = [field for field in FACTS if field.name not in ("unread", "status", "reason", "message")]
 COLUMNS = [field.name for field in SAMPLE_FACTS]
 EVIDENCE = [LEDGER.field("seed_ids"), LEDGER.field("similarities")]
 PLAN = pa.schema([("role", pa.string()), *SAMPLE_FACTS, *EVIDENCE])
@@ -48,6 +48,7 @@ class PlanRow(TypedDict):
     label: str | int | None
     captions: list[str] | None
     metadata: str | None
+    name: str
     seed_ids: list[str]
     similarities: list[float]
 
@@ -208,9 +209,10 @@ def write_shard(run: Run, job: WriteShard, output: Output) -> None:
     classes = _classes(rows.schema)
     rows = rows.set_column(rows.schema.get_field_index("label"), "label", schema.numbered(rows["label"], classes))
     groups = RowGroups(output, schema.arrow_schema(schema.curated_features(classes)), job.row_group)
-    for row in check_lost(_reread(run, rows, job.max_bytes), job.max_unreadable):
+    for row in check_lost(_reread(run, rows, job.max_bytes), job.max_unreadable, output.counters):
         if row.problem is not None:
             output.notes.append(list(row.problem))
+            output.counters[DEAD] += 1
         else:
             groups.add(row.sample, row.size)
     groups.close()
@@ -251,7 +253,7 @@ def _sample(run: Run, row: PlanRow, data: bytes) -> dict[str, object]:
         "seed_ids": row["seed_ids"],
         "similarities": row["similarities"],
         "source": {"name": name, "uri": row["uri"]},
-        "image": {"bytes": data, "path": row["uri"].rsplit("/", 1)[-1]},
+        "image": {"bytes": data, "path": row["name"]},
     }
 
 
@@ -319,9 +321,18 @@ class WriteDeadLetters:
 
 def write_dead_letters(run: Run, job: WriteDeadLetters, output: Output) -> None:
     """Collect what could not be read, of every role and stage."""
-    read = [letter for role in job.roles for letter in dead_rows(run, role, "decode")]
+    read = [letter for role in job.roles for letter in (*dead_rows(run, role, "decode"), *_unread(run, role))]
     lost = [DeadLetter(file.uri, "shards", file.error, file.message) for file in sorted(job.lost)]
     dead_letters.write_dead_letters([*read, *_unreadable(run), *lost], output)
+
+
+def _unread(run: Run, role: str) -> Iterator[DeadLetter]:
+    """Yield what speaks of the images of a role and could not be read: captions, labels, metadata."""
+    for url in run.parts(role):
+        table = read_table(url, ["uri", "unread"])
+        for row in table.filter(pc.greater(pc.list_value_length(table["unread"]), 0)).to_pylist():
+            for unread in row["unread"]:
+                yield DeadLetter(row["uri"], "decode", unread["error"], unread["message"], unread["part"])
 
 
 def _unreadable(run: Run) -> Iterator[DeadLetter]:

@@ -17,7 +17,7 @@ from granary.curation.store.sampling import priority
 from granary.curation.store.threads import limit_blas
 
 if TYPE_CHECKING:  # a step that has nothing left to do needs no torch
-    from granary.curation.dedup import join
+    from granary.curation.dedup import blocks
 
 EDGES = pa.schema([("i", pa.int64()), ("j", pa.int64()), ("similarity", pa.float32())])
 BASIS_ROWS = 16_384
@@ -89,7 +89,7 @@ def basis(run: Run, job: FitBasis, output: Output) -> None:
 
     How many of them prune best depends on the threshold: duplicates and leaks have each their own.
     """
-    from granary.curation.dedup import join
+    from granary.curation.dedup import blocks
 
     layout, seed = Layout.of(run, "pool"), job.seed
     parts = np.argsort(priority(seed, [f"part-{part}" for part in range(len(layout.parts))]))[:BASIS_PARTS]
@@ -100,10 +100,10 @@ def basis(run: Run, job: FitBasis, output: Output) -> None:
         rows.append(vectors[np.sort(chosen)])
     sample = np.concatenate(rows)
     with limit_blas(1):  # the last bits of a rotation depend on the threads; the edges never do
-        rotation = join.fit_rotation(sample, rows=BASIS_ROWS)
+        rotation = blocks.fit_rotation(sample, rows=BASIS_ROWS)
     prefix = job.prefix or 1
     if len(sample) and job.prefix is None:
-        prefix = join.choose_prefix(sample, rotation, job.threshold)
+        prefix = blocks.choose_prefix(sample, rotation, job.threshold)
     output.counters["prefix"] = min(prefix, len(rotation))
     output.write(pa.table({"direction": list(rotation.T[:prefix])}))
 
@@ -113,12 +113,12 @@ def read_basis(run: Run, stage: str) -> NDArray[np.float32]:
     return np.stack(run.read(stage, 0)["direction"].to_numpy()).T.astype(np.float32)
 
 
-def prepare(vectors: NDArray[np.float32], directions: NDArray[np.float32], device: str) -> join.Block:
+def prepare(vectors: NDArray[np.float32], directions: NDArray[np.float32], device: str) -> blocks.Block:
     """Prepare vectors to be joined, on a device; the edges do not depend on it."""
-    from granary.curation.dedup import join
+    from granary.curation.dedup import blocks
     from granary.curation.encoders.inference import torch_device
 
-    return join.prepare(vectors, directions, directions.shape[1], device=str(torch_device(device)))
+    return blocks.prepare(vectors, directions, directions.shape[1], device=str(torch_device(device)))
 
 
 @dataclasses.dataclass(frozen=True)

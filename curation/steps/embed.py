@@ -18,14 +18,16 @@ from granary.curation.images.filters import Filters
 from granary.curation.runs.run import Output, Run, read_table, undigested
 from granary.curation.runs.vectors import Layout, to_column
 from granary.curation.sources import Candidate, Reader, read_piece
+from granary.curation.sources.contents import base_name
 from granary.curation.steps.listing import ListedUnit, read_listing
-from granary.curation.steps.tally import count_file
+from granary.curation.steps.tally import count_file, count_names
 from granary.curation.steps.unreadable import DEAD_LINKS, OUTAGES, check_lost, check_unchanged, why_dead
 from granary.curation.store.addresses import json_without_secrets, without_secrets
 
 ROW_GROUP = 1024
 NO_FILTERS = Filters()
 PENDING_PIXELS = 1 << 25  # of pictures waiting for the rest of their batch: 100 MB
+UNREAD = pa.struct([("part", pa.string()), ("error", pa.string()), ("message", pa.string())])
 FACTS = pa.schema(
     [
         ("uri", pa.string()),
@@ -40,6 +42,8 @@ FACTS = pa.schema(
         ("label", pa.string()),
         ("captions", pa.list_(pa.string())),
         ("metadata", pa.string()),
+        ("name", pa.string()),
+        ("unread", pa.list_(UNREAD)),
         ("status", pa.string()),
         ("reason", pa.string()),
         ("message", pa.string()),
@@ -64,11 +68,13 @@ class Row:
         facts: value of each column known so far.
         picture: only until it is embedded.
         lost: it could not be read, which says nothing about what it holds.
+        vectors: (1 or 2, d) float32 where it was embedded in an earlier run.
     """
 
     facts: dict[str, object]
     picture: Image.Image | None = None
     lost: bool = False
+    vectors: np.ndarray | None = None
 
     @property
     def reason(self) -> str:
@@ -123,14 +129,19 @@ def embed(run: Run, job: EmbedUnit, output: Output) -> None:
     source, pieces = read_listing(run, job.listed.role, job.listed.unit)
     number = list(run.sources[job.listed.role]).index(source)
     with Reader(source, limits.max_bytes) as reader:
-        reader.expect(row for piece in pieces for row in range(piece.start, piece.stop))
-        candidates = (candidate for piece in pieces for candidate in read_piece(source, piece, limits.max_bytes))
+        known = _known(output.earlier, run.retry_failed)
+        kept = {row.facts["offset"] for row in known.values()}
+        reader.expect(row for piece in pieces for row in range(piece.start, piece.stop) if row not in kept)
+        read = (candidate for piece in pieces for candidate in read_piece(source, piece, limits.max_bytes))
+        candidates = _counting_left_out(read, number, output)
         side = encoder.side and max(encoder.side, filters.side or 0)
-        rows = (scan(candidate, number, reader, limits, filters, side) for candidate in candidates)
-        most = max(options.max_unreadable, DEAD_LINKS if source.kind == "urls" else 0)
-        _write_embedded(
-            _counted(check_lost(rows, most), number, output), FACTS, encoder, options.batch, job.mirror, output
+        rows = (
+            known.get(candidate.uri) or scan(candidate, number, reader, limits, filters, side)
+            for candidate in candidates
         )
+        most = max(options.max_unreadable, DEAD_LINKS if source.kind == "urls" else 0)
+        counted = _counted(check_lost(rows, most, output.counters), number, output)
+        _write_embedded(counted, FACTS, encoder, options.batch, job.mirror, output)
 
 
 def _counted(rows: Iterator[Row], number: int, output: Output) -> Iterator[Row]:
@@ -138,6 +149,35 @@ def _counted(rows: Iterator[Row], number: int, output: Output) -> Iterator[Row]:
     for row in rows:
         count_file(output.counters, number, row.facts)
         yield row
+
+
+def _counting_left_out(candidates: Iterator[Candidate], number: int, output: Output) -> Iterator[Candidate]:
+    """Count what stands beside the candidates of source `number` and has no place in a sample."""
+    for candidate in candidates:
+        count_names(output.counters, (f"{number} left {what}: {why}" for what, why in candidate.left_out))
+        yield candidate
+
+
+def _known(earlier: str | None, retry_failed: bool) -> dict[str, Row]:
+    """Return by uri the rows of an earlier run of a unit that stay: all but those that are tried again."""
+    if earlier is None:
+        return {}
+    table = read_table(earlier)
+    vectors = [_halves(table[name]) for name in ("embedding", "mirror") if name in table.column_names]
+    rows = table.select(FACTS.names).to_pylist()
+    again = [row["status"] == "dead" and (retry_failed or row["reason"] in OUTAGES) for row in rows]
+    return {
+        row["uri"]: Row(row, vectors=np.stack([view[place] for view in vectors]) if row["status"] == "ok" else None)
+        for place, row in enumerate(rows)
+        if not again[place]
+    }
+
+
+def _halves(column: pa.ChunkedArray) -> np.ndarray:
+    """Return a column of vectors as (n, d), the bits as they are stored."""
+    array = column.combine_chunks()
+    flat = array.flatten().to_numpy(zero_copy_only=False)
+    return flat.astype(np.float32).reshape(len(array), array.type.list_size)
 
 
 def scan(
@@ -158,6 +198,8 @@ def scan(
         "label": candidate.label,
         "metadata": candidate.metadata and json_without_secrets(candidate.metadata),
         "captions": candidate.captions,
+        "name": candidate.name or base_name(without_secrets(candidate.uri)),
+        "unread": [unread._asdict() for unread in candidate.unread],
         "status": "dead",
     }
     if candidate.error is not None:
@@ -205,6 +247,9 @@ def _write_embedded(
     for row in rows:
         output.counters[str(row.facts["status"])] += 1
         facts.append(row.facts)
+        if row.vectors is not None:
+            embed_pending()
+            vectors.append(row.vectors[None])
         if row.picture is not None:
             pending.append(row.picture)
         pixels = sum(picture.width * picture.height for picture in pending)
@@ -263,7 +308,7 @@ def features(run: Run, job: EmbedPart, output: Output) -> None:
     with Reader(run.sources["pool"][number], limits.max_bytes) as reader:
         reader.expect(rows["offset"].to_pylist())
         again = (_look_again(row, reader, limits, encoder.side) for row in rows.to_pylist())
-        checked = check_lost(again, options.max_unreadable)
+        checked = check_lost(again, options.max_unreadable, output.counters)
         _write_embedded(checked, FEATURES, encoder, options.batch, False, output)
 
 

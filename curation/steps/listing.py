@@ -25,6 +25,9 @@ SCHEMA = pa.schema(
         ("size", pa.int64()),
         ("count", pa.int64()),
         ("stamp", pa.string()),
+        ("sidecars", pa.list_(pa.string())),
+        ("table", pa.string()),
+        ("table_stamp", pa.string()),
     ]
 )
 
@@ -101,5 +104,6 @@ def _groups(pieces: Iterator[Piece], unit_rows: int) -> Iterator[list[Piece]]:
 def read_listing(run: Run, role: str, unit: int) -> tuple[Source, Sequence[Piece]]:
     """Return the source and the pieces of one unit."""
     rows = read_table(run.path("sources", f"{role}.parquet"), group=unit).to_pylist()
-    pieces = [Piece(row["path"], row["start"], row["stop"], row["size"], row["count"], row["stamp"]) for row in rows]
-    return run.sources[role][rows[0]["source"]], pieces
+    number = rows[0]["source"]
+    pieces = [Piece(**{**row, "sidecars": tuple(row["sidecars"])}) for row in rows if row.pop("source") is not None]
+    return run.sources[role][number], pieces

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Iterator
 
 from granary.curation.errors import UserError
 from granary.curation.images.decode import DecodeError, DecodeLimits, decode
-from granary.curation.sources import Candidate, Reader, Source, list_pieces, read_piece
+from granary.curation.sources import Candidate, Reader, Source, columns, failure, list_pieces, read_piece
 
 PROBED = 64  # candidates of a set that are looked at; a set that holds more of them passes
+LOOKED_THROUGH = 1000  # candidates among which a key must be there at least once
+SHOWN = 20  # keys that a message names
 SIDE = 32  # a JPEG need not be decoded larger
 
 
@@ -39,6 +42,28 @@ def check_first_images(role: str, source: Source, limits: DecodeLimits) -> None:
     )
 
 
+def check_named_keys(role: str, source: Source, limits: DecodeLimits) -> None:
+    """Raise UserError where none of many images of a shard or folder has a label or caption key that the user named.
+
+    Args:
+        role: for example "pool", for the message.
+        source: resolved; tables and lists were checked by their columns.
+        limits: on what is read.
+    """
+    missing = columns.named_columns(source) if source.kind in ("webdataset", "folder") else {}
+    keys: set[str] = set()
+    for candidate in itertools.islice(candidates(source, Counter(), limits), LOOKED_THROUGH) if missing else ():
+        keys |= set(candidate.keys)
+        missing = {option: key for option, key in missing.items() if columns.find(list(keys), key) is None}
+        if not missing:
+            return
+    for option, key in missing.items():
+        raise UserError(
+            f"{role}.{option} is {key!r}, but nothing of that name comes with the first images of {source.path}, only "
+            f"{', '.join(sorted(keys)[:SHOWN]) or 'no keys'}; give one of them, or leave the option out"
+        )
+
+
 def candidates(source: Source, left_out: Counter[tuple[str, str]], limits: DecodeLimits) -> Iterator[Candidate]:
     """Yield the candidates of a set, as many as are taken."""
     for piece in list_pieces(source, left_out):
@@ -55,5 +80,5 @@ def why_no_image(candidate: Candidate, reader: Reader, limits: DecodeLimits) -> 
     except DecodeError as error:
         return error.kind
     except OSError as error:
-        return type(error).__name__
+        return failure(error)[0]
     return None

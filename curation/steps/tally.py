@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import json
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple, TypeVar
 
@@ -11,6 +12,7 @@ from granary.curation.runs.run import Marker
 from granary.curation.sources import Source
 
 SHOWN = 64  # metadata keys, reasons and kinds of left-out parts that are told of one source
+MOST_NAMES = 4096  # counters of a unit
 Counted = collections.Counter[str]
 T = TypeVar("T", str, tuple[str, str])
 
@@ -85,6 +87,21 @@ def count_file(counters: Counted, number: int, facts: Mapping[str, object]) -> N
         return
     counters[f"{number} captions"] += bool(facts["captions"])
     counters[f"{number} labels"] += facts["label"] is not None
+    count_names(counters, (f"{number} key {key}" for key in metadata_keys(facts["metadata"])))
+
+
+def count_names(counters: Counted, names: Iterable[str]) -> None:
+    """Count names that somebody else's data chose: past MOST_NAMES only those met before."""
+    counters.update(name for name in names if name in counters or len(counters) < MOST_NAMES)
+
+
+def metadata_keys(metadata: object) -> list[str]:
+    """Return the first keys of the metadata of an image, shortened; none where they are no JSON object."""
+    try:
+        record = json.loads(metadata) if isinstance(metadata, str) else None
+    except (ValueError, RecursionError):
+        return []
+    return [key[:80] for key in list(record)[:SHOWN]] if isinstance(record, dict) else []
 
 
 def tally(markers: Iterable[Marker], number: int, left_out: Mapping[tuple[str, str], int]) -> Tally:
@@ -99,12 +116,13 @@ def tally(markers: Iterable[Marker], number: int, left_out: Mapping[tuple[str, s
     for marker in markers:
         sums.update({key.partition(" ")[2]: n for key, n in marker.counters.items() if key.startswith(f"{number} ")})
     counted = collections.Counter(left_out)
-    counted.update({(what, why): n for (what, _, why), n in parts(sums, "left ", ": ")})
-    dead = {key: n for (key, _, _), n in parts(sums, "dead ", "\n")}
-    keys = {key: n for (key, _, _), n in parts(sums, "key ", "\n")}
+    for key, n in below(sums, "left ").items():
+        what, _, why = key.partition(": ")
+        counted[what, why] += n
+    dead, keys = below(sums, "dead "), below(sums, "key ")
     return Tally(sums["files"], dead, sums["captions"], sums["labels"], keys, counted)
 
 
-def parts(sums: Counted, prefix: str, separator: str) -> list[tuple[tuple[str, str, str], int]]:
-    """Return the rest of the keys with a prefix, parted at the separator."""
-    return [(key.removeprefix(prefix).partition(separator), n) for key, n in sums.items() if key.startswith(prefix)]
+def below(sums: Counted, prefix: str) -> dict[str, int]:
+    """Return the counts whose keys have a prefix, without it."""
+    return {key.removeprefix(prefix): n for key, n in sums.items() if key.startswith(prefix)}

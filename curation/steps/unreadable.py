@@ -10,7 +10,9 @@ from typing import Protocol, TypeVar
 from granary.curation.download.errors import PASSING
 from granary.curation.download.guard import REFUSED
 from granary.curation.images.decode import DecodeError
+from granary.curation.runs.run import LOST
 from granary.curation.sources import failure
+from granary.curation.sources.urls import UNTRUSTED
 
 FEWEST_LOST = 16  # fewer unreadable files are no sign of an outage, however small the unit
 DEAD_LINKS = 0.99  # of a unit of a list of URLs: dead links are what such lists are made of, but one in a hundred lives
@@ -31,11 +33,21 @@ OUTAGES = frozenset(
         "BlockingIOError",
         "InterruptedError",
         "UnreadableFolder",
-        "UntrustedPath",
+        UNTRUSTED,
         REFUSED,
         *PASSING,
     )
 )
+
+
+ALLOWED_BY = {UNTRUSTED: "trust_paths", REFUSED: "private_addresses"}  # what was refused -> field of its source
+
+
+def what_allows(text: str) -> str:
+    """Return a sentence that names the option for what a text says was refused; "" where it says no such thing."""
+    fields = [field for kind, field in ALLOWED_BY.items() if kind in text]
+    flags = " and ".join(f"--pool.{field} true" for field in fields)
+    return f"Of lists of your own more is taken with {flags} (likewise seeds and references)." if fields else ""
 
 
 class Readable(Protocol):
@@ -59,7 +71,7 @@ class TooManyUnreadable(Exception):
     """So much of a unit could not be read that its dataset would lack most of what it should hold."""
 
 
-def check_lost(rows: Iterable[R], most: float) -> Iterator[R]:
+def check_lost(rows: Iterable[R], most: float, counters: collections.Counter[str]) -> Iterator[R]:
     """Yield the rows of a unit; raises TooManyUnreadable after the last when too many were lost.
 
     A network, a mount or a permission that fails takes thousands of good files with it, and the run would end well
@@ -68,12 +80,15 @@ def check_lost(rows: Iterable[R], most: float) -> Iterator[R]:
     Args:
         rows: of one unit.
         most: the share of them that may be lost; 1 lets everything pass. Up to FEWEST_LOST - 1 rows always may.
+        counters: of the unit; LOST becomes the number of those that the next run tries again.
     """
     reasons: collections.Counter[str] = collections.Counter()
     total = 0
     for row in rows:
         total += 1
         reasons[row.reason if row.lost else ""] += 1
+        if row.reason in OUTAGES:
+            counters[LOST] += 1
         yield row
     del reasons[""]
     if reasons.total() >= FEWEST_LOST and reasons.total() > most * total:

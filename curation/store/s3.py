@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import importlib.util
 import os
+import time
 import uuid
 
 import pyarrow as pa
 from fsspec.implementations.arrow import ArrowFSWrapper
 from pyarrow.fs import S3FileSystem
 
+SETTLED = 2.0  # seconds in which writers that began at the same time have written
+TAKEN = {"PreconditionFailed", "ConditionalRequestConflict"}
 ONE_REQUEST = 4 << 20  # bytes; pyarrow sends less than a part (at least 5 MiB) in one request, which is atomic
 
 
@@ -57,6 +61,35 @@ class ArrowS3(ArrowFSWrapper):
             if "NO_SUCH_BUCKET" in str(error):
                 raise FileNotFoundError(errno.ENOENT, f"there is no bucket {path.split('/')[0]}") from error
             raise
+
+    def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **options: object) -> None:
+        """Write an object; mode "create" raises FileExistsError when there is one, whoever is faster."""
+        if mode != "create":
+            super().pipe_file(path, value, mode, **options)
+        elif importlib.util.find_spec("boto3"):
+            self._put_new(path, value)
+        else:
+            self._put_and_look(path, value)
+
+    def _put_new(self, path: str, value: bytes) -> None:
+        """Put an object on the condition that there is none, which pyarrow cannot ask for."""
+        import boto3
+        from botocore.exceptions import ClientError
+
+        bucket, _, key = self._strip_protocol(path).partition("/")
+        try:
+            boto3.client("s3").put_object(Bucket=bucket, Key=key, Body=value, IfNoneMatch="*")
+        except ClientError as error:
+            if error.response["Error"]["Code"] in TAKEN:
+                raise FileExistsError(errno.EEXIST, "there is an object already", path) from error
+            raise OSError(f"{path}: {error}") from error
+
+    def _put_and_look(self, path: str, value: bytes) -> None:
+        """Put an object where there is none, and look a while later whose it is: the last of several wins."""
+        super().pipe_file(path, value, "create")
+        time.sleep(SETTLED)
+        if self.cat_file(path) != value:
+            raise FileExistsError(errno.EEXIST, "there is an object already", path)
 
     def put_file(self, lpath: str, rpath: str, **options: object) -> None:
         """Upload a local file; the object appears whole or not at all.

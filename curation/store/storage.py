@@ -11,6 +11,7 @@ import functools
 import hashlib
 import importlib.util
 import os
+import sys
 import tempfile
 import time
 import uuid
@@ -162,6 +163,46 @@ def write_bytes(url: str, data: bytes) -> None:
     """Write a whole file, atomically."""
     with writing(url) as file:
         file.write(data)
+
+
+def create(url: str, data: bytes) -> bool:
+    """Write a file that is not there yet; returns False when there is one, also one that another writes just now."""
+    fs, path = filesystem(url)
+    try:
+        if not isinstance(fs, LocalFileSystem):
+            fs.pipe_file(path, data, mode="create")
+            return True
+        os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+        with open(path, "xb") as file:
+            file.write(data)
+        return True
+    except FileExistsError:
+        if exists(url):
+            return False
+        raise
+
+
+def remove_same(url: str, data: bytes) -> None:
+    """Remove a file that holds these bytes; another one that has taken its place, or none, is left alone."""
+    fs, path = filesystem(url)
+    with contextlib.suppress(FileNotFoundError):
+        if not isinstance(fs, LocalFileSystem):
+            if fs.cat_file(path) == data:
+                fs.rm_file(path)
+            return
+        with open(path, "rb") as file:
+            _alone(file)
+            there = os.path.samestat(os.fstat(file.fileno()), os.stat(path))
+            if there and file.read() == data:
+                os.remove(path)
+
+
+def _alone(file: BinaryIO) -> None:
+    """Wait until no other process of this machine does the same with a file."""
+    if sys.platform != "win32":
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX)
 
 
 def remove(url: str) -> None:

@@ -6,6 +6,8 @@ import json
 
 import yaml
 
+from granary.curation.store import yaml_nodes
+
 # What building a value raises that the grammar lets pass: a date of month 99, a number of 5,000 digits, `!!bool maybe`.
 BUILDING = (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError)
 
@@ -13,7 +15,7 @@ BUILDING = (ValueError, TypeError, KeyError, IndexError, AttributeError, Overflo
 def yaml_tree(text: bytes | str) -> object:
     """Return what a YAML text holds; raises ValueError with one line that says why it cannot be read."""
     try:
-        return yaml.safe_load(text)
+        return yaml_nodes.load(text)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -92,11 +92,11 @@ demo = _Demos(
 )
 
 
-def _serve(port: int) -> int:
+def _serve(port: int, save_to: str | None) -> int:
     with needs("render"):
         from granary.synth.pug.world import serve
 
-        serve(port)
+        serve(port, save_to=save_to)
     return 0
 
 
@@ -104,7 +104,10 @@ _serving = PlainCommand(
     "serve",
     _serve,
     "Serve the embedded world to any UnrealCV client until interrupted.",
-    [click.Option(["--port"], default=9000, show_default=True, help="on 127.0.0.1; 0 takes a free one")],
+    [
+        click.Option(["--port"], default=9000, show_default=True, help="on 127.0.0.1; 0 takes a free one"),
+        click.Option(["--save-to"], metavar="DIR", help="folder below which clients may save pictures as files"),
+    ],
     ["granary unreal serve --port 9000"],
 )
 unreal = click.Group(

@@ -6,9 +6,12 @@ import contextlib
 import errno
 import logging
 import os
+import signal
 import sys
+from typing import NoReturn
 
 from granary.curation.errors import UserError
+from granary.curation.store.printable import printable
 from granary.curation.store.trees import one_line
 
 MISTAKE, FAILED, INTERRUPTED = 2, 1, 130
@@ -25,7 +28,7 @@ def status_of(error: BaseException) -> int:
     if not isinstance(error, UserError | KeyboardInterrupt):
         drop_output()
     with contextlib.suppress(OSError):  # stderr may be as full as stdout
-        print(f"granary: {sentence(error)}", file=sys.stderr)
+        print(f"granary: {printable(sentence(error))}", file=sys.stderr)
     return MISTAKE if isinstance(error, UserError) else INTERRUPTED if isinstance(error, KeyboardInterrupt) else FAILED
 
 
@@ -56,7 +59,20 @@ def remedy(error: OSError) -> str:
         return "free space there and run the same command again"
     if error.errno in NO_PERMISSION:
         return "give what may be read and written, and run the same command again"
-    return "mend that, and run the same command again"
+    return "correct that, and run the same command again"
+
+
+def end_at_once(error: KeyboardInterrupt) -> NoReturn:
+    """Say that the command was interrupted and end the process, without waiting for threads that work on units.
+
+    Nothing is lost by that: what a unit has not finished was never there. A second Ctrl-C finds nothing to disturb.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    status = status_of(error)
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def drop_output() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from granary.pipelines.cli.recipe_command import Given, RecipeCommand
+from granary.pipelines.cli.recipe_command import Given, Page, RecipeCommand
 from granary.pipelines.kinds.registry import KINDS
 
 
@@ -12,21 +12,28 @@ def command_of(name: str) -> RecipeCommand:
     """Return the command of a kind of run."""
     kind = KINDS[name]
 
-    def run(given: Given, workers: int, runner: str | None, **flags: bool) -> int:
-        from granary.pipelines.engine.profiles import load_profile
+    def run(given: Given, workers: int, runner: str | None, steal_lock: bool, **flags: bool) -> int:
+        from granary.pipelines.engine.profiles import check_beam_options, load_profile
         from granary.pipelines.engine.recipe import load_recipe
         from granary.pipelines.engine.units import Engine
 
         recipe = load_recipe(kind.model(), given.config, given.overrides)
-        kind.start(recipe, Engine(load_profile(runner, given.beam) if runner else given.beam, workers), None, **flags)
+        check_beam_options(given.beam)
+        beam = load_profile(runner, given.beam) if runner else given.beam
+        kind.start(recipe, Engine(beam, workers, steal_lock), None, **flags)
         return 0
 
     params = [
         *(click.Option([f"--{flag}"], is_flag=True, help=text) for flag, text in kind.flags),
         click.Option(["--workers"], type=int, default=0, metavar="N", help="local workers; default: one per core"),
+        click.Option(
+            ["--steal-lock"],
+            is_flag=True,
+            help="work in --out although a command that must have ended holds it",
+        ),
         click.Option(["--runner"], metavar="PROFILE", help="a file of configs/runners/ that names a Beam runner"),
     ]
-    return RecipeCommand(name, run, lambda given: kind.model(), kind.usage, kind.examples, params, passes_on=True)
+    return RecipeCommand(name, run, lambda given: kind.model(), Page(kind.usage, kind.examples), params, passes_on=True)
 
 
 curate, render, sample, pack = (command_of(name) for name in ("curate", "render", "sample", "pack"))

@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from granary.curation.errors import needs
 from granary.pipelines.cli.plain_command import PlainCommand
-from granary.pipelines.cli.recipe_command import Further, Given, RecipeCommand
+from granary.pipelines.cli.recipe_command import Further, Given, Page, RecipeCommand
 
 
 def _train_recipe(given: Given) -> type[BaseModel]:
@@ -65,13 +65,15 @@ train = RecipeCommand(
     "train",
     _train,
     _train_recipe,
-    ["--data RUN", "--out TRAIN"],
-    [
-        "granary train --config train/supervised_tiny.yaml --data runs/animals --out runs/first",
-        "granary train --help --method dinov2",
-    ],
-    further=_method_options,
-    naming="; with --method NAME the options of that method too",
+    Page(
+        ["--data RUN", "--out TRAIN"],
+        [
+            "granary train --config train/supervised_tiny.yaml --data runs/animals --out runs/first",
+            "granary train --help --method dinov2",
+        ],
+        _method_options,
+        "; with --method NAME the options of that method too",
+    ),
 )
 
 
@@ -134,14 +136,16 @@ evaluate = _Evaluate(
     "evaluate",
     _evaluate,
     _evaluate_recipe,
-    ["PROTOCOL[,PROTOCOL]", "--model PATH", "--data RUN", "[--out scores.json]"],
-    [
-        "granary evaluate knn,few-shot --model runs/first --data runs/animals --out runs/first/scores.json",
-        "granary evaluate knn --help",
-    ],
+    Page(
+        ["PROTOCOL[,PROTOCOL]", "--model PATH", "--data RUN", "[--out scores.json]"],
+        [
+            "granary evaluate knn,few-shot --model runs/first --data runs/animals --out runs/first/scores.json",
+            "granary evaluate knn --help",
+        ],
+        _protocol_options,
+        "; after a protocol its options too",
+    ),
     [_Protocols(["protocols"], required=False, expose_value=False, metavar="PROTOCOL[,PROTOCOL]")],
-    _protocol_options,
-    "; after a protocol its options too",
 )
 
 

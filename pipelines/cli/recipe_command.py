@@ -57,6 +57,23 @@ class Further:
     prefix: str = "options."
 
 
+@dataclasses.dataclass(frozen=True)
+class Page:
+    """What `--help` shows beside the fields of a recipe.
+
+    Args:
+        usage: the options a user gives most, each with its value.
+        examples: whole commands.
+        further: returns options to show when the user names what they belong to.
+        naming: how that is named, for the help of `--help`.
+    """
+
+    usage: Sequence[str]
+    examples: Sequence[str]
+    further: Callable[[Given], Iterable[Further]] = lambda given: ()
+    naming: str = ""
+
+
 class Word(click.ParamType[str]):
     """A value that pydantic will check; completed by its choices, or as the name of a file."""
 
@@ -105,11 +122,8 @@ class RecipeCommand(click.Command):
         name: of the command.
         callback: is called with what the user gave, and with its own options by name; returns the exit status.
         recipe: returns the recipe's model; what the user gave may decide which.
-        usage: the options a user gives most, each with its value.
-        examples: whole commands.
+        page: what `--help` shows.
         params: options of the command itself.
-        further: returns options to show when the user names what they belong to.
-        naming: how that is named, for the help of `--help`.
         passes_on: whether words after `--` go to Beam.
     """
 
@@ -118,19 +132,15 @@ class RecipeCommand(click.Command):
         name: str,
         callback: Callable[..., int],
         recipe: Callable[[Given], type[BaseModel]],
-        usage: Sequence[str],
-        examples: Sequence[str],
+        page: Page,
         params: Sequence[click.Parameter] = (),
-        further: Callable[[Given], Iterable[Further]] = lambda given: (),
-        naming: str = "",
         passes_on: bool = False,
     ) -> None:
         config = click.Option(["--config"], metavar="FILE", help="a recipe; the options below override its fields")
-        asked = click.Option(["-h", "--help"], is_flag=True, help=f"show this message{naming}")
+        asked = click.Option(["-h", "--help"], is_flag=True, help=f"show this message{page.naming}")
         super().__init__(name, params=[config, *params, debug_option(), asked], add_help_option=False)
         self.context_settings = {"ignore_unknown_options": True, "allow_extra_args": True, "max_content_width": 120}
-        self.run, self.recipe, self.usage, self.examples = callback, recipe, usage, examples
-        self.further, self.passes_on = further, passes_on
+        self.run, self.recipe, self.page, self.passes_on = callback, recipe, page, passes_on
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         """Return the options of the command itself, then the fields of the recipe."""
@@ -159,7 +169,7 @@ class RecipeCommand(click.Command):
     def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the options a user gives most."""
         beam = ["[--workers N]", "[--runner PROFILE]", "[-- BEAM OPTIONS]"] if self.passes_on else []
-        pieces = ["[--config RECIPE.yaml]", *self.usage, "[--any.field VALUE ...]", *beam]
+        pieces = ["[--config RECIPE.yaml]", *self.page.usage, "[--any.field VALUE ...]", *beam]
         formatter.write_usage(ctx.command_path, " ".join(piece.replace(" ", GLUE) for piece in pieces))
 
     def get_help(self, ctx: click.Context) -> str:
@@ -179,14 +189,14 @@ class RecipeCommand(click.Command):
         for title, rows in grouped(map(FieldOption, fields(self.recipe(ctx.obj))), ctx):
             with formatter.section(title):
                 formatter.write_dl(rows, TERM_WIDTH)
-        for more in self.further(ctx.obj):
+        for more in self.page.further(ctx.obj):
             rows = [FieldOption(field).get_help_record(ctx) for field in fields(more.model, more.prefix)]
             with formatter.section(more.title):
                 formatter.write_dl(rows or [("none", "")], TERM_WIDTH)
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the examples, each on a line of its own so that it can be copied."""
-        write_examples(formatter, self.examples)
+        write_examples(formatter, self.page.examples)
 
 
 def grouped(options: Iterable[FieldOption], ctx: click.Context) -> Iterator[tuple[str, list[tuple[str, str]]]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from granary.curation.errors import UserError
+from granary.curation.store.printable import printable
 from granary.pipelines.cli.plain_command import PlainCommand
 
 
@@ -13,7 +14,7 @@ def _explain(run: str, image: str) -> int:
     from granary.curation.runs.lookup import Files, open_run
 
     opened, recipe = open_run(run)
-    print(explain(opened, Files(opened, recipe.decode.max_bytes), image))
+    print(printable(explain(opened, Files(opened, recipe.decode.max_bytes), image)))
     return 0
 
 
@@ -21,9 +22,14 @@ explain = PlainCommand(
     "explain",
     _explain,
     "Tell the story of one image of a run of granary curate: what was decided about it, where, and on what evidence. "
-    "ID_OR_URI is a uri of the ledger, or the beginning of an id.",
-    [click.Argument(["run"]), click.Argument(["image"], metavar="ID_OR_URI")],
-    ["granary explain runs/mine pool/cat.jpg", "granary explain runs/mine 3f9a"],
+    "IMAGE is a uri of the ledger, the beginning of an id, a file name or the path of a file. Of a reference it tells "
+    "what leaked, of a seed what it retrieved.",
+    [click.Argument(["run"]), click.Argument(["image"])],
+    [
+        "granary explain runs/mine pool/cat.jpg",
+        "granary explain runs/mine 3f9a",
+        "granary explain runs/mine benchmark/1.png",
+    ],
 )
 
 
@@ -55,7 +61,7 @@ def _check(run: str, repair: bool) -> int:
 
     checked = check_run(run)
     for damage in checked.damages:
-        print(f"{damage.path}: {damage.cause}")
+        print(printable(f"{damage.path}: {damage.cause}", keep=""))
     print(f"{checked.parts:,} parts compared with their markers; {len(checked.damages)} things are damaged")
     if repair and checked.damages:
         remove(run, checked.damages)

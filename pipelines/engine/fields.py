@@ -58,6 +58,8 @@ class RecipeField(NamedTuple):
 def fields(model: type[BaseModel], prefix: str = "", section: str = "") -> Iterator[RecipeField]:
     """Yield every field of a recipe in order; those of a group come with dots, a list of groups after its fields.
 
+    A group that a path alone stands for comes after its fields too.
+
     The groups of a mapping have names of the user's own: their fields come as `factors.NAME.values`.
 
     Args:
@@ -71,7 +73,7 @@ def fields(model: type[BaseModel], prefix: str = "", section: str = "") -> Itera
         origin = typing.get_origin(info.annotation)
         if inner is not None:
             yield from fields(inner, key + (".NAME." if origin is dict else "."), section or text)
-        if inner is None or origin in (list, tuple, dict):
+        if inner is None or origin in (list, tuple, dict) or "path" in inner.model_fields:
             default = info.get_default(call_default_factory=True)
             written = "required" if default is PydanticUndefined else _plain(default)
             yield RecipeField(key, section or (text if inner else ""), written, text, info)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -29,6 +30,27 @@ def load_profile(path: str, given: Sequence[str] = ()) -> list[str]:
         raise UserError(f"runner: {path} leaves options open; add them after `--`: {' '.join(left)}")
     words = [word for key, value in options.items() for word in _words(key, value)]
     return [*words, *given]
+
+
+def check_beam_options(given: Sequence[str]) -> None:
+    """Raise UserError where an option after `--` is one that no runner of Beam has.
+
+    Beam itself passes over what it does not know. Options of a portable job server are known to that server alone.
+    """
+    words = [word for word in given if word.startswith("--")]
+    if not words or any(word.replace("=", " ").split()[1:] == ["PortableRunner"] for word in words):
+        return
+    from apache_beam.options.pipeline_options import PipelineOptions, _BeamArgumentParser
+
+    parser = _BeamArgumentParser(conflict_handler="resolve", allow_abbrev=False, add_help=False)
+    for options in PipelineOptions.__subclasses__():
+        options._add_argparse_args(parser)
+    known = {text for action in parser._actions for text in action.option_strings}
+    for word in (word.partition("=")[0] for word in words):
+        if word not in known:
+            near = difflib.get_close_matches(word, sorted(known), 1)
+            hint = f"did you mean {near[0]}?" if near else "see the options of Beam's runners"
+            raise UserError(f"beam: {word} after `--` is no option of Apache Beam; {hint}")
 
 
 def _words(key: str, value: Any) -> Iterator[str]:

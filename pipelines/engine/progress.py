@@ -6,11 +6,9 @@ Progress is read from the `.done` markers in the run directory, so it is right o
 from __future__ import annotations
 
 import contextlib
-import datetime
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, TextColumn, TimeRemainingColumn
@@ -19,6 +17,7 @@ from rich.text import Text
 
 from granary.curation.runs.notebook import CellBar
 from granary.curation.runs.run import J, Run, Stage, Unit
+from granary.curation.sources.files import remote_stamp
 from granary.curation.store import storage
 
 
@@ -43,25 +42,24 @@ class Watch:
     def __init__(self, run: Run, stage: Stage[J], missing: Sequence[Unit[J]]) -> None:
         self.stage, self.folder, self.local = stage, run.path(stage.name), storage.is_local(run.url)
         self.weights = {stage.stem(unit) + ".done": unit.weight for unit in missing}
-        self.total, self.began = sum(self.weights.values()), time.time() - 1
+        self.total, self.before = sum(self.weights.values()), self._markers()
         done = stage.total - len(missing)
         self.resumed = f" ({done} of {stage.total} units were done)" if done and missing else ""
 
     def completed(self) -> int:
         """Return the number of items done, from one listing of the stage's folder."""
+        return sum(
+            self.weights.get(name, 0) for name, state in self._markers().items() if self.before.get(name) != state
+        )
+
+    def _markers(self) -> dict[str, str]:
+        """Return the state of each file in the folder: what is new there is told by it, whatever the clock says."""
         fs, path = storage.filesystem(self.folder)
         try:
             entries = fs.ls(path, detail=True, **({} if self.local else {"refresh": True}))
         except FileNotFoundError:
-            return 0
-        fresh = (entry["name"] for entry in entries if _written(entry, self.began) >= self.began)
-        return sum(self.weights.get(name.rsplit("/", 1)[-1], 0) for name in fresh)
-
-
-def _written(entry: Mapping[str, Any], otherwise: float) -> float:
-    """Return when an entry of a listing was written, in seconds; object stores say it as a datetime, or not at all."""
-    written = entry.get("mtime", otherwise)
-    return float(written.timestamp() if isinstance(written, datetime.datetime) else written)
+            return {}
+        return {entry["name"].rsplit("/", 1)[-1]: remote_stamp(entry) for entry in entries}
 
 
 class Progress:

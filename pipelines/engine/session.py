@@ -24,10 +24,12 @@ from granary.curation.report.cost import ASSUMPTIONS, SIZES, projection
 from granary.curation.report.writing import duration
 from granary.curation.runs import summary
 from granary.curation.runs.facts import About, Facts, Sitting, Timing, read_facts, read_recipe
+from granary.curation.runs.lock import LOCK, Lock
 from granary.curation.runs.run import Run, digest
 from granary.curation.runs.splits import TRAIN, Shard, count_shards
 from granary.curation.sources import Source
 from granary.curation.store import storage
+from granary.curation.store.printable import printable
 from granary.pipelines.engine.progress import Progress
 from granary.pipelines.engine.recipe import dump_recipe
 from granary.pipelines.engine.source_table import print_sources
@@ -55,6 +57,7 @@ class Session(Generic[R]):
         earlier: run.json of an earlier run of the same kind in the same directory; None when there is none.
         started: time.monotonic() at the beginning.
         repeated: whether the directory holds this very recipe already.
+        lock: of the directory, held until the work ends.
     """
 
     recipe: R
@@ -65,6 +68,7 @@ class Session(Generic[R]):
     earlier: Facts | None
     started: float
     repeated: bool
+    lock: Lock
 
     @classmethod
     def begin(
@@ -87,19 +91,34 @@ class Session(Generic[R]):
             subject: (noun, function of a recipe) of what a directory holds one run of, for example the pool.
 
         Raises:
-            UserError: the directory holds something else or cannot be written, or the Hub knows no such licence.
+            UserError: the directory holds something else, is held by another command or cannot be written, or the Hub
+                knows no such licence.
         """
         started = time.monotonic()
         console = console_or_stderr(console)
         check_licence(recipe.licence)
+        run = Run(recipe.out.rstrip("/"), dict(sources or {}))
+        runner, lock = Runner(run, engine, Progress(console)), Lock(run.url)
         with writable(recipe.out):
-            earlier = _check_out(recipe, kind, subject)
-            run = Run(recipe.out.rstrip("/"), dict(sources or {}))
-            text = dump_recipe(recipe).encode()
-            repeated = earlier is not None and _read_if_there(run.path("recipe.yaml")) == text
-            storage.write_bytes(run.path("recipe.yaml"), text)
-            _remove_half_written(run)
-        return cls(recipe, kind, run, Runner(run, engine, Progress(console)), console, earlier, started, repeated)
+            _check_out(recipe, kind, subject)  # nothing is written into a folder that is no run, not even the lock
+            lock.acquire(engine.steal_lock)
+            try:
+                earlier = _check_out(recipe, kind, subject)
+                repeated = _write_recipe(run, recipe) and earlier is not None
+                _remove_half_written(run)
+            except BaseException:
+                lock.release()
+                raise
+        return cls(recipe, kind, run, runner, console, earlier, started, repeated, lock)
+
+    @contextlib.contextmanager
+    def working(self) -> Iterator[None]:
+        """Give the directory back at the end of the block, whose errors of the file system become one sentence."""
+        try:
+            with writable(self.recipe.out):
+                yield
+        finally:
+            self.lock.release()
 
     def standing(self) -> Facts | None:
         """Return run.json when no stage had work to do and all that follows from it is there; None otherwise.
@@ -194,7 +213,7 @@ class Session(Generic[R]):
             soft_wrap=True,
         )
         for note in facts["notes"]:
-            self.console.print(f"note: {note}", soft_wrap=True)
+            self.console.print(f"note: {printable(note)}", soft_wrap=True)
         for what, where in (("dataset", "dataset"), ("report", "report/index.html"), *places):
             self.console.print(f"{what:<8} {self.run.path(where)}", soft_wrap=True)
 
@@ -239,7 +258,7 @@ def _remedy(error: OSError) -> str:
 
 def _check_out(recipe: R, kind: str, subject: Subject[R] | None) -> Facts | None:
     """Return run.json of an earlier run in the directory, if any; raises UserError when it holds something else."""
-    names = [name for name in storage.names(recipe.out) if not name.endswith(".tmp")]
+    names = [name for name in storage.names(recipe.out) if not name.endswith(".tmp") and name != LOCK]
     if not names:
         return None
     if not {"recipe.yaml", "run.json"} & set(names):
@@ -258,11 +277,12 @@ def _check_out(recipe: R, kind: str, subject: Subject[R] | None) -> Facts | None
     return earlier
 
 
-def _read_if_there(url: str) -> bytes:
-    try:
-        return storage.read_bytes(url)
-    except FileNotFoundError:
-        return b""
+def _write_recipe(run: Run, recipe: RunRecipe) -> bool:
+    """Write recipe.yaml; returns whether the same stood there."""
+    path, text = run.path("recipe.yaml"), dump_recipe(recipe).encode()
+    same = storage.exists(path) and storage.read_bytes(path) == text
+    storage.write_bytes(path, text)
+    return same
 
 
 def _remove_half_written(run: Run) -> None:

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from granary.curation.runs.facts import SourceCount
+from granary.curation.store.printable import printable
 
 NAMED = 8  # metadata keys and kinds of left-out parts that a line names
 COUNTS = ("files", "images", "dead", "captions", "labels")
@@ -20,12 +21,12 @@ def print_sources(console: Console, sources: Sequence[SourceCount]) -> None:
         column.justify = "right"
     for row in sources:
         counts = (row["files"], row.get("images", 0), row["dead"], row.get("captions", 0), row.get("labels", 0))
-        keys = few(row.get("metadata", []))
+        keys = printable(few(row.get("metadata", [])), keep="")
         table.add_row(f"{row['role']} {row['name']}", *(f"{count:,}" for count in counts), keys)
     console.print()
     console.print(table)
     for line in left_out_lines(sources):
-        console.print(line, soft_wrap=True)
+        console.print(printable(line, keep=""), soft_wrap=True)
 
 
 def left_out_lines(sources: Sequence[SourceCount]) -> Iterator[str]:

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Concatenate, Generic, Literal, TypedDict, TypeVar, Unpack
 
-from granary.curation.runs.run import J, Marker, Output, Run, Stage, Unit
+from granary.curation.runs.run import DEAD, LOST, J, Marker, Output, Run, Stage, Unit, digest
 from granary.curation.runs.splits import Shard, shard_names
 from granary.pipelines.engine.merge import A, Merge
 from granary.pipelines.engine.units import Runner
@@ -38,6 +38,15 @@ class StageOptions(TypedDict, total=False):
     cores: Literal["one", "all", "idle"]
     processes: bool
     target: str
+
+
+def _with_losses(digest_: str, markers: Sequence[Marker]) -> str:
+    """Return the digest that later stages name as their input: parts with losses are told apart by what they hold.
+
+    A unit that lost something has other rows when it is tried again, from the same inputs.
+    """
+    lossy = [(n, marker.sha256) for n, marker in enumerate(markers) if marker.counters.keys() & {LOST, DEAD}]
+    return digest(digest_, lossy) if lossy else digest_
 
 
 @dataclasses.dataclass
@@ -92,6 +101,7 @@ class Stages:
             self.digests[combine.stage] = target.digest
             merged = (combine.function, target)
         self.markers[name] = self.runner.stage(stage, merged)
+        self.digests[name] = _with_losses(stage.digest, self.markers[name])
 
     def write_shards(
         self,

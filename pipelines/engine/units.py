@@ -20,6 +20,7 @@ from joblib import cpu_count
 from granary.curation.errors import UserError
 from granary.curation.runs.run import DamagedPart, J, Marker, Run, Stage, Unit, close_stage, digest, finished
 from granary.curation.sources.files import absolute
+from granary.curation.steps.unreadable import what_allows
 from granary.curation.store import storage
 from granary.pipelines.engine.memory import PeakMemory
 from granary.pipelines.engine.merge import A, Merge
@@ -41,10 +42,12 @@ class Engine:
     Args:
         options: Beam's command-line options; empty for the local runner.
         workers: local worker threads; 0 takes one per core.
+        steal_lock: whether to work in a run directory that another command holds.
     """
 
     options: Sequence[str] = ()
     workers: int = 0
+    steal_lock: bool = False
 
     def __post_init__(self) -> None:
         if self.workers < 0:
@@ -237,15 +240,12 @@ def advice(cause: str) -> str:
         return "The disk is full: free space and run the same command again; finished work is kept."
     if re.search(r"File too large|Errno 27", cause):
         return "The file system takes no file as large: choose another --out; finished work there is kept."
-    if "UntrustedPath" in cause or "PrivateAddress" in cause:
-        return (
-            "Addresses inside data may lead to public hosts and below the folder of the list alone: allow more for "
-            "your own lists with --pool.trust_paths true or --pool.private_addresses true (likewise seeds, references)."
-        )
+    if allowed := what_allows(cause):
+        return allowed
     if "TooManyUnreadable" in cause:
         return (
-            "Mend the connection, the mount or the permissions and run the same command again, finished work is kept; "
-            "or take these files for lost with --max_unreadable 1."
+            "Repair the connection, the mount or the permissions and run the same command again, finished work is "
+            "kept; or take these files for lost with --max_unreadable 1."
         )
     if "MemoryError" in cause or "not enough memory" in cause:
         return (

@@ -76,6 +76,8 @@ class Curation:
             self.reading.embed_role("references", self.prepared.copy)
         if self.recipe.seeds and self.prepared.retrieval:
             self.reading.embed_role("seeds", self.prepared.retrieval)
+        for note in self.reading.unreadable_notes():
+            self.stages.runner.progress.console.print(f"note: {note}", soft_wrap=True)
         self.reading.embed_role("pool", self.prepared.copy, self.recipe.filters)
 
     def deduplicate(self) -> None:

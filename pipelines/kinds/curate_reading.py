@@ -16,9 +16,9 @@ from granary.curation.runs.run import Run
 from granary.curation.sources import Source, check_apart, resolve
 from granary.curation.sources.contents import LeftOut
 from granary.curation.steps import embed, listing
-from granary.curation.steps.probe import check_first_images
+from granary.curation.steps.probe import check_first_images, check_named_keys
 from granary.curation.steps.tally import Tally, tally
-from granary.curation.store import storage
+from granary.curation.steps.unreadable import what_allows
 from granary.pipelines.engine.encoders import plan_encoder
 from granary.pipelines.engine.stages import Stages
 
@@ -56,8 +56,10 @@ def prepare(recipe: CurateRecipe, choose: Callable[[], str] = choose_encoder) ->
         choose: says what the retrieval encoder `auto` stands for; asked only where there is one to load.
 
     Raises:
-        UserError: a source is not there, an encoder cannot be loaded, or the run would lie among its own images.
+        UserError: a source is not there, an encoder cannot be loaded, its device is not there, or the run would lie
+            among its own images.
     """
+    _check_device(recipe.encoder.device)
     recipe = recipe.model_copy(update={role: [resolve(source) for source in recipe.sources[role]] for role in ROLES})
     check_apart(recipe.out, recipe.sources)
     _check_threshold(recipe)
@@ -93,10 +95,11 @@ def _with_encoder_chosen(recipe: CurateRecipe, choose: Callable[[], str]) -> Cur
 
 
 def _chosen_before(out: str) -> str:
-    """Return what `auto` may have stood for when the run was begun; "" where it has not been."""
-    if not storage.exists(storage.join(out, "recipe.yaml")):
+    """Return what `auto` may have stood for when the run was begun; "" where none was."""
+    try:
+        chosen = read_recipe(out, CurateRecipe).encoder.retrieval
+    except UserError:
         return ""
-    chosen = read_recipe(out, CurateRecipe).encoder.retrieval
     return chosen if chosen == LAYOUT or chosen.startswith(f"hf:{MODEL}?revision=") else ""
 
 
@@ -109,9 +112,24 @@ def _retrieves(recipe: CurateRecipe) -> bool:
     return bool(recipe.seeds) or recipe.semdedup.epsilon is not None or recipe.balance.target is not None
 
 
+def _check_device(device: str) -> None:
+    """Raise UserError where a device cannot be used; of built-in encoders what compares their vectors uses it."""
+    from granary.curation.encoders.inference import torch_device
+
+    try:
+        torch_device(device)
+    except UserError as error:
+        raise UserError(f"encoder.{error}") from None
+
+
 def _retrieval_encoder(recipe: CurateRecipe) -> PlannedEncoder | None:
     """Load the retrieval encoder where the recipe asks for it."""
     if not _retrieves(recipe):
+        if recipe.encoder.retrieval not in (AUTO, LAYOUT):
+            raise UserError(
+                f"encoder.retrieval is {recipe.encoder.retrieval}, but nothing is retrieved by resemblance; "
+                "give --seeds, --semdedup.epsilon or --balance.target, or leave it out"
+            )
         return None
     planned = plan_encoder(recipe.encoder.retrieval, recipe.encoder.device)
     dimension, options = encoder_of(planned, recipe.encoder.device).dimension, recipe.retrieval
@@ -169,6 +187,7 @@ class Reading:
         for role in ROLES:
             for source in self.recipe.sources[role]:
                 check_first_images(role, source, self.recipe.decode)
+                check_named_keys(role, source, self.recipe.decode)
 
     def check_readable(self, role: Role) -> None:
         """Raise UserError where a set of an embedded role holds no readable image."""
@@ -176,7 +195,7 @@ class Reading:
             if not counted.images:
                 raise UserError(
                     f"{role}: {source.path}, read as {source.kind}, holds no readable image ({counted.reasons}); "
-                    f"give images, or {OTHERWISE[role]}"
+                    f"give images, or {OTHERWISE[role]}. {what_allows(counted.reasons)}".rstrip(". ")
                 )
 
     def tallies(self, role: Role) -> list[Tally]:

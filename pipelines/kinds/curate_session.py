@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 from rich.console import Console
@@ -14,11 +15,11 @@ from granary.curation.report.page import write_page
 from granary.curation.runs import summary
 from granary.curation.runs.facts import Facts, SetCount, read_facts
 from granary.curation.runs.lookup import Files, ledger_tables, open_run
-from granary.curation.runs.run import Run
+from granary.curation.runs.run import LOST, Run
 from granary.curation.steps.dataset import planned_classes
 from granary.curation.store import schema
 from granary.pipelines.engine.recipe import dump_recipe
-from granary.pipelines.engine.session import Session, console_or_stderr, writable
+from granary.pipelines.engine.session import Session, console_or_stderr
 from granary.pipelines.engine.stages import Stages
 from granary.pipelines.engine.units import Engine
 from granary.pipelines.kinds.curate import Curation
@@ -27,13 +28,23 @@ from granary.pipelines.kinds.curate_reading import Reading, prepare
 SPREAD = ("lowest", "median", "highest")  # similarities of retrieved images
 
 
-def curate(recipe: CurateRecipe, engine: Engine, console: Console | None = None, offline: bool = False) -> Facts:
+def curate(
+    recipe: CurateRecipe,
+    engine: Engine,
+    console: Console | None = None,
+    *,
+    retry_failed: bool = False,
+    offline: bool = False,
+) -> Facts:
     """Curate; finished work of an earlier, interrupted run of the same recipe is kept.
+
+    What an earlier run lost to something that can pass, a busy server for example, is tried again.
 
     Args:
         recipe: what to do.
         engine: where the work units run.
         console: for progress and the closing table; stderr by default.
+        retry_failed: try everything again that could not be read.
         offline: whether no model may be downloaded.
 
     Returns:
@@ -47,8 +58,9 @@ def curate(recipe: CurateRecipe, engine: Engine, console: Console | None = None,
     prepared = prepare(recipe, lambda: choose_encoder(offline, tell))
     recipe = prepared.recipe
     session = Session.begin(recipe, "curate", engine, console, recipe.sources, ("pool", _pool_paths))
+    session.runner.run = dataclasses.replace(session.runner.run, retry_failed=retry_failed)
     curation = Curation(Reading(Stages(session.runner), prepared))
-    with writable(recipe.out):
+    with session.working():
         curation.run()
         facts = session.standing() or _finish(session, curation)
     session.print_table(facts, [("ledger", "ledger")])
@@ -101,7 +113,7 @@ def _retrieval(curation: Curation) -> list[SetCount]:
 
 
 def _notes(curation: Curation) -> list[str]:
-    recipe, notes = curation.recipe, curation.reading.unreadable_notes()
+    recipe, notes = curation.recipe, [*curation.reading.unreadable_notes(), *_lost_notes(curation)]
     if curation.prepared.retrieval and curation.prepared.retrieval.spec.startswith(LAYOUT):
         notes.append(BY_LAYOUT)
     if recipe.references and any(seeds.as_is for seeds in recipe.seeds):
@@ -112,6 +124,19 @@ def _notes(curation: Curation) -> list[str]:
         if not row["distinct"]:
             notes.append(f"Seed set {seeds.name} retrieved nothing: {_why_nothing(seeds, recipe.retrieval)}.")
     return notes
+
+
+def _lost_notes(curation: Curation) -> list[str]:
+    """Say of every stage how many files it lost to what can pass."""
+    counted = {
+        stage: sum(marker.counters.get(LOST, 0) for marker in markers)
+        for stage, markers in curation.stages.markers.items()
+    }
+    return [
+        f"{stage}: {count:,} files could not be read for reasons that may pass; the same command tries them again."
+        for stage, count in counted.items()
+        if count
+    ]
 
 
 def _why_nothing(seeds: SeedSet, options: Retrieval) -> str:

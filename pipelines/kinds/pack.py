@@ -34,7 +34,7 @@ from granary.curation.runs.run import Marker, NoJob, Run, digest
 from granary.curation.sources import Source, check_apart, files, listing
 from granary.curation.store import storage
 from granary.pipelines.engine.recipe import dump_recipe
-from granary.pipelines.engine.session import Session, writable
+from granary.pipelines.engine.session import Session
 from granary.pipelines.engine.stages import Stages
 from granary.pipelines.engine.units import Engine
 
@@ -209,7 +209,7 @@ def pack(recipe: PackRecipe, engine: Engine, console: Console | None = None) -> 
     subject = ("set of annotations", lambda before: before.annotations)
     session = Session.begin(recipe, "pack", engine, console, prepared.sources, subject)
     packing = Pack(session.runner, prepared)
-    with writable(recipe.out):
+    with session.working():
         packing.run()
         facts = session.standing() or _finish(session, packing)
     session.print_table(facts, [("dead", "dead-letter")])

@@ -56,12 +56,12 @@ class Kind:
         Raises:
             UserError: the recipe cannot be run, a work unit failed, or a package of the extra is not installed.
         """
-        from granary.pipelines.engine.mending import mending
+        from granary.pipelines.engine.repair import repairing
         from granary.pipelines.engine.session import console_or_stderr
 
         with needs(self.extra) if self.extra else contextlib.nullcontext():
             run = functools.partial(load(self.run), recipe, engine, console, **flags)
-            mending(recipe.out, run, console_or_stderr(console))
+            repairing(recipe.out, run, console_or_stderr(console))
 
     def write_report(self, url: str) -> str:
         """Write the report of a finished run again; returns its URL."""
@@ -79,7 +79,10 @@ KINDS = {
             "granary curate --config curate/folder.yaml --pool photos --seeds favourites --references benchmark"
             " --out runs/mine --dedup.threshold 0.9",
         ),
-        (("offline", "download no model: without one at hand, retrieve by layout and colour"),),
+        (
+            ("retry-failed", "try everything again that could not be read, not what may pass alone"),
+            ("offline", "download no model: without one at hand, retrieve by layout and colour"),
+        ),
     ),
     "render": Kind(
         "granary.synth.pug.recipe:RenderRecipe",

@@ -19,7 +19,7 @@ from rich.console import Console
 from granary.curation.errors import UserError
 from granary.curation.runs.facts import Facts, read_facts, read_recipe
 from granary.curation.runs.run import Run, digest
-from granary.pipelines.engine.session import Session, writable
+from granary.pipelines.engine.session import Session
 from granary.pipelines.engine.stages import Stages
 from granary.pipelines.engine.units import Engine
 from granary.synth.pug import steps
@@ -122,7 +122,7 @@ def render(
     session = Session.begin(work.recipe, kind="render", engine=engine, console=console)
     fingerprint = digest(description.version, work.recipe.renderer.kind)
     rendering = Rendering(session.runner, work, fingerprint)
-    with writable(recipe.out):
+    with session.working():
         rendering.run()
         facts = session.standing() or _finish(session, rendering, description.version)
     session.print_table(facts, [("ledger", "ledger")])

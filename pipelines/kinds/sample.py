@@ -239,8 +239,9 @@ def sample(recipe: SampleRecipe, engine: Engine, console: Console | None = None)
     sources = {"data": recipe.data, "holdout": recipe.holdout}
     session = Session.begin(recipe, "sample", engine, console, sources, ("data", _paths))
     run = Sampled(session.runner, prepared)
-    run.run()
-    facts = session.standing() or _finish(session, run)
+    with session.working():
+        run.run()
+        facts = session.standing() or _finish(session, run)
     session.print_table(facts, [("ledger", "ledger")])
     return facts
 
@@ -275,6 +276,7 @@ def prepare(recipe: SampleRecipe) -> Prepared:
     loaded = load_sampler(
         dataclasses.replace(spec, guidance=recipe.guidance.model_copy(update={"criterion": "entropy"}))
     )
+    loaded.check()
     spec = dataclasses.replace(spec, models=loaded.models)
     return Prepared(recipe, spec, loaded.classes, loaded.classifier_classes, loaded.needs, copy, threshold)
 

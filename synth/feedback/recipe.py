@@ -72,7 +72,7 @@ class Sampling(Options, frozen=True):
     """How the diffusion model is run."""
 
     steps: int = Field(30, ge=1, description="denoising steps")
-    scheduler: Literal["ddpm", "ddim", "dpm++", "euler"] | None = Field(
+    scheduler: Literal["ddpm", "ddim", "dpm++", "euler", "pndm", "flow"] | None = Field(
         None, description="the sampler of the steps; default: the model's own"
     )
     guidance_scale: float | None = Field(

@@ -12,12 +12,14 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from granary.curation.encoders.inference import fingerprint, torch_device
 from granary.curation.errors import UserError
 from granary.synth.feedback.classifiers import ImageClassifier, load_classifier
 from granary.synth.feedback.diffusion.checkpoints import first_line
+from granary.synth.feedback.diffusion.estimates import FLOW
 from granary.synth.feedback.diffusion.families import class_names, decoder, family_of
 from granary.synth.feedback.diffusion.interfaces import PipelineOutput
 from granary.synth.feedback.diffusion.loading import load_pipeline
@@ -27,6 +29,10 @@ from granary.synth.feedback.guidance.hooks import Feedback, pictures
 from granary.synth.feedback.guidance.options import GuidanceOptions
 from granary.synth.feedback.recipe import Sampling
 from granary.synth.feedback.requests import Drawn, Request
+
+EVERY_STEP = {"every": 1, "start": 0.0, "stop": 1.0}
+# What networks raise that do not fit together.
+UNFIT = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 
 class Sampler:
@@ -79,10 +85,26 @@ class Sampler:
 
     def _check_steps(self) -> None:
         steps = self.sampling.steps
+        if type(self.pipe.scheduler).__name__ == FLOW:
+            return  # any number goes; some of them choose their steps by the size of the picture
         try:
             self.pipe.scheduler.set_timesteps(steps)
         except ValueError as error:
             raise UserError(f"steps: {steps} do not go with the model's scheduler ({first_line(error)})") from error
+
+    def check(self) -> None:
+        """Draw one sample in one step, with feedback; raises UserError where the models do not work together."""
+        picture = Image.new("RGB", (64, 64), "grey")
+        request = Request("trial", 0, 0 if "label" in self.needs else None, 0, "a picture", picture)
+        try:
+            self._batch([request], steps=1, guidance=self.guidance.model_copy(update=EVERY_STEP))
+        except UNFIT as error:
+            if out_of_memory(error):
+                self._halve(1)
+            raise UserError(
+                f"model: a {type(self.pipe).__name__} cannot draw with these networks and this classifier "
+                f"({type(error).__name__}: {first_line(error)}); try another scheduler, dtype or model"
+            ) from error
 
     def draw(self, requests: Sequence[Request], batch: int = 16) -> list[Drawn]:
         """Draw the requests in batches of at most `batch`, in their order.
@@ -125,8 +147,10 @@ class Sampler:
                 name = self.classifier_classes[request.target]
                 raise UserError(f"guidance.criterion: hardness has no real images of class '{name}' to compare with")
 
-    def _batch(self, requests: Sequence[Request]) -> list[Drawn]:
-        """Draw one batch."""
+    def _batch(
+        self, requests: Sequence[Request], steps: int | None = None, guidance: GuidanceOptions | None = None
+    ) -> list[Drawn]:
+        """Draw one batch; by default with the sampler's steps and guidance."""
         generators = [torch.Generator().manual_seed(request.seed) for request in requests]
         targets = torch.tensor([request.target for request in requests], device=self.device)
         decode = decoder(self.pipe)
@@ -136,13 +160,13 @@ class Sampler:
 
         denoiser, scheduler = getattr(self.pipe, self.family.denoiser), self.pipe.scheduler
         n, half = len(requests), self.family.conditional
-        feedback = Feedback(self.guidance, denoiser, scheduler, criterion, n, half, generators)
+        feedback = Feedback(guidance or self.guidance, denoiser, scheduler, criterion, n, half, generators)
         arguments = self.family.arguments(self.pipe, requests, self.sampling.image_dropout)
         if self.family.guided and self.sampling.guidance_scale is not None:
             arguments["guidance_scale"] = self.sampling.guidance_scale
         with feedback.attached():
             result = self.pipe(
-                **arguments, generator=generators, num_inference_steps=self.sampling.steps, output_type="np"
+                **arguments, generator=generators, num_inference_steps=steps or self.sampling.steps, output_type="np"
             )
         return self._judged(requests, targets, result, feedback)
 

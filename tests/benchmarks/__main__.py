@@ -5,7 +5,10 @@ from __future__ import annotations
 import subprocess
 import sys
 
-MODULES = ("startup", "join", "copies", "pipeline", "workers", "world", "guidance", "pack", "loader", "ijepa", "dinov2")
+MODULES = (
+    *("startup", "download", "join", "copies", "pipeline", "workers", "world", "guidance", "pack", "loader"),
+    *("ijepa", "dinov2"),
+)
 
 if __name__ == "__main__":
     for module in MODULES:

@@ -21,7 +21,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from granary.curation.dedup.join import choose_prefix, fit_rotation, pruning_dtype, threshold_join, unit_rows
+from granary.curation.dedup.blocks import choose_prefix, fit_rotation, pruning_dtype, unit_rows
+from granary.curation.dedup.join import threshold_join
 
 
 def vectors(n, d, decay=1.0, seed=0):

@@ -70,7 +70,7 @@ def test_ctrl_c_is_no_traceback(capsys, monkeypatch):
 def test_what_follows_two_dashes_goes_to_beam(roles, tmp_path, monkeypatch):
     engines = []
     curate = "granary.pipelines.kinds.curate_session.curate"
-    monkeypatch.setattr(curate, lambda recipe, engine, console: engines.append(engine))
+    monkeypatch.setattr(curate, lambda recipe, engine, console, **flags: engines.append(engine))
     words = ["curate", "--pool", str(roles["pool"]), "--out", str(tmp_path / "run"), "--workers", "3"]
     command.main([*words, "--runner", "threads", "--", "--direct_num_workers=7", "--flink_version", "1.19"])
     command.main(words)
@@ -90,7 +90,7 @@ def test_what_follows_two_dashes_goes_to_beam(roles, tmp_path, monkeypatch):
 def test_a_recipe_is_found_by_its_shipped_name_and_overridden(roles, tmp_path, monkeypatch):
     recipes = []
     curate = "granary.pipelines.kinds.curate_session.curate"
-    monkeypatch.setattr(curate, lambda recipe, engine, console: recipes.append(recipe))
+    monkeypatch.setattr(curate, lambda recipe, engine, console, **flags: recipes.append(recipe))
     monkeypatch.chdir(tmp_path)
     command.main(
         [
@@ -122,7 +122,7 @@ def test_explain_tells_each_kind_of_verdict(run, capsys):
     assert "same bytes  pool/copies/00.png" in story(uri)
     near = min(run.uris("dropped", "dedup"))
     kept = next(uri for uri, row in run.ledger.items() if row["id"] == run.ledger[near]["representative"])
-    assert f"kept image  {run.ledger[near]['representative']}  {kept}" in story(near)
+    assert f"  {run.ledger[near]['representative']}  {kept}" in story(near)
     retrieved = min(run.uris("kept"))
     for seed in run.ledger[retrieved]["seed_ids"]:
         assert f"seed        {seed}" in story(retrieved)
@@ -151,9 +151,9 @@ def test_explain_of_exact_copies_tells_of_each(run, capsys):
 
 
 def test_explain_refuses_what_it_does_not_know(run, tmp_path, capsys):
-    assert "'pool/none.png' is neither a uri" in refused(capsys, "explain", str(run.path), "pool/none.png")
+    assert "'pool/none.png' is no uri" in refused(capsys, "explain", str(run.path), "pool/none.png")
     assert "not a run directory" in refused(capsys, "explain", str(tmp_path), "pool/plain/00.png")
-    assert "is neither" in refused(capsys, "explain", str(run.path), "Z")
+    assert refused(capsys, "explain", str(run.path), "Z").endswith("'Z' is no uri, id, file name or path of this run\n")
 
 
 def test_explain_matches_text_and_no_patterns(run, capsys):

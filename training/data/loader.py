@@ -118,18 +118,17 @@ def _reader(dataset: shards.Dataset, plan: BatchPlan, window: int) -> shards.Gro
 
 
 def _wanted(dataset: shards.Dataset, columns: Sequence[str]) -> list[str]:
-    named = [column for column in (*IMAGE_COLUMNS, *columns) if column in dataset.columns and column != "image"]
-    return ["image.bytes", *named]
+    return ["image", *(name for name in (*IMAGE_COLUMNS, *columns) if name in dataset.columns and name != "image")]
 
 
 def read_row(rows: shards.GroupRows, row: int, columns: Sequence[str], classes: Mapping[str, int]) -> Part:
     """Return one row: data, size, key (row_id or id), uri, and label and captions where they are asked for."""
     width, height = rows.cell("width", row), rows.cell("height", row)
     sample: Part = {"data": rows.image(row), "size": (width, height) if width and height else None}
-    sample["key"] = str(rows.cell("row_id", row) or rows.cell("id", row) or row)
-    sample["uri"] = str((rows.cell("source", row) or {}).get("uri") or sample["key"])
+    sample["key"] = rows.cell("row_id", row) or rows.cell("id", row)
+    sample["uri"] = rows.cell("source", row) or sample["key"]
     if "label" in columns:
-        sample["label"] = classes.get(str(rows.cell("label", row)), -1)
+        sample["label"] = classes.get(rows.cell("label", row), -1)
     if "captions" in columns:
         sample["captions"] = rows.cell("captions", row) or []
     return sample

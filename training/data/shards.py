@@ -6,13 +6,15 @@ Only footers and, for a split, two small columns are read when a dataset is open
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -20,31 +22,48 @@ from granary.curation.errors import UserError
 from granary.curation.runs.run import read_table
 from granary.curation.store import schema, storage
 from granary.curation.store.sampling import priority
+from granary.training.data.columns import Layout, check_layout, converted, layout_of
+from granary.training.data.table import USUAL, Columns
 
 PLACES = ("dataset/data", "data", "")  # where shards lie in a run directory, in a dataset, in a folder of shards
 READERS = 16  # threads that read footers: a remote one takes a round trip
+SPLIT_NAME = re.compile(r"(.+?)-\d+-of-\d+\.parquet")
 
 
 class RowGroup(NamedTuple):
     """A row group of a shard.
 
     Args:
+        url, number: where it is.
+        rows: how many of its rows are read.
         chosen: numbers of the rows of the split in it, None for all.
+        first: number of its first row in the shard.
+        layout: what the shard has.
     """
 
     url: str
     number: int
     rows: int
     chosen: NDArray[np.int64] | None
+    first: int
+    layout: Layout
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """An opened dataset: its row groups in order, and the columns it has."""
+    """An opened dataset.
+
+    Args:
+        path: where it is.
+        groups: its row groups in order.
+        columns: our names of the columns that every shard has, and "id", which every row has.
+        states_split: whether a column or the names of its shards say which split a row belongs to.
+    """
 
     path: str
     groups: list[RowGroup]
     columns: list[str]
+    states_split: bool = False
 
     @property
     def count(self) -> int:
@@ -57,47 +76,60 @@ def find_shards(path: str) -> list[str]:
     if path.endswith(".parquet"):
         return [path]
     for place in PLACES:
-        folder = storage.join(path, place) if place else path
-        names = [name for name in storage.names(folder) if name.endswith(".parquet")]
-        if names:
-            return [storage.join(folder, name) for name in names]
+        shards = _parquet_files(storage.join(path, place) if place else path)
+        if shards:
+            return shards
+    shards = [shard for name in storage.names(path) for shard in _parquet_files(storage.join(path, name))]
+    if shards:  # a folder for each split, as the Hub's conversion to Parquet has them
+        return shards
     raise UserError(f"data: {path} has no Parquet shards; give a granary run, its dataset folder or a folder of shards")
 
 
+def _parquet_files(folder: str) -> list[str]:
+    return [storage.join(folder, name) for name in storage.names(folder) if name.endswith(".parquet")]
+
+
 def open_dataset(
-    path: str, needs: Sequence[str] = ("image",), split: str | None = None, holdout: float = 0.1, why: str = "this"
+    path: str,
+    needs: Sequence[str] = ("image",),
+    split: str | None = None,
+    holdout: float = 0.1,
+    why: str = "this",
+    columns: Columns = USUAL,
 ) -> Dataset:
     """Open a dataset.
 
     Args:
         path: what `find_shards` takes.
         needs: columns that must be there.
-        split: rows of this split only. Shards with a `split` column are asked; for others "test" is the share
-            `holdout` of the ids, drawn by hash, "train" the rest.
+        split: rows of this split only. A column `split` says which they are, else the names of the shards or of their
+            folders where there are several, data/SPLIT-00000-of-00001.parquet or SPLIT/NAME.parquet; for others "test"
+            is the share `holdout` of the ids, drawn by hash, "train" the rest.
         holdout: see split; in 0..1.
         why: who needs the columns, for the message.
+        columns: their names, where they are not granary's.
 
     Raises:
-        UserError: no shards, unreadable shards, missing columns, an unknown split, no rows.
+        UserError: no shards, unreadable shards, columns that are missing or of another type, an unknown split, no rows.
     """
     urls = find_shards(path)
     with ThreadPoolExecutor(READERS) as pool:
         footers = list(pool.map(_footer, urls))
-    columns = _columns(path, footers[0][0])
-    missing = [name for name in needs if name not in columns]
-    if missing:
-        raise UserError(
-            f"data: {path} has no column {missing[0]!r}, which {why} needs; its columns are {', '.join(columns)}"
-        )
-    groups = [
-        RowGroup(url, i, n, None) for url, (_, rows) in zip(urls, footers, strict=True) for i, n in enumerate(rows)
-    ]
+    layouts = [layout_of(schema, columns) for schema, _ in footers]
+    for url, layout in zip(urls, layouts, strict=True):
+        check_layout(layout, columns, needs, path if layout.columns == layouts[0].columns else url, why)
+    shards = list(zip(urls, layouts, [rows for _, rows in footers], strict=True))
+    groups = [group for url, layout, rows in shards for group in _groups(url, layout, rows)]
+    there = [name for name in layouts[0].names if all(name in layout.names for layout in layouts)]
+    named = named_splits(urls)
+    states = "split" in there or named is not None
     if split is not None:
-        groups = _of_split(groups, columns, split, holdout)
+        groups = _of_split(groups, split, holdout, None if "split" in there else named, states)
     groups = [group for group in groups if group.rows]
     if not groups:
-        raise UserError(f"data: {path} has no rows" + (f" in split {split!r}" if split else ""))
-    return Dataset(path, groups, columns)
+        others = f"; it has {', '.join(sorted(set(named.values())))}" if named and "split" not in there else ""
+        raise UserError(f"data: {path} has no rows" + (f" in split {split!r}{others}" if split else ""))
+    return Dataset(path, groups, list(dict.fromkeys([*there, "id"])), states)
 
 
 def _footer(url: str) -> tuple[pa.Schema, list[int]]:
@@ -110,32 +142,50 @@ def _footer(url: str) -> tuple[pa.Schema, list[int]]:
         raise UserError(f"data: {url} cannot be read as Parquet ({str(error).splitlines()[0]})") from error
 
 
-def _columns(path: str, schema: pa.Schema) -> list[str]:
-    """Return the names of the columns; an image must be a struct with its bytes."""
-    kind = schema.field("image").type if "image" in schema.names else None
-    if kind is not None and not (pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0):
-        raise UserError(f"data: the column image of {path} is {kind}; granary's shards have a struct of bytes and path")
-    return list(schema.names)
+def _groups(url: str, layout: Layout, rows: Sequence[int]) -> Iterator[RowGroup]:
+    """Yield the row groups of a shard.
+
+    Args:
+        url, layout: where it is and what it has.
+        rows: of each group.
+    """
+    first = 0
+    for number, count in enumerate(rows):
+        yield RowGroup(url, number, count, None, first, layout)
+        first += count
 
 
-def _of_split(groups: list[RowGroup], columns: Sequence[str], split: str, holdout: float) -> list[RowGroup]:
-    """Choose the rows of a split in every group."""
-    stated = "split" in columns
-    if not stated and split not in ("train", "test"):
+def named_splits(urls: Sequence[str]) -> dict[str, str] | None:
+    """Return the split that the name of each shard, or of its folder, says; None where they do not name several."""
+    places = [url.rsplit("/", 2)[-2:] for url in urls]
+    names = [SPLIT_NAME.fullmatch(place[-1]) for place in places]
+    splits = [name[1] for name in names if name] if all(names) else [place[0] for place in places]
+    return dict(zip(urls, splits, strict=True)) if len(set(splits)) > 1 else None
+
+
+def _of_split(
+    groups: list[RowGroup], split: str, holdout: float, named: Mapping[str, str] | None, states: bool
+) -> list[RowGroup]:
+    """Choose the rows of a split in every group.
+
+    Args:
+        groups: all of them.
+        split, holdout: see `open_dataset`.
+        named: the split of each shard where names say it and no column does.
+        states: whether names or a column say it.
+    """
+    if named is not None:
+        return [group for group in groups if named[group.url] == split]
+    if not states and split not in ("train", "test"):
         raise UserError(f"split: {split!r} is not right: shards without a column split have train and test")
-    column = "split" if stated else "id"
-    if column not in columns:
-        raise UserError("split: the shards have neither a column split nor ids to draw one by; leave split out")
+    column = "split" if states else "id"
     chosen = []
-    for url in dict.fromkeys(group.url for group in groups):
-        values = read_table(url, [column])[column].to_numpy(zero_copy_only=False).astype(str)
-        inside = values == split if stated else held_out(values, holdout) == (split == "test")
-        start = 0
-        for group in groups:
-            if group.url == url:
-                rows = np.flatnonzero(inside[start : start + group.rows])
-                chosen.append(RowGroup(url, group.number, len(rows), rows))
-                start += group.rows
+    for shard in {group.url: group for group in groups}.values():
+        values = _read(shard, [column], None)[column].to_numpy(zero_copy_only=False).astype(str)
+        inside = values == split if states else held_out(values, holdout) == (split == "test")
+        for group in (group for group in groups if group.url == shard.url):
+            rows = np.flatnonzero(inside[group.first : group.first + group.rows])
+            chosen.append(group._replace(rows=len(rows), chosen=rows))
     return chosen
 
 
@@ -145,10 +195,29 @@ def held_out(ids: NDArray[np.str_], holdout: float) -> NDArray[np.bool_]:
 
 
 def read_group(group: RowGroup, columns: Sequence[str]) -> pa.RecordBatch:
-    """Read columns of the chosen rows of a row group; classes by their names."""
-    table = schema.named(read_table(group.url, list(columns), group.number))
-    chosen = table if group.chosen is None else table.take(pa.array(group.chosen))
-    return chosen.combine_chunks().to_batches()[0]
+    """Read columns of the chosen rows of a row group, in granary's types: pictures as bytes, a source as its uri.
+
+    A row without an id has the name of its shard and its number there; other columns that are not there are null.
+    """
+    return _read(group, columns, group.number)
+
+
+def _read(group: RowGroup, columns: Sequence[str], number: int | None) -> pa.RecordBatch:
+    """Read columns of a row group, or of its whole shard where the number is None."""
+    layout = group.layout
+    table = read_table(group.url, layout.stored(columns), number)
+    numbers = np.arange(len(table)) if group.chosen is None else group.chosen
+    if group.chosen is not None:
+        table = table.take(pa.array(numbers))
+    first = 0 if number is None else group.first
+    arrays = {}
+    for name in columns:
+        stored = table[layout.names[name]].combine_chunks() if name in layout.names else None
+        arrays[name] = pa.nulls(len(numbers), pa.string()) if stored is None else converted(name, stored, layout)
+    if "id" in arrays and arrays["id"].null_count:
+        shard = group.url.rsplit("/", 1)[-1]
+        arrays["id"] = pc.coalesce(arrays["id"], pa.array([f"{shard}#{first + row}" for row in numbers]))
+    return pa.RecordBatch.from_arrays(list(arrays.values()), list(arrays))
 
 
 def class_names(datasets: Sequence[Dataset], column: str = "label") -> list[str]:
@@ -161,7 +230,7 @@ def class_shares(datasets: Sequence[Dataset], weights: Sequence[float], column: 
     shares: dict[str, float] = {}
     for dataset, weight in zip(datasets, weights, strict=True):
         for group in dataset.groups:
-            for entry in read_group(group, [column])[column].cast(pa.string()).value_counts().to_pylist():
+            for entry in read_group(group, [column])[column].value_counts().to_pylist():
                 label, share = entry["values"], entry["counts"] / dataset.count * weight / sum(weights)
                 if label is not None and label not in schema.NO_CLASS:
                     shares[label] = shares.get(label, 0.0) + share
@@ -173,7 +242,7 @@ class GroupRows:
 
     def __init__(self, batch: pa.RecordBatch) -> None:
         self.count = batch.num_rows
-        self.images = batch["image"].field("bytes") if "image" in batch.schema.names else None
+        self.images = batch["image"] if "image" in batch.schema.names else None
         self.columns = {name: batch[name].to_pylist() for name in batch.schema.names if name != "image"}
 
     def image(self, row: int) -> bytes:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Sequence
 
-import pyarrow as pa
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from torch import Tensor
@@ -107,27 +106,18 @@ def corpus(datasets: Sequence[shards.Dataset]) -> Iterator[str]:
     """Yield the captions of datasets that are not blank, row groups in an order drawn by hash.
 
     Raises:
-        UserError: the column holds something other than lists of texts, or no caption at all.
+        UserError: there is no caption at all.
     """
-    groups = [(dataset.path, group) for dataset in datasets for group in dataset.groups]
+    groups = [group for dataset in datasets for group in dataset.groups]
     any_text = False
     for place in priority(0, range(len(groups)), "corpus").argsort():
-        path, group = groups[place]
-        column = shards.read_group(group, [COLUMN])[COLUMN]
-        check_captions(path, column.type)
+        column = shards.read_group(groups[place], [COLUMN])[COLUMN]
         for caption in filled(column.flatten().to_pylist()):
             any_text = True
             yield caption
     if not any_text:
         paths = ", ".join(dataset.path for dataset in datasets)
         raise UserError(f"data: the column {COLUMN} of {paths} has no text in any row; image-text training needs some")
-
-
-def check_captions(path: str, kind: pa.DataType) -> None:
-    """Raise UserError where a column of captions does not hold lists of texts."""
-    lists = pa.types.is_list(kind) or pa.types.is_large_list(kind)
-    if not (lists and (pa.types.is_string(kind.value_type) or pa.types.is_large_string(kind.value_type))):
-        raise UserError(f"data: the column {COLUMN} of {path} is {kind}; it must be a list of texts")
 
 
 def filled(captions: Iterable[str | None] | None) -> list[str]:

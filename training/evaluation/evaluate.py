@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import json
 from collections.abc import Callable, Mapping
@@ -13,6 +12,7 @@ from pydantic import Field, field_validator
 from granary.curation.errors import UserError
 from granary.curation.options import Options
 from granary.curation.store import storage
+from granary.training.data.table import USUAL, Table
 from granary.training.evaluation.protocols.registry import PROTOCOLS, load_protocol
 
 if TYPE_CHECKING:  # the recipe is read, and --help printed, without torch
@@ -27,7 +27,7 @@ class EvaluateRecipe(Options, frozen=True):
         min_length=1,
         description="a training directory, a checkpoint, hf:ID_OR_PATH; as baselines random:RECIPE.yaml and pixels",
     )
-    data: str = Field(min_length=1, description="a run, its dataset, or what the protocol reads; a path or URL")
+    data: Table = Field(description="a run, its dataset, or what the protocol reads; a path or URL")
     split: str | None = Field(None, description="split to measure on; default: test for probes, else all")
     test_data: str | None = Field(None, description="another run to measure on, for protocols that also train")
     out: str | None = Field(None, description="JSON file to write: protocol -> metric -> value")
@@ -39,6 +39,11 @@ class EvaluateRecipe(Options, frozen=True):
     options: dict[str, object] = Field(
         {}, description="further options of a protocol, for example --options.images DIR"
     )
+
+    @field_validator("data", mode="before")
+    @classmethod
+    def _path_alone(cls, value: object) -> object:
+        return {"path": value} if isinstance(value, str) else value
 
     @field_validator("protocols", mode="before")
     @classmethod
@@ -87,11 +92,17 @@ def evaluate(recipe: EvaluateRecipe, say: Callable[[str], None] = print) -> dict
             notes = [*protocol.notes, *scores.notes]
             say(table(name, scores, tuple(note for note in notes if note not in printed)))
             printed.update(notes)
-    results["settings"] = {**recipe.model_dump(mode="json"), "used": used}
+    results["settings"] = {**recipe.model_dump(mode="json"), "data": _written(recipe.data), "used": used}
     if recipe.out:
         storage.write_bytes(recipe.out, (json.dumps(results, indent=2) + "\n").encode())
         say(f"written to {recipe.out}")
     return results
+
+
+def _written(data: Table) -> str | dict[str, str]:
+    """Return a dataset as a recipe has it: its path alone, or with the columns that were named."""
+    named: dict[str, str] = data.model_dump(exclude_none=True)
+    return named if len(named) > 1 else data.path
 
 
 def check(recipe: EvaluateRecipe, protocols: Mapping[str, AnyProtocol]) -> None:
@@ -100,6 +111,8 @@ def check(recipe: EvaluateRecipe, protocols: Mapping[str, AnyProtocol]) -> None:
         for key in ("split", "test_data", "limit"):
             if getattr(recipe, key) is not None and key not in protocol.takes:
                 raise UserError(f"{key}: {name} takes no such option; leave it out")
+        if recipe.data.columns != USUAL and not protocol.table:
+            raise UserError(f"data: {name} reads no table with columns to be named; give its path alone")
     unknown = [key for key in recipe.options if not any(protocol.has(key) for protocol in protocols.values())]
     if unknown:
         known = sorted({key for protocol in protocols.values() for key in protocol.options.model_fields})
@@ -110,8 +123,9 @@ def measured_by(recipe: EvaluateRecipe, protocol: AnyProtocol) -> Measured:
     """Return what a recipe says of what is measured, to be handed to a protocol."""
     from granary.training.evaluation.protocol import Measured
 
-    shared = {field.name: getattr(recipe, field.name) for field in dataclasses.fields(Measured)}
-    return Measured(**{**shared, "batch": recipe.batch or protocol.batch})
+    shared = {key: getattr(recipe, key) for key in ("model", "split", "test_data", "device", "dtype", "limit", "seed")}
+    batch = recipe.batch or protocol.batch
+    return Measured(data=recipe.data.path, batch=batch, columns=recipe.data.columns, **shared)
 
 
 def settings_of(measured: Measured, protocol: AnyProtocol, options: Options) -> dict[str, object]:

@@ -209,7 +209,7 @@ def _chunks(
     dataset: shards.Dataset, column: str, classes: Sequence[str], batch: int, limit: int | None
 ) -> Iterator[list[Part]]:
     """Yield the rows with a value in the column, `batch` at a time."""
-    columns = ["image.bytes", *(name for name in (*COLUMNS, column) if name in dataset.columns)]
+    columns = ["image", *(name for name in (*COLUMNS, column) if name in dataset.columns)]
     numbers = {name: number for number, name in enumerate(classes)}
     left = dataset.count if limit is None else limit
     chunk: list[Part] = []

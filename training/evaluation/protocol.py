@@ -14,6 +14,7 @@ from pydantic import Field, ValidationError
 
 from granary.curation.errors import UserError
 from granary.curation.options import Options
+from granary.training.data.table import USUAL, Columns
 from granary.training.evaluation.scores import Scores
 
 OwnOptions = TypeVar("OwnOptions", bound=Options)
@@ -34,6 +35,7 @@ class Measured:
         batch: samples encoded at once; changes speed only.
         limit: samples of each dataset at most, the first ones; None takes all.
         seed: decides every random choice.
+        columns: their names in `data` and `test_data`, where they are not granary's.
     """
 
     model: str
@@ -45,6 +47,7 @@ class Measured:
     batch: int = 64
     limit: int | None = None
     seed: int = 0
+    columns: Columns = USUAL
 
 
 class SplitOptions(Options, frozen=True):
@@ -64,6 +67,7 @@ class Protocol(Generic[OwnOptions]):
         takes: which fields of `Measured` it goes by, beside model, data, device and dtype.
         batch: samples encoded at once where nobody says otherwise.
         notes: what a reader of its scores must know, in sentences.
+        table: whether it reads a table of pictures, whose columns may have names of their own.
     """
 
     evaluate: Callable[[Measured, OwnOptions], Scores]
@@ -71,6 +75,7 @@ class Protocol(Generic[OwnOptions]):
     takes: tuple[Shared, ...] = ("split", "batch", "limit")
     batch: int = 64
     notes: tuple[str, ...] = ()
+    table: bool = True
 
     def read(self, options: Mapping[str, object]) -> OwnOptions:
         """Return its own options among those that several protocols were given together.

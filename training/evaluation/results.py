@@ -88,8 +88,14 @@ def _row(name: str, file: str) -> ModelScores:
     except (OSError, ValueError) as error:
         raise UserError(f"results: {file} cannot be read as JSON ({error})") from error
     tree = tree if isinstance(tree, dict) else {}
-    if tree.get("kind") == "train":
+    kind = tree.get("kind")
+    if kind == "train":
         tree = {ONLINE: tree.get("probe")}
+    elif kind is not None:
+        raise UserError(
+            f"results: {file} is of a run of granary {kind}, which has no scores; give files of granary evaluate, "
+            "folders with scores.json or training directories"
+        )
     settings = tree.pop("settings", None)
     scores = {
         protocol: {name: value for name, value in metrics.items() if value is None or isinstance(value, int | float)}

@@ -99,7 +99,7 @@ def train_and_test(measured: Measured, holdout: float = 0.1, layers: int = 1, wh
         "left_out": left_out,
         "dead": [row for part in both_features for row in dead_letters(part)],
     }
-    drawn = [dataset for dataset, part in opened if part and "split" not in dataset.columns]
+    drawn = [dataset for dataset, part in opened if part and not dataset.states_split]
     if drawn:
         settings["drawn_by_hash"] = holdout
     notes = list(_notes(train, test, classes, bool(drawn), holdout))
@@ -109,15 +109,15 @@ def train_and_test(measured: Measured, holdout: float = 0.1, layers: int = 1, wh
 def _opened(measured: Measured, holdout: float, why: str) -> Iterator[tuple[shards.Dataset, str | None]]:
     """Yield training and test dataset and the split each was opened for."""
     needs, other, split = ("image", "label"), measured.test_data, measured.split
-    whole = shards.open_dataset(measured.data, needs, why=why)
-    train = "train" if other is None or "split" in whole.columns else None
-    yield shards.open_dataset(measured.data, needs, train, holdout, why), train
+    whole = shards.open_dataset(measured.data, needs, why=why, columns=measured.columns)
+    train = "train" if other is None or whole.states_split else None
+    yield shards.open_dataset(measured.data, needs, train, holdout, why, measured.columns), train
     if other is not None:
-        whole = shards.open_dataset(other, needs, why=why)
-        split = split or ("test" if "split" in whole.columns else None)
+        whole = shards.open_dataset(other, needs, why=why, columns=measured.columns)
+        split = split or ("test" if whole.states_split else None)
     else:
         split = split or "test"
-    yield shards.open_dataset(other or measured.data, needs, split, holdout, why), split
+    yield shards.open_dataset(other or measured.data, needs, split, holdout, why, measured.columns), split
 
 
 def labelled(features: Features, where: str) -> Features:

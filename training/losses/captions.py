@@ -27,8 +27,9 @@ def pool_captions(logits: Tensor, captions: int, pooling: Pooling = "mean") -> T
         logits: (B, B * N).
         captions: N.
         pooling: mean: of the N logits. hardest: the maximum off the diagonal and the minimum on it, as the benchmark
-            scores. hardest_as_published: the maximum everywhere. The released code pools by maximum before it would
-            take the minimum of the diagonal, so its positives are the easiest captions; this is there to reproduce it.
+            scores. hardest_as_published: the maximum everywhere. The released CLIP loss pools by maximum before it
+            would take the minimum of the diagonal, so its positives are the easiest captions; this is there to
+            reproduce it.
     """
     groups = logits.unflatten(1, (-1, captions))  # (B, B, N)
     if pooling == "mean":
@@ -38,6 +39,14 @@ def pool_captions(logits: Tensor, captions: int, pooling: Pooling = "mean") -> T
         return highest
     diagonal = torch.eye(len(logits), dtype=torch.bool, device=logits.device)
     return torch.where(diagonal, groups.amin(dim=2), highest)
+
+
+def pool_positives(logits: Tensor, captions: int, pooling: Pooling = "mean") -> Tensor:
+    """Pool the captions of each entry with its picture: B x (B * N) -> (B,), the positives of the negative loss.
+
+    The released code takes the minimum here for `hardest`: only its CLIP loss pools by maximum first.
+    """
+    return pool_captions(logits, captions, "hardest" if pooling == "hardest_as_published" else pooling).diagonal()
 
 
 def matching_loss(matching: Tensor) -> Tensor:

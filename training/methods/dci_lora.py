@@ -180,12 +180,13 @@ class Finetuning:
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Return loss, clip_loss and negative_loss of a batch."""
         images, texts = self.encoders(batch.pixels, batch.tokens)
-        positives = len(images) * batch.captions
-        logits = self.clip.scaled(images @ texts[:positives].T)  # (B, B * N)
+        count = len(images) * batch.captions
+        logits = self.clip.scaled(images @ texts[:count].T)  # (B, B * N)
         matching = dci.pool_captions(logits, batch.captions, self.recipe.pooling)
         rows = batch.rows.to(images.device)
-        negatives = self.clip.scaled((images[rows] * texts[positives:]).sum(dim=1))  # (M,)
-        clip, negative = dci.matching_loss(matching), dci.negative_loss(matching.diagonal()[rows], negatives)
+        negatives = self.clip.scaled((images[rows] * texts[count:]).sum(dim=1))  # (M,)
+        positives = dci.pool_positives(logits, batch.captions, self.recipe.pooling)[rows]  # (M,)
+        clip, negative = dci.matching_loss(matching), dci.negative_loss(positives, negatives)
         loss = self.recipe.alpha * clip + self.recipe.beta * negative
         return {"loss": loss, "clip_loss": clip, "negative_loss": negative}
 

@@ -14,10 +14,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from safetensors import SafetensorError
 from torch import Tensor
 
-from granary.curation.encoders.inference import torch_device, workable
+from granary.curation.encoders.inference import UNLOADABLE, reason, torch_device, workable
 from granary.curation.errors import UserError
 from granary.curation.images.decode import DecodeError
 from granary.training.models.registry import read_name
@@ -79,11 +78,10 @@ class ClipModel:
             model, report = AutoModel.from_pretrained(
                 folder, dtype=DTYPES[dtype], use_safetensors=True, output_loading_info=True, **where
             )
-        except (OSError, ValueError, ImportError, KeyError, RuntimeError, SafetensorError) as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        except UNLOADABLE as error:
             raise UserError(
                 f"model: {source!r} holds no CLIP-style model with safetensors weights, tokenizer and image processor "
-                f"({reason}); give a folder saved by transformers or a Hub id"
+                f"({reason(error)}); give a folder saved by transformers or a Hub id"
             ) from error
         check_model(source, model, report["missing_keys"])
         return cls(model.to(place).eval(), tokenizer, processor, source)

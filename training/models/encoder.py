@@ -11,9 +11,16 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from PIL import Image, ImageOps
-from safetensors import SafetensorError
 
-from granary.curation.encoders.inference import fingerprint, finite_unit_rows, normalised, torch_device, workable
+from granary.curation.encoders.inference import (
+    UNLOADABLE,
+    fingerprint,
+    finite_unit_rows,
+    normalised,
+    reason,
+    torch_device,
+    workable,
+)
 from granary.curation.encoders.spec import EncoderSpec
 from granary.curation.errors import UserError
 from granary.curation.store.storage import join
@@ -38,10 +45,10 @@ class TrainedEncoder:
         try:
             folder = model_folder(spec.target)
             self.model = VisionTransformer.load(folder, self.device).eval()
-        except (OSError, ValueError, TypeError, RuntimeError, UserError, SafetensorError) as error:
+        except (UserError, *UNLOADABLE) as error:
             raise UserError(
                 f"encoder '{spec.text}': '{spec.target}' holds no config.json and model.safetensors of a model "
-                f"saved by granary ({str(error).strip().splitlines()[0]})"
+                f"saved by granary ({reason(error)})"
             ) from error
         self.dimension = self.model.config.width
         self.side: int | None = self.model.config.img_size

@@ -1,7 +1,7 @@
 """Every way to name a model, read in one place.
 
 PATH          a training directory (its last checkpoint), a checkpoint, or a folder with config.json and
-              model.safetensors
+              model.safetensors, of granary or of `transformers`
 hf:ID         a model of `transformers` by its id on the Hub or its folder
 random:WHAT   the architecture and the initial weights of WHAT: a training recipe (.yaml), a training directory, a
               checkpoint, hf:ID, or a size such as tiny?img_size=32&patch_size=4
@@ -10,12 +10,13 @@ pixels        no model: the picture itself, the baseline of `granary.training.ev
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from typing import Literal, NamedTuple
 
 import torch
-from safetensors import SafetensorError
 
+from granary.curation.encoders.inference import UNLOADABLE, reason
 from granary.curation.encoders.spec import EncoderSpec
 from granary.curation.errors import UserError
 from granary.curation.store import storage
@@ -86,15 +87,26 @@ def load_model(path: str, device: str | torch.device = "cpu", seed: int = 0) -> 
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return _untrained(target).to(device).eval()
-    return _from_hub(target).to(device) if way == "hub" else _from_folder(model_folder(path), device)
+    if way == "hub":
+        return _from_hub(target).to(device)
+    folder = model_folder(path)
+    return _from_hub(folder).to(device) if of_transformers(folder) else _from_folder(folder, device)
+
+
+def of_transformers(folder: str) -> bool:
+    """Say whether the config.json of a folder is that of a model of transformers, as `granary export` writes it."""
+    try:
+        tree: object = json.loads(storage.read_bytes(storage.join(folder, "config.json")))
+    except (OSError, ValueError):
+        return False
+    return isinstance(tree, dict) and "model_type" in tree
 
 
 def _from_folder(folder: str, device: str | torch.device) -> VisionTransformer:
     try:
         return VisionTransformer.load(folder, device).eval()
-    except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"model: {folder} holds no model that granary can read ({reason})") from error
+    except UNLOADABLE as error:
+        raise UserError(f"model: {folder} holds no model that granary can read ({reason(error)})") from error
 
 
 def _from_hub(name: str) -> VisionTransformer:
@@ -105,10 +117,9 @@ def _from_hub(name: str) -> VisionTransformer:
         kind = AutoConfig.from_pretrained(name, trust_remote_code=False).model_type
         loader = CLIPVisionModel if kind.startswith("clip") else AutoModel
         model = loader.from_pretrained(name, trust_remote_code=False, use_safetensors=True, dtype=torch.float32)
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"model: hf:{name} cannot be loaded ({reason})") from error
-    return from_transformers(model)
+        return from_transformers(model)
+    except UNLOADABLE as error:
+        raise UserError(f"model: hf:{name} cannot be loaded ({reason(error)})") from error
 
 
 def _untrained(target: str) -> VisionTransformer:
@@ -124,7 +135,7 @@ def _untrained(target: str) -> VisionTransformer:
     folder = model_folder(target)
     try:
         return VisionTransformer(read_config(folder))
-    except (OSError, ValueError, TypeError) as error:
+    except UNLOADABLE as error:
         raise UserError(f"model: {folder} holds no config.json of a granary model ({error})") from error
 
 

@@ -10,6 +10,7 @@ registers, patches.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import NamedTuple
@@ -22,7 +23,7 @@ from torch.utils.checkpoint import checkpoint
 
 from granary.curation.store import storage
 from granary.training.models.positions import interpolated, rotary_angles, rotate, sincos_positions
-from granary.training.models.vit_config import ViTConfig, read_config
+from granary.training.models.vit_config import ViTConfig, read_config, swiglu_width
 
 FEW = 96  # tokens that attention on a CPU is written out for, see `attend`
 
@@ -90,7 +91,7 @@ class SwiGLU(nn.Module):
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
-        gated = (hidden * 2 // 3 + 7) // 8 * 8
+        gated = swiglu_width(hidden)
         self.up = nn.Linear(width, 2 * gated)
         self.down = nn.Linear(gated, width)
 
@@ -256,9 +257,27 @@ class VisionTransformer(nn.Module):
         Raises:
             OSError, ValueError, TypeError, RuntimeError: the folder holds something else.
         """
-        model = cls(read_config(folder))
-        model.load_state_dict(load(storage.read_bytes(storage.join(folder, "model.safetensors"))))
+        config = read_config(folder)
+        state = load(storage.read_bytes(storage.join(folder, "model.safetensors")))
+        check_sizes(config, state)
+        model = cls(config)
+        model.load_state_dict(state)
         return model.to(device)
+
+
+def check_sizes(config: ViTConfig, state: Mapping[str, Tensor]) -> None:
+    """Raise ValueError where the numbers that decide how much memory a model takes are not those of its weights."""
+    blocks = sum(name.endswith(".norm1.weight") for name in state)
+    width, _, patch = state["embed.weight"].shape[:3]
+    there = {"depth": blocks, "width": width, "patch_size": patch}
+    if "positions" in state:
+        there["grid"] = math.isqrt(state["positions"].shape[1])
+    if blocks:
+        there["hidden width"] = state["blocks.0.mlp.down.weight"].shape[1]
+    stated = {**asdict(config), "grid": config.grid, "hidden width": config.hidden}
+    wrong = next((name for name, number in there.items() if stated[name] != number), None)
+    if wrong:
+        raise ValueError(f"config.json says that {wrong} is {stated[wrong]}, that of the weights is {there[wrong]}")
 
 
 def weight_files(config: ViTConfig, state: Mapping[str, Tensor]) -> Iterator[tuple[str, bytes]]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, fields
 
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
 from granary.curation.store import storage
 
 SIZES = {  # width, blocks, heads; DINOv2's S to g
@@ -45,6 +47,8 @@ class ViTConfig:
         mean, std: of the RGB channels in 0..1.
     """
 
+    __pydantic_config__ = ConfigDict(strict=True, allow_inf_nan=False)
+
     img_size: int = 224
     patch_size: int = 16
     width: int = 384
@@ -66,7 +70,11 @@ class ViTConfig:
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
 
     def __post_init__(self) -> None:
-        """Raise ValueError for sizes that do not fit together."""
+        """Raise ValueError for numbers out of range, and for sizes that do not fit together."""
+        if self.depth < 1 or self.registers < 0:
+            raise ValueError(f"depth is {self.depth} and registers {self.registers}; at least 1 and 0 are right")
+        if self.mlp_ratio <= 0 or self.norm_eps <= 0 or min(self.std) <= 0 or self.layer_scale < 0:
+            raise ValueError("mlp_ratio, norm_eps and std must be above 0, layer_scale at least 0")
         if self.img_size < 1 or self.patch_size < 1 or self.img_size % self.patch_size:
             raise ValueError(f"img_size is {self.img_size}; it must be a multiple of patch_size, {self.patch_size}")
         if self.heads < 1 or self.width % self.heads or self.width % 4:
@@ -85,9 +93,20 @@ class ViTConfig:
         return cls(**{"width": width, "depth": depth, "heads": heads, **changes})  # type: ignore[arg-type]
 
     @property
+    def hidden(self) -> int:
+        """Width of the MLP's hidden layer."""
+        hidden = int(self.mlp_ratio * self.width)
+        return swiglu_width(hidden) if self.mlp == "swiglu" else hidden
+
+    @property
     def grid(self) -> int:
         """Patches along a side."""
         return self.img_size // self.patch_size
+
+
+def swiglu_width(hidden: int) -> int:
+    """Return the width of a gated MLP with as many weights as one of `hidden`: two thirds, rounded up to 8."""
+    return (hidden * 2 // 3 + 7) // 8 * 8
 
 
 def read_config(folder: str) -> ViTConfig:
@@ -99,5 +118,9 @@ def read_config(folder: str) -> ViTConfig:
     unknown = sorted(given.keys() - {field.name for field in fields(ViTConfig)})
     if unknown:
         raise ValueError(f"config.json is not a granary model's: it has the key {unknown[0]!r}")
-    values = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
-    return ViTConfig(**values)  # type: ignore[arg-type]
+    try:
+        return TypeAdapter(ViTConfig).validate_json(json.dumps(given))
+    except ValidationError as error:
+        problem = error.errors()[0]
+        place = ".".join(["config.json", *(str(part) for part in problem["loc"])])
+        raise ValueError(f"{place} is not right: {problem['msg'].removeprefix('Value error, ')}") from error

@@ -21,7 +21,9 @@ from granary.training.models.checkpoint import STATE, Damaged, Facts, read_check
 from granary.training.recipe import TrainRecipe
 
 # What may differ from the recipe that began the run: how fast it is and how closely it is watched, not what it does.
-FREE = ("name", "out", "workers", "logs", "checkpoints", "alarm", "probe", "device")
+FREE = ("name", "out", "resume", "workers", "logs", "checkpoints", "alarm", "probe", "device")
+LENGTHS = ("steps", "epochs")  # may grow
+CHANGEABLE = ("batch", "accumulate", "streams", "window", "optimiser")  # may change where the recipe says so
 
 
 class RunFacts(TypedDict):
@@ -42,8 +44,17 @@ class RunFacts(TypedDict):
     versions: dict[str, str]
 
 
-def check(recipe: TrainRecipe) -> None:
-    """Raise UserError when `out` holds something else, or a training of another recipe."""
+def check(recipe: TrainRecipe, steps: int) -> list[str]:
+    """Return what the recipe changes of the training in `out`, in sentences.
+
+    Args:
+        recipe: to train by.
+        steps: of it.
+
+    Raises:
+        UserError: `out` holds something else, a training of another recipe, or one that is beyond these steps.
+    """
+    changes = []
     path = storage.join(recipe.out, "recipe.yaml")
     tree = recipe.model_dump(mode="json")
     if storage.exists(path):
@@ -54,9 +65,26 @@ def check(recipe: TrainRecipe) -> None:
         if not isinstance(earlier, dict) or "method" not in earlier:
             raise UserError(f"out: {recipe.out} holds something other than a training; give another --out")
         for key, old, new in _differences(_in_names_of_now(earlier), tree):
-            raise UserError(f"out: {recipe.out} holds a training with {key} {old!r}, not {new!r}; give another --out")
+            changeable = key.partition(".")[0] in CHANGEABLE
+            if key not in LENGTHS and not (changeable and recipe.resume == "changed"):
+                way = "give another --out" + (", or --resume changed to go on with the new value" if changeable else "")
+                raise UserError(f"out: {recipe.out} holds a training with {key} {old!r}, not {new!r}; {way}")
+            changes.append(f"{key} was {old} and is {new} from here on")
+        _check_length(recipe, steps)
     elif storage.names(recipe.out):
         raise UserError(f"out: {recipe.out} is not empty and holds no training; give another --out")
+    return changes
+
+
+def _check_length(recipe: TrainRecipe, steps: int) -> None:
+    """Raise UserError where a training has more steps behind it than it should have in all."""
+    last = next((int(folder.rsplit("-", 1)[1]) for folder in usable(recipe.out)), 0)
+    if last > steps:
+        key, given = ("epochs", recipe.epochs) if recipe.steps is None else ("steps", recipe.steps)
+        raise UserError(
+            f"{key}: {given} is not right: the training in {recipe.out} is at step {last:,} of what "
+            f"would be {steps:,}; give more, or another --out"
+        )
 
 
 def _in_names_of_now(earlier: dict[str, object]) -> dict[str, object]:

@@ -7,7 +7,7 @@ branches are drawn from (seed, step), so that a run that was killed goes on as i
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -57,14 +57,29 @@ def train(recipe: TrainRecipe, console: Console | None = None) -> RunFacts:
     Raises:
         UserError: a mistake in the recipe or the data, before any work; `Stopped` after it.
     """
-    facts: RunFacts = make_fabric(recipe.device).launch(partial(_trained, recipe=recipe, console=console))
+    spawned = recipe.device.strategy == "ddp_spawn"  # a console cannot be sent to another process
+    made = _new_console if console is not None else None
+    work = partial(_trained, recipe=recipe, console=made if spawned else console)
+    facts: RunFacts = make_fabric(recipe.device).launch(work)
     return facts
 
 
-def _trained(fabric: Fabric, recipe: TrainRecipe, console: Console | None) -> RunFacts:
+def _new_console() -> Console:
+    return Console(stderr=True, highlight=False, markup=False)
+
+
+def _trained(fabric: Fabric, recipe: TrainRecipe, console: Console | Callable[[], Console] | None) -> RunFacts:
+    """Train on one process.
+
+    Args:
+        fabric: of this process.
+        recipe: what to train on what.
+        console: for the first process, or what makes it.
+    """
     if recipe.device.threads:
         torch.set_num_threads(recipe.device.threads)
-    return TrainingSession(fabric, recipe, console if fabric.is_global_zero else None).run()
+    shown = console if console is None or isinstance(console, Console) else console()
+    return TrainingSession(fabric, recipe, shown if fabric.is_global_zero else None).run()
 
 
 class TrainingSession:
@@ -79,8 +94,8 @@ class TrainingSession:
         torch.manual_seed(recipe.seed)
         self.method = build_method(recipe, self.plan)
         self.plan = self.plan._replace(crops=self.method.views())
-        prepare_models(recipe, self.method)
-        directory.check(recipe)
+        self.begun = prepare_models(recipe, self.method)
+        self.changes = directory.check(recipe, self.steps)
         fabric.barrier()
         if fabric.is_global_zero:
             directory.write_recipe(recipe)
@@ -227,13 +242,20 @@ class TrainingSession:
         state = directory.last_state(self.recipe.out, self.console, self.fabric.is_global_zero)
         self.fabric.barrier()
         if state is None:
+            self._say(f"init: {remark}" for remark in self.begun)
             return 0
         tensors, facts, folder = state
         restore_state(self.method, self.optimiser, tensors, folder)
         self.alarms, self.scores, self.last = facts["alarms"], facts["probe"], facts["metrics"]
-        if self.console is not None:
-            self.console.print(f"going on at step {facts['step']:,} of {self.steps:,} from {folder}", soft_wrap=True)
+        self._say([f"going on at step {facts['step']:,} of {self.steps:,} from {folder}"])
+        self._say(f"changed: {change}" for change in self.changes)
         return int(facts["step"])
+
+    def _say(self, lines: Iterable[str]) -> None:
+        """Print lines, on the first process of a run that has a console."""
+        if self.console is not None:
+            for line in lines:
+                self.console.print(line, soft_wrap=True)
 
     def _facts(self, step: int, rate: float) -> RunFacts:
         recipe = self.recipe

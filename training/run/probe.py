@@ -12,6 +12,7 @@ from granary.training.data import shards
 from granary.training.data.collate import divided
 from granary.training.data.crops import Crop
 from granary.training.data.loader import BatchPlan, Parts
+from granary.training.data.table import USUAL
 from granary.training.evaluation.features import encode
 from granary.training.evaluation.heads import ridge_heads
 from granary.training.evaluation.protocols.knn import TEMPERATURE, votes
@@ -25,9 +26,10 @@ class OnlineProbe:
     """Labelled pictures of a dataset, kept in memory as bytes, and the scores of a model on them."""
 
     def __init__(self, recipe: TrainRecipe) -> None:
-        path, probe = recipe.probe.data or recipe.data[0].path, recipe.probe
+        probe, first = recipe.probe, recipe.data[0]
+        path, columns = (probe.data, USUAL) if probe.data else (first.path, first.columns)
         sets = [
-            shards.open_dataset(path, ("image", "label"), split, recipe.holdout, "the online probe")
+            shards.open_dataset(path, ("image", "label"), split, recipe.holdout, "the online probe", columns)
             for split in ("train", "test")
         ]
         self.classes, self.k = shards.class_names(sets), probe.k

@@ -8,13 +8,17 @@ from granary.training.data.loader import BatchPlan, check_plan
 from granary.training.method import Method
 from granary.training.methods import load_method
 from granary.training.models.registry import load_model
+from granary.training.models.starting import Misfit, start
 from granary.training.models.vit import VisionTransformer
 from granary.training.recipe import TrainRecipe
 
 
 def open_plan(recipe: TrainRecipe, columns: tuple[str, ...], processes: int) -> BatchPlan:
     """Open the data of a recipe; returns the plan without its views. Raises UserError where they do not fit."""
-    sets = [shards.open_dataset(d.path, columns, recipe.split, recipe.holdout, recipe.method) for d in recipe.data]
+    sets = [
+        shards.open_dataset(entry.path, columns, recipe.split, recipe.holdout, recipe.method, entry.columns)
+        for entry in recipe.data
+    ]
     weights, streams = [entry.weight for entry in recipe.data], recipe.parts(processes)
     classes = shards.class_shares(sets, weights) if "label" in columns else {}
     plan = BatchPlan(sets, weights, {}, columns, classes, recipe.batch, streams, recipe.window, recipe.seed)
@@ -34,23 +38,32 @@ def build_method(recipe: TrainRecipe, plan: BatchPlan) -> Method:
     return kind(recipe.config(), options, kind.learn(options, plan, recipe.out))
 
 
-def prepare_models(recipe: TrainRecipe, method: Method) -> None:
-    """Start the method's models from given weights; set what trades time for memory."""
-    if recipe.init:
-        start_from(recipe.init, method)
+def prepare_models(recipe: TrainRecipe, method: Method) -> list[str]:
+    """Start the method's models from given weights; set what trades time for memory. Returns what `start_from` does."""
+    remarks = start_from(recipe.init, method) if recipe.init else []
     for vit in (module for module in method.modules() if isinstance(module, VisionTransformer)):
         vit.recompute = recipe.device.recompute
         if recipe.device.compile:
             for block in vit.blocks:
                 block.compile()
+    return remarks
 
 
-def start_from(init: str, method: Method) -> None:
-    """Give the weights of the model that `init` names to those of the same architecture. Raises UserError for none."""
-    source = load_model(init)
-    shapes = {name: weight.shape for name, weight in source.state_dict().items()}
-    fitting = [vit for vit in method.encoders() if {n: w.shape for n, w in vit.state_dict().items()} == shapes]
-    if not fitting:
-        raise UserError(f"init: {init} is a model of another architecture, {source.config}")
-    for vit in fitting:
-        vit.load_state_dict(source.state_dict())
+def start_from(init: str, method: Method) -> list[str]:
+    """Give the weights of the model that `init` names to those that can take them.
+
+    Returns:
+        What was left out, begins anew or was changed, in sentences.
+
+    Raises:
+        UserError: it fits none.
+    """
+    source, remarks, misfits = load_model(init), list[list[str]](), list[str]()
+    for vit in method.encoders():
+        try:
+            remarks.append(start(vit, source))
+        except Misfit as error:
+            misfits.append(str(error))
+    if not remarks:
+        raise UserError(f"init: {init} is a model of another architecture: {misfits[0]}")
+    return list(dict.fromkeys(remark for of_one in remarks for remark in of_one))

@@ -87,7 +87,7 @@ def write_shard(run: Run, job: PackImages, output: Output) -> None:
     """
     counter = Counter(job.budget.tokenizer, job.budget.tokens)
     groups = RowGroups(output, schema.arrow_schema(image_features()), job.row_group)
-    for image in check_lost(_opened(run, job), job.max_unreadable):
+    for image in check_lost(_opened(run, job), job.max_unreadable, output.counters):
         output.counters["files"] += 1
         row = _packed(image, job, counter, output)
         if row is not None:

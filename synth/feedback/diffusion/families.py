@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from granary.curation.encoders.inference import workable
 from granary.curation.errors import UserError
-from granary.synth.feedback.diffusion.estimates import SCHEDULERS
+from granary.synth.feedback.diffusion.estimates import FLOW, SCHEDULERS
 from granary.synth.feedback.diffusion.interfaces import Pipeline
 from granary.synth.feedback.requests import Request
+
+if TYPE_CHECKING:
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
 Keywords = dict[str, object]  # of a call of a pipeline
 Arguments = Callable[[Pipeline, Sequence[Request], float], Keywords]
@@ -34,7 +39,7 @@ class Family:
     arguments: Arguments
     guided: bool = True
     needs: tuple[str, ...] = ()
-    schedulers: tuple[str, ...] = tuple(SCHEDULERS.values())
+    schedulers: tuple[str, ...] = tuple(kind for kind in SCHEDULERS.values() if kind != FLOW)
 
 
 def _prompts(pipe: Pipeline, requests: Sequence[Request], dropout: float) -> Keywords:
@@ -61,6 +66,9 @@ def _count(pipe: Pipeline, requests: Sequence[Request], dropout: float) -> Keywo
 UNSCALED = ("DDPMScheduler", "DDIMScheduler", "DPMSolverMultistepScheduler")
 FAMILIES = {
     "StableDiffusionPipeline": Family("unet", "second", _prompts, needs=("prompt",)),
+    "StableDiffusionXLPipeline": Family("unet", "second", _prompts, needs=("prompt",)),
+    "StableDiffusion3Pipeline": Family("transformer", "second", _prompts, needs=("prompt",), schedulers=(FLOW,)),
+    "FluxPipeline": Family("transformer", "second", _prompts, needs=("prompt",), schedulers=(FLOW,)),
     "StableUnCLIPImg2ImgPipeline": Family("unet", "second", _prompts_and_images, needs=("prompt", "condition")),
     "DiTPipeline": Family("transformer", "first", _labels, needs=("label",)),
     "DDPMPipeline": Family("unet", "second", _count, guided=False, schedulers=UNSCALED),
@@ -96,7 +104,27 @@ def decoder(pipe: Pipeline) -> Callable[[Tensor], Tensor]:
     vae = getattr(pipe, "vae", None)
     if vae is None:
         return lambda x: x.expand(-1, 3, -1, -1) if x.shape[1] == 1 else x
-    return lambda z: vae.decode((z / vae.config.scaling_factor).to(vae.dtype), return_dict=False)[0]
+    unpack = unpacked if type(pipe).__name__ == "FluxPipeline" else torch.nn.Identity()
+    scale, shift = _latent_scale(vae)
+    return lambda z: vae.decode((unpack(z) * scale.to(z) + shift.to(z)).to(vae.dtype), return_dict=False)[0]
+
+
+def unpacked(z: Tensor) -> Tensor:
+    """Return latents (n, c, 2 s, 2 s) of a Flux, whose samples are rows of patches of 2 x 2, (n, s s, 4 c)."""
+    n, patches, width = z.shape
+    side = math.isqrt(patches)
+    squares = z.view(n, side, side, width // 4, 2, 2).permute(0, 3, 1, 4, 2, 5)
+    return squares.reshape(n, width // 4, 2 * side, 2 * side)
+
+
+def _latent_scale(vae: AutoencoderKL) -> tuple[Tensor, Tensor]:
+    """Return what a model's latents are multiplied by before they are decoded, and what is added, broadcastable."""
+    config = vae.config
+    mean, deviation = config.get("latents_mean"), config.get("latents_std")
+    if mean is None or deviation is None:
+        mean, deviation = [config.get("shift_factor") or 0.0], [1.0]
+    scale = torch.tensor(deviation) / config["scaling_factor"]
+    return scale.view(1, -1, 1, 1), torch.tensor(mean).view(1, -1, 1, 1)
 
 
 def image_embeds(pipe: Pipeline, requests: Sequence[Request], dropout: float) -> Tensor:

@@ -17,10 +17,11 @@ StepResult = tuple[Tensor, ...] | MutableMapping[str, Tensor]  # the next sample
 
 
 class SchedulerConfig(Protocol):
-    """How a scheduler was made; the fields about clipping are those of DDIM."""
+    """How a scheduler was made; the fields about clipping are those of DDIM, `skip_prk_steps` is PNDM's."""
 
     prediction_type: str
     num_train_timesteps: int
+    skip_prk_steps: bool
     clip_sample: bool
     clip_sample_range: float
     thresholding: bool
@@ -31,7 +32,8 @@ class Scheduler(Protocol):
 
     Attributes:
         alphas_cumprod, final_alpha_cumprod, num_inference_steps: of DDPM and DDIM.
-        sigmas, step_index: of DPM-Solver++ and Euler, which also have `index_for_timestep`.
+        sigmas, step_index: of DPM-Solver++, Euler and flows, which also have `index_for_timestep`.
+        counter, cur_sample: of PNDM.
     """
 
     config: SchedulerConfig
@@ -42,6 +44,8 @@ class Scheduler(Protocol):
     num_inference_steps: int
     sigmas: Tensor
     step_index: int | None
+    counter: int
+    cur_sample: Tensor | None
 
     def set_timesteps(self, num_inference_steps: int) -> None:
         """Choose the steps of a run."""

@@ -11,13 +11,15 @@ from typing import cast
 import diffusers
 import torch
 from diffusers import DiffusionPipeline
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.unets.unet_2d import UNet2DModel
 from huggingface_hub.errors import HfHubHTTPError
 
 from granary.curation.encoders.inference import fingerprint
 from granary.curation.errors import UserError
 from granary.curation.store import storage
 from granary.synth.feedback.diffusion.checkpoints import first_line, model_files, no_progress_bars, refuse_pickles
-from granary.synth.feedback.diffusion.estimates import SCHEDULERS, check_scheduler
+from granary.synth.feedback.diffusion.estimates import FLOW, SCHEDULERS, check_scheduler
 from granary.synth.feedback.diffusion.families import FAMILIES, class_names
 from granary.synth.feedback.diffusion.interfaces import Pipeline
 from granary.synth.feedback.diffusion.pixel_pipeline import ClassConditionalPipeline
@@ -28,8 +30,8 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 def load_pipeline(model: str, scheduler: str | None, device: torch.device, dtype: str) -> tuple[Pipeline, str]:
     """Return a pipeline on its device, frozen, and the fingerprint of its files.
 
-    model: a folder that `save_pretrained` wrote, or an id of the Hub; scheduler: ddpm, ddim, dpm++ or euler, None for
-    the model's own. Raises UserError for a model that cannot be used, with the remedy.
+    model: a folder that `save_pretrained` wrote, or an id of the Hub; scheduler: a key of `SCHEDULERS`, None for the
+    model's own. Raises UserError for a model that cannot be used, with the remedy.
     """
     folder = local_folder(model)
     index = _index(model, folder)
@@ -38,12 +40,14 @@ def load_pipeline(model: str, scheduler: str | None, device: torch.device, dtype
     _check_components(model, folder, index)
     kind = ClassConditionalPipeline if index["_class_name"] == "ClassConditionalPipeline" else DiffusionPipeline
     options = {"dtype": DTYPES[dtype], "use_safetensors": True, "trust_remote_code": False, "local_files_only": True}
+    absent = {name: None for name, spec in index.items() if spec == [None, None]}  # as the T5 of many an SD3
     try:
         with no_progress_bars():
-            pipe = cast(Pipeline, kind.from_pretrained(str(folder), **options))
+            pipe = cast(Pipeline, kind.from_pretrained(str(folder), **options, **absent))
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError) as error:
         raise UserError(f"model: '{model}' cannot be loaded ({first_line(error)})") from error
-    if FAMILIES[type(pipe).__name__].needs == ("label",) and not class_names(pipe):
+    _check_networks(model, pipe, dtype)
+    if _takes_classes(pipe) and not class_names(pipe):
         raise UserError(f"model: '{model}' takes classes but names none; write them as id2label into model_index.json")
     _set_scheduler(pipe, scheduler)
     pipe.set_progress_bar_config(disable=True)
@@ -94,6 +98,36 @@ def _check_components(model: str, folder: Path, index: dict[str, object]) -> Non
         )
 
 
+def _check_networks(model: str, pipe: Pipeline, dtype: str) -> None:
+    """Raise UserError for networks that their pipeline cannot use as granary does."""
+    unet, vae = pipe.components.get("unet"), pipe.components.get("vae")
+    if isinstance(unet, UNet2DModel):
+        _check_pixel_unet(model, type(pipe).__name__, unet)
+    upcast = isinstance(vae, AutoencoderKL) and bool(vae.config.get("force_upcast"))
+    if upcast and dtype == "float16" and type(pipe).__name__ == "StableDiffusionXLPipeline":
+        raise UserError(f"dtype: the decoder of '{model}' overflows in float16; write bfloat16 or float32")
+
+
+def _takes_classes(pipe: Pipeline) -> bool:
+    unet = pipe.components.get("unet")
+    in_pixels = isinstance(unet, UNet2DModel) and unet.class_embedding is not None
+    return in_pixels or FAMILIES[type(pipe).__name__].needs == ("label",)
+
+
+def _check_pixel_unet(model: str, kind: str, unet: UNet2DModel) -> None:
+    channels, conditional = unet.config["in_channels"], unet.class_embedding is not None
+    if channels not in (1, 3):
+        raise UserError(
+            f"model: the UNet of '{model}' makes {channels} channels, which are no grey or RGB picture, and its "
+            f"{kind} has no decoder for them; give a model of 1 or 3 channels, or one with a VAE"
+        )
+    if conditional and kind != "ClassConditionalPipeline":
+        raise UserError(
+            f"model: the UNet of '{model}' takes classes, which a {kind} never gives it; save its unet and scheduler "
+            "as a ClassConditionalPipeline with id2label, the names of the classes"
+        )
+
+
 def _set_scheduler(pipe: Pipeline, scheduler: str | None) -> None:
     """Put the wanted scheduler into a pipeline."""
     if scheduler is not None:
@@ -101,6 +135,11 @@ def _set_scheduler(pipe: Pipeline, scheduler: str | None) -> None:
             raise UserError(f"scheduler: '{scheduler}' is unknown; write {', '.join(SCHEDULERS)}")
         # latents are not pictures in -1..1: some old latent models do not say so and rely on their own scheduler
         latent = {"clip_sample": False} if hasattr(pipe, "vae") else {}
+        if scheduler == "pndm":
+            latent["skip_prk_steps"] = True
+        kind = type(pipe.scheduler).__name__
+        if (kind == FLOW) != (scheduler == "flow"):  # neither can be made of the other's settings
+            raise UserError(f"scheduler: a {type(pipe).__name__} with a {kind} cannot use {SCHEDULERS[scheduler]}")
         pipe.scheduler = getattr(diffusers, SCHEDULERS[scheduler]).from_config(pipe.scheduler.config, **latent)
     check_scheduler(pipe.scheduler)
     family = FAMILIES[type(pipe).__name__]

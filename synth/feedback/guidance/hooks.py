@@ -22,7 +22,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from granary.synth.feedback.diffusion.estimates import clipped_drift, clips, noise_level, takes_generator
+from granary.synth.feedback.diffusion.estimates import (
+    clipped_drift,
+    clips,
+    noise_level,
+    prediction_of,
+    shift_kept_sample,
+    takes_generator,
+)
 from granary.synth.feedback.diffusion.interfaces import Scheduler, StepResult, Timestep
 from granary.synth.feedback.guidance.options import GuidanceOptions
 
@@ -32,11 +39,12 @@ Moved = tuple[Tensor, Tensor, Tensor]  # output, sample, drift of the next sampl
 
 
 class Call(NamedTuple):
-    """What a denoiser was called with: the sample, the other arguments, the keywords."""
+    """What a denoiser was called with: sample, other arguments, keywords, and the keyword of the sample, or ""."""
 
     sample: Tensor
     rest: tuple[object, ...]
     keywords: dict[str, object]
+    name: str = ""
 
 
 class Feedback:
@@ -88,6 +96,7 @@ class Feedback:
             moved = self._steered(output[: self.n], timestep, sample[: self.n])
             if twice and "generator" not in randomness:
                 moved = tuple(torch.cat([part, part]) for part in moved)  # type: ignore[assignment]
+            shift_kept_sample(self.scheduler, sample, moved[1])
             output, sample, drift = moved
             result = plain(output, timestep, sample, **{**randomness, **kwargs})
             return _finished(result, drift, twice and "generator" in randomness)
@@ -99,9 +108,9 @@ class Feedback:
             del self.scheduler.step
             hook.remove()
 
-    def _note(self, _: nn.Module, args: tuple[Tensor, *tuple[object, ...]], kwargs: dict[str, object]) -> None:
+    def _note(self, _: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, object]) -> None:
         if not self._inside:
-            self._call = Call(args[0], args[1:], kwargs)
+            self._call = Call(args[0], args[1:], kwargs) if args else _called_by_name(kwargs)
 
     def _steered(self, output: Tensor, timestep: Timestep, sample: Tensor) -> Moved:
         """Steer, where this step gets feedback."""
@@ -133,7 +142,7 @@ class Feedback:
         for part in moved:
             good &= finite(part)
         self._count(values.detach(), good)
-        keep = good.view(-1, 1, 1, 1)
+        keep = good.view(-1, *[1] * (sample.ndim - 1))
         drift = torch.where(keep, moved[2], torch.zeros_like(moved[2]))
         return torch.where(keep, moved[0], output), torch.where(keep, moved[1], sample), drift
 
@@ -149,7 +158,7 @@ class Feedback:
         if clips(self.scheduler):
             drift = clipped_drift(self.scheduler, timestep, mean, sample.float(), omega * gradient)
             return output, sample, drift.to(sample.dtype)
-        prediction = self.scheduler.config.prediction_type
+        prediction = prediction_of(self.scheduler)
         mean = noise_level(self.scheduler, timestep).steered(prediction, mean, omega * gradient).to(output.dtype)
         return torch.cat([mean, output[:, c:]], dim=1), sample, still
 
@@ -162,19 +171,22 @@ class Feedback:
         """Return C of what the denoiser makes out of samples (n, c, h, w) now: (n,)."""
         noise = noise_level(self.scheduler, timestep)
         output = self._predict(timestep, sample)[:, : sample.shape[1]].float()
-        clean = noise.clean(self.scheduler.config.prediction_type, output, sample)
+        clean = noise.clean(prediction_of(self.scheduler), output, sample)
         return self._saving(self.criterion, noise.mixed(clean, sample) if self.options.mixes else clean)
 
     def _predict(self, timestep: Timestep, sample: Tensor) -> Tensor:
         """Call the denoiser as the pipeline did, with the conditional rows only."""
         assert self._call is not None, "the scheduler stepped before the denoiser was called"
-        first, rest, keywords = self._call
+        first, rest, keywords, name = self._call
         if len(first) == 2 * self.n:
             rest = tuple(map(self._half, rest))
             keywords = {key: self._half(value) for key, value in keywords.items()}
 
         def call(x: Tensor) -> Tensor:
-            inputs = self.scheduler.scale_model_input(x, timestep).to(first.dtype)
+            flows = prediction_of(self.scheduler) == "flow"
+            inputs = (x if flows else self.scheduler.scale_model_input(x, timestep)).to(first.dtype)
+            if name:
+                return self.denoiser(**{name: inputs}, **keywords)[0]
             return self.denoiser(inputs, *rest, **keywords)[0]
 
         return self._saving(call, sample)
@@ -195,9 +207,18 @@ class Feedback:
         return function(x)
 
 
+def _called_by_name(keywords: dict[str, object]) -> Call:
+    """Return the call of a transformer, whose sample is a keyword."""
+    sample = keywords["hidden_states"]
+    assert isinstance(sample, Tensor)
+    rest = {key: value for key, value in keywords.items() if key != "hidden_states"}
+    return Call(sample, (), rest, "hidden_states")
+
+
 def norms(x: Tensor) -> Tensor:
-    """Return the Euclidean length of each sample of (n, c, h, w): (n, 1, 1, 1)."""
-    return x.flatten(1).double().norm(dim=1).float().view(-1, 1, 1, 1)  # in double: squares of 1e20 overflow in float
+    """Return the Euclidean length of each sample of (n, c, h, w), or of another number of axes: (n, 1, 1, 1)."""
+    lengths = x.flatten(1).double().norm(dim=1).float()  # in double: squares of 1e20 overflow in float
+    return lengths.view(-1, *[1] * (x.ndim - 1))
 
 
 def finite(x: Tensor) -> Tensor:

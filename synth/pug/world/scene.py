@@ -27,6 +27,7 @@ class Thing:
         texture: name, "Default" for the asset's own.
         visible: drawn or not.
         fixed: part of the world, which cannot be moved or destroyed.
+        speed: what a client set it to, cm/s; nothing moves by itself.
     """
 
     kind: str
@@ -38,6 +39,7 @@ class Thing:
     texture: str = "Default"
     visible: bool = True
     fixed: bool = False
+    speed: float = 0.0
 
     @property
     def matrix(self) -> np.ndarray:

@@ -143,6 +143,8 @@ def serve(
     from granary.synth.pug.world.commands.server import Interpreter
     from granary.synth.pug.world.session import Session
 
+    if save_to is not None:
+        _make_folder(save_to)
     session = Session(tracer=tracer, save_to=save_to)
     server = Server(Interpreter(session), port, unix)
     session.port = server.port
@@ -151,6 +153,13 @@ def serve(
             path = None if server.path is None else str(server.path)
             ready({"host": HOST, "port": server.port, "unix": path, "tracer": session.renderer.tracer})
         server.run(alive)
+
+
+def _make_folder(path: str) -> None:
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"save-to: {path} is no folder that can be made ({error.strerror}); give another") from None
 
 
 def unix_path(port: int) -> Path:

@@ -27,6 +27,8 @@ class Session:
         cameras: by number.
         meshes: of the client, by name.
         port: of the server, for the status.
+        eyes: cm between camera 0 and camera 1 beside it; None where they are not two eyes.
+        saved: pictures that got a name from us.
     """
 
     def __init__(self, tracer: str = "auto", save_to: str | None = None) -> None:
@@ -36,6 +38,8 @@ class Session:
         self.meshes: dict[str, Mesh] = {}
         self.save_to = save_to
         self.port = 0
+        self.eyes: float | None = None
+        self.saved = 0
 
     def camera(self, number: str) -> Camera:
         """Return a camera by its number; raises CommandError."""

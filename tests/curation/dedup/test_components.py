@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components as scipy_components
 
+from granary.curation.dedup.blocks import unit_rows
 from granary.curation.dedup.components import (
     Forest,
     ForestBuilder,
@@ -21,7 +22,7 @@ from granary.curation.dedup.components import (
     split_by_similarity,
     tightness,
 )
-from granary.curation.dedup.join import pair_similarities, threshold_join, unit_rows
+from granary.curation.dedup.join import pair_similarities, threshold_join
 
 
 def random_graph(seed):

@@ -10,18 +10,15 @@ import pytest
 import torch
 
 from granary.curation.dedup import join
+from granary.curation.dedup.blocks import choose_prefix, fit_rotation, prepare, unit_rows
 from granary.curation.dedup.join import (
     Edges,
-    choose_prefix,
     concatenate,
-    fit_rotation,
     join_blocks,
     merge_top_k,
     pair_similarities,
-    prepare,
     threshold_join,
     top_k_neighbours,
-    unit_rows,
 )
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)

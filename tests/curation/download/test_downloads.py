@@ -315,6 +315,18 @@ def test_an_address_goes_on_the_wire_as_it_is_signed():
     assert asked == ["/a%2Fb?sig=x%3D%7E", "/a%20b", "/a%20b", "/%C3%A4"]
 
 
+def test_nothing_runs_on_after_the_end_and_the_next_read_begins_anew():
+    def slow(handler):
+        time.sleep(0.2 if handler.path != "/now" else 0)
+        send(handler, b"ok")
+
+    with serving(slow) as (base, _), downloads() as opened:
+        opened.expect(f"{base}/{i}" for i in range(50))
+        opened.close()
+        assert not [thread for thread in threading.enumerate() if thread.name.startswith("granary-downloads")]
+        assert opened.read(f"{base}/now") == b"ok"
+
+
 def test_an_error_travels_between_processes():
     error = pickle.loads(pickle.dumps(DownloadError("HTTP 503", "the server answers 503", 2.0)))
     assert (error.kind, str(error), error.wait, error.passing) == ("HTTP 503", "the server answers 503", 2.0, True)

@@ -13,6 +13,7 @@ import pytest
 from granary.curation.hub import preflight
 from granary.curation.hub.card import write_card
 from granary.curation.hub.client import Upload
+from granary.curation.hub.secrets import columns_with_secrets
 from granary.curation.store import schema
 
 FEATURES = schema.sample_features()
@@ -38,6 +39,35 @@ def found(files: list[Upload], card: str = "", features: datasets.Features = FEA
 def test_a_good_publication_has_no_problem(tmp_path):
     files = [upload(tmp_path / name, good()) for name in ("a", "b")]
     assert found(files) == []
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("source", {"name": "a", "uri": "a/https://me:pw@host/a.png"}),
+        ("source", {"name": "a", "uri": "a/s3://bucket/a.png?X-Amz-Signature=pw"}),
+        ("source", {"name": "a", "uri": "a/file:///home/pw/a.png"}),
+        ("image", {"bytes": b"", "path": "a.png?sig=pw"}),
+        ("image", {"bytes": b"", "path": "https://host/a.png?token=pw"}),
+        ("captions", ["https://host/a.png?token=pw"]),
+    ],
+)
+def test_addresses_with_secrets_are_not_sent(tmp_path, column, value):
+    rows = [ROW, ROW | {column: value}]
+    problems = found([upload(tmp_path / "a", pa.Table.from_pylist(rows, SCHEMA))])
+    harmless = column == "captions" or "://" not in str(value)  # a name is no address, a caption is the author's text
+    assert len(problems) == (0 if harmless else 1)
+    for problem in problems:
+        assert f": 1 values of column {column}." in problem
+        assert "pw" not in problem
+
+
+def test_addresses_deep_in_other_columns_are_looked_at_too(tmp_path):
+    nested = [[{"url": "http://a:pw@b/c", "n": 1}], None, [{"url": None, "n": 2}, {"url": "http://b/c", "n": 3}]]
+    metadata = ['{"u": "http:\\/\\/a:pw@b\\/c"}', None, '{"u": "http://b/c"}']
+    pq.write_table(pa.table({"pages": nested, "metadata": metadata, "n": [1, 2, 3]}), tmp_path / "a")
+    with open(tmp_path / "a", "rb") as file:
+        assert dict(columns_with_secrets(file)) == {"pages.list.element.url": 1, "metadata": 1}
 
 
 def without_metadata() -> pa.Table:

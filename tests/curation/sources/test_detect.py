@@ -126,6 +126,14 @@ def test_a_table_without_images_beside_others_is_left_out(tmp_path: Path) -> Non
     assert (paths, left_out.total()) == (["data/a.parquet"], 1)
 
 
+def test_a_table_called_metadata_may_hold_the_images(tmp_path: Path) -> None:
+    write(tmp_path, {"metadata.parquet": table()})
+    assert listed(tmp_path)[:2] == ("parquet", ["metadata.parquet"])
+    write(tmp_path, {"a.png": png(), "b.png": png(1)})
+    with pytest.raises(UserError, match=r"p\.kind parquet .* or p\.kind folder"):
+        listed(tmp_path)
+
+
 @pytest.mark.parametrize("name", ["photos.zip", "photos.tar.zst", "photos.7z"])
 def test_an_archive_that_is_not_read_is_refused_alone_and_in_a_folder(tmp_path: Path, name: str) -> None:
     write(tmp_path, {f"in/{name}": b"PK"})

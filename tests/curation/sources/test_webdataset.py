@@ -69,7 +69,8 @@ def test_groups_sidecars_and_companions(tmp_path, ending):
     ]
     assert found[4].error[0] == "NoImage"
     assert json.loads(found[0].metadata) == record
-    assert found[5].metadata == "{broken"
+    assert (found[5].metadata, [one.part for one in found[5].unread]) == (None, ["json"])
+    assert found[0].left_out == (("*.mask.png", "neither an image nor a sidecar"),)
     alive = [one for one in found if not one.error]
     with Reader(source, MAX) as reader:
         for one in [*alive, *reversed(alive)]:

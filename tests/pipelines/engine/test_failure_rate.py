@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pools
 import pytest
 from PIL import Image
@@ -37,16 +39,16 @@ def test_the_share_and_the_number_both_decide(lost, fine, most, stops):
     passed: list[Row] = []
     if stops:
         with pytest.raises(TooManyUnreadable, match=rf"^{lost} of {lost + fine} .*\({lost} TimeoutError\).* {most}$"):
-            passed.extend(check_lost(unit, most))
+            passed.extend(check_lost(unit, most, Counter()))
     else:
-        passed.extend(check_lost(unit, most))
+        passed.extend(check_lost(unit, most, Counter()))
     assert passed == unit or stops
 
 
 def test_the_reasons_are_counted():
     unit = [*rows(9, 5), *rows(8, 0, "PermissionError")]
     with pytest.raises(TooManyUnreadable, match=r"^17 of 22 .*\(8 PermissionError, 9 TimeoutError\)"):
-        list(check_lost(unit, 0.2))
+        list(check_lost(unit, 0.2, Counter()))
 
 
 @pytest.fixture
@@ -94,8 +96,29 @@ def test_fewer_failures_are_dead_letters_and_finished_units_outlive_another_limi
     run = pools.curate({"pool": pool}, tmp_path / "run", *WORDS)
     assert {row["reason"] for row in run.ledger.values() if row["status"] == "dead"} == {"TimeoutError: timed out"}
     assert len(run.uris("dead")) == 15
-    before = run.times()
-    assert pools.curate({"pool": pool}, run.path, *WORDS, "--max_unreadable", "0").times() == before
+
+
+def test_what_may_pass_is_tried_again_by_the_next_run_and_nothing_else(pool, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        outage(patch, 15, TimeoutError("timed out"))
+        run = pools.curate({"pool": pool}, tmp_path / "run", *WORDS)
+        assert "15 files could not be read for reasons that may pass" in str(run.facts["notes"])
+        before = run.times()
+        again = pools.curate({"pool": pool}, run.path, *WORDS).times()
+        assert {name for name, time in again.items() if before[name] != time} == {
+            f"pool/part-00000-of-00002.{ending}" for ending in ("done", "parquet")
+        }
+    read = []
+    inner = folder.Reader.read
+    monkeypatch.setattr(
+        folder.Reader, "read", lambda self, path, offset, size: read.append(path) or inner(self, path, offset, size)
+    )
+    repaired = pools.curate({"pool": pool}, run.path, *WORDS)
+    assert set(read[:16]) == {f"{number:03d}.png" for number in range(15)}  # one of them to see that any is readable
+    whole = pools.curate({"pool": pool}, tmp_path / "whole", *WORDS)
+    assert len(repaired.uris("kept")) == FILES
+    folders = ("pool", "dataset/data", "ledger", "dead-letter")
+    assert repaired.hashes(*folders) == whole.hashes(*folders)
 
 
 def test_the_limit_is_an_option(pool, tmp_path, monkeypatch):
@@ -171,8 +194,8 @@ def test_a_list_of_urls_stops_where_nothing_answers(pool, tmp_path, monkeypatch,
     monkeypatch.setattr(files, "read_file", fail)
     assert pools.attempt({"pool": tmp_path / "list.txt"}, tmp_path / "run", *WORDS) == 2
     assert f"TooManyUnreadable: {FILES} of {FILES} files could not be read" in capsys.readouterr().err
-    lost = pools.curate({"pool": tmp_path / "list.txt"}, tmp_path / "run", *WORDS, "--max_unreadable", "1")
-    assert len(lost.uris("dead")) == FILES
+    assert pools.attempt({"pool": tmp_path / "list.txt"}, tmp_path / "run", *WORDS, "--max_unreadable", "1") == 2
+    assert f"holds no readable image ({FILES} OSError)" in capsys.readouterr().err
 
 
 def failing_shards(monkeypatch, failing):

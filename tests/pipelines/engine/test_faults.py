@@ -1,4 +1,4 @@
-"""Bad input and failing machines: one sentence where the user can mend it, a dead letter where a file is lost."""
+"""Bad input and failing machines: one sentence where the user can correct it, a dead letter where a file is lost."""
 
 from __future__ import annotations
 
@@ -51,6 +51,22 @@ MISTAKES = {
     "broken brackets": (["--pool", "{pool}", "--balance.levels", "[2, "], ["balance.levels", "not a YAML list"]),
     "two sources of a name": (["--pool", "{pool}", "--seeds", "{pool}", "--pool.name", "seeds"], ["named 'seeds'"]),
     "a value for a group": (["--pool", "{pool}", "--dedup", "0.9"], ["dedup", "0.9"]),
+    "retrieval without seeds": (
+        ["--pool", "{pool}", "--encoder.retrieval", "hf:facebook/dinov2-base"],
+        ["encoder.retrieval is hf:facebook/dinov2-base", "give --seeds"],
+    ),
+    "a label column without tables": (
+        ["--pool", "{pool}", "--pool.label_column", "kind"],
+        ["pool.label_column", "kind"],
+    ),
+    "a caption column without tables": (["--pool", "{pool}", "--pool.caption_column", "x"], ["pool.caption_column"]),
+    "a split that no file has": (["--pool", "{pool}", "--pool.split", "train"], ["pool.split", "other splits: none"]),
+    "a glob of a shard": (["--pool", "{tmp}/x.tar", "--pool.glob", "*.png"], ["pool.glob", "is read as webdataset"]),
+    "an unknown option of Beam": (
+        ["--pool", "{pool}", "--", "--direct_num_worker=3"],
+        ["--direct_num_worker after", "did you mean --direct_num_workers?"],
+    ),
+    "an option of Beam like no other": (["--pool", "{pool}", "--", "--xyzzy", "1"], ["--xyzzy", "no option of Apache"]),
     "a missing value": (["--pool", "{pool}", "--retrieval.k"], ["--retrieval.k needs a value"]),
     "a stray word": (["stray", "--pool", "{pool}"], ["'stray'", "an option was expected"]),
     "no such recipe": (["--config", "{tmp}/none.yaml"], ["config", "none.yaml", "there is no file"]),
@@ -83,11 +99,11 @@ MISTAKES = {
 
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_is_one_sentence_that_names_it(roles, tmp_path, capsys, mistake):
-    pools.write(tmp_path, {"broken.yaml": b"a: [1, {", "list.yaml": b"- 1\n- 2\n"})
+    pools.write(tmp_path, {"broken.yaml": b"a: [1, {", "list.yaml": b"- 1\n- 2\n", "x.tar": pools.tar_of({})})
     (tmp_path / "empty").mkdir()
     words, fragments = MISTAKES[mistake]
     words = [word.format(tmp=tmp_path, pool=roles["pool"]) for word in words]
-    words += [] if any(word.startswith("--out") for word in words) else ["--out", str(tmp_path / "run")]
+    words = [*([] if any(word.startswith("--out") for word in words) else ["--out", str(tmp_path / "run")]), *words]
     said = sentence(capsys, command.main(["curate", *words]))
     assert [fragment for fragment in fragments if fragment not in said] == []
     assert not (tmp_path / "run" / "pool").exists()

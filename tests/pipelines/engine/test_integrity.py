@@ -16,7 +16,7 @@ from rich.console import Console
 from granary.curation.errors import UserError
 from granary.curation.runs.run import DamagedPart, Marker, NoJob, Run, Stage, Unit, read_table, run_unit
 from granary.pipelines import command
-from granary.pipelines.engine.mending import mending
+from granary.pipelines.engine.repair import repairing
 
 RECIPE = (*pools.SMALL_UNITS, *pools.THRESHOLDS)
 SHARD = "dataset/data/train-00001-of-00002.parquet"
@@ -154,10 +154,10 @@ def test_pages_are_written_with_checksums_and_read_against_them(part):
         read_table(str(part))
 
 
-def mended(part: Path, work) -> str:
+def repaired(part: Path, work) -> str:
     """Mend a run; returns what was printed."""
     file = io.StringIO()
-    mending(str(part.parent.parent), work, Console(file=file))
+    repairing(str(part.parent.parent), work, Console(file=file))
     return file.getvalue()
 
 
@@ -166,7 +166,7 @@ def test_a_part_that_is_as_it_was_written_stays(part):
         raise DamagedPart(str(part), "the network is down")
 
     with pytest.raises(DamagedPart, match="the network is down"):
-        mended(part, work)
+        repaired(part, work)
     assert read_table(str(part)).num_rows == 3
 
 
@@ -179,4 +179,4 @@ def test_a_part_that_is_damaged_again_and_again_ends_the_run(part):
         read_table(str(part))
 
     with pytest.raises(UserError, match="damaged again; check disk and memory"):
-        mended(part, work)
+        repaired(part, work)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import gc
 import os
 import subprocess
 import sys
+import threading
 import uuid
 
 import boto3
@@ -171,3 +173,24 @@ def test_workers_find_s3_through_the_environment(roles, run, bucket, tmp_path, r
     done = subprocess.run(call, capture_output=True, text=True, cwd=ROOT, stdin=subprocess.DEVNULL, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     assert outputs(download(bucket, "run", tmp_path / "down")) == outputs(run)
+
+
+@pytest.mark.parametrize("conditional", [True, False])
+def test_of_many_that_create_an_object_one_wins(bucket, monkeypatch, conditional):
+    if not conditional:  # boto3, which can put on a condition, is an extra
+        monkeypatch.setattr("granary.curation.store.s3.importlib.util.find_spec", lambda name: None)
+        monkeypatch.setattr("granary.curation.store.s3.SETTLED", 1.0)
+    url, gate = f"s3://{bucket.name}/run/run [1].lock", threading.Barrier(4)
+
+    def attempt(number):
+        gate.wait()
+        return storage.create(url, b"%d" % number)
+
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        won = list(pool.map(attempt, range(4)))
+    assert won.count(True) == 1
+    assert storage.read_bytes(url) == b"%d" % won.index(True)
+    storage.remove_same(url, b"another")
+    assert storage.exists(url)
+    storage.remove_same(url, b"%d" % won.index(True))
+    assert not storage.exists(url)

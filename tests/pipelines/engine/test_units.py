@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import datetime
 import gc
 import hashlib
 import io
@@ -237,21 +236,24 @@ def test_progress_counts_what_was_done_now(runner):
     close_stage(runner.run, stage)
 
 
-def test_progress_reads_the_times_of_object_stores(runner, monkeypatch):
+@pytest.mark.parametrize(
+    "times", [("mtime", 5.0, 7.0), ("mtime", 7.0, 5.0), ("ETag", "a", "b"), ("LastModified", 1, 2)]
+)
+def test_progress_counts_what_is_new_whatever_the_clock_says(runner, monkeypatch, times):
     stage = Stage("squares", square, [Unit(i, Number(i), weight=10) for i in range(4)])
-    watch, now = Watch(runner.run, stage, stage.units), datetime.datetime.now(datetime.UTC)
-    times = [now, now - datetime.timedelta(days=1), now.timestamp(), None]
-    entries = [
-        {"name": f"bucket/squares/{stage.stem(unit)}.done", **({} if at is None else {"mtime": at})}
-        for unit, at in zip(stage.units, times, strict=True)
-    ]
+    key, before, after = times
+    entries = {stage.stem(unit) + ".done": {key: before} for unit in stage.units[:2]}
 
     class Store:
         def ls(self, path, detail, **options):
-            return entries
+            return [{"name": f"bucket/squares/{name}", **entry} for name, entry in entries.items()]
 
     monkeypatch.setattr(storage, "filesystem", lambda url: (Store(), url))
-    assert watch.completed() == 30  # not what an earlier run left
+    watch = Watch(runner.run, stage, stage.units)
+    assert watch.completed() == 0  # what an earlier run left
+    entries[stage.stem(stage.units[0]) + ".done"] = {key: after}
+    entries[stage.stem(stage.units[3]) + ".done"] = {}
+    assert watch.completed() == 20
 
 
 def test_threads_of_native_libraries_are_limited():

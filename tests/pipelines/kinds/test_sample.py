@@ -46,6 +46,9 @@ class FakeSampler:
     def __init__(self, model: str, classifier: str, guidance: GuidanceOptions, *_: Any) -> None:
         self.guidance = guidance
 
+    def check(self) -> None:
+        """Nothing can be wrong with it."""
+
     def draw(self, requests: Sequence[Request], batch: int = 16) -> list[Drawn]:
         type(self).asked += [(self.guidance.omega, request) for request in requests]
         return [self._drawn(request) for request in requests]

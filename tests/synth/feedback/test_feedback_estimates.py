@@ -6,7 +6,15 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler, PNDMScheduler
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    HeunDiscreteScheduler,
+    PNDMScheduler,
+)
 
 from granary.curation.errors import UserError
 from granary.synth.feedback.diffusion.estimates import PREDICTIONS, NoiseLevel, check_scheduler, noise_level
@@ -59,6 +67,40 @@ def test_the_level_is_the_one_the_scheduler_adds_noise_at(kind: Any) -> None:
         torch.testing.assert_close(noisy, expected, atol=1e-3, rtol=1e-3)
 
 
+def test_the_level_of_pndm_is_the_one_it_adds_noise_at() -> None:
+    scheduler = PNDMScheduler(**SETTINGS, skip_prk_steps=True)
+    scheduler.set_timesteps(10)
+    clean, eps = noise(1), noise(2)
+    for t in scheduler.timesteps:
+        noisy = scheduler.add_noise(clean, eps, t[None].expand(2))
+        torch.testing.assert_close(noise_level(scheduler, t).clean("epsilon", eps, noisy), clean, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_the_estimate_of_a_flow_is_the_schedulers_own_at_every_step(shift: float) -> None:
+    """With stochastic sampling the scheduler makes its next sample of its own estimate, and the noise that it adds."""
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
+    scheduler.set_timesteps(5)
+    clean, eps = noise(1), noise(2)
+    for t in scheduler.timesteps:
+        noisy = scheduler.scale_noise(clean, t[None], eps)
+        torch.testing.assert_close(noise_level(scheduler, t).clean("flow", eps - clean, noisy), clean)
+    sample = eps
+    for t in scheduler.timesteps:  # the exact flow is straight, and ends at the clean picture
+        sample = scheduler.step(eps - clean, t, sample).prev_sample
+    torch.testing.assert_close(sample, clean)
+
+
+def test_a_flow_is_steered_as_its_noise_and_not_at_all_where_it_is_all_noise() -> None:
+    clean, eps, gradient = noise(1), noise(2), noise(3)
+    where = NoiseLevel(0.25, 0.75)
+    sample = 0.25 * clean + 0.75 * eps
+    found = where.clean("flow", where.steered("flow", eps - clean, gradient), sample)
+    torch.testing.assert_close(found, (sample - 0.75 * (eps - 0.75 * gradient)) / 0.25)
+    start = NoiseLevel(0.0, 1.0)
+    assert torch.equal(start.steered("flow", eps - clean, gradient), eps - clean)
+
+
 def test_symbolic_values_at_a_quarter() -> None:
     """abar = 1/4: x0 = 2 z - sqrt(3) eps and s = sqrt(3/4)."""
     quarter, z, eps = NoiseLevel(0.5, 0.75**0.5), noise(1), noise(2)
@@ -82,7 +124,10 @@ def test_steering_is_one_change_of_epsilon_whatever_is_predicted(scale: float) -
 
 
 def test_unknown_schedulers_are_refused_with_the_known_ones() -> None:
-    with pytest.raises(UserError, match=r"PNDMScheduler.*ddpm, ddim, dpm\+\+, euler"):
+    with pytest.raises(UserError, match=r"HeunDiscreteScheduler.*ddpm, ddim, dpm\+\+, euler, pndm, flow"):
+        check_scheduler(HeunDiscreteScheduler())
+    with pytest.raises(UserError, match="Runge-Kutta"):
         check_scheduler(PNDMScheduler())
+    check_scheduler(PNDMScheduler(skip_prk_steps=True))
     with pytest.raises(UserError, match="flow_prediction"):
         check_scheduler(DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True))

@@ -22,11 +22,12 @@ from granary.synth.feedback.guidance.hooks import Feedback, Moved, norms, pictur
 from granary.synth.feedback.guidance.options import GuidanceOptions
 from granary.synth.feedback.requests import Request
 
-SCALE = {"text": 3.0, "unclip": 3.0, "dit": 3.0, "classes": 3.0}  # classifier-free guidance on, where there is any
+# classifier-free guidance on, where there is any
+SCALE = dict.fromkeys(("text", "xl", "sd3", "unclip", "dit", "classes"), 3.0)
 CASES = [
     *((name, scheduler) for name in ("text", "classes") for scheduler in ("ddpm", "ddim", "dpm++", "euler")),
     *(("unclip", "dpm++"), ("unclip", "euler"), ("dit", "ddpm"), ("dit", "euler"), ("ddpm", "ddpm"), ("ddpm", "dpm++")),
-    ("ddim", "ddim"),
+    *(("ddim", "ddim"), ("text", "pndm"), ("xl", "euler"), ("sd3", "flow"), ("flux", "flow")),
 ]
 
 
@@ -92,11 +93,12 @@ def test_omega_zero_is_the_plain_pipeline_to_the_bit_and_more_raises_the_criteri
     plain, silent = seeded(), guest(name, omega=0, observe=True, mix=False)
     assert np.array_equal(seeded(silent), plain)
     assert np.array_equal(seeded(guest(name, omega=0)), plain)
-    assert [len(silent.trace), silent.taken.tolist()] == [3, [0, 0, 0]]
+    calls = len(pipeline(name).scheduler.timesteps)  # one more than the steps for PNDM
+    assert [len(silent.trace), silent.taken.tolist()] == [calls, [0, 0, 0]]
     for rule, omega in (("normalised", 0.02), ("score", 0.5)):
         steered = guest(name, omega=omega, rule=rule, mix=False)
         assert not np.array_equal(seeded(steered), plain)
-        assert [steered.taken.tolist(), steered.skipped.tolist()] == [[3, 3, 3], [0, 0, 0]]
+        assert [steered.taken.tolist(), steered.skipped.tolist()] == [[calls] * 3, [0, 0, 0]]
         assert (steered.trace[-1] > silent.trace[-1]).all()
 
 
@@ -113,9 +115,9 @@ class Probe(Feedback):
         return output, sample, torch.zeros(len(sample))
 
 
-@pytest.mark.parametrize("name", ["text", "dit", "classes"])
+@pytest.mark.parametrize("name", ["text", "xl", "sd3", "dit", "classes"])
 def test_the_denoiser_is_asked_again_with_the_condition_only(name: str) -> None:
-    _set_scheduler(pipeline(name), "ddim")
+    _set_scheduler(pipeline(name), "flow" if name == "sd3" else "ddim")
     guided, single = guest(name, Probe), guest(name, Probe)
     run(name, guided, steps=1)
     run(name, single, steps=1, guidance_scale=1.0)  # no classifier-free guidance: the output is the conditional one
@@ -147,7 +149,10 @@ class Differences(Feedback):
 
 @pytest.mark.parametrize(
     ("name", "scheduler", "mix"),
-    [("unclip", "euler", True), ("dit", "dpm++", False), ("ddpm", "ddpm", True)],
+    [
+        *(("unclip", "euler", True), ("dit", "dpm++", False), ("ddpm", "ddpm", True), ("text", "pndm", False)),
+        *(("sd3", "flow", True), ("flux", "flow", False)),
+    ],
 )
 def test_finite_differences_along_random_directions_match_the_gradient(name: str, scheduler: str, mix: bool) -> None:
     _set_scheduler(pipeline(name), scheduler)
@@ -356,7 +361,30 @@ def test_dropout_of_the_image_embedding_is_a_samples_own_and_right_in_the_mean()
     torch.testing.assert_close(many.mean(0), whole[0], atol=0.25, rtol=0.25)
 
 
-@pytest.mark.parametrize(("name", "scheduler"), [("ddpm", "euler"), ("ddim", "ddpm")])
+@pytest.mark.parametrize("name", ["text", "xl", "sd3", "flux"])
+def test_what_the_criterion_sees_is_what_the_pipeline_decodes(name: str) -> None:
+    """The last samples of a pipeline, decoded as for the criterion, are its pictures."""
+    pipe = pipeline(name)
+    latents = torch.as_tensor(run(name, output_type="latent"))
+    decoded = decoder(pipe)(latents) / 2 + 0.5
+    np.testing.assert_allclose(decoded.clamp(0, 1).permute(0, 2, 3, 1).numpy(), run(name), atol=1e-5)
+
+
+def test_a_step_of_pndm_is_not_undone_by_the_sample_it_keeps() -> None:
+    """PNDM's second step starts from the first one's sample: what moved the sample in between must stay."""
+    _set_scheduler(pipeline("text"), "pndm")
+
+    class Pushing(Feedback):
+        def steer(self, output: Tensor, timestep: Any, sample: Tensor) -> Moved:
+            return output, sample + (0.1 if self._index == 2 else 0), torch.zeros(len(sample))
+
+    plain, pushed = (run("text", guest("text", kind), output_type="latent") for kind in (Probe, Pushing))
+    assert np.abs(pushed - plain).max() > 0.01
+
+
+@pytest.mark.parametrize(
+    ("name", "scheduler"), [("ddpm", "euler"), ("ddim", "ddpm"), ("ddpm", "pndm"), ("sd3", "ddim"), ("text", "flow")]
+)
 def test_a_scheduler_that_a_pipeline_cannot_use_is_refused(name: str, scheduler: str) -> None:
     with pytest.raises(UserError, match="cannot use"):
         _set_scheduler(FAMILIES[name](), scheduler)

@@ -5,19 +5,31 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from diffusers import DDIMPipeline, DDPMPipeline
 from PIL import Image
-from tiny_pipelines import CLASSES, save, save_net, save_vit
+from tiny_pipelines import (
+    CLASSES,
+    conditional_unet,
+    ddim,
+    pixel_unet,
+    save,
+    save_net,
+    save_vit,
+    text_to_image,
+)
 
 from granary.curation.errors import UserError
 from granary.curation.runs.run import digest
 from granary.synth.feedback import sampler as module
 from granary.synth.feedback.diffusion import loading
+from granary.synth.feedback.diffusion.pixel_pipeline import ClassConditionalPipeline
 from granary.synth.feedback.gaussians import ClassSums
 from granary.synth.feedback.guidance.options import GuidanceOptions
 from granary.synth.feedback.lending import SamplerSpec
@@ -28,9 +40,9 @@ from granary.synth.feedback.sampler import Sampler, out_of_memory, stored
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the pipelines `text`, `unclip`, `dit`, `ddpm`, `classes` and the classifiers `vit` and `net`."""
+    """A folder with the pipelines of the loop below and the classifiers `vit` and `net`."""
     folder = tmp_path_factory.mktemp("models")
-    for name in ("text", "unclip", "dit", "ddpm", "classes"):
+    for name in ("text", "xl", "sd3", "unclip", "dit", "ddpm", "classes"):
         save(name, folder / name)
     save_vit(folder / "vit")
     save_net(folder / "net")
@@ -66,9 +78,9 @@ def alike(a: list[Drawn], b: list[Drawn]) -> bool:
     )
 
 
-@pytest.mark.parametrize("name", ["text", "unclip", "dit", "ddpm", "classes"])
+@pytest.mark.parametrize("name", ["text", "xl", "sd3", "unclip", "dit", "ddpm", "classes"])
 def test_a_sample_does_not_depend_on_its_batch_mates(models: Path, name: str) -> None:
-    drawing, rows = sampler(models, name, scheduler="ddpm"), requests(5)
+    drawing, rows = sampler(models, name, scheduler="flow" if name == "sd3" else "ddpm"), requests(5)
     together = drawing.draw(rows, 5)
     assert [d.row_id for d in together] == [r.row_id for r in rows]
     assert together[0].image.dtype == np.uint8
@@ -273,14 +285,82 @@ def test_other_broken_models_are_one_sentence(models: Path, tmp_path: Path) -> N
     (folder / "classes/unet/config.json").unlink()
     with pytest.raises(UserError, match="cannot be loaded"):
         sampler(folder)
-    (folder / "classes/model_index.json").write_text(json.dumps({"_class_name": "FluxPipeline"}))
-    with pytest.raises(UserError, match=r"is a FluxPipeline; feedback works with .*DiTPipeline"):
+    (folder / "classes/model_index.json").write_text(json.dumps({"_class_name": "SanaPipeline"}))
+    with pytest.raises(UserError, match=r"is a SanaPipeline; feedback works with .*DiTPipeline"):
         sampler(folder)
     (folder / "classes/model_index.json").unlink()
     with pytest.raises(UserError, match=r"no model_index.json"):
         sampler(folder)
     with pytest.raises(UserError, match="there is no folder"):
         Sampler("./nowhere", str(folder / "vit"), GuidanceOptions())
+
+
+@pytest.mark.parametrize("name", ["text", "xl", "sd3", "unclip", "dit", "ddpm", "classes"])
+def test_one_step_is_tried_with_every_family(models: Path, name: str) -> None:
+    drawing = sampler(models, name)
+    drawing.check()
+    assert same(drawing.draw(requests(2)), sampler(models, name).draw(requests(2)))
+
+
+def test_a_flux_is_loaded_and_drawn_with(models: Path, tmp_path: Path) -> None:
+    drawing = Sampler(save("flux", tmp_path / "flux"), str(models / "vit"), GuidanceOptions(), Sampling(steps=2))
+    drawing.pipe.default_sample_size = 8  # pictures of 16 pixels; 128 is of every Flux
+    drawing.check()
+    assert [found.skipped for found in drawing.draw(requests(2))] == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: DDPMPipeline(pixel_unet(4), ddim()), "takes classes, which a DDPMPipeline never gives it"),
+        (lambda: DDIMPipeline(pixel_unet(4), ddim()), "takes classes, which a DDIMPipeline never gives it"),
+        (lambda: DDPMPipeline(pixel_unet(None, 4), ddim()), "makes 4 channels, which are no grey or RGB picture"),
+        (lambda: DDPMPipeline(pixel_unet(None, 2), ddim()), "makes 2 channels"),
+        (lambda: ClassConditionalPipeline(pixel_unet(4, 4), ddim(), {"0": "cat"}), "makes 4 channels"),
+        (lambda: ClassConditionalPipeline(pixel_unet(4), ddim()), "takes classes but names none"),
+    ],
+)
+def test_networks_that_a_pipeline_cannot_use_are_refused_at_load(
+    make: Callable[[], Any], message: str, models: Path, tmp_path: Path
+) -> None:
+    make().save_pretrained(tmp_path / "model")
+    with pytest.raises(UserError, match=message):
+        Sampler(str(tmp_path / "model"), str(models / "vit"), GuidanceOptions())
+
+
+def broken_text() -> Any:
+    pipe = text_to_image()
+    pipe.unet = conditional_unet(cross_attention_dim=24)  # the text encoder gives 16
+    return pipe
+
+
+def inpainting() -> Any:
+    pipe = text_to_image()
+    pipe.unet = conditional_unet(in_channels=9)
+    return pipe
+
+
+@pytest.mark.parametrize("make", [broken_text, inpainting])
+def test_networks_that_do_not_fit_are_one_sentence_before_any_plan(
+    make: Callable[[], Any], models: Path, tmp_path: Path
+) -> None:
+    make().save_pretrained(tmp_path / "model")
+    drawing = Sampler(str(tmp_path / "model"), str(models / "vit"), GuidanceOptions())
+    with pytest.raises(UserError, match="a StableDiffusionPipeline cannot draw with these networks") as caught:
+        drawing.check()
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["LDMTextToImagePipeline", "LDMPipeline", "KandinskyPipeline", "WanPipeline"])
+def test_other_families_are_refused_by_name(name: str, models: Path, tmp_path: Path) -> None:
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": name}))
+    with pytest.raises(UserError, match=rf"is a {name}; feedback works with .*FluxPipeline.*StableDiffusionXLPipeline"):
+        Sampler(str(tmp_path), str(models / "vit"), GuidanceOptions())
+
+
+def test_a_decoder_that_overflows_in_half_precision_is_refused(models: Path) -> None:
+    with pytest.raises(UserError, match=r"overflows in float16; write bfloat16 or float32"):
+        sampler(models, "xl", dtype="float16")
 
 
 def test_more_steps_than_the_model_was_trained_with_are_refused(models: Path) -> None:

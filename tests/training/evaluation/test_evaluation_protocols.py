@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 import places
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from datasets import Value
@@ -193,6 +195,31 @@ def test_a_split_is_drawn_by_hash_where_there_is_none_and_that_is_said(tmp_path:
     scores = measure(knn, "pixels", data, holdout=0.3, device="cpu")
     assert any("no column split: 30% of the ids, drawn by hash" in note for note in scores.notes)
     assert scores.settings["drawn_by_hash"] == 0.3
+
+
+def test_a_table_of_others_is_measured_by_the_names_of_its_columns(tmp_path: Path) -> None:
+    """Labels as pandas writes them, no ids, no split: as in a file of the Hub whose columns have other names."""
+    rows = colours(60)
+    names = sorted({row["label"] for row in rows})
+    columns = {"img": [{"bytes": row["image"]["bytes"], "path": None} for row in rows]}
+    columns |= {"fine_label": [float(names.index(row["label"])) for row in rows], "size": ["a", "b", "c"] * 20}
+    folder = tmp_path / "hub"
+    folder.mkdir()
+    pq.write_table(pa.table(columns), folder / "data.parquet", 16)
+    out = tmp_path / "scores.json"
+    words = ["--model", "pixels", "--data", str(folder), "--device", "cpu", "--options.holdout", "0.3"]
+    named = ["--data.label", "fine_label", "--options.by", "size", "--out", str(out)]
+    assert main(["evaluate", "knn,few-shot,features,factors", *words, *named]) == 0
+    scores = json.loads(out.read_text())
+    assert scores["settings"]["data"] == {"path": str(folder), "label": "fine_label"}
+    assert scores["knn"]["accuracy"] == 1.0
+    assert scores["factors"]["size=a.pictures"] > 0
+
+
+def test_names_of_columns_are_refused_where_there_is_no_table(run: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("sdci", "binary-choice", "video-segmentation"):
+        assert main(["evaluate", name, "--model", "pixels", "--data", run, "--data.label", "x"]) == 2
+        assert f"data: {name} reads no table with columns to be named" in capsys.readouterr().err
 
 
 def test_another_run_to_test_on(run: str, tmp_path: Path) -> None:

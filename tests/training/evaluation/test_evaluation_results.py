@@ -99,3 +99,11 @@ def test_folders_have_scores_or_an_online_probe(tmp_path: Path) -> None:
             results([str(path)])
     with pytest.raises(UserError, match="nothing to show"):
         results([])
+
+
+@pytest.mark.parametrize("kind", ["curate", "render", "sample", "pack"])
+def test_a_run_that_has_no_scores_is_refused_by_its_kind(kind: str, tmp_path: Path) -> None:
+    facts = {"kind": kind, "flow": {"kept": 3}, "thresholds": {"dedup": 0.6}}
+    (tmp_path / "run.json").write_text(json.dumps(facts))
+    with pytest.raises(UserError, match=rf"run\.json is of a run of granary {kind}, which has no scores; give"):
+        results([str(tmp_path)])

@@ -32,6 +32,22 @@ def test_pooling_of_the_sheet(pooling: dci.Pooling, matching: list[list[float]])
     assert dci.pool_captions(GOLDEN, 2, pooling).tolist() == matching
 
 
+@pytest.mark.parametrize(
+    ("pooling", "positives"), [("mean", [3.0, 6.5]), ("hardest", [1.0, 4.0]), ("hardest_as_published", [1.0, 4.0])]
+)
+def test_positives_of_the_negative_loss(pooling: dci.Pooling, positives: list[float]) -> None:
+    """Only the released CLIP loss pools by maximum first; the negative term takes the minimum of the positives."""
+    assert dci.pool_positives(GOLDEN, 2, pooling).tolist() == positives
+
+
+def test_the_losses_as_published_of_the_sheet() -> None:
+    matching = dci.pool_captions(GOLDEN, 2, "hardest_as_published")
+    assert dci.matching_loss(matching).item() == pytest.approx(0.3728, abs=5e-5)
+    positives = dci.pool_positives(GOLDEN, 2, "hardest_as_published")
+    expected = (math.log1p(math.exp(-1)) + math.log1p(math.exp(-4)) + 2 * math.log(2)) / 4
+    assert dci.negative_loss(positives, torch.zeros(2)).item() == pytest.approx(expected)
+
+
 def test_one_caption_needs_no_pooling() -> None:
     logits = torch.randn(5, 5)
     for pooling in ("mean", "hardest", "hardest_as_published"):

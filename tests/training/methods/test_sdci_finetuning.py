@@ -148,6 +148,17 @@ def test_pick5_trains_on_five_captions_of_each_entry(setup: Setup, pooling: str)
     assert torch.isfinite(state.losses(batch)["loss"])
 
 
+def test_the_negative_term_as_published_is_that_of_hardest(setup: Setup) -> None:
+    terms = {}
+    for pooling in ("hardest", "hardest_as_published"):
+        state = state_of(setup(captions="pick5", pooling=pooling))
+        state.encoders.eval()
+        terms[pooling] = state.losses(state.batch(list(read_entries(state.recipe.data, "train"))[:4], 0))
+    hardest, published = terms["hardest"], terms["hardest_as_published"]
+    torch.testing.assert_close(hardest["negative_loss"], published["negative_loss"])
+    assert not torch.equal(hardest["clip_loss"], published["clip_loss"])
+
+
 def test_without_beta_negatives_have_no_say(setup: Setup, tmp_path: Path) -> None:
     rows = scene_rows(23)
     for given in rows:

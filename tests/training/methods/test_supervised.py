@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from rich.console import Console
 from safetensors.torch import load_file
 from tiny_shards import encoded, sample, shapes, write_shards
 from torch import Tensor
@@ -21,7 +25,7 @@ from granary.training.data.shards import class_names, class_shares, open_dataset
 from granary.training.method import Moment
 from granary.training.methods.supervised import Supervised, SupervisedOptions
 from granary.training.models.checkpoint import usable
-from granary.training.models.vit import ViTConfig
+from granary.training.models.vit import VisionTransformer, ViTConfig
 from granary.training.recipe import TrainRecipe
 from granary.training.run import loop
 from granary.training.run.loop import train
@@ -136,6 +140,30 @@ def test_labels_that_teach_nothing_are_a_sentence(counts: dict[str | None, int],
     with pytest.raises(UserError, match=sentence):
         train(recipe_of(labelled(tmp_path / "run", counts), tmp_path / "out"))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("values", [[0.0, 1.0, None, 1.0], [True, False, None, True], [0, 1, -1, 1]])
+def test_labels_that_are_no_texts_teach(values: list[Any], tmp_path: Path) -> None:
+    """Tables have floats, where integers have gaps, and truth values."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    pictures = [{"bytes": row["image"]["bytes"], "path": "x.png"} for row in shapes(16, 16)]
+    pq.write_table(pa.table({"image": pictures, "label": values * 4}), folder / "data.parquet")
+    facts = train(recipe_of(str(folder), tmp_path / "out"))
+    assert facts["metrics"]["loss"] > 0
+    assert facts["metrics"]["unlabelled"] < 0.6
+
+
+def test_dinov2_is_a_start(run: str, tmp_path: Path) -> None:
+    """It has a mask token and LayerScale, a supervised model has neither."""
+    source = VisionTransformer(ViTConfig(**{**CONFIG.__dict__, "layer_scale": 0.1, "mask_token": True}))
+    source.save(str(tmp_path / "source"))
+    model = {"width": 16, "depth": 1, "heads": 2, "img_size": 24, "patch_size": 4}
+    said = io.StringIO()
+    recipe = recipe_of(run, tmp_path / "out", init=str(tmp_path / "source"), model=model)
+    train(recipe, Console(file=said, width=200))
+    assert "init: left out: mask_token" in said.getvalue()
+    assert "init: positions of 4 x 4 patches are now of 6 x 6" in said.getvalue()
 
 
 # -- in the loop -----------------------------------------------------------------------------------------------------

@@ -249,7 +249,7 @@ def test_training_from_given_weights_starts_there(run: str, tmp_path: Path) -> N
     train(ijepa_of(run, tmp_path / "out", **given))
     moved = load_model(str(tmp_path / "out")).state_dict()
     assert all(torch.allclose(moved[name], value, atol=1e-7) for name, value in source.state_dict().items())
-    with pytest.raises(UserError, match=r"init: .* is a model of another architecture"):
+    with pytest.raises(UserError, match=r"init: .* is a model of another architecture: blocks\.1\."):
         train(recipe_of(run, tmp_path / "other", method="ijepa", options=IJEPA, model={**MODEL, "depth": 2}, **given))
 
 
@@ -393,6 +393,61 @@ def test_another_training_in_the_same_folder_is_a_sentence(run: str, tmp_path: P
     (tmp_path / "full" / "file").touch()
     with pytest.raises(UserError, match="is not empty and holds no training"):
         train(recipe_of(run, tmp_path / "full"))
+
+
+# -- longer, or otherwise --------------------------------------------------------------------------------------------
+
+
+def test_a_finished_training_can_be_lengthened_and_not_shortened(run: str, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    train(recipe_of(run, out, steps=4))
+    said = io.StringIO()
+    facts = train(recipe_of(run, out, steps=8), Console(file=said, width=200))
+    assert (facts["step"], facts["steps"], facts["finished"]) == (8, 8, True)
+    assert "going on at step 4 of 8" in said.getvalue()
+    assert "changed: steps was 4 and is 8 from here on" in said.getvalue()
+    assert [row["step"] for row in curve(out)] == [str(step) for step in range(1, 9)]
+    facts = train(recipe_of(run, out, steps=None, epochs=2.0))  # 40 samples, 8 at a time
+    assert facts["steps"] == 10
+    with pytest.raises(UserError, match=r"steps: 6 is not right: the training in .* is at step 10 of what would be 6"):
+        train(recipe_of(run, out, steps=6))
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"batch": 4}, "batch 8, not 4"),
+        ({"optimiser": {**SIMPLE["optimiser"], "lr": 1e-4}}, "optimiser.lr 0.003, not 0.0001"),
+        ({"accumulate": 2}, "accumulate 1, not 2"),
+    ],
+)
+def test_a_training_goes_on_with_other_values_on_request(
+    changes: dict[str, Any], key: str, run: str, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    train(recipe_of(run, out, steps=4))
+    with pytest.raises(UserError, match=f"holds a training with {key}; .*, or --resume changed to go on"):
+        train(recipe_of(run, out, steps=6, **changes))
+    assert train(recipe_of(run, out, steps=6, resume="changed", **changes))["step"] == 6
+    assert train(recipe_of(run, out, steps=7, **changes))["step"] == 7  # the new value is that of the training now
+    with pytest.raises(UserError, match=r"model.width 16, not 32; give another --out$"):
+        train(recipe_of(run, out, resume="changed", model={**SIMPLE["model"], "width": 32}, **changes))
+
+
+def test_another_number_of_workers_needs_no_request(run: str, tmp_path: Path) -> None:
+    train(recipe_of(run, tmp_path / "out", steps=2))
+    assert train(recipe_of(run, tmp_path / "out", steps=3, workers=1))["step"] == 3
+
+
+def test_processes_that_are_spawned_have_a_console_of_their_own(
+    run: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A console holds a lock, which cannot be sent to a process."""
+    device = {"accelerator": "cpu", "threads": 1, "strategy": "ddp_spawn"}
+    model, method = {**MODEL, "depth": 1}, "supervised"  # the toy is not known to a new process
+    recipe = recipe_of(run, tmp_path / "out", method=method, model=model, steps=2, device=device)
+    assert train(recipe, Console(stderr=True))["step"] == 2
+    assert "trained 2 of 2 steps" in capfd.readouterr().err
 
 
 def test_a_checkpoint_of_another_architecture_is_a_sentence(run: str, tmp_path: Path) -> None:

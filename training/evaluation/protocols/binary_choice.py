@@ -85,7 +85,7 @@ def evaluate(measured: Measured, options: BinaryChoiceOptions) -> Scores:
     return Scores({**scores, "questions": total, "questions.without_picture": missing})
 
 
-PROTOCOL = Protocol(evaluate, BinaryChoiceOptions, batch=32)
+PROTOCOL = Protocol(evaluate, BinaryChoiceOptions, batch=32, table=False)
 
 
 def choices(model: ClipModel, pictures: Iterable[AskedPicture], batch: int = 32) -> dict[str, float | None]:

@@ -16,6 +16,7 @@ from torch import Tensor
 from granary.curation.encoders.inference import torch_device
 from granary.curation.errors import UserError
 from granary.training.data import shards
+from granary.training.data.table import USUAL, Columns
 from granary.training.evaluation.factors import ALL, Accuracy, Value, accuracy_by_factor
 from granary.training.evaluation.features import BATCH
 from granary.training.evaluation.heads import LinearHead, ridge_heads
@@ -55,7 +56,7 @@ def evaluate(measured: Measured, options: FactorOptions) -> Scores:
     if not by:
         raise UserError("options.by: missing; give the columns to split by, for example --options.by world,size")
     task = train_and_test(measured, options.holdout, why="accuracy by factor")
-    columns = columns_of(task, [*by, VARIED])
+    columns = columns_of(task, [*by, VARIED], measured.columns)
     missing = [name for name in by if name not in columns]
     if missing:
         raise UserError(f"options.by: {task.settings['test']['data']} has no column {missing[0]!r}")
@@ -100,14 +101,18 @@ def spreads(rows: Sequence[Accuracy], factors: Sequence[str]) -> dict[str, float
     return scores
 
 
-def columns_of(task: Task, names: list[str]) -> dict[str, list[Value]]:
-    """Return columns of the test pictures of a task, (n,) values each; those that the shards lack are left out."""
+def columns_of(task: Task, names: list[str], usual: Columns = USUAL) -> dict[str, list[Value]]:
+    """Return columns of the test pictures of a task, (n,) values each; those that the shards lack are left out.
+
+    Args:
+        task: of the test pictures.
+        names: of the columns.
+        usual: names of the columns of pictures and ids, where they are not granary's.
+    """
     place = task.settings["test"]
     holdout = task.settings.get("drawn_by_hash", 0.1)
-    dataset = shards.open_dataset(place["data"], ("image",), place["split"], holdout)
+    dataset = shards.open_dataset(place["data"], ("image",), place["split"], holdout, columns=usual)
     keys = [name for name in ("row_id", "id") if name in dataset.columns]
-    if not keys:
-        raise UserError(f"data: {place['data']} has no column id, by which pictures are told apart")
     there = [name for name in names if name in dataset.columns]
     columns = list(dict.fromkeys([*keys, *there]))
     table = pa.Table.from_batches([shards.read_group(group, columns) for group in dataset.groups])

@@ -15,7 +15,6 @@ from pydantic import Field
 from torch import Tensor
 
 from granary.training.data import shards
-from granary.training.data.tokenizer import check_captions
 from granary.training.evaluation.pairs import encode_rows, load_image_text_model
 from granary.training.evaluation.protocol import Measured, Protocol, SplitOptions
 from granary.training.evaluation.scores import Scores
@@ -42,8 +41,7 @@ def evaluate(measured: Measured, options: RetrievalOptions) -> Scores:
         what was left out: pictures without captions and unreadable ones. Equal scores count as misses.
     """
     data, split, limit = measured.data, measured.split, measured.limit
-    dataset = shards.open_dataset(data, ("image", "captions"), split, options.holdout, "retrieval")
-    check_captions(data, shards.read_group(dataset.groups[0], ["captions"])["captions"].type)
+    dataset = shards.open_dataset(data, ("image", "captions"), split, options.holdout, "retrieval", measured.columns)
     encoder = load_image_text_model(measured.model, measured.device, measured.dtype)
     encoded = encode_rows(encoder, dataset, "captions", batch=measured.batch, limit=limit)
     captions = [row["captions"][: options.captions] for row in encoded.rows]

@@ -164,7 +164,7 @@ def evaluate(measured: Measured, options: Options) -> Scores:
     return Scores(benchmark(model, entries, measured.batch))
 
 
-PROTOCOL = Protocol(evaluate, Options, batch=32, notes=NOTES)
+PROTOCOL = Protocol(evaluate, Options, batch=32, notes=NOTES, table=False)
 
 
 def benchmark(model: ClipModel, entries: Iterable[Entry], batch: int = 32) -> dict[str, float | None]:

@@ -79,7 +79,7 @@ def evaluate(measured: Measured, options: SegmentationOptions) -> Scores:
     return Scores(summary(results), notes, {"model": resolved(measured.model), "dead": dead})
 
 
-PROTOCOL = Protocol(evaluate, SegmentationOptions, ("limit", "seed"), notes=NOTES)
+PROTOCOL = Protocol(evaluate, SegmentationOptions, ("limit", "seed"), notes=NOTES, table=False)
 
 
 def summary(results: Mapping[str, list[Values]]) -> dict[str, float | None]:

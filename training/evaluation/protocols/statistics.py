@@ -56,7 +56,7 @@ def evaluate(measured: Measured, options: FeatureOptions) -> Scores:
         uniformity and alignment of unit rows (Wang and Isola 2020, arXiv 2005.10242; lower is better).
     """
     split = measured.split
-    dataset = shards.open_dataset(measured.data, ("image",), split, options.holdout, "features")
+    dataset = shards.open_dataset(measured.data, ("image",), split, options.holdout, "features", measured.columns)
     features = features_of(measured, dataset, split)
     drawn = bounded_sample(distinct(features.ids), options.samples, measured.seed, "features")
     x = features.last[torch.from_numpy(np.sort(drawn))]

@@ -53,8 +53,8 @@ def evaluate(measured: Measured, options: ZeroShotOptions) -> Scores:
         top1 and top5 with `.chance`; top1 with its mean over the classes that occur and the numbers of classes, of
         pictures, and of those left out: without a label, unreadable. Equal scores count as wrong.
     """
-    data, limit, columns = measured.data, measured.limit, ("image", "label")
-    dataset = shards.open_dataset(data, columns, measured.split, options.holdout, "zero-shot classification")
+    data, limit, needs, why = measured.data, measured.limit, ("image", "label"), "zero-shot classification"
+    dataset = shards.open_dataset(data, needs, measured.split, options.holdout, why, measured.columns)
     classes = shards.class_names([dataset])
     if len(classes) < 2:
         raise UserError(f"data: the labels of {data} have {len(classes)} classes; zero-shot classification needs two")

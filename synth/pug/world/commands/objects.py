@@ -11,7 +11,7 @@ from granary.synth.pug.world.shapes.geometry import Triple
 
 def _objects(session: Session) -> str:
     """List the objects"""
-    return "".join(f"{name} " for name in session.scene.things) or " "
+    return " ".join(session.scene.things) or " "
 
 
 def _spawn(session: Session, kind: str, name: str = "") -> str:

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 
 from granary.synth.pug.world.commands import camera, objects
 from granary.synth.pug.world.commands.blueprint import call
+from granary.synth.pug.world.commands.pawn import call_pawn
 from granary.synth.pug.world.commands.registry import INVALID, Handler, commands
 from granary.synth.pug.world.content.worlds import WORLDS
 from granary.synth.pug.world.scene import Scene
 from granary.synth.pug.world.session import CommandError, Session
 
-VERSION = "1.1.0+world.2"  # of UnrealCV's plugin, whose commands these are; after the +, of what pictures look like
-MOST_ARGUMENTS = 8  # of a blueprint function
+VERSION = "1.1.0.3"  # three numbers of UnrealCV's plugin, whose commands these are; the fourth, of how pictures look
+MOST_ARGUMENTS = 10  # of a blueprint function, and of a console command
+VIEW_MODES = ("lit", "unlit", "depth", "object_mask", "normal", "wireframe")
+SET_RESOLUTION = re.compile(r"(?:r\.)?setres (\d+)x(\d+)[wf]{0,2}", re.IGNORECASE)
 
 
 class Interpreter:
@@ -37,13 +42,14 @@ class Interpreter:
                 except MemoryError:
                     body = "error Out of memory"
                 return body if isinstance(body, bytes) else (body or "ok").encode()
-        return f"error No handler found for URI '{command}'".encode()
+        return f"error No handler found for URI '{command}'. Can not find a handler".encode()
 
 
 def _status(session: Session) -> str:
     """Get the status of the server"""
-    lines = ["Is Listening", "Client Connected", str(session.port), "Configuration", f"Port: {session.port}"]
     first = session.cameras[0]
+    lines = ["Is Listening", "Client Connected", str(session.port), "Configuration"]
+    lines += [f"Config file: {Path(session.save_to or '.').resolve() / 'unrealcv.ini'}", f"Port: {session.port}"]
     return "\n".join([*lines, f"Width: {first.width}", f"Height: {first.height}", f"FOV: {first.fov:f}"])
 
 
@@ -95,10 +101,25 @@ def _batch(session: Session, count: str) -> None:
 
 
 def _blueprint(session: Session, name: str, function: str, *arguments: str) -> str:
-    """Call a function of the Director, who changes textures and light and knows the assets; returns JSON"""
-    if name != "Director":
-        raise CommandError("Cannot find object")
-    return json.dumps(call(session, function, list(arguments)))
+    """Call a function of the Director, who changes textures and light and knows the assets, or of an object; JSON"""
+    answer = call(session, function, list(arguments)) if name == "Director" else None
+    return json.dumps(call_pawn(session, name, function, list(arguments)) if answer is None else answer)
+
+
+def _console(session: Session, *words: str) -> None:
+    """Run a console command: setres WIDTHxHEIGHT; as in Unreal, what the console does not know is passed over"""
+    if match := SET_RESOLUTION.fullmatch(" ".join(words)):
+        camera.set_size(session, "0", match[1], match[2])
+
+
+def _view_mode(session: Session, mode: str) -> None:
+    """Accepted; there is no window here whose view could change"""
+    if mode not in VIEW_MODES:
+        raise CommandError(f"{INVALID}: {mode} is none of {', '.join(VIEW_MODES)}")
+
+
+def _input(session: Session) -> None:
+    """Accepted; there is no window here that could have input"""
 
 
 HANDLERS: dict[str, Handler] = {
@@ -113,7 +134,12 @@ HANDLERS: dict[str, Handler] = {
     "vset /action/game/pause": _pause,
     "vset /action/game/resume": _pause,
     "vget /action/game/is_paused": _is_paused,
+    "vset /action/input/enable": _input,
+    "vset /action/input/disable": _input,
+    "vset /viewmode [str]": _view_mode,
     "vbatch [uint]": _batch,
+    **dict.fromkeys(("vrun [str]" + " [str]" * count for count in range(MOST_ARGUMENTS + 1)), _console),
+    **dict.fromkeys(("vexec [str] [str]" + " [str]" * count for count in range(MOST_ARGUMENTS + 1)), _blueprint),
     **dict.fromkeys(("vbp [str] [str]" + " [str]" * count for count in range(MOST_ARGUMENTS + 1)), _blueprint),
 }
 COMMANDS = (*camera.COMMANDS, *objects.COMMANDS, *commands(HANDLERS))

@@ -10,11 +10,12 @@ from rich.console import Console
 from granary.curation.errors import UserError
 from granary.curation.runs.integrity import remove_damaged
 from granary.curation.runs.run import DamagedPart, Run
+from granary.curation.store.printable import printable
 
 T = TypeVar("T")
 
 
-def mending(out: str, work: Callable[[], T], console: Console) -> T:
+def repairing(out: str, work: Callable[[], T], console: Console) -> T:
     """Do the work of a run, again each time when a file of it is damaged: finished units are not done twice.
 
     Args:
@@ -26,15 +27,15 @@ def mending(out: str, work: Callable[[], T], console: Console) -> T:
         DamagedPart: the file is as it was written, so that making it again would not help.
         UserError: it is damaged again after it was made anew, or what `work` raises.
     """
-    mended: set[str] = set()
+    repaired: set[str] = set()
     while True:
         try:
             return work()
         except DamagedPart as part:
-            if part.url in mended:
+            if part.url in repaired:
                 raise UserError(f"{part.url} was made again and is damaged again; check disk and memory") from part
             _remove(out, part, console)
-            mended.add(part.url)
+            repaired.add(part.url)
 
 
 def _remove(out: str, part: DamagedPart, console: Console) -> None:
@@ -42,4 +43,5 @@ def _remove(out: str, part: DamagedPart, console: Console) -> None:
     if not damages:
         raise part
     for damage in damages:
-        console.print(f"{damage.path} is damaged: {damage.cause}; it is made again", soft_wrap=True)
+        line = f"{damage.path} is damaged: {damage.cause}; it is made again"
+        console.print(printable(line, keep=""), soft_wrap=True)

@@ -1,0 +1,179 @@
+"""What the columns of a table mean to a training, whoever wrote it: their names, and values in granary's types."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from granary.curation.errors import UserError
+from granary.curation.sources import columns as cells
+from granary.curation.sources.parquet import huggingface_features
+from granary.training.data.table import Columns
+
+NAMEABLE = ("image", "label", "captions", "id")
+TEXTS = pa.list_(pa.string())
+KINDS = {
+    "image": "it must hold the bytes of pictures, plain or in a struct with a field bytes",
+    "label": "a label is a number, a text or a truth value, or a list of one",
+    "captions": "it must be a list of texts, or a text",
+}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a shard has.
+
+    Args:
+        names: our name of a column -> that in the shard, of those that can be read.
+        types: theirs, by our name.
+        classes: names of the classes, by our name, where a number stands for one.
+        columns: all its columns, for messages.
+    """
+
+    names: Mapping[str, str]
+    types: Mapping[str, pa.DataType]
+    classes: Mapping[str, Sequence[str]]
+    columns: Sequence[str]
+
+    def stored(self, columns: Sequence[str]) -> list[str]:
+        """Return the names that some of our columns are read by; of a picture the bytes alone."""
+        there = [name for name in columns if name in self.names]
+        paths = (_bytes_of(self.names[n], self.types[n]) if n == "image" else self.names[n] for n in there)
+        return list(dict.fromkeys(paths))
+
+
+def layout_of(schema: pa.Schema, columns: Columns) -> Layout:
+    """Return what a shard has; columns without a use for us keep their names and types."""
+    names = {name: name for name in schema.names}
+    for ours, theirs in dataclasses.asdict(columns).items():
+        name = theirs or _usual(ours, schema)
+        names.pop(ours, None)
+        if name in schema.names:
+            names[ours] = name
+    types = {ours: schema.field(theirs).type for ours, theirs in names.items()}
+    features = huggingface_features(schema)
+    classes = {ours: _classes(features.get(theirs, {})) for ours, theirs in names.items()}
+    readable = {ours: theirs for ours, theirs in names.items() if _is_of_use(ours, types[ours], types)}
+    return Layout(readable, types, {ours: listed for ours, listed in classes.items() if listed}, schema.names)
+
+
+def check_layout(layout: Layout, columns: Columns, needs: Sequence[str], path: str, why: str) -> None:
+    """Raise UserError where a column that is named or needed is missing, or is of a type that cannot be read."""
+    for option, name in dataclasses.asdict(columns).items():
+        if name is not None and name not in layout.columns:
+            raise UserError(f"data.{option}: {path} has no column {name!r}; it has {', '.join(layout.columns)}")
+    for name in needs:
+        if name not in layout.types:
+            hint = f"; name the right one with --data.{name}" if name in NAMEABLE else ""
+            known = ", ".join(layout.columns)
+            raise UserError(f"data: {path} has no column {name!r}, which {why} needs; its columns are {known}{hint}")
+        if name in READABLE and not READABLE[name](layout.types[name]):
+            raise UserError(f"data: the column {name} of {path} is {layout.types[name]}; {KINDS[name]}")
+
+
+def converted(name: str, array: pa.Array, layout: Layout) -> pa.Array:
+    """Return the values of a column in granary's type."""
+    if name in ("label", "split") or name in layout.classes:
+        return _labels(array, layout.classes.get(name))
+    if name == "captions":
+        return _captions(array)
+    if name in ("id", "row_id"):
+        return array.cast(pa.string())
+    if name == "image" and pa.types.is_struct(array.type):
+        return array.field("bytes")
+    if name == "source" and pa.types.is_struct(array.type):
+        return array.field("uri")
+    return array
+
+
+def _usual(ours: str, schema: pa.Schema) -> str | None:
+    """Return the name that a column has where nobody gave one: ours, or what others call it."""
+    if ours == "image" and ours not in schema.names:
+        pictures = [part.name for part in schema if pa.types.is_struct(part.type) and _is_picture(part.type)]
+        return pictures[0] if len(pictures) == 1 else None
+    usual = cells.CAPTION_NAMES if ours == "captions" else (ours,)
+    return next((name for name in usual if name in schema.names), None)
+
+
+def _bytes_of(name: str, kind: pa.DataType) -> str:
+    return f"{name}.bytes" if pa.types.is_struct(kind) else name
+
+
+def _classes(feature: Mapping[str, object]) -> Sequence[str]:
+    names = feature.get("names")
+    return [str(name) for name in names] if feature.get("_type") == "ClassLabel" and isinstance(names, list) else ()
+
+
+def _is_of_use(name: str, kind: pa.DataType, types: Mapping[str, pa.DataType]) -> bool:
+    """Say whether a column of ours by name is so by type; sizes and sources of other tables may mean other things."""
+    if name in ("width", "height"):
+        return pa.types.is_integer(kind) and "source" in types and _is_source(types["source"])
+    if name == "source":
+        return _is_source(kind) or _is_text(kind)
+    return name not in ("id", "row_id") or _is_text(kind) or pa.types.is_integer(kind)
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+
+
+def _is_bytes(kind: pa.DataType) -> bool:
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+
+
+def _is_picture(kind: pa.DataType) -> bool:
+    """Say whether a column holds pictures: bytes, or a struct of bytes and path as `datasets` writes it."""
+    if not pa.types.is_struct(kind):
+        return _is_bytes(kind)
+    place = kind.get_field_index("bytes")
+    return place >= 0 and _is_bytes(kind.field(place).type)
+
+
+def _is_source(kind: pa.DataType) -> bool:
+    return pa.types.is_struct(kind) and kind.get_field_index("uri") >= 0
+
+
+def _is_label(kind: pa.DataType) -> bool:
+    inner = kind.value_type if _is_list(kind) else kind
+    return pa.types.is_dictionary(inner) or not pa.types.is_nested(inner)
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+
+
+def _are_captions(kind: pa.DataType) -> bool:
+    """Say whether a column holds captions: a text, an object with one, a list of them; or nothing at all."""
+    if _is_list(kind):
+        return _are_captions(kind.value_type)
+    if pa.types.is_struct(kind):
+        return any(kind.get_field_index(name) >= 0 for name in cells.CAPTION_KEYS)
+    return _is_text(kind) or _is_bytes(kind) or pa.types.is_null(kind)
+
+
+READABLE: Mapping[str, Callable[[pa.DataType], bool]] = {
+    "image": _is_picture,
+    "label": _is_label,
+    "captions": _are_captions,
+}
+
+
+def _labels(array: pa.Array, classes: Sequence[str] | None) -> pa.Array:
+    """Return labels as texts: 3 and 3.0 are one, a number that stands for a class is its name."""
+    if pa.types.is_null(array.type):
+        return array.cast(pa.string())
+    if _is_list(array.type):
+        return pa.array([cells.label_of(value, classes) for value in array.to_pylist()], pa.string())
+    coded = array.dictionary_encode()
+    names = [cells.label_of(value, classes) for value in coded.dictionary.to_pylist()]
+    return pa.array(names, pa.string()).take(coded.indices)
+
+
+def _captions(array: pa.Array) -> pa.Array:
+    """Return captions as lists of texts."""
+    if pa.types.is_list(array.type) and pa.types.is_string(array.type.value_type):
+        return array
+    return pa.array([list(cells.captions_of(value)) for value in array.to_pylist()], TEXTS)
