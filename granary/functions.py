@@ -184,6 +184,7 @@ def publish(
     branch: str = "main",
     ledger: bool = False,
     embeddings: bool = False,
+    licence: str | None = None,
 ) -> None:
     """Publish the dataset of a run on the Hugging Face Hub; killed, the same call goes on where it stopped.
 
@@ -195,6 +196,7 @@ def publish(
         branch: to write to; created where it is missing.
         ledger: publish the ledger too, as a config of its own.
         embeddings: publish the copy descriptors of the kept images too, as a config of their own.
+        licence: an identifier that the Hub knows, in the place of the recipe's.
 
     Raises:
         UserError: the run cannot be published, or the Hub refused.
@@ -209,6 +211,7 @@ def publish(
         branch=branch,
         ledger=ledger,
         embeddings=embeddings,
+        licence=licence,
     )
 
 

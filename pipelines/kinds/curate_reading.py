@@ -19,7 +19,6 @@ from granary.curation.steps import embed, listing
 from granary.curation.steps.probe import check_first_images, check_named_keys
 from granary.curation.steps.tally import Tally, tally
 from granary.curation.steps.unreadable import what_allows
-from granary.curation.store import storage
 from granary.pipelines.engine.encoders import plan_encoder
 from granary.pipelines.engine.stages import Stages
 
@@ -96,10 +95,11 @@ def _with_encoder_chosen(recipe: CurateRecipe, choose: Callable[[], str]) -> Cur
 
 
 def _chosen_before(out: str) -> str:
-    """Return what `auto` may have stood for when the run was begun; "" where it has not been."""
-    if not storage.exists(storage.join(out, "recipe.yaml")):
+    """Return what `auto` may have stood for when the run was begun; "" where none was."""
+    try:
+        chosen = read_recipe(out, CurateRecipe).encoder.retrieval
+    except UserError:
         return ""
-    chosen = read_recipe(out, CurateRecipe).encoder.retrieval
     return chosen if chosen == LAYOUT or chosen.startswith(f"hf:{MODEL}?revision=") else ""
 
 

@@ -99,7 +99,7 @@ class RenderRecipe(RunRecipe, frozen=True):
     """Render a dataset whose factors of variation are controlled: a plan of factor values, one picture for each row."""
 
     name: str = Field("rendered", pattern=r"^[A-Za-z0-9._: -]+$", description="title of the dataset")
-    licence: str = Field("unknown", description="licence of the pictures, for the dataset card")
+    licence: str = Field("unknown", description="licence of the pictures, as the Hub names it: cc-by-4.0, mit, other")
     out: str = Field(min_length=1, description="the run directory to write, a path or URL")
     seed: int = Field(0, ge=0, lt=2**63, description="decides every random choice")
     factors: dict[str, Factor] = Field(min_length=1, description="factors by name; the last one runs fastest in a grid")
