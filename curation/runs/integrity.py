@@ -162,11 +162,12 @@ def _damages_beside(run: Run, path: str) -> list[Damage]:
         return [Damage(path, "it cannot be read", (path,))]
     if path.endswith(INDEX):
         return list(_indices(run, [path.rpartition("/")[0]], finished=True))
-    for part in (part for part in all_parts(run) if part.stem == stem_of(path)):
-        damage = check_part(run, part)
-        if damage and damage.path in (path, part.marker):
-            return _check_parts(run, parts_of(run, part.stage))
-    return []
+    alike = [part for part in all_parts(run) if part.stem == stem_of(path)]  # of several stages
+    damaged = [(part, damage.path) for part in alike if (damage := check_part(run, part))]
+    of_the_file = [part for part, damaged_path in damaged if damaged_path == path]
+    of_a_marker = [part for part, damaged_path in damaged if damaged_path == part.marker]
+    part = next(iter([*of_the_file, *of_a_marker]), None)
+    return _check_parts(run, parts_of(run, part.stage)) if part else []
 
 
 def all_parts(run: Run) -> Iterator[Part]:

@@ -114,6 +114,8 @@ def _retrieves(recipe: CurateRecipe) -> bool:
 
 def _check_device(device: str) -> None:
     """Raise UserError where a device cannot be used; of built-in encoders what compares their vectors uses it."""
+    if device in ("auto", "cpu"):  # always there, so that a run that stands imports no torch
+        return
     from granary.curation.encoders.inference import torch_device
 
     try:

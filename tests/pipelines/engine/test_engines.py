@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import every_pipeline
@@ -60,17 +61,27 @@ def test_a_small_pool_through_the_job_service(tmp_path, monkeypatch, job_service
 def test_what_fails_on_a_worker_is_one_sentence_here(tmp_path, job_service, worker_threads, capfd):
     pool = small_pool(tmp_path / "pool")
     run = pools.curate({"pool": pool}, tmp_path / "run", *pools.THRESHOLDS)
-    (part,) = (run.path / "exact").glob("*.parquet")
-    part.write_bytes(bytes(part.stat().st_size))  # of the size its marker says, so it counts as finished
-    for marker in (run.path / "duplicates").glob("*.done"):
-        os.unlink(marker)
-    for marker in (run.path / "join").glob("*.done"):
-        os.unlink(marker)
+    shutil.rmtree(run.path / "join")
+    (run.path / "join").write_text("a file where a folder of parts should be")
     words = [*pools.THRESHOLDS, *portable(job_service, worker_threads)]
     assert pools.attempt({"pool": pool}, run.path, *words, beam=True) == 2
     last = capfd.readouterr().err.strip().splitlines()[-1]
-    assert last.startswith("granary: stage join, unit 0 of 1: ArrowInvalid: ")
-    assert last.endswith("(--debug shows the traceback).")
+    assert last.startswith("granary: stage join, unit 0 of 1: ")
+    assert "(--debug shows the traceback" in last
+
+
+def test_a_damaged_part_that_a_worker_meets_is_made_again(tmp_path, job_service, worker_threads):
+    pool = small_pool(tmp_path / "pool")
+    run = pools.curate({"pool": pool}, tmp_path / "run", *pools.THRESHOLDS)
+    (part,) = (run.path / "exact").glob("*.parquet")
+    before = part.read_bytes()
+    part.write_bytes(bytes(len(before)))  # of the size its marker says, so it counts as finished
+    for stage in ("duplicates", "join"):
+        for marker in (run.path / stage).glob("*.done"):
+            os.unlink(marker)
+    words = [*pools.THRESHOLDS, *portable(job_service, worker_threads)]
+    pools.curate({"pool": pool}, run.path, *words, beam=True)
+    assert part.read_bytes() == before
 
 
 class Thumbnail(torch.nn.Module):
