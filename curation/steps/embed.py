@@ -26,6 +26,7 @@ from granary.curation.store.addresses import json_without_secrets, without_secre
 
 ROW_GROUP = 1024
 NO_FILTERS = Filters()
+UNREAD_WHY = "cannot be read, see dead-letter/"
 PENDING_PIXELS = 1 << 25  # of pictures waiting for the rest of their batch: 100 MB
 UNREAD = pa.struct([("part", pa.string()), ("error", pa.string()), ("message", pa.string())])
 FACTS = pa.schema(
@@ -154,7 +155,8 @@ def _counted(rows: Iterator[Row], number: int, output: Output) -> Iterator[Row]:
 def _counting_left_out(candidates: Iterator[Candidate], number: int, output: Output) -> Iterator[Candidate]:
     """Count what stands beside the candidates of source `number` and has no place in a sample."""
     for candidate in candidates:
-        count_names(output.counters, (f"{number} left {what}: {why}" for what, why in candidate.left_out))
+        unread = [(f".{part.part} beside images", UNREAD_WHY) for part in candidate.unread]
+        count_names(output.counters, (f"{number} left {what}: {why}" for what, why in (*candidate.left_out, *unread)))
         yield candidate
 
 

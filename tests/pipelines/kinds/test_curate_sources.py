@@ -48,7 +48,8 @@ def test_run_json_and_report_say_what_each_source_gave(run: pools.Run) -> None:
     }
     left = {(row["name"], part["what"]): part["count"] for row in run.facts["sources"] for part in row["left_out"]}
     assert left == {
-        ("pool-1", "hidden members"): 1, ("pool-1", "*.mask.png"): 1, ("pool-2", "depth"): 1,
+        ("pool-1", "hidden members"): 1, ("pool-1", "*.mask.png"): 1, ("pool-1", ".json beside images"): 1,
+        ("pool-2", "depth"): 1,
         ("pool-3", "hidden files"): 1, ("pool-3", "*.md"): 1,
     }  # fmt: skip
     assert [row["metadata"] for row in run.facts["sources"]] == [[], ["license"], []]
