@@ -12,7 +12,7 @@ class Options(BaseModel, frozen=True, extra="forbid"):
     """A group of options; unknown keys are errors.
 
     Attributes:
-        FORMER: name of a field in version 0.1 -> its name now; a recipe may still use the former one.
+        FORMER: another name of a field, of version 0.1 or of the Hub -> its name; a recipe may use either.
     """
 
     FORMER: ClassVar[Mapping[str, str]] = {}
@@ -25,23 +25,27 @@ class Options(BaseModel, frozen=True, extra="forbid"):
             return tree
         twice = next((former for former, name in cls.FORMER.items() if former in tree and name in tree), None)
         if twice:
-            raise ValueError(f"{twice} is the former name of {cls.FORMER[twice]}; give one of them")
+            raise ValueError(f"{twice} is another name of {cls.FORMER[twice]}; give one of them")
         return {cls.FORMER.get(name, name): value for name, value in tree.items()}
 
 
 class RunRecipe(Options, frozen=True):
-    """The recipe of a kind of run: each has these three fields, in its own place and with its own description.
+    """The recipe of a kind of run: each has these fields, in its own place and with its own description.
 
     Attributes:
         name: title of the dataset.
         out: the run directory to write, a path or URL.
         seed: decides every random choice.
+        licence: of the dataset, as the Hub names it.
     """
+
+    FORMER: ClassVar[Mapping[str, str]] = {"license": "licence"}
 
     if TYPE_CHECKING:  # declared here, they would come first in every recipe.yaml and --help
         name: str
         out: str
         seed: int
+        licence: str
 
 
 def named_sources(value: object, role: str) -> object:

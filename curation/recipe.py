@@ -148,7 +148,7 @@ class CurateRecipe(RunRecipe, frozen=True):
     """Curate a pool of images: deduplicate, remove leaks, retrieve what resembles the seeds, write shards."""
 
     name: str = Field("curated", pattern=r"^[A-Za-z0-9._ -]+$", description="title of the dataset")
-    licence: str = Field("unknown", description="licence of the images, for the dataset card")
+    licence: str = Field("unknown", description="licence of the images, as the Hub names it: cc-by-4.0, mit, other")
     pool: list[Source] = Field(min_length=1, description="where the uncurated images are")
     seeds: list[SeedSet] = Field([], description="curated images that retrieve; none: keep all that survives")
     references: list[Source] = Field([], description="evaluation images that must not leak")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import tempfile
+from collections.abc import Sequence
 
 from huggingface_hub import get_token
 from huggingface_hub.errors import HFValidationError
@@ -14,6 +15,8 @@ from rich.console import Console
 from granary.curation.errors import UserError
 from granary.curation.hub.card import written_size
 from granary.curation.hub.client import Repository, send
+from granary.curation.hub.licences import check_licence
+from granary.curation.hub.merging import difference
 from granary.curation.hub.preflight import problems
 from granary.curation.hub.publication import Publication, gather
 
@@ -29,6 +32,7 @@ def publish(
     branch: str = "main",
     ledger: bool = False,
     embeddings: bool = False,
+    licence: str | None = None,
 ) -> None:
     """Publish a finished run as a dataset repository; killed, the same call goes on where it stopped.
 
@@ -40,17 +44,20 @@ def publish(
         branch: to write to; created where it is missing.
         ledger: publish the ledger too, as a config of its own.
         embeddings: publish the copy descriptors of the kept images too, as a config of their own.
+        licence: an identifier that the Hub knows, in the place of the recipe's.
 
     Raises:
         UserError: the run cannot be published, or the Hub refused.
     """
     _check_names(repo, branch)
+    if licence is not None:
+        check_licence(licence)
     for name in QUIET:  # their messages hold addresses with signatures
         logging.getLogger(name).setLevel(logging.ERROR)
     console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
     repository = Repository(repo, branch, console.print)
     with tempfile.TemporaryDirectory(prefix="granary-") as scratch:
-        publication = gather(url, repo, repository.address, scratch, ledger, embeddings)
+        publication = gather(url, repo, repository.address, scratch, ledger, embeddings, licence)
         _preflight(publication)
         if dry_run:
             _print_plan(publication, repository)
@@ -70,19 +77,35 @@ def _check_names(repo: str, branch: str) -> None:
 
 
 def _preflight(publication: Publication) -> None:
-    uploads = {**publication.parquet, "": publication.beside}
-    refusals = list(problems(uploads, publication.texts, get_token()))
+    _refuse(list(problems({**publication.parquet, "": publication.beside}, publication.texts, get_token())))
+
+
+def _over(publication: Publication, card: str) -> Publication:
+    """Return the publication with the card on the Hub merged into its own, the texts checked again."""
+    merged = publication.over(card)
+    _refuse(list(problems({}, merged.texts, get_token())))
+    return merged
+
+
+def _refuse(refusals: Sequence[str]) -> None:
     if refusals:
         raise UserError("nothing was sent:\n" + "\n".join(f"  {problem}" for problem in refusals))
 
 
 def _send(publication: Publication, repository: Repository, private: bool, console: Console) -> None:
     repository.sign_in()
+    theirs = repository.card()
+    publication = _over(publication, theirs)
     repository.validate(publication.texts["README.md"])
     repository.create(private)
     shards = [upload for files in publication.parquet.values() for upload in files]
     done = send(repository, publication.name, shards, publication.beside)
     removed = f", {done['removed']} old files removed" if done["removed"] else ""
+    if changes := difference(theirs, publication.texts["README.md"]) if theirs else []:
+        gone = sum(line.startswith("-") for line in changes[2:])
+        console.print(
+            f"README.md: {gone} lines of the card on the Hub were replaced; its words and header keys are kept"
+        )
     console.print(
         f"{done['sent']} files sent ({written_size(done['bytes'])}), {done['kept']} were there already{removed}"
     )
@@ -91,17 +114,18 @@ def _send(publication: Publication, repository: Repository, private: bool, conso
 
 def _print_plan(publication: Publication, repository: Repository) -> None:
     """Print every file that would be sent; the Hub is asked which it has, and need not be in reach."""
-    uploads = [upload for files in publication.parquet.values() for upload in files] + publication.beside
-    held, note = {}, ""
+    held, note, theirs = {}, "", ""
     try:
         if repository.info() is None:
             note = f"{repository.address} would be created"
         else:
-            held = repository.files()
+            held, theirs = repository.files(), repository.card()
     except UserError as error:
         note = f"The Hub could not be asked which files it holds ({error})"
     if held:
         repository.check_free(held, publication.name)
+    publication = _over(publication, theirs)
+    uploads = [upload for files in publication.parquet.values() for upload in files] + publication.beside
     missing = [upload for upload in uploads if not upload.is_at(held.get(upload.path))]
     for upload in missing:
         print(f"{written_size(upload.size):>12}  {upload.path}")
@@ -109,5 +133,7 @@ def _print_plan(publication: Publication, repository: Repository) -> None:
     print(
         f"{len(missing)} files, {total}, would be sent to {repository.address}; {len(uploads) - len(missing)} are there"
     )
+    if theirs:
+        print("\n".join(difference(theirs, publication.texts["README.md"])))
     if note:
         print(note)

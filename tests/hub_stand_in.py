@@ -199,9 +199,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.answer({"error": code}, 404, {"X-Error-Code": code, "X-Error-Message": code})
 
     def validate(self, card: str) -> None:
-        bad = "license: no-such-licence" in card
+        bad = "language: no-such-language" in card
         self.answer(
-            {"errors": [{"message": '"license" must be one of [...]'}] if bad else [], "warnings": []},
+            {"errors": [{"message": '"language" must be one of [...]'}] if bad else [], "warnings": []},
             400 if bad else 200,
         )
 

@@ -83,7 +83,9 @@ class PackRecipe(RunRecipe, frozen=True):
     """Pack images and dense captions: mask trees, texts in windows of a token budget, crops, summaries, negatives."""
 
     name: str = Field("packed", pattern=r"^[A-Za-z0-9._ -]+$", description="title of the dataset")
-    licence: str = Field("unknown", description="licence of images and annotations, for the dataset card")
+    licence: str = Field(
+        "unknown", description="licence of images and annotations, as the Hub names it: cc-by-4.0, mit, other"
+    )
     format: Format = Field(
         "dci", description="dci (and sDCI), coco, narratives (ImageInWords, Localized Narratives), jsonl"
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -46,6 +48,17 @@ def cached_revision() -> str:
     paths = [try_to_load_from_cache(MODEL, name) for name in FILES]
     commits = {Path(path).parent.name if isinstance(path, str) else "" for path in paths}
     return commits.pop() if len(commits) == 1 else ""
+
+
+def has_whole(model: str, revision: str) -> bool:
+    """Say whether the local cache has a model at a commit whole, so that the Hub need not be asked for it.
+
+    Without this, `transformers` asks for files that the model does not have each time it is loaded.
+    """
+    from huggingface_hub import try_to_load_from_cache
+
+    commit = re.fullmatch(r"[0-9a-f]{40}", revision) is not None and not os.path.isdir(model)
+    return commit and all(isinstance(try_to_load_from_cache(model, name, revision=revision), str) for name in FILES)
 
 
 def _download(offline: bool, tell: Callable[[str], None]) -> str:

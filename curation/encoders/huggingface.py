@@ -24,6 +24,7 @@ from transformers import (
     ViTImageProcessorPil,
 )
 
+from granary.curation.encoders.choice import has_whole
 from granary.curation.encoders.inference import (
     UNLOADABLE,
     fingerprint,
@@ -81,14 +82,18 @@ class HuggingFaceEncoder:
         _check_folder(spec, folder)
         source = folder if os.path.isdir(folder) else spec.target
         try:
-            AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)  # tells if the Hub is there
-            self.processor = _image_processor(source, revision)
+            local = has_whole(source, revision)
+            # tells whether the Hub answers
+            AutoConfig.from_pretrained(source, revision=revision, local_files_only=local, trust_remote_code=False)
+            self.processor = _image_processor(source, revision, local)
             model, report = AutoModel.from_pretrained(
                 source,
                 dtype=DTYPES[dtype],
                 use_safetensors=True,
                 output_loading_info=True,
                 revision=revision,
+                local_files_only=local,
+                adapter_kwargs={"local_files_only": local},
                 trust_remote_code=False,
             )
         except UNLOADABLE as error:
@@ -152,12 +157,13 @@ def _check_folder(spec: EncoderSpec, folder: str) -> None:
         raise UserError(f"encoder '{spec.text}': there is no folder '{folder}'; give a model folder or a Hub id")
 
 
-def _image_processor(source: str, revision: str) -> ImageProcessor:
-    """Load the image processor in its Pillow version."""
-    settings, _ = ViTImageProcessorPil.get_image_processor_dict(source, revision=revision)
+def _image_processor(source: str, revision: str, local: bool) -> ImageProcessor:
+    """Load the image processor in its Pillow version; local: from the cache alone."""
+    where = {"revision": revision, "local_files_only": local}
+    settings, _ = ViTImageProcessorPil.get_image_processor_dict(source, **where)
     if settings.get("image_processor_type") in VIT_ALIKE:
         return cast(ImageProcessor, ViTImageProcessorPil.from_dict(settings))
-    processor = AutoImageProcessor.from_pretrained(source, backend="pil", revision=revision, trust_remote_code=False)
+    processor = AutoImageProcessor.from_pretrained(source, backend="pil", trust_remote_code=False, **where)
     return cast(ImageProcessor, processor)
 
 

@@ -27,7 +27,13 @@ from huggingface_hub import (
     get_token,
     hf_hub_url,
 )
-from huggingface_hub.errors import HfHubHTTPError, HTTPError, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HTTPError,
+    RemoteEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 from huggingface_hub.hf_api import DatasetInfo, RepoFile
 from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_backoff
 
@@ -196,18 +202,39 @@ class Repository:
 
     def manifest(self) -> dict[str, object]:
         """Return what granary.json of the branch says; {} when it says nothing."""
-
-        url = hf_hub_url(self.name, MANIFEST, repo_type="dataset", revision=self.branch)
-
-        def fetch() -> bytes:
-            response = http_backoff("GET", url, headers=build_hf_headers())
-            hf_raise_for_status(response)
-            return response.content
-
         try:
-            return dict(json.loads(self.ask(fetch)))
+            return dict(json.loads(self.ask(lambda: self._fetch(MANIFEST, self.branch))))
         except ValueError:
             return {}
+
+    def card(self) -> str:
+        """Return README.md of the branch, of main where there is no such branch yet; "" where there is none.
+
+        Raises:
+            UserError: the Hub refused, or it is no text.
+        """
+
+        def fetch() -> bytes:
+            for branch in dict.fromkeys((self.branch, "main")):
+                try:
+                    return self._fetch("README.md", branch)
+                except RevisionNotFoundError:
+                    continue
+                except (RepositoryNotFoundError, RemoteEntryNotFoundError):
+                    break
+            return b""
+
+        try:
+            return self.ask(fetch).decode()
+        except UnicodeDecodeError as error:
+            raise UserError(f"card: README.md on the Hub is no text in UTF-8 ({error}); correct it there") from None
+
+    def _fetch(self, path: str, branch: str) -> bytes:
+        """Return the bytes of a small file."""
+        url = hf_hub_url(self.name, path, repo_type="dataset", revision=branch)
+        response = http_backoff("GET", url, headers=build_hf_headers())
+        hf_raise_for_status(response)
+        return bytes(response.content)
 
     def commit(self, title: str, uploads: Iterable[Upload], removed: Iterable[str] = ()) -> None:
         """Add and remove files in one commit; what the Hub already received is not sent again."""

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from granary.curation.hub.card import Tree, parse_card
+from granary.curation.hub.licences import unknown_licence
 from granary.curation.hub.secrets import columns_with_secrets
 from granary.curation.hub.upload import Upload
 from granary.curation.store import storage
@@ -83,14 +84,12 @@ def _licence(header: Tree) -> Iterator[str]:
     licence = header.get("license")
     if licence in (None, "", "unknown", []):
         yield (
-            "the card states no licence; run again with --licence, such as cc-by-4.0 or other, "
+            "the card states no licence; give --licence, such as cc-by-4.0 or other, "
             "or write `license:` into the header of dataset/README.md"
         )
-    elif not all(isinstance(one, str) and re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", one) for one in _listed(licence)):
-        yield (
-            f"the licence {licence!r} is not an identifier that the Hub knows; give one in lower case, such as "
-            "cc-by-4.0 or mit, or other"
-        )
+    else:
+        reasons = (unknown_licence(str(one)) for one in _listed(licence))
+        yield from (f"the licence {reason}" for reason in reasons if reason)
 
 
 def _listed(value: T | list[T]) -> list[T]:

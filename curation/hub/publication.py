@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import os
-from collections.abc import Iterator, Set
+from collections.abc import Callable, Iterator, Set
 from typing import TYPE_CHECKING, cast
 
 import pyarrow as pa
@@ -24,6 +24,7 @@ from granary.curation.hub.card import (
     write_card,
 )
 from granary.curation.hub.croissant import croissant
+from granary.curation.hub.merging import check_kept, merge_cards
 from granary.curation.hub.upload import Upload
 from granary.curation.images.decode import DecodeLimits
 from granary.curation.runs.facts import NEEDED, Counts, Facts, lacking_nothing
@@ -47,17 +48,37 @@ class Publication:
         name: of the dataset.
         parquet: for each config its Parquet files, "default" first.
         texts: the text files by path: README.md, croissant.json.
-        beside: the small files, the texts among them.
+        sheet: contact-sheet.jpg; None where there is none.
+        write: returns the texts with what a card on the Hub has merged into them.
     """
 
     name: str
     parquet: dict[str, list[Upload]]
     texts: dict[str, str]
-    beside: list[Upload]
+    sheet: bytes | None
+    write: Callable[[str], dict[str, str]]
+
+    @property
+    def beside(self) -> list[Upload]:
+        """The small files, the texts among them."""
+        files = {path: text.encode() for path, text in self.texts.items()}
+        if self.sheet is not None:
+            files["contact-sheet.jpg"] = self.sheet
+        return [Upload(path, len(data), data=data) for path, data in files.items()]
+
+    def over(self, card: str) -> Publication:
+        """Return the publication with the card that stands on the Hub merged into its own; "" for none."""
+        return dataclasses.replace(self, texts=self.write(card)) if card else self
 
 
 def gather(
-    url: str, repository: str, address: str, scratch: str, ledger: bool = False, embeddings: bool = False
+    url: str,
+    repository: str,
+    address: str,
+    scratch: str,
+    ledger: bool = False,
+    embeddings: bool = False,
+    licence: str | None = None,
 ) -> Publication:
     """Gather what a finished run publishes; nothing is written into the run directory.
 
@@ -66,12 +87,14 @@ def gather(
         repository, address: ORG/NAME and its web address, for the card.
         scratch: a folder of this machine for the merged ledger and embeddings, kept until they are sent.
         ledger, embeddings: whether they are published too.
+        licence: in the place of the recipe's.
 
     Raises:
         UserError: there is no finished run, or its files are not those it counted.
     """
     run = Run(url.rstrip("/"))
     facts, recipe = cast(Facts, _read(run, "run.json", NEEDED)), _read(run, "recipe.yaml")
+    recipe |= {"licence": licence} if licence else {}
     counted = counts_of(facts)
     parquet = {config: _shards(run, config, counts) for config, counts in counted.items()}
     if ledger:
@@ -82,15 +105,15 @@ def gather(
     features = {config: _features(files[0].url) for config, files in parquet.items()}
     features |= _stated(earlier, list(features))
     sheet = _contact_sheet(run, parquet["default"])
-    card = write_card(facts, recipe, features, earlier, repository, sheet is not None, own_template(run))
-    licence = parse_card(card)[0].get("license")
-    texts = {"README.md": card, "croissant.json": croissant(facts["name"], licence, address, features)}
-    beside = {path: text.encode() for path, text in texts.items()}
-    if sheet is not None:
-        beside["contact-sheet.jpg"] = sheet
-    return Publication(
-        facts["name"], parquet, texts, [Upload(path, len(data), data=data) for path, data in beside.items()]
-    )
+
+    def texts_over(theirs: str) -> dict[str, str]:
+        before = merge_cards(earlier, theirs) if theirs else earlier
+        card = write_card(facts, recipe, features, before, repository, sheet is not None, own_template(run))
+        check_kept(card, before)
+        stated = parse_card(card)[0].get("license")
+        return {"README.md": card, "croissant.json": croissant(facts["name"], stated, address, features)}
+
+    return Publication(facts["name"], parquet, texts_over(""), sheet, texts_over)
 
 
 def _read(run: Run, name: str, needed: Set[str] = frozenset()) -> Tree:

@@ -187,16 +187,22 @@ def retrieve_by_sample(run: Run, job: RetrieveNearest, output: Output) -> None:
     similarity, index = search.merge_top_k(partials, job.k)
     index = np.where(similarity >= np.float32(job.threshold), index, -1)
     retrieved = retrieval.sample_retrieval(similarity, index, np.arange(len(seeds)))
+    output.counters |= _spread(retrieved.similarities)
     if retrieved.distinct > job.cap:
         names = Layout.of(run, "pool").take(retrieved.images, ["id"])["id"]
         pool_ids = names.to_numpy(zero_copy_only=False).astype(str)
         retrieved = retrieval.capped(retrieved, pool_ids, job.cap, job.seed)
     output.counters |= {"retrievals": retrieved.retrievals, "distinct": retrieved.distinct, "seeds": len(seeds)}
-    if len(retrieved.similarities):
-        spread = np.quantile(retrieved.similarities, (0, 0.5, 1))
-        names = ("lowest_millionths", "median_millionths", "highest_millionths")
-        output.counters |= {name: round(float(value) * 1e6) for name, value in zip(names, spread, strict=True)}
     output.write(_retrieved(job.set, retrieved, ids))
+
+
+def _spread(similarities: NDArray[np.float32]) -> dict[str, int]:
+    """Return the lowest, the median and the highest of similarities, in millionths; {} where there are none."""
+    if not len(similarities):
+        return {}
+    values = np.quantile(similarities, (0, 0.5, 1))
+    names = ("lowest_millionths", "median_millionths", "highest_millionths")
+    return {name: round(float(value) * 1e6) for name, value in zip(names, values, strict=True)}
 
 
 def _retrieved(number: int, retrieved: retrieval.Retrieved, ids: NDArray[np.str_]) -> pa.Table:

@@ -82,7 +82,9 @@ check = PlainCommand(
 )
 
 
-def _publish(run: str | None, repo: str | None, print_template: bool, branch: str, **switches: bool) -> int:
+def _publish(
+    run: str | None, repo: str | None, print_template: bool, branch: str, licence: str | None, **switches: bool
+) -> int:
     if print_template:
         from granary.curation.hub.template import shipped_template
 
@@ -92,7 +94,7 @@ def _publish(run: str | None, repo: str | None, print_template: bool, branch: st
         raise click.UsageError("give the run directory and --repo ORG/NAME")
     from granary.pipelines.publish import publish
 
-    publish(run, repo, branch=branch, **switches)
+    publish(run, repo, branch=branch, licence=licence, **switches)
     return 0
 
 
@@ -108,6 +110,11 @@ publish = PlainCommand(
         click.Option(["--dry-run"], is_flag=True, help="check everything and print what would be sent"),
         click.Option(
             ["--branch"], default="main", show_default=True, help="branch to write to; created where it is missing"
+        ),
+        click.Option(
+            ["--licence", "--license"],
+            metavar="ID",
+            help="licence of the whole, as the Hub names it (cc-by-4.0, mit, other); default: the recipe's",
         ),
         click.Option(["--ledger"], is_flag=True, help="publish the ledger too, as config `ledger`"),
         click.Option(["--embeddings"], is_flag=True, help="publish the copy descriptors of the kept images too"),

@@ -44,7 +44,7 @@ def demo(out: str, engine: Engine, world: bool = False) -> int:
     if world:
         planted = make_pool(folder, list(rendered(folder, engine)), WORLDS[0])
     else:
-        planted = make_pool(folder, list(photographed()), "china")
+        planted = make_pool(folder, list(photographed()), "flower")
     paths = {"pool": "pool", "seeds.path": "seeds", "references": "references", "out": "run"}
     words = [word for key, name in paths.items() for word in (f"--{key}", str(folder / name))]
     recipe = load_recipe(CurateRecipe, shipped("curate/demo.yaml"), [*words, *(WORLD_THRESHOLDS if world else [])])

@@ -17,6 +17,7 @@ from rich.table import Table
 
 from granary.curation.errors import UserError
 from granary.curation.hub.card import contact_sheet_of, earlier_card, own_template, write_card
+from granary.curation.hub.licences import check_licence
 from granary.curation.images.decode import DecodeLimits
 from granary.curation.options import RunRecipe
 from granary.curation.report.cost import ASSUMPTIONS, SIZES, projection
@@ -90,10 +91,12 @@ class Session(Generic[R]):
             subject: (noun, function of a recipe) of what a directory holds one run of, for example the pool.
 
         Raises:
-            UserError: the directory holds something else, is held by another command, or cannot be written.
+            UserError: the directory holds something else, is held by another command or cannot be written, or the Hub
+                knows no such licence.
         """
         started = time.monotonic()
         console = console_or_stderr(console)
+        check_licence(recipe.licence)
         run = Run(recipe.out.rstrip("/"), dict(sources or {}))
         runner, lock = Runner(run, engine, Progress(console)), Lock(run.url)
         with writable(recipe.out):

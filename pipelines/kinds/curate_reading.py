@@ -19,7 +19,6 @@ from granary.curation.steps import embed, listing
 from granary.curation.steps.probe import check_first_images, check_named_keys
 from granary.curation.steps.tally import Tally, tally
 from granary.curation.steps.unreadable import what_allows
-from granary.curation.store import storage
 from granary.pipelines.engine.encoders import plan_encoder
 from granary.pipelines.engine.stages import Stages
 
@@ -96,10 +95,11 @@ def _with_encoder_chosen(recipe: CurateRecipe, choose: Callable[[], str]) -> Cur
 
 
 def _chosen_before(out: str) -> str:
-    """Return what `auto` may have stood for when the run was begun; "" where it has not been."""
-    if not storage.exists(storage.join(out, "recipe.yaml")):
+    """Return what `auto` may have stood for when the run was begun; "" where none was."""
+    try:
+        chosen = read_recipe(out, CurateRecipe).encoder.retrieval
+    except UserError:
         return ""
-    chosen = read_recipe(out, CurateRecipe).encoder.retrieval
     return chosen if chosen == LAYOUT or chosen.startswith(f"hf:{MODEL}?revision=") else ""
 
 
@@ -204,8 +204,8 @@ class Reading:
         return [tally(self.stages.markers[role], number, left_out) for number, left_out in enumerate(listed)]
 
     def counted(self) -> Iterator[tuple[Role, Source, Tally]]:
-        """Yield what every source gave that was read so far."""
-        for role in (role for role in ROLES if role in self.left_out):
+        """Yield what every source gave that has been read."""
+        for role in filter(self.left_out.__contains__, ROLES):
             for source, counted in zip(self.recipe.sources[role], self.tallies(role), strict=True):
                 yield role, source, counted
 

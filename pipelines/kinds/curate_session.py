@@ -19,7 +19,7 @@ from granary.curation.runs.run import LOST, Run
 from granary.curation.steps.dataset import planned_classes
 from granary.curation.store import schema
 from granary.pipelines.engine.recipe import dump_recipe
-from granary.pipelines.engine.session import Session
+from granary.pipelines.engine.session import Session, console_or_stderr
 from granary.pipelines.engine.stages import Stages
 from granary.pipelines.engine.units import Engine
 from granary.pipelines.kinds.curate import Curation
@@ -53,7 +53,7 @@ def curate(
     Raises:
         UserError: the recipe cannot be run, or a work unit failed.
     """
-    console = console or Console(stderr=True, highlight=False, markup=False)
+    console = console_or_stderr(console)
     tell = functools.partial(console.print, soft_wrap=True)
     prepared = prepare(recipe, lambda: choose_encoder(offline, tell))
     recipe = prepared.recipe

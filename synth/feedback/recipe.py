@@ -116,7 +116,7 @@ class SampleRecipe(RunRecipe, frozen=True):
     """Draw samples from a diffusion model under a classifier's feedback, as many as each class of a dataset lacks."""
 
     name: str = Field("sampled", pattern=r"^[A-Za-z0-9._ -]+$", description="title of the dataset")
-    licence: str = Field("unknown", description="licence of the samples, for the dataset card")
+    licence: str = Field("unknown", description="licence of the samples, as the Hub names it: cc-by-4.0, mit, other")
     data: list[Source] = Field(min_length=1, description="the labelled training images (folders: a sub-folder a class)")
     holdout: list[Source] = Field([], description="evaluation images: no training image that is one of them is used")
     model: str = Field(min_length=1, description="the diffusion pipeline: a folder of diffusers or an id of the Hub")

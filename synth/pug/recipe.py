@@ -24,7 +24,10 @@ class Outputs(Options, frozen=True):
     """Which ground truth is stored; boxes always are."""
 
     mask: bool = Field(False, description="column `mask`: PNG, 0 background, 1 and 2 the characters")
-    depth: bool = Field(False, description="column `depth`: compressed NumPy file (.npz) of float32 cm, planar")
+    depth: bool = Field(
+        False,
+        description="columns `depth`: planar, float32 cm in a NumPy file (.npz), and `depth_view`: a PNG of it",
+    )
     normals: bool = Field(False, description="column `normals`: PNG, world normal * 0.5 + 0.5")
 
 
@@ -96,7 +99,7 @@ class RenderRecipe(RunRecipe, frozen=True):
     """Render a dataset whose factors of variation are controlled: a plan of factor values, one picture for each row."""
 
     name: str = Field("rendered", pattern=r"^[A-Za-z0-9._: -]+$", description="title of the dataset")
-    licence: str = Field("unknown", description="licence of the pictures, for the dataset card")
+    licence: str = Field("unknown", description="licence of the pictures, as the Hub names it: cc-by-4.0, mit, other")
     out: str = Field(min_length=1, description="the run directory to write, a path or URL")
     seed: int = Field(0, ge=0, lt=2**63, description="decides every random choice")
     factors: dict[str, Factor] = Field(min_length=1, description="factors by name; the last one runs fastest in a grid")

@@ -266,6 +266,49 @@ def test_a_dry_run_prints_what_would_be_sent_and_changes_nothing(hub, tmp_path):
     assert {method for method, _ in hub.requests[count:]} <= {"GET", "HEAD"}
 
 
+CARD = """---
+license: cc-by-4.0
+extra_gated_prompt: "You agree not to identify people."
+extra_gated_fields:
+  Name: text
+viewer: false
+---
+# Our pictures
+
+Words that took a day.
+"""
+
+
+def test_a_card_that_stands_on_the_hub_is_merged_and_a_dry_run_shows_how(hub, tmp_path):
+    run = write_run(tmp_path / "run", 1)
+    hub.add_repo(REPO, {"README.md": CARD.encode()})
+    dry = publish(hub, run, "--dry-run", "--license", "mit")
+    assert "--- README.md on the Hub" in dry.stdout
+    assert "-license: cc-by-4.0" in dry.stdout
+    assert "+license: mit" in dry.stdout
+    assert "\n-extra_gated_prompt" not in dry.stdout
+    assert hub.head(REPO)["README.md"] == CARD.encode()
+    done = publish(hub, run)
+    assert done.returncode == 0, done.stderr
+    assert "lines of the card on the Hub were replaced" in done.stderr
+    page = hub.head(REPO)["README.md"].decode()
+    for words in ("Words that took a day.", "extra_gated_prompt: You agree", "viewer: false", "# cats"):
+        assert words in page
+    written = page.replace("begin more -->\n", "begin more -->\nwritten on the Hub\n")
+    hub.repos[REPO].branches["main"][-1].files["README.md"] = (hub.store(written.encode()), False)
+    again = publish(hub, run)
+    assert again.returncode == 0, again.stderr
+    assert hub.head(REPO)["README.md"].decode() == written
+    assert "were replaced" not in again.stderr
+
+
+def test_a_new_branch_keeps_the_words_of_the_main_one(hub, tmp_path):
+    hub.add_repo(REPO, {"README.md": CARD.encode()})
+    assert publish(hub, write_run(tmp_path / "run", 1), "--branch", "trial").returncode == 0
+    assert "Words that took a day." in hub.head(REPO, "trial")["README.md"].decode()
+    assert hub.head(REPO)["README.md"] == CARD.encode()
+
+
 def test_another_branch_leaves_main_as_it_is(hub, tmp_path):
     run = write_run(tmp_path / "run", 1)
     assert publish(hub, run, "--branch", "v2").returncode == 0
@@ -302,15 +345,16 @@ def mistakes() -> dict[str, Any]:
         hub.add_repo(REPO, {"granary.json": json.dumps({"name": "dogs"}).encode()})
         return []
 
-    def licence(hub: Hub, run: Path) -> list[str]:
-        (run / "recipe.yaml").write_text("licence: no-such-licence")
+    def language(hub: Hub, run: Path) -> list[str]:
+        (run / "dataset" / "README.md").write_text("---\nlanguage: no-such-language\n---\n")
         return []
 
     return {
         "holds 1 files that granary did not put there": foreign,
         "is there already and is public": public,
         "holds the dataset 'dogs', not 'cats'": other,
-        "the Hub refuses the header": licence,
+        "the Hub refuses the header": language,
+        "did you mean cc-by-4.0?": lambda hub, run: ["--licence", "CC BY 4.0"],
         "may not write to elsewhere": lambda hub, run: ["--repo", "elsewhere/cats"],
     }
 

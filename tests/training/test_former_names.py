@@ -57,7 +57,7 @@ def test_a_recipe_in_the_former_names_is_the_recipe_in_those_of_now() -> None:
 
 
 def test_a_name_given_twice_is_refused() -> None:
-    with pytest.raises(UserError, match=r"model: .*side is the former name of img_size; give one of them"):
+    with pytest.raises(UserError, match=r"model: .*side is another name of img_size; give one of them"):
         load_recipe(TrainRecipe, None, ["--method", "dinov2", "--model.side", "16", "--model.img_size", "16"])
 
 

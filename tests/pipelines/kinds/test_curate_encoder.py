@@ -52,13 +52,15 @@ def test_a_model_of_the_hub_is_chosen_written_down_and_used_again_without_it(
     with ModelHub() as hub:
         hub.files = {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()}
         told = curate(pictures, tmp_path / "first", hub.url, tmp_path / "home")
+        hub.asked.clear()
+        curate(pictures, tmp_path / "second", hub.url, tmp_path / "home")
+        assert [path for path in hub.asked if MODEL in path] == []
     assert "is downloaded once" in told
     spec = f"hf:{MODEL}?revision={COMMIT}"
     first = pools.Run(str(tmp_path / "first"))
     assert yaml.safe_load((first.path / "recipe.yaml").read_text())["encoder"]["retrieval"] == spec
     assert first.facts["notes"] == []
     assert f"by `{spec}`" in (first.path / "dataset" / "README.md").read_text()
-    curate(pictures, tmp_path / "second", hub.url, tmp_path / "home")  # nobody is there any more
     assert pools.Run(str(tmp_path / "second")).hashes("dataset") == first.hashes("dataset")
 
 
