@@ -82,7 +82,7 @@ def test_an_opened_run_gives_its_data(run: granary.Run, roles: dict[str, Path]) 
     assert opened.counts["dropped"] == (ledger.status == "dropped").sum()
     assert Path(opened.report).is_file()
     dropped = ledger[(ledger.stage == "dedup") & (ledger.status == "dropped")].iloc[0]
-    assert "kept image" in opened.explain(dropped.uri)
+    assert f"  {dropped.representative}  pool/" in opened.explain(dropped.uri)
     assert "curate run" in repr(opened)
 
 
