@@ -19,6 +19,7 @@ from unreal_stand_in import StandIn
 
 from granary.curation.errors import UserError
 from granary.curation.runs.run import UnitError
+from granary.synth.pug.planning import planned
 from granary.synth.pug.renderer import pools, servers
 from granary.synth.pug.renderer.connection import (
     BadFrame,
@@ -29,6 +30,8 @@ from granary.synth.pug.renderer.connection import (
     Unreachable,
     WrongReply,
 )
+from granary.synth.pug.renderer.frames import apart
+from granary.synth.pug.world import start_server
 
 SETTLE = {"enabled": True, "discard": 1, "attempts": 8}
 HARMLESS = (
@@ -379,3 +382,22 @@ def test_a_listed_server_is_leased_to_one_process_at_a_time() -> None:
 def test_addresses_that_are_none(address: str) -> None:
     with pytest.raises(UserError, match="is no address"):
         servers.endpoint_of(address)
+
+
+@pytest.mark.parametrize("settle", [{"enabled": False}, SETTLE])
+def test_the_embedded_world_is_compared_with_its_own_empty_views(settle: dict[str, Any], tmp_path: Path) -> None:
+    """As an UnrealCV server: its pictures change where the characters are, and not where one is hidden."""
+    factors = {"world_name": ["Meadow"], "character_name": ["Cat", "Duck"], "character_scale": [0.7, 1.0]}
+    with start_server() as server:
+        options = {"timeout": 60.0, "settle": settle, "retries": 0}
+        recipe = recipe_of(server.address, factors=factors, renderer=options)
+        result = render(recipe, tmp_path)
+        assert (len(result.samples), result.counters) == (4, {})
+        pool = pools.Pool(recipe.renderer, ["lit", "mask"], {})
+        scene = planned(recipe).scene(planned(recipe).row(0))
+        with pool.lease() as renderer:
+            frame = renderer.render(scene, "")
+            view = next(renderer.without(scene, scene.actors[0]))
+            assert apart(frame.lit, view, frame.mask == 1) > 5
+            assert np.abs(frame.lit[:4].astype(int) - view[:4]).max() <= 1  # the sky is as it was
+        pool.close()
