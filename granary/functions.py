@@ -42,6 +42,7 @@ def curate(
     seeds: Sources | None = None,
     references: Sources | None = None,
     offline: bool = False,
+    retry_failed: bool = False,
     **fields: Any,
 ) -> Run:
     """Curate a pool of images: deduplicate, remove leaks, retrieve what resembles the seeds, write shards.
@@ -52,6 +53,7 @@ def curate(
         seeds: curated images that retrieve; without them all that survives is kept.
         references: evaluation images that must not leak.
         offline: whether no model may be downloaded; pictures are then matched by layout where none is at hand.
+        retry_failed: whether all that an earlier run could not read is tried again, not what may pass alone.
         fields: of `granary.curation.recipe.CurateRecipe`, and what every call takes.
 
     Returns:
@@ -61,7 +63,7 @@ def curate(
         UserError: the recipe cannot be run, or a work unit failed.
     """
     sources = {"pool": pool, "seeds": seeds, "references": references}
-    return _run("curate", {**sources, "out": out, **fields}, offline=offline)
+    return _run("curate", {**sources, "out": out, **fields}, offline=offline, retry_failed=retry_failed)
 
 
 def render(*, out: Path, **fields: Any) -> Run:

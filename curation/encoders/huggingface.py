@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 from transformers import (
+    AutoConfig,
     AutoImageProcessor,
     AutoModel,
     BatchFeature,
@@ -82,6 +83,8 @@ class HuggingFaceEncoder:
         source = folder if os.path.isdir(folder) else spec.target
         try:
             local = has_whole(source, revision)
+            # tells whether the Hub answers
+            AutoConfig.from_pretrained(source, revision=revision, local_files_only=local, trust_remote_code=False)
             self.processor = _image_processor(source, revision, local)
             model, report = AutoModel.from_pretrained(
                 source,

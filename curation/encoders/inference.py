@@ -20,6 +20,15 @@ UNLOADABLE = (
     StrictDataclassError, TypeError, ValueError,
 )  # fmt: skip
 
+OUT_OF_REACH = {  # by name: these are errors of several clients of HTTP
+    "LocalEntryNotFoundError",
+    "OfflineModeIsEnabled",
+    "ConnectError",
+    "ConnectTimeout",
+    "ConnectionError",
+    "ReadTimeout",
+}
+
 
 def torch_device(name: str) -> torch.device:
     """Return the torch device: "auto" is CUDA when there is one, else CPU; UserError when it cannot be used."""
@@ -34,8 +43,18 @@ def torch_device(name: str) -> torch.device:
 
 
 def reason(error: BaseException) -> str:
-    """Return the first line of an error, its class where it says nothing."""
+    """Return why something could not be loaded: the first line of an error, its class where it says nothing.
+
+    Libraries say of a model they could not download that it lacks a file; what they were told first says more.
+    """
+    if any(kind.__name__ in OUT_OF_REACH for cause in causes(error) for kind in type(cause).__mro__):
+        return "the Hugging Face Hub cannot be reached, and its cache on this machine has no copy"
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def causes(error: BaseException | None) -> list[BaseException]:
+    """Return an error and what it was raised because of, one after the other."""
+    return [] if error is None else [error, *causes(error.__cause__ or error.__context__)]
 
 
 def workable(image: Image.Image, aspect: float = 4.0, least: int = 8) -> Image.Image:

@@ -31,6 +31,7 @@ from granary.curation.store.addresses import stored
 
 ENDINGS = (".txt", ".csv", ".tsv", ".jsonl")
 PIECE_ROWS = 256
+FURTHER = "further_cells"  # of a row that is longer than the header
 HTTP = ("http", "https")
 UNTRUSTED = "UntrustedPath"
 WHAT_IS_TAKEN = (
@@ -139,7 +140,7 @@ def record_batches(source: Source) -> Iterator[pa.RecordBatch]:
             return
         text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
         if ending in ("csv", "tsv"):
-            reader = csv.DictReader(text, delimiter="\t" if ending == "tsv" else ",")
+            reader = csv.DictReader(text, delimiter="\t" if ending == "tsv" else ",", restkey=FURTHER)
             column = pick(source, list(reader.fieldnames or []))
             yield batch(source, column, list(reader))
         elif ending == "jsonl":

@@ -19,6 +19,7 @@ from pyarrow.fs import S3FileSystem
 
 SETTLED = 2.0  # seconds in which writers that began at the same time have written
 TAKEN = {"PreconditionFailed", "ConditionalRequestConflict"}
+UNCONDITIONAL = {"NotImplemented", "InvalidArgument", "InvalidRequest"}  # what services say that know no conditions
 ONE_REQUEST = 4 << 20  # bytes; pyarrow sends less than a part (at least 5 MiB) in one request, which is atomic
 
 
@@ -80,9 +81,12 @@ class ArrowS3(ArrowFSWrapper):
         try:
             boto3.client("s3").put_object(Bucket=bucket, Key=key, Body=value, IfNoneMatch="*")
         except ClientError as error:
-            if error.response["Error"]["Code"] in TAKEN:
+            code = error.response["Error"]["Code"]
+            if code in TAKEN:
                 raise FileExistsError(errno.EEXIST, "there is an object already", path) from error
-            raise OSError(f"{path}: {error}") from error
+            if code not in UNCONDITIONAL:
+                raise OSError(f"{path}: {error}") from error
+            self._put_and_look(path, value)
 
     def _put_and_look(self, path: str, value: bytes) -> None:
         """Put an object where there is none, and look a while later whose it is: the last of several wins."""

@@ -202,7 +202,8 @@ def _alone(file: BinaryIO) -> None:
     if sys.platform != "win32":
         import fcntl
 
-        fcntl.flock(file, fcntl.LOCK_EX)
+        with contextlib.suppress(OSError):  # a file system without such locks
+            fcntl.flock(file, fcntl.LOCK_EX)
 
 
 def remove(url: str) -> None:

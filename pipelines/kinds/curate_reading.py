@@ -204,8 +204,8 @@ class Reading:
         return [tally(self.stages.markers[role], number, left_out) for number, left_out in enumerate(listed)]
 
     def counted(self) -> Iterator[tuple[Role, Source, Tally]]:
-        """Yield what every source gave."""
-        for role in ROLES:
+        """Yield what every source gave that has been read."""
+        for role in filter(self.left_out.__contains__, ROLES):
             for source, counted in zip(self.recipe.sources[role], self.tallies(role), strict=True):
                 yield role, source, counted
 

@@ -48,6 +48,7 @@ MEANINGS = {
     "objects": "the characters: name, box (left, top, right, bottom in pixels), number of pixels in the mask",
     "mask": "PNG: 0 background, 1 the first character, 2 the second",
     "depth": 'NumPy file: `np.load(io.BytesIO(depth))["depth"]` is (height, width) float32, planar, in centimetres',
+    "depth_view": "PNG to look at: the inverse of the depth, from black (its farthest pixel) to white (its nearest)",
     "normals": "PNG: world normal * 0.5 + 0.5",
 }
 

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from granary.curation.encoders.inference import fingerprint, torch_device
+from granary.curation.encoders.inference import fingerprint, reason, torch_device
 from granary.curation.errors import UserError
 from granary.curation.store.storage import join, local_folder
 from granary.synth.feedback.diffusion.checkpoints import first_line, model_files, no_progress_bars, refuse_pickles
@@ -86,13 +86,14 @@ class TransformersClassifier:
 
     def __init__(self, name: str, device: torch.device, dtype: str = "float32") -> None:
         """Load it; raises UserError for pickled weights, a missing head or preprocessing that cannot be followed."""
-        from transformers import AutoImageProcessor, AutoModelForImageClassification
+        from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
 
         folder = Path(local_folder(name)).expanduser()
         source = str(folder) if folder.is_dir() else name
         refuse_pickles("classifier", folder, name)
         options = {"dtype": getattr(torch, dtype), "use_safetensors": True, "trust_remote_code": False}
         try:
+            AutoConfig.from_pretrained(source, trust_remote_code=False)  # tells whether the Hub is there
             processor = AutoImageProcessor.from_pretrained(source, backend="pil", trust_remote_code=False)
             with no_progress_bars():
                 model, report = AutoModelForImageClassification.from_pretrained(
@@ -101,7 +102,7 @@ class TransformersClassifier:
         except (OSError, ValueError, ImportError) as error:
             raise UserError(
                 f"classifier: '{name}' is no image classifier of transformers with safetensors weights and an image "
-                f"processor ({first_line(error)}); a classifier trained with granary is written granary:PATH"
+                f"processor ({reason(error)}); a classifier trained with granary is written granary:PATH"
             ) from error
         if report["missing_keys"]:
             raise UserError(f"classifier: '{name}' lacks trained weights: {min(report['missing_keys'])}")

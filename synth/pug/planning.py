@@ -26,7 +26,7 @@ from granary.synth.pug.recipe import RenderRecipe
 from granary.synth.pug.world.content.imports import FORMATS
 
 LABELS = ("character_label", "character_name")
-OWN_COLUMNS = ("row_id", "split", "objects", "mask", "depth", "normals")
+OWN_COLUMNS = ("row_id", "split", "objects", "mask", "depth", "depth_view", "normals")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,6 +149,7 @@ class Planned:
             extra["mask"] = Image()
         if outputs.depth:
             extra["depth"] = Value("binary")
+            extra["depth_view"] = Image()
         if outputs.normals:
             extra["normals"] = Image()
         return sample_features(extra, self.classes)

@@ -24,7 +24,10 @@ class Outputs(Options, frozen=True):
     """Which ground truth is stored; boxes always are."""
 
     mask: bool = Field(False, description="column `mask`: PNG, 0 background, 1 and 2 the characters")
-    depth: bool = Field(False, description="column `depth`: compressed NumPy file (.npz) of float32 cm, planar")
+    depth: bool = Field(
+        False,
+        description="columns `depth`: planar, float32 cm in a NumPy file (.npz), and `depth_view`: a PNG of it",
+    )
     normals: bool = Field(False, description="column `normals`: PNG, world normal * 0.5 + 0.5")
 
 

@@ -21,7 +21,7 @@ from granary.curation.runs.run import Output, Run, digest, read_table, undigeste
 from granary.curation.store import schema, storage
 from granary.synth.pug.planning import Planned, PlannedRow, planned
 from granary.synth.pug.recipe import RenderRecipe
-from granary.synth.pug.renderer.frames import Frame, boxes, npz, png
+from granary.synth.pug.renderer.frames import Frame, boxes, nearness, npz, png
 from granary.synth.pug.renderer.worker import Lost, Service, Worker
 
 LOST = b"granary.lost"
@@ -191,6 +191,7 @@ def sample_of(work: Planned, row: PlannedRow, frame: Frame) -> dict[str, object]
         sample["mask"] = {"bytes": png(frame.mask), "path": f"{stem}-mask.png"}
     if frame.depth is not None:
         sample["depth"] = npz(depth=frame.depth)
+        sample["depth_view"] = {"bytes": png(nearness(frame.depth)), "path": f"{stem}-depth.png"}
     if frame.normals is not None:
         sample["normals"] = {"bytes": png(frame.normals), "path": f"{stem}-normals.png"}
     return sample

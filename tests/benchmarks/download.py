@@ -36,7 +36,7 @@ from rich.table import Table
 from granary.curation.download import Download, Downloads
 
 LATENCY = 0.05
-ADDRESSES, ROUNDS = 4000, 3
+ADDRESSES, ROUNDS = 2000, 3
 CONNECTIONS = (16, 64)
 Fetch = Callable[[list[str], int], int]
 

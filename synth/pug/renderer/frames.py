@@ -131,6 +131,18 @@ def depth_of(data: bytes, width: int, height: int) -> NDArray[np.float32]:
         raise NotDecodable(f"not a NumPy file: {error}; it begins with {data[:24]!r}") from None
 
 
+def nearness(depth: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Return a picture of a depth: its inverse, from 0 where it is farthest to 255 where it is nearest.
+
+    Args:
+        depth: (h, w) float32, cm; what is nearer than a centimetre counts as one.
+    """
+    inverse = 1 / np.maximum(depth, 1)
+    farthest, nearest = inverse.min(), inverse.max()
+    scale = 255 / (nearest - farthest) if nearest > farthest else 0.0
+    return ((inverse - farthest) * scale).round().astype(np.uint8)
+
+
 def packed(picture: NDArray[np.uint8]) -> NDArray[np.uint32]:
     """Return RGB as one number for each pixel."""
     red, green, blue = (picture[..., channel].astype(np.uint32) for channel in range(3))

@@ -56,7 +56,7 @@ def check_package() -> None:
                 "apt-get install libgl1 libglib2.0-0, or pip install opencv-python-headless in place of opencv-python"
             )
         else:
-            remedy = "pip install unrealcv"
+            remedy = "pip install 'granary-data[unreal]'"
         raise UserError(f"renderer.kind: unrealcv cannot be imported ({error}); {remedy}") from None
 
 

@@ -3,9 +3,11 @@
 import contextlib
 import http.server
 import io
+import json
 import threading
 
 import pyarrow as pa
+import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
@@ -129,3 +131,29 @@ def test_nothing_that_is_stored_of_a_row_holds_its_secrets(tmp_path):
 def test_messages_of_errors_lose_secrets_too():
     error = OSError("cannot open https://me:pw@host/a.png?sig=x")
     assert failure(error) == ("OSError", "cannot open https://host/a.png")
+
+
+@pytest.mark.parametrize("ending", ["csv", "tsv", "parquet"])
+def test_columns_of_a_list_that_have_no_place_of_their_own_are_metadata(tmp_path, ending):
+    rows = [
+        {"URL": "a.png", "TEXT": "a cat", "LICENSE": "CC0", "similarity": 0.5, "label": "x"},
+        {"URL": "b.png", "TEXT": "", "LICENSE": None, "similarity": None, "label": ""},
+    ]
+    path, table = tmp_path / f"list.{ending}", pa.Table.from_pylist(rows)
+    if ending == "parquet":
+        pq.write_table(table, path)
+    else:
+        pacsv.write_csv(table, path, pacsv.WriteOptions(delimiter="," if ending == "csv" else "\t"))
+    source = resolve(Source(name="p", path=str(path)))
+    first, second = (one for piece in list_pieces(source) for one in read_piece(source, piece, MAX))
+    assert (first.label, first.captions) == ("x", ("a cat",))
+    assert json.loads(first.metadata) == {"LICENSE": "CC0", "similarity": 0.5 if ending == "parquet" else "0.5"}
+    assert (second.label, second.captions, second.metadata) == (None, (), None)
+
+
+def test_a_row_that_is_longer_than_the_header_keeps_its_cells(tmp_path):
+    (tmp_path / "list.csv").write_text("url,label\na.png,x,more,cells\nb.png\n")
+    source = resolve(Source(name="p", path=str(tmp_path / "list.csv")))
+    first, second = (one for piece in list_pieces(source) for one in read_piece(source, piece, MAX))
+    assert (first.label, json.loads(first.metadata)) == ("x", {"further_cells": ["more", "cells"]})
+    assert (second.label, second.metadata) == (None, None)

@@ -13,6 +13,7 @@ import uuid
 import boto3
 import pools
 import pytest
+from botocore.exceptions import ClientError
 from places import ROOT
 
 from granary.curation.store import storage
@@ -175,11 +176,20 @@ def test_workers_find_s3_through_the_environment(roles, run, bucket, tmp_path, r
     assert outputs(download(bucket, "run", tmp_path / "down")) == outputs(run)
 
 
-@pytest.mark.parametrize("conditional", [True, False])
-def test_of_many_that_create_an_object_one_wins(bucket, monkeypatch, conditional):
-    if not conditional:  # boto3, which can put on a condition, is an extra
+class Unconditional:
+    """A service that knows no conditional put."""
+
+    def put_object(self, **request):
+        raise ClientError({"Error": {"Code": "NotImplemented"}}, "PutObject")
+
+
+@pytest.mark.parametrize("service", ["conditional", "without boto3", "without conditions"])
+def test_of_many_that_create_an_object_one_wins(bucket, monkeypatch, service):
+    monkeypatch.setattr("granary.curation.store.s3.SETTLED", 1.0)
+    if service == "without boto3":  # which is an extra
         monkeypatch.setattr("granary.curation.store.s3.importlib.util.find_spec", lambda name: None)
-        monkeypatch.setattr("granary.curation.store.s3.SETTLED", 1.0)
+    elif service == "without conditions":
+        monkeypatch.setattr(boto3, "client", lambda name: Unconditional())
     url, gate = f"s3://{bucket.name}/run/run [1].lock", threading.Barrier(4)
 
     def attempt(number):

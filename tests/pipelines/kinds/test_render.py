@@ -130,7 +130,10 @@ def test_ground_truth_agrees_with_the_picture(run: Run) -> None:
         normals = np.asarray(Image.open(io.BytesIO(sample["normals"]["bytes"])))
         depth = np.load(io.BytesIO(sample["depth"]))["depth"]
         assert lit.shape == normals.shape == (48, 48, 3)
-        assert mask.shape == depth.shape == (48, 48)
+        view = np.asarray(Image.open(io.BytesIO(sample["depth_view"]["bytes"])))
+        assert mask.shape == depth.shape == view.shape == (48, 48)
+        assert view[depth == depth.min()].min() == 255
+        assert view[depth == depth.max()].max() == 0
         assert set(np.unique(mask)) == {0, 1}
         (thing,) = sample["objects"]
         rows, columns = np.nonzero(mask)

@@ -11,6 +11,9 @@ import time
 import pools
 import pytest
 
+import granary
+from granary.pipelines.engine.units import Runner
+
 QUICK = ("--download.retries", "0", "--download.backoff", "0.01", "--unit_rows", "16", "--dedup.enabled", "false")
 OWN = ("--pool.private_addresses", "true", *QUICK)
 
@@ -119,11 +122,25 @@ def test_nothing_of_a_run_but_its_recipe_and_list_holds_a_secret(tmp_path):
         lists = tmp_path / "lists"
         lists.mkdir()
         rows += [str(tmp_path / "my-folder" / "a.jpg"), "http://127.0.0.1:1/x?token=hunter2"]
-        roles = {"pool": write_list(lists, rows)}
-        run = pools.curate(roles, tmp_path / "run", *OWN, "--pool.trust_paths", "true")
+        page = "https://me:hunter2@host/page?id=7"
+        (lists / "list.csv").write_text("url,page\n" + "".join(f"{row},{page}\n" for row in rows))
+        run = pools.curate({"pool": lists / "list.csv"}, tmp_path / "run", *OWN, "--pool.trust_paths", "true")
+    assert {row["metadata"] for row in run.samples} == {'{"page": "https://host/page?id=7"}'}
     assert len(run.uris("kept")) == 3
     for path in run.path.rglob("*"):
         text = path.read_bytes() if path.is_file() and path.name != "recipe.yaml" else b""
         if path.suffix == ".parquet":
             text = repr(run.table(str(path.parent.relative_to(run.path)))).encode()
         assert not [word for word in (b"hunter2", b"c0ffee", b"my-folder") if word in text], path
+
+
+def test_the_function_tries_again_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(Runner, "_run", pools.run_in_a_loop)
+    states = {3: 404}
+    with serving(lambda path: states.get(int(path[1:])) or encoded(int(path[1:]))) as (base, _):
+        source = {"path": write_list(tmp_path, [f"{base}/{i}" for i in range(5)]), "private_addresses": True}
+        fields = {"pool": source, "out": tmp_path / "run", "download": {"retries": 0}, "quiet": True}
+        assert len(granary.curate(**fields).dataset()) == 4
+        states.clear()
+        assert len(granary.curate(**fields).dataset()) == 4
+        assert len(granary.curate(**fields, retry_failed=True).dataset()) == 5

@@ -322,6 +322,18 @@ def test_a_missing_libgl_is_one_sentence_with_the_remedy(monkeypatch: pytest.Mon
     assert "\n" not in str(caught.value)
 
 
+def test_a_missing_package_is_one_sentence_with_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    class NoPackage:
+        def find_spec(self, name: str, *_: object) -> None:
+            if name == "granary.synth.pug.renderer.unreal":
+                raise ModuleNotFoundError("No module named 'unrealcv'")
+
+    monkeypatch.delitem(sys.modules, "granary.synth.pug.renderer.unreal", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [NoPackage(), *sys.meta_path])
+    with pytest.raises(UserError, match=r"No module named 'unrealcv'.*pip install 'granary-data\[unreal\]'"):
+        servers.check_package()
+
+
 def test_the_embedded_world_needs_no_unrealcv_package() -> None:
     modules = "granary.pipelines.kinds.render, granary.synth.pug.renderer.servers"
     words = f"import sys, {modules}; print('unrealcv' in sys.modules, 'cv2' in sys.modules)"

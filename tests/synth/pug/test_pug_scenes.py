@@ -36,6 +36,7 @@ from granary.synth.pug.renderer.frames import (
     check_frame,
     depth_of,
     indexed_mask,
+    nearness,
     npz,
     picture_of,
     png,
@@ -202,6 +203,18 @@ def test_frames_that_cannot_be_right_are_refused() -> None:
             picture_of(data, 9, 8)
     with pytest.raises(NotDecodable, match="9 x 8, not 8 x 9"):
         picture_of(png(noise), 8, 9)
+
+
+@pytest.mark.parametrize("shape", [(4, 5), (1, 1)])
+def test_a_depth_is_seen_from_black_to_white(shape: tuple[int, int]) -> None:
+    depth = np.full(shape, 65504, np.float32)
+    assert not nearness(depth).any()
+    depth.flat[0] = 100
+    depth.flat[-1] = 50
+    picture = nearness(depth)
+    if picture.size > 1:
+        assert [picture.flat[0], picture.flat[1], picture.flat[-1]] == [127, 0, 255]
+    assert (nearness(np.array([[-3.0, 0.0, 1.0, np.float32(2)]], np.float32)) == [255, 255, 255, 0]).all()
 
 
 def test_depth_is_lossless_and_checked_before_it_is_read(tmp_path: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import struct
 import zlib
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from granary.synth.pug.world.shapes.colours import srgb_to_linear
-from granary.synth.pug.world.shapes.mesh import Mesh, Skin, make_mesh
+from granary.synth.pug.world.shapes.mesh import Mesh, make_mesh
 from granary.synth.pug.world.shapes.textures import SIZE, Texture, make_texture
 
 if TYPE_CHECKING:
@@ -144,7 +145,7 @@ def _convert(source: Trimesh, file: Path) -> Mesh:
     points = (points - [*(low + high)[:2] / 2, low[2]]) * (LONGEST_SIDE / (high - low).max())
     uv, picture = _picture(source, points)
     colours = np.ones((len(points), 3)) if picture else _linear(_colours(source)[:, :3])
-    return make_mesh(points, triangles, colours, normals, 0.1, skin=Skin(), uv=uv, picture=picture)
+    return dataclasses.replace(make_mesh(points, triangles, colours, normals, 0.1), uv=uv, picture=picture)
 
 
 def _axes(file: Path) -> np.ndarray:

@@ -163,20 +163,20 @@ def _leafy(seed: int) -> Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarr
 def scatter(
     models: list[Mesh],
     count: int,
-    inner: float,
-    outer: float,
+    ring: tuple[float, float],
     size: tuple[float, float],
     seed: int,
     sink: float = 0.02,
     ground: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> list[Mesh]:
-    """Place copies at random in a ring (cm) round the origin; the same seed, the same places.
+    """Place copies at random in a ring round the origin; the same seed, the same places.
 
-    `size` is the least and the most a model of 100 cm is enlarged; `ground` gives heights of points (n, 2); `sink` is
-    the share of the size that is under it.
+    `ring` is its inner and its outer radius in cm; `size` is the least and the most a model of 100 cm is enlarged;
+    `ground` gives heights of points (n, 2); `sink` is the share of the size that is under it.
     """
     rng = np.random.default_rng(seed)
     result = []
+    inner, outer = ring
     for _ in range(count):
         radius, angle = np.sqrt(rng.uniform(inner**2, outer**2)), rng.uniform(0, 2 * np.pi)
         scale, yaw, model = rng.uniform(*size), rng.uniform(0, 360), models[rng.integers(len(models))]

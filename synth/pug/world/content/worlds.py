@@ -97,7 +97,7 @@ def _meadow() -> World:
     relief = hills(420, 3)
     ground = terrain(("#4c6130", "#7c8a48"), Skin("turf", 260, 0.6, 0.1), relief, 3)
     trees = [props.broadleaf("#4f7a30", 1), props.broadleaf("#668a3a", 2), props.broadleaf("#3f6a34", 3)]
-    parts = {"Ground": ground, **props.forest(trees, 26, 1900, 7000, (3.5, 7.0), 5, ground=relief)}
+    parts = {"Ground": ground, **props.forest(trees, 26, (1900, 7000), (3.5, 7.0), 5, ground=relief)}
     parts["Flowers"] = props.tufts(
         900, 80, 1500, 13, ("#4a6a2a", "#a3b860"), 7, ("#f4f0e6", "#e9c63c", "#d9657a", "#8c78c8")
     )
@@ -109,9 +109,9 @@ def _meadow() -> World:
 def _desert() -> World:
     relief = hills(900, 11, 1100, 7000)
     ground = terrain(("#b97f48", "#d3a066"), Skin("sand", 240, 0.8), relief, 11)
-    cacti = props.scatter([props.cactus(1), props.cactus(2)], 22, 900, 5200, (2.6, 5.0), 13, ground=relief)
+    cacti = props.scatter([props.cactus(1), props.cactus(2)], 22, (900, 5200), (2.6, 5.0), 13, ground=relief)
     rocks = props.scatter(
-        [props.rock("#9a6038", 3), props.rock("#aa7044", 4)], 26, 750, 6000, (0.5, 3.0), 15, ground=relief
+        [props.rock("#9a6038", 3), props.rock("#aa7044", 4)], 26, (750, 6000), (0.5, 3.0), 15, ground=relief
     )
     parts = {"Ground": ground, "Cacti": join(cacti, Skin("grain", 120, 0.3)), "Rocks": join(rocks, props.ROCK)}
     ridges = (Ridge("#b98a78", 5.5, 3, 6, 4), Ridge("#a8623c", 3.4, 2.0, 11, 12, square=False))
@@ -123,9 +123,9 @@ def _snow() -> World:
     relief = hills(520, 21)
     ground = terrain(("#c9d4e4", "#e6edf5"), Skin("drift", 300, 0.5, 0.1, 0.2), relief, 21)
     trees = [props.pine("#2f4f3a", True, 1), props.pine("#35573f", True, 2)]
-    parts = {"Ground": ground, **props.forest(trees, 46, 950, 6500, (2.6, 6.0), 23, ground=relief)}
+    parts = {"Ground": ground, **props.forest(trees, 46, (950, 6500), (2.6, 6.0), 23, ground=relief)}
     parts["Rocks"] = join(
-        props.scatter([props.rock("#8b9097", 5)], 8, 800, 4000, (0.5, 1.5), 25, ground=relief), props.ROCK
+        props.scatter([props.rock("#8b9097", 5)], 8, (800, 4000), (0.5, 1.5), 25, ground=relief), props.ROCK
     )
     ridges = (Ridge("#b9cce4", 8, 4.5, 10, 14), Ridge("#7f94ae", 2.2, 0.9, 40, 16))
     sky = Sky("#2c62ac", "#78abe2", "#e6eef6", 1.15, 0.3, ridges=ridges, ground="#aebccf", seed=13)
@@ -147,8 +147,8 @@ def _beach() -> World:
 
     ground = terrain(("#d3b686", "#e6cfa3"), Skin("sand", 260, 0.5), relief, 31, tint=tint)
     parts = {"Ground": ground, "Sea": _sea(shore)}
-    parts |= props.forest([props.palm(1), props.palm(2)], 9, 900, 2600, (4.5, 7.0), 37, ground=relief)
-    parts["Rocks"] = join(props.scatter([props.rock("#8d7f70", 7)], 9, 800, 2600, (0.4, 1.6), 39), props.ROCK)
+    parts |= props.forest([props.palm(1), props.palm(2)], 9, (900, 2600), (4.5, 7.0), 37, ground=relief)
+    parts["Rocks"] = join(props.scatter([props.rock("#8d7f70", 7)], 9, (800, 2600), (0.4, 1.6), 39), props.ROCK)
     sky = Sky(
         "#1f66c4",
         "#6fb1ea",
@@ -207,7 +207,7 @@ def _town(lit: float) -> dict[str, Mesh]:
         for piece in props.lamp(lit > 0)
     ]
     leaf = "#55783a" if lit == 0 else "#3c5630"
-    trees = props.forest([props.broadleaf(leaf, 4), props.broadleaf(leaf, 5)], 12, 1350, 1900, (3.2, 4.6), 43)
+    trees = props.forest([props.broadleaf(leaf, 4), props.broadleaf(leaf, 5)], 12, (1350, 1900), (3.2, 4.6), 43)
     return {"Houses": join(houses, Skin("grain", 200, 0.15)), "Lamps": join(lamps, Skin()), **trees}
 
 
@@ -242,10 +242,10 @@ def _forest() -> World:
         props.pine("#2c4a2c", False, 3),
         props.pine("#35552f", False, 4),
     ]
-    parts = {"Ground": ground, **props.forest(trees, 190, 820, 4600, (3.5, 7.5), 53, ground=relief)}
+    parts = {"Ground": ground, **props.forest(trees, 190, (820, 4600), (3.5, 7.5), 53, ground=relief)}
     parts["Ferns"] = props.tufts(650, 110, 1600, 26, ("#24401c", "#6a9440"), 55)
     parts["Rocks"] = join(
-        props.scatter([props.rock("#6f7264", 8)], 14, 420, 2500, (0.3, 1.2), 57, ground=relief), props.ROCK
+        props.scatter([props.rock("#6f7264", 8)], 14, (420, 2500), (0.3, 1.2), 57, ground=relief), props.ROCK
     )
     sky = Sky(
         "#5d9ad0",
@@ -264,11 +264,11 @@ def _savanna() -> World:
     ground = terrain(("#9c8048", "#c2a668"), Skin("turf", 280, 0.6), relief, 61)
     parts = {
         "Ground": ground,
-        **props.forest([props.acacia(1), props.acacia(2)], 22, 1300, 8000, (5.0, 9.0), 63, ground=relief),
+        **props.forest([props.acacia(1), props.acacia(2)], 22, (1300, 8000), (5.0, 9.0), 63, ground=relief),
     }
     parts["Grass"] = props.tufts(900, 90, 1900, 22, ("#8a7038", "#dcc47c"), 65)
     parts["Rocks"] = join(
-        props.scatter([props.rock("#8a5a3c", 9)], 10, 900, 5000, (0.4, 2.4), 67, ground=relief), props.ROCK
+        props.scatter([props.rock("#8a5a3c", 9)], 10, (900, 5000), (0.4, 2.4), 67, ground=relief), props.ROCK
     )
     ridges = (Ridge("#9a6a74", 3.6, 1.6, 7, 28), Ridge("#7a4c44", 1.4, 0.7, 14, 30))
     sky = Sky(
@@ -339,10 +339,10 @@ def _ocean_floor() -> World:
         props.coral("#b45ac0", 3),
         props.coral("#e8768a", 4),
     ]
-    corals = props.scatter(models, 46, 430, 2600, (0.7, 2.4), 83, 0.05, relief)
-    weeds = props.scatter([props.kelp(1), props.kelp(2)], 60, 480, 2600, (1.6, 4.5), 85, 0.02, relief)
+    corals = props.scatter(models, 46, (430, 2600), (0.7, 2.4), 83, 0.05, relief)
+    weeds = props.scatter([props.kelp(1), props.kelp(2)], 60, (480, 2600), (1.6, 4.5), 85, 0.02, relief)
     rocks = props.scatter(
-        [props.rock("#5f7078", 10), props.rock("#6a7a72", 11)], 22, 520, 3000, (0.7, 3.2), 87, 0.1, relief
+        [props.rock("#5f7078", 10), props.rock("#6a7a72", 11)], 22, (520, 3000), (0.7, 3.2), 87, 0.1, relief
     )
     parts = {
         "Ground": ground,

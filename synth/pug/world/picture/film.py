@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import NamedTuple
 
 import numpy as np
 
@@ -169,26 +170,28 @@ def edges(
     return (rows + window[0].start) * camera.width + columns + window[1].start
 
 
-def refined(
-    film: Film,
-    seen: np.ndarray,
-    instances: Instances,
-    painted: dict[str, str],
-    light: Light,
-    world: World,
-    camera: Camera,
-    chosen: np.ndarray,
-) -> np.ndarray:
+class Setting(NamedTuple):
+    """What pixels are of: what was traced, the textures that objects wear by name, light, world and camera."""
+
+    instances: Instances
+    painted: dict[str, str]
+    light: Light
+    world: World
+    camera: Camera
+
+
+def refined(film: Film, seen: np.ndarray, setting: Setting, chosen: np.ndarray) -> np.ndarray:
     """Average four samples in each chosen pixel; they share the light that its surroundings were found to see.
 
     Args:
         film: through all pixels; seen: (n, 2) float32 shares of sun and sky they see.
-        instances, painted, light, world, camera: of the scene.
+        setting: of the film.
         chosen: (k,) indices of pixels.
 
     Returns:
         (k, 3) float32 display values.
     """
+    instances, painted, light, world, camera = setting
     offsets = np.array(SAMPLES)
     row, column = np.divmod(chosen, camera.width)
     x, y = (column[:, None] + offsets[:, 0]).ravel(), (row[:, None] + offsets[:, 1]).ravel()

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from granary.synth.pug.world.content.worlds import World
-from granary.synth.pug.world.picture.film import Film, Window, edges, pixel_centres, refined, smoothed
+from granary.synth.pug.world.picture.film import Film, Setting, Window, edges, pixel_centres, refined, smoothed
 from granary.synth.pug.world.picture.instances import Instances
 from granary.synth.pug.world.picture.lighting import Light, Shade, deepened, pattern_of, shade_of
 from granary.synth.pug.world.shapes.geometry import Camera, rows_of
@@ -122,8 +122,8 @@ def _antialiased(
 
 
 def _refined(shot: Shot, film: Film, seen: np.ndarray, instances: Instances, chosen: np.ndarray) -> np.ndarray:
-    parts = (dict(shot.painted), shot.light, shot.world, shot.camera)
-    return refined(film, seen, instances, *parts, chosen) if len(chosen) else np.zeros((0, 3), np.float32)
+    setting = Setting(instances, dict(shot.painted), shot.light, shot.world, shot.camera)
+    return refined(film, seen, setting, chosen) if len(chosen) else np.zeros((0, 3), np.float32)
 
 
 def _whole_shade(shot: Shot, instances: Instances, film: Film) -> Shade:

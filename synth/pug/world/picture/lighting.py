@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import NamedTuple
 
 import numpy as np
 
@@ -206,22 +207,30 @@ def _shade(light, surface, directions, distance, sun, sky):
     result = surface.colour * (direct + around * open_sky)
     rim = surface.sheen * away * away * away * sky
     result += rim[:, None] * (around + np.float32(0.25) * direct) * (surface.colour + np.float32(0.15))
-    _polish(result, light, surface, directions, facing, fresnel, sun, sky)
+    _polish(result, light, surface, _View(directions, facing, fresnel), sun, sky)
     result += surface.colour * surface.glow[:, None]
     clear = np.exp(-distance / np.float32(light.haze))[:, None]
     return result * clear + light.panorama.fade(directions) * light.sky * (1 - clear)
 
 
-def _polish(result, light, surface, directions, facing, fresnel, sun, sky) -> None:
+class _View(NamedTuple):
+    """How n surfaces are looked at: (n, 3) rays, (n,) cosine with the normal, (n,) fifth power of what lacks to one."""
+
+    directions: np.ndarray
+    facing: np.ndarray
+    fresnel: np.ndarray
+
+
+def _polish(result: np.ndarray, light: Light, surface: Surface, seen: _View, sun: np.ndarray, sky: np.ndarray) -> None:
     """Add highlights of the sun (Blinn and Phong, normalised) and mirrored sky to glossy points."""
     rows = np.flatnonzero(surface.gloss > 0.02)
     if not len(rows):
         return
-    normal, gloss, view = (values.take(rows, axis=0) for values in (surface.bumped, surface.gloss, directions))
+    normal, gloss, view = (values.take(rows, axis=0) for values in (surface.bumped, surface.gloss, seen.directions))
     half = unit(light.sun - view)
     power = np.exp2(2 + 8 * gloss)
     strength = (power + 8) / 25 * np.maximum(dot(normal, half), 0) ** power * np.float32(0.05) * (0.3 + gloss)
-    mirror = view + 2 * facing[rows, None] * normal
-    reflect = np.float32(0.04) + np.float32(0.7) * fresnel[rows]
+    mirror = view + 2 * seen.facing[rows, None] * normal
+    reflect = np.float32(0.04) + np.float32(0.7) * seen.fresnel[rows]
     result[rows] += (strength * sun[rows])[:, None] * light.colour
     result[rows] += (reflect * gloss * sky[rows])[:, None] * light.panorama.reflect(mirror) * light.sky

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import NamedTuple
 
 import numpy as np
 
@@ -74,21 +75,32 @@ def surfaces(
             worn = painted.get(instance.names[part])
             for block in blocks(len(all_rows)):
                 rows = all_rows[block]
-                _fill(
-                    result,
-                    rows,
-                    instance,
-                    mesh,
-                    worn,
-                    hits.take(rows),
-                    rows_of(points, rows),
-                    rows_of(directions, rows),
-                    pixel,
-                )
+                rays = _Rays(hits.take(rows), rows_of(points, rows), rows_of(directions, rows), pixel)
+                _fill(result, rows, instance, mesh, worn, rays)
     return result
 
 
-def _fill(result, rows, instance: Instance, mesh: Mesh, worn, hits, points, directions, pixel) -> None:
+class _Rays(NamedTuple):
+    """Rays that hit one part: hits, (n, 3) where they hit, (n, 3) directions, width of a pixel at distance one."""
+
+    hits: SceneHits
+    points: np.ndarray
+    directions: np.ndarray
+    pixel: float
+
+
+class _Spots(NamedTuple):
+    """Spots on a mesh: (n, 3) corners, weights, places and normals in its coordinates, (n,) size of a pixel in cm."""
+
+    corners: np.ndarray
+    weights: np.ndarray
+    places: np.ndarray
+    normals: np.ndarray
+    footprint: np.ndarray
+
+
+def _fill(result: Surface, rows: np.ndarray, instance: Instance, mesh: Mesh, worn: str | None, rays: _Rays) -> None:
+    hits, points, directions, pixel = rays
     corners = mesh.triangles.take(hits.triangle, axis=0)
     weights = np.stack([1 - hits.u - hits.v, hits.u, hits.v], axis=1)
     values = _mix(mesh.corners, corners, weights)  # normal, gloss, glow, colours
@@ -97,7 +109,7 @@ def _fill(result, rows, instance: Instance, mesh: Mesh, worn, hits, points, dire
     facing = normal if instance.inverse is None else unit(normal @ instance.inverse.T)
     cosine = np.abs(dot(facing, directions))
     footprint = hits.distance * np.float32(pixel * instance.shrink) / np.sqrt(np.maximum(cosine, np.float32(0.02)))
-    bumped, colour, gloss = _paint(mesh, worn, values, corners, weights, local, normal, footprint)
+    bumped, colour, gloss = _paint(mesh, worn, values, _Spots(corners, weights, local, normal, footprint))
     if instance.inverse is not None:
         bumped = bumped @ instance.inverse.T
     result.normal[rows] = _toward(facing, directions)
@@ -107,8 +119,11 @@ def _fill(result, rows, instance: Instance, mesh: Mesh, worn, hits, points, dire
     result.wrap[rows] = mesh.skin.wrap
 
 
-def _paint(mesh: Mesh, worn, values, corners, weights, local, normal, footprint):
+def _paint(
+    mesh: Mesh, worn: str | None, values: np.ndarray, spots: _Spots
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Bumped normal in the mesh's coordinates, colour and gloss."""
+    corners, weights, local, normal, footprint = spots
     if worn is not None:
         cloth = texture(worn)
         sample = triplanar(cloth, local, normal, footprint, cloth.scale)

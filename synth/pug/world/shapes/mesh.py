@@ -85,8 +85,6 @@ def make_mesh(
     gloss: np.ndarray | float = 0.0,
     glow: np.ndarray | float = 0.0,
     skin: Skin | None = None,
-    uv: np.ndarray | None = None,
-    picture: Texture | None = None,
 ) -> Mesh:
     """Complete a mesh: normals from its faces where none are given, and the smoothed levels of its colours."""
     vertices = np.ascontiguousarray(vertices, np.float32)
@@ -103,8 +101,6 @@ def make_mesh(
         np.broadcast_to(np.asarray(glow, np.float32), (count,)).copy(),
         skin or Skin(),
         footprints,
-        uv,
-        picture,
     )
 
 
