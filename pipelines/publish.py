@@ -103,9 +103,7 @@ def _send(publication: Publication, repository: Repository, private: bool, conso
     removed = f", {done['removed']} old files removed" if done["removed"] else ""
     if changes := difference(theirs, publication.texts["README.md"]) if theirs else []:
         gone = sum(line.startswith("-") for line in changes[2:])
-        console.print(
-            f"README.md: {gone} lines of the card on the Hub were replaced; its words and header keys are kept"
-        )
+        console.print(f"README.md was merged with the card on the Hub; lines of that card replaced: {gone}")
     console.print(
         f"{done['sent']} files sent ({written_size(done['bytes'])}), {done['kept']} were there already{removed}"
     )

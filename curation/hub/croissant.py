@@ -6,7 +6,7 @@ MLCommons Croissant 1.0, http://mlcommons.org/croissant/1.0.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from granary.curation.hub.card import MEANINGS, folder_of
@@ -56,7 +56,13 @@ CONTEXT = {
 }
 
 
-def croissant(name: str, licence: object, address: str, features: Mapping[str, Features]) -> str:
+def croissant(
+    name: str,
+    licence: object,
+    address: str,
+    features: Mapping[str, Features],
+    splits: Mapping[str, Sequence[str]] | None = None,
+) -> str:
     """Return croissant.json.
 
     Args:
@@ -64,7 +70,9 @@ def croissant(name: str, licence: object, address: str, features: Mapping[str, F
         licence: as in the card's header.
         address: web address of the repository.
         features: for each config the `datasets.Features` of its files.
+        splits: of the configs whose files are named after their splits, the names.
     """
+    splits = splits or {}
     tree = {
         "@context": CONTEXT,
         "@type": "sc:Dataset",
@@ -74,7 +82,10 @@ def croissant(name: str, licence: object, address: str, features: Mapping[str, F
         "license": licence,
         "url": address,
         "distribution": [_repository(address), *map(_file_set, features)],
-        "recordSet": [_record_set(config, kinds) for config, kinds in features.items()],
+        "recordSet": [
+            *(_split_set(config, names) for config, names in splits.items()),
+            *(_record_set(config, kinds, config in splits) for config, kinds in features.items()),
+        ],
     }
     return json.dumps(tree, indent=2, ensure_ascii=False) + "\n"
 
@@ -101,10 +112,42 @@ def _file_set(config: str) -> Node:
     }
 
 
-def _record_set(config: str, features: Features) -> Node:
+def _split_set(config: str, names: Sequence[str]) -> Node:
+    """Return the record set that lists the splits of a config."""
+    field = f"{config}-splits/name"
+    return {
+        "@type": "cr:RecordSet",
+        "@id": f"{config}-splits",
+        "name": f"{config}-splits",
+        "dataType": "cr:Split",
+        "key": {"@id": field},
+        "field": [{"@type": "cr:Field", "@id": field, "name": field, "dataType": "sc:Text"}],
+        "data": [{field: name} for name in names],
+    }
+
+
+def _split_field(config: str) -> Node:
+    """Return the field that says of a record which split its file is of."""
+    return {
+        "@type": "cr:Field",
+        "@id": f"{config}/split",
+        "name": f"{config}/split",
+        "dataType": "sc:Text",
+        "references": {"field": {"@id": f"{config}-splits/name"}},
+        "source": {
+            "fileSet": {"@id": f"{config}-files"},
+            "extract": {"fileProperty": "fullpath"},
+            "transform": {"regex": rf"{folder_of(config)}/(\w+)-\d+-of-\d+\.parquet$"},
+        },
+    }
+
+
+def _record_set(config: str, features: Features, by_split: bool) -> Node:
     fields = [
         _field(f"{config}/{name}", kind, config, name, "", MEANINGS.get(name, "")) for name, kind in features.items()
     ]
+    if by_split and "split" not in features:
+        fields.append(_split_field(config))
     return {"@type": "cr:RecordSet", "@id": config, "name": config, "field": fields}
 
 

@@ -30,6 +30,7 @@ from granary.curation.images.decode import DecodeLimits
 from granary.curation.runs.facts import NEEDED, Counts, Facts, lacking_nothing
 from granary.curation.runs.integrity import path_in, written
 from granary.curation.runs.run import Run, read_table
+from granary.curation.runs.splits import loadable
 from granary.curation.store import storage
 from granary.curation.store.trees import yaml_mapping
 
@@ -105,13 +106,15 @@ def gather(
     features = {config: _features(files[0].url) for config, files in parquet.items()}
     features |= _stated(earlier, list(features))
     sheet = _contact_sheet(run, parquet["default"])
+    splits = {config: list(loadable(counts)) for config, counts in counted.items()}
 
     def texts_over(theirs: str) -> dict[str, str]:
         before = merge_cards(earlier, theirs) if theirs else earlier
         card = write_card(facts, recipe, features, before, repository, sheet is not None, own_template(run))
         check_kept(card, before)
         stated = parse_card(card)[0].get("license")
-        return {"README.md": card, "croissant.json": croissant(facts["name"], stated, address, features)}
+        description = croissant(facts["name"], stated, address, features, splits)
+        return {"README.md": card, "croissant.json": description}
 
     return Publication(facts["name"], parquet, texts_over(""), sheet, texts_over)
 

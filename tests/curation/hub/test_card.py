@@ -207,6 +207,16 @@ def test_croissant_names_every_column_of_every_config_once():
     assert [part["source"]["transform"]["jsonPath"] for part in fields["default/source"]["subField"]] == ["name", "uri"]
 
 
+def test_croissant_lists_the_splits_and_reads_them_from_the_names_of_files():
+    tree = json.loads(croissant("cats", "mit", "https://hub/org/cats", FEATURES, {"default": ["train", "test"]}))
+    listed, records = tree["recordSet"]
+    assert listed["data"] == [{"default-splits/name": "train"}, {"default-splits/name": "test"}]
+    (split,) = (field for field in records["field"] if field["@id"] == "default/split")
+    pattern = split["source"]["transform"]["regex"]
+    assert re.search(pattern, "/x/data/test-00000-of-00002.parquet")[1] == "test"
+    assert split["references"] == {"field": {"@id": "default-splits/name"}}
+
+
 def test_a_template_of_the_user_takes_the_place_of_the_shipped_one():
     text = "---\n{{ header }}---\n# Mine: {{ name }}, {{ samples }}\n{{ slot('about') }}\n"
     page = write_card(FACTS, recipe(), FEATURES, template=text)

@@ -48,7 +48,8 @@ def write_repository(folder: Path) -> list[dict]:
     ]
     (folder / "data").mkdir()
     samples = pa.Table.from_pylist(rows, schema.arrow_schema(schema.curated_features()))
-    pq.write_table(samples, folder / "data" / "train-00000-of-00001.parquet")
+    pq.write_table(samples.slice(0, 2), folder / "data" / "train-00000-of-00001.parquet")
+    pq.write_table(samples.slice(2), folder / "data" / "test-00000-of-00001.parquet")
     (folder / "embeddings").mkdir()
     vectors = pa.Table.from_pylist([{"id": "a", "embedding": [0.5, 0, 0, 1]}], EMBEDDINGS)
     pq.write_table(vectors, folder / "embeddings" / "part-00000-of-00001.parquet")
@@ -62,11 +63,12 @@ def test_the_reference_implementation_finds_no_error_and_reads_the_pictures(tmp_
     monkeypatch.setitem(sys.modules, "jsonpath_rw", jsonpath)  # its successor, the same calls
     mlcroissant = pytest.importorskip("mlcroissant", reason="needs mlcroissant")
     rows = write_repository(tmp_path)
-    tree = json.loads(croissant("cats", "cc0-1.0", ADDRESS, FEATURES))
+    tree = json.loads(croissant("cats", "cc0-1.0", ADDRESS, FEATURES, {"default": ["train", "test"]}))
     dataset = mlcroissant.Dataset(jsonld=tree, mapping={"repository": str(tmp_path)})
     assert not dataset.metadata.ctx.issues.errors
     assert "@context` is not standard" not in caplog.text
-    found = list(dataset.records("default"))
+    found = sorted(dataset.records("default"), key=lambda record: record["default/id"])
+    assert [record["default/split"] for record in found] == [b"train", b"train", b"test"]
     assert [record["default/id"].decode() for record in found] == [row["id"] for row in rows]
     assert [record["default/image"].getpixel((0, 0)) for record in found] == [(0, 0, 9), (1, 0, 9), (2, 0, 9)]
     assert found[0]["default/captions"] == [b"one", b"two"]
