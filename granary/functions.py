@@ -120,13 +120,14 @@ def pack(*, annotations: Sources, images: Sources, out: Path, **fields: Any) -> 
     return _run("pack", {"annotations": annotations, "images": images, "out": out, **fields})
 
 
-def train(*, data: Sources, out: Path, quiet: bool = False, **fields: Any) -> Training:
+def train(*, data: Sources, out: Path, quiet: bool = False, steal_lock: bool = False, **fields: Any) -> Training:
     """Train a model on datasets of granary.
 
     Args:
         data: runs or their datasets, or a mixture ("RUN * 3 + RUN2").
         out: the training directory to write, a path or URL.
         quiet: show no progress.
+        steal_lock: work in a directory that another process holds.
         fields: of `granary.training.recipe.TrainRecipe`, and `config`, for example "train/dinov2_tiny.yaml", which is
             shipped.
 
@@ -139,7 +140,7 @@ def train(*, data: Sources, out: Path, quiet: bool = False, **fields: Any) -> Tr
     from granary.training.recipe import TrainRecipe
     from granary.training.run.loop import train as run_training
 
-    run_training(_recipe(TrainRecipe, {"data": data, "out": out, **fields}), None if quiet else _console())
+    run_training(_recipe(TrainRecipe, {"data": data, "out": out, **fields}), None if quiet else _console(), steal_lock)
     return open_training(out)
 
 

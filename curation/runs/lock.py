@@ -6,6 +6,7 @@ What a killed process left behind is taken over where that can be known, on the 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import json
@@ -13,6 +14,7 @@ import os
 import socket
 import sys
 import uuid
+from collections.abc import Iterator
 from typing import Self
 
 import psutil
@@ -22,6 +24,7 @@ from granary.curation.store import storage
 from granary.curation.store.trees import json_tree
 
 LOCK = "run.lock"
+RANKS = ("RANK", "SLURM_PROCID", "LOCAL_RANK")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,6 +113,33 @@ class Lock:
     def release(self) -> None:
         """Give the lock back; one that was stolen stays with who stole it."""
         storage.remove_same(self.url, self.holder.dump())
+
+
+@contextlib.contextmanager
+def held(out: str, steal: bool = False) -> Iterator[None]:
+    """Hold the lock of a directory in the block, if this is the first process of a distributed job.
+
+    Its other processes work in the same directory. A folder that holds something else gets no lock: who works there
+    refuses it.
+
+    Raises:
+        UserError: another process holds it.
+    """
+    names = set(storage.names(out)) - {LOCK}
+    if not _first_process() or (names and "recipe.yaml" not in names):
+        yield
+        return
+    lock = Lock(out)
+    lock.acquire(steal)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _first_process() -> bool:
+    """Say whether this is the process of rank 0, as torchrun, SLURM or Fabric tell it; alone it is."""
+    return next((os.environ[name] for name in RANKS if name in os.environ), "0") == "0"
 
 
 def _namespace() -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from granary.pipelines.cli.recipe_command import Given, Page, RecipeCommand
+from granary.pipelines.cli.recipe_command import Given, Page, RecipeCommand, steal_lock_option
 from granary.pipelines.kinds.registry import KINDS
 
 
@@ -26,11 +26,7 @@ def command_of(name: str) -> RecipeCommand:
     params = [
         *(click.Option([f"--{flag}"], is_flag=True, help=text) for flag, text in kind.flags),
         click.Option(["--workers"], type=int, default=0, metavar="N", help="local workers; default: one per core"),
-        click.Option(
-            ["--steal-lock"],
-            is_flag=True,
-            help="work in --out although a command that must have ended holds it",
-        ),
+        steal_lock_option(),
         click.Option(["--runner"], metavar="PROFILE", help="a file of configs/runners/ that names a Beam runner"),
     ]
     return RecipeCommand(name, run, lambda given: kind.model(), Page(kind.usage, kind.examples), params, passes_on=True)

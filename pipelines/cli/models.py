@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from granary.curation.errors import needs
 from granary.pipelines.cli.plain_command import PlainCommand
-from granary.pipelines.cli.recipe_command import Further, Given, Page, RecipeCommand
+from granary.pipelines.cli.recipe_command import Further, Given, Page, RecipeCommand, steal_lock_option
 
 
 def _train_recipe(given: Given) -> type[BaseModel]:
@@ -34,9 +34,9 @@ def _method_options(given: Given) -> Iterator[Further]:
             yield Further(f"Options of {method}", load_method(str(method)).Options)
 
 
-def _train(given: Given) -> int:
+def _train(given: Given, steal_lock: bool) -> int:
     if given.tree().get("method") == "dci_lora":
-        return _finetune(given)
+        return _finetune(given, steal_lock)
     from rich.console import Console
 
     from granary.pipelines.engine.recipe import load_recipe
@@ -46,18 +46,18 @@ def _train(given: Given) -> int:
         from granary.training.run.loop import train
 
         recipe = load_recipe(TrainRecipe, given.config, given.overrides)
-        facts = train(recipe, Console(stderr=True, highlight=False, markup=False))
+        facts = train(recipe, Console(stderr=True, highlight=False, markup=False), steal_lock)
     print(facts["checkpoint"])
     return 0 if facts["finished"] else 130
 
 
-def _finetune(given: Given) -> int:
+def _finetune(given: Given, steal_lock: bool) -> int:
     from granary.pipelines.engine.recipe import load_recipe
 
     with needs("train"):
         from granary.training.methods.dci_lora import FinetuneRecipe, finetune
 
-        finetune(load_recipe(FinetuneRecipe, given.config, given.overrides))
+        finetune(load_recipe(FinetuneRecipe, given.config, given.overrides), steal_lock=steal_lock)
     return 0
 
 
@@ -74,6 +74,7 @@ train = RecipeCommand(
         _method_options,
         "; with --method NAME the options of that method too",
     ),
+    [steal_lock_option()],
 )
 
 

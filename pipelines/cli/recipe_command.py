@@ -21,6 +21,7 @@ from granary.pipelines.engine.recipe import read_tree
 
 TERM_WIDTH = 34  # columns of the names of options, before their texts
 GLUE = "\xa0"  # keeps an option and its value on one line of the usage
+HYPHEN = "\u2011"  # at which no line is broken: cc-by-4.0 is one word
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,7 +113,8 @@ class FieldOption(click.Option):
         """Return the option with what can be written, and its meaning with default and bounds."""
         default = {"required": "required", "null": ""}.get(self.field.default, f"default: {self.field.default}")
         notes = "; ".join(filter(None, (default, self.field.bounds)))
-        return f"--{self.field.key} {self.field.type_name}", self.field.text + (f" [{notes}]" if notes else "")
+        text = self.field.text + (f" [{notes}]" if notes else "")
+        return f"--{self.field.key} {self.field.type_name}", text.replace("-", HYPHEN)
 
 
 class RecipeCommand(click.Command):
@@ -174,7 +176,7 @@ class RecipeCommand(click.Command):
 
     def get_help(self, ctx: click.Context) -> str:
         """Return the whole help."""
-        return super().get_help(ctx).replace(GLUE, " ")
+        return super().get_help(ctx).replace(GLUE, " ").replace(HYPHEN, "-")
 
     def format_help_text(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write what the recipe's docstring says."""
@@ -197,6 +199,13 @@ class RecipeCommand(click.Command):
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the examples, each on a line of its own so that it can be copied."""
         write_examples(formatter, self.page.examples)
+
+
+def steal_lock_option() -> click.Option:
+    """Return the switch of commands that write a run directory."""
+    return click.Option(
+        ["--steal-lock"], is_flag=True, help="work in --out although a command that must have ended holds it"
+    )
 
 
 def grouped(options: Iterable[FieldOption], ctx: click.Context) -> Iterator[tuple[str, list[tuple[str, str]]]]:

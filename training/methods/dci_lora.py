@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from granary.curation.errors import UserError, needs
 from granary.curation.options import Options
+from granary.curation.runs.lock import LOCK, held
 from granary.curation.store import storage
 from granary.curation.store.sampling import priority
 from granary.curation.store.trees import yaml_tree
@@ -259,13 +260,23 @@ class Finetuning:
         self.say(f"going on after epoch {self.epoch}, step {self.step}")
 
 
-def finetune(recipe: FinetuneRecipe, say: Callable[[str], None] = print) -> dict[str, object]:
+def finetune(recipe: FinetuneRecipe, say: Callable[[str], None] = print, steal_lock: bool = False) -> dict[str, object]:
     """Fine-tune, write adapters, merged model, losses and facts to `recipe.out`, and return the facts.
+
+    Args:
+        recipe: what to fine-tune on what.
+        say: takes the lines of progress.
+        steal_lock: work in `recipe.out` although another process holds it.
 
     Raises:
         UserError: for a model that is not a CLIP, data that are not pairs, a batch larger than the data, a loss that is
-            not finite, a folder with something else.
+            not finite, a folder with something else or in which another process works.
     """
+    with held(recipe.out, steal_lock):
+        return _finetuned(recipe, say)
+
+
+def _finetuned(recipe: FinetuneRecipe, say: Callable[[str], None]) -> dict[str, object]:
     groups = row_groups(recipe.data, recipe.split)
     if not groups:
         raise UserError(f"split: {recipe.split!r} is not right; no entry of {recipe.data!r} is of that split")
@@ -296,7 +307,7 @@ def prepare(recipe: FinetuneRecipe, write: bool) -> None:
             same = False
         if not same:
             raise UserError(f"out: {recipe.out!r} holds a run of another recipe; give a new folder")
-    elif storage.names(recipe.out):
+    elif set(storage.names(recipe.out)) - {LOCK}:
         raise UserError(f"out: {recipe.out!r} is not empty and holds no fine-tuning; give a new folder")
     if write:
         storage.write_bytes(path, yaml.safe_dump(plain, sort_keys=False, allow_unicode=True).encode())

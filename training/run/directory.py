@@ -15,6 +15,7 @@ from rich.console import Console
 from torch import Tensor
 
 from granary.curation.errors import UserError
+from granary.curation.runs.lock import LOCK
 from granary.curation.store import storage
 from granary.curation.store.trees import yaml_tree
 from granary.training.models.checkpoint import STATE, Damaged, Facts, read_checkpoint, usable
@@ -71,7 +72,7 @@ def check(recipe: TrainRecipe, steps: int) -> list[str]:
                 raise UserError(f"out: {recipe.out} holds a training with {key} {old!r}, not {new!r}; {way}")
             changes.append(f"{key} was {old} and is {new} from here on")
         _check_length(recipe, steps)
-    elif storage.names(recipe.out):
+    elif set(storage.names(recipe.out)) - {LOCK}:
         raise UserError(f"out: {recipe.out} is not empty and holds no training; give another --out")
     return changes
 

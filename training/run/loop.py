@@ -18,6 +18,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.utils import clip_grad_norm_
 
 from granary.curation.errors import UserError
+from granary.curation.runs.lock import held
 from granary.training.data.collate import Part
 from granary.training.data.loader import Process, batches
 from granary.training.evaluation import collapse
@@ -43,24 +44,27 @@ class Stopped(UserError):
     """Training stopped before its end, with the state saved; the message says where, why and what to do."""
 
 
-def train(recipe: TrainRecipe, console: Console | None = None) -> RunFacts:
+def train(recipe: TrainRecipe, console: Console | None = None, steal_lock: bool = False) -> RunFacts:
     """Train, going on from the last checkpoint of `recipe.out` where there is one.
 
     Args:
         recipe: what to train on what.
         console: for progress and the closing lines; None is silent.
+        steal_lock: work in `recipe.out` although another process holds it.
 
     Returns:
         What run.json holds: kind, name, method, step, steps, finished, metrics, probe, alarms, dead, checkpoint,
         pictures_per_second. After SIGTERM or SIGINT `finished` is false: the state is saved, the same call goes on.
 
     Raises:
-        UserError: a mistake in the recipe or the data, before any work; `Stopped` after it.
+        UserError: a mistake in the recipe or the data, before any work, or another process works in `recipe.out`;
+            `Stopped` after it.
     """
     spawned = recipe.device.strategy == "ddp_spawn"  # a console cannot be sent to another process
     made = _new_console if console is not None else None
     work = partial(_trained, recipe=recipe, console=made if spawned else console)
-    facts: RunFacts = make_fabric(recipe.device).launch(work)
+    with held(recipe.out, steal_lock):
+        facts: RunFacts = make_fabric(recipe.device).launch(work)
     return facts
 
 

@@ -25,6 +25,7 @@ from tiny_shards import sample, shape, shapes, write_shards
 
 from granary.curation.encoders import load_encoder
 from granary.curation.errors import UserError
+from granary.curation.runs.lock import LOCK, held
 from granary.pipelines.engine.encoders import LOADERS
 from granary.pipelines.engine.recipe import load_recipe
 from granary.training import methods
@@ -396,6 +397,22 @@ def test_another_training_in_the_same_folder_is_a_sentence(run: str, tmp_path: P
 
 
 # -- longer, or otherwise --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rank", ["RANK", "SLURM_PROCID", "LOCAL_RANK"])
+def test_two_commands_in_one_directory_are_a_sentence(
+    rank: str, run: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other processes of one training come in, another command does not, and the lock goes with its holder."""
+    recipe = recipe_of(run, tmp_path / "run")
+    with held(recipe.out):
+        with pytest.raises(UserError, match=r"is being written by process .*--steal-lock"):
+            train(recipe)
+        with monkeypatch.context() as patch:
+            patch.setenv(rank, "1")
+            assert train(recipe)["finished"]
+    assert train(recipe)["finished"]
+    assert not (tmp_path / "run" / LOCK).exists()
 
 
 def test_a_finished_training_can_be_lengthened_and_not_shortened(run: str, tmp_path: Path) -> None:
