@@ -92,11 +92,12 @@ def _one_image(found: Found, name: str) -> Found:
 
 
 def _matching(tables: Iterable[pa.Table], name: str) -> list[Any]:
-    """Return the rows of that uri, else those whose id begins so, else those whose uri ends in /name."""
+    """Return the rows of that uri, else those whose id begins so, else those whose uri ends in /name or #name."""
     ranks: tuple[list[Any], ...] = ([], [], [])
     for table in tables:
         uris = table["uri"]
-        masks = (pc.equal(uris, name), pc.starts_with(table["id"], name), pc.ends_with(uris, f"/{name}"))
+        last = pc.or_(pc.ends_with(uris, f"/{name}"), pc.ends_with(uris, f"#{name}"))  # of a file, of a tar's member
+        masks = (pc.equal(uris, name), pc.starts_with(table["id"], name), last)
         for rows, mask in zip(ranks, masks, strict=True):
             rows += table.filter(mask).to_pylist()
     return next((rows for rows in ranks if rows), [])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import tarfile
 
 import pools
 import pytest
@@ -47,6 +48,15 @@ def test_an_image_is_found_by_uri_id_name_and_path(story, curated, roles, tmp_pa
     assert story("holiday.png") == story(moved) == whole
     monkeypatch.chdir(roles["pool"].parent)
     assert story("pool/plain/05.png") == whole
+
+
+def test_a_member_of_a_tar_is_found_by_its_name(tmp_path, roles, capsys):
+    with tarfile.open(tmp_path / "shard.tar", "w") as shard:
+        shard.add(roles["pool"] / "plain" / "05.png", "holiday/05.png")
+    run = pools.curate({"pool": tmp_path / "shard.tar"}, tmp_path / "run", *pools.THRESHOLDS)
+    for name in ("pool/shard.tar#holiday/05.png", "holiday/05.png", "05.png"):
+        assert command.main(["explain", str(run.path), name]) == 0
+        assert capsys.readouterr().out.startswith("pool/shard.tar#holiday/05.png\n")
 
 
 def test_a_path_of_a_file_that_is_gone_is_understood(curated, roles, tmp_path, capsys):
