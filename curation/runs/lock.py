@@ -135,6 +135,9 @@ def held(out: str, steal: bool = False) -> Iterator[None]:
         yield
     finally:
         lock.release()
+        if storage.is_local(out):  # of work that was refused nothing stays, not even a folder
+            with contextlib.suppress(OSError):
+                os.rmdir(storage.filesystem(out)[1])
 
 
 def _first_process() -> bool:
