@@ -9,8 +9,8 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from granary.curation.download.options import Download
-from granary.curation.images.decode import DecodeLimits
 from granary.curation.images.filters import Filters
+from granary.curation.images.limits import DecodeLimits
 from granary.curation.options import Options, RunRecipe, named_sources
 from granary.curation.sources import Source
 

@@ -11,7 +11,8 @@ from granary.curation.dense.packing import Counter, windows
 from granary.curation.dense.recipe import MaskForm
 from granary.curation.dense.schema import DescribedImage, MaskRow, WindowRow
 from granary.curation.dense.tree import GOOD, UNUSABLE, Annotation, Box, Mask, Problem, link, without
-from granary.curation.images.decode import DecodeLimits, decode
+from granary.curation.images.decode import decode
+from granary.curation.images.limits import DecodeLimits
 
 SIDE = 64
 

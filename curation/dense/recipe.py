@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from granary.curation.images.decode import DecodeLimits
+from granary.curation.images.limits import DecodeLimits
 from granary.curation.options import Options, RunRecipe
 
 Format = Literal["dci", "coco", "narratives", "jsonl"]

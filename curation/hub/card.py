@@ -15,7 +15,8 @@ from PIL import Image
 
 from granary.curation.errors import UserError
 from granary.curation.hub.template import TEMPLATE, render
-from granary.curation.images.decode import DecodeError, DecodeLimits, decode
+from granary.curation.images.decode import DecodeError, decode
+from granary.curation.images.limits import DecodeLimits
 from granary.curation.runs.facts import About, Counts, Facts
 from granary.curation.runs.run import Run
 from granary.curation.runs.splits import TRAIN, loadable

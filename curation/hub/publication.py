@@ -26,7 +26,7 @@ from granary.curation.hub.card import (
 from granary.curation.hub.croissant import croissant
 from granary.curation.hub.merging import check_kept, merge_cards
 from granary.curation.hub.upload import Upload
-from granary.curation.images.decode import DecodeLimits
+from granary.curation.images.limits import DecodeLimits
 from granary.curation.runs.facts import NEEDED, Counts, Facts, lacking_nothing
 from granary.curation.runs.integrity import path_in, written
 from granary.curation.runs.run import Run, read_table

@@ -16,11 +16,10 @@ import warnings
 from dataclasses import dataclass
 
 import numpy as np
-import pydantic
 from PIL import Image, ImageFile
-from pydantic import Field
 
 from granary.curation.images.containers import PNG_SIGNATURE, can_read_heif, is_heif, without_text
+from granary.curation.images.limits import DecodeLimits
 
 FORMATS = (
     *("JPEG", "PNG", "WEBP", "GIF"),  # first: Pillow asks the formats in this order, and a few of the others take long
@@ -59,21 +58,6 @@ def quieten_pillow() -> None:
 
 
 quieten_pillow()
-
-
-class DecodeLimits(pydantic.BaseModel, frozen=True, extra="forbid"):
-    """What an image may cost; anything above is refused before it is decoded."""
-
-    max_pixels: int = Field(
-        default=100_000_000, gt=0, le=2 * 89_478_485,
-        description="width times height; AVIF and WebP may have half of it, JPEG 2000 a quarter",
-    )  # fmt: skip
-    max_bytes: int = Field(default=268_435_456, gt=0, description="size of the file")
-    max_frames: int = Field(
-        default=1000,
-        gt=0,
-        description="pages or frames of an animation; only the first is used, longer is refused",
-    )
 
 
 class DecodeError(Exception):

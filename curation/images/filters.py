@@ -6,12 +6,16 @@ that neither the size of the file nor DCT scaling decides.
 
 from __future__ import annotations
 
-import numpy as np
+from typing import TYPE_CHECKING
+
 import pydantic
-from PIL import Image
 from pydantic import Field
 
-from granary.curation.images.decode import Decoded
+if TYPE_CHECKING:  # the options are part of a recipe, and reading one imports no decoder
+    import numpy as np
+    from PIL import Image
+
+    from granary.curation.images.decode import Decoded
 
 SIDE = 128
 MAX_LENGTH = 8 * SIDE  # of the long side: a strip of a picture must not cost more than a picture
@@ -57,6 +61,9 @@ class Filters(pydantic.BaseModel, frozen=True, extra="forbid"):
 
 def small_grey(image: Image.Image) -> np.ndarray:
     """Return grey levels (h, w) float32 in 0..255 with a short side of at most 128."""
+    import numpy as np
+    from PIL import Image
+
     scale = min(1.0, SIDE / min(image.size))
     width, height = (min(MAX_LENGTH, max(1, round(length * scale))) for length in image.size)
     grey = image.convert("L")

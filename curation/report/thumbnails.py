@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from granary.curation.images.decode import DecodeError, DecodeLimits, decode
+from granary.curation.images.decode import DecodeError, decode
+from granary.curation.images.limits import DecodeLimits
 
 SIDE = 128
 BUDGET = 6_000_000

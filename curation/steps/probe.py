@@ -7,7 +7,8 @@ from collections import Counter
 from collections.abc import Iterator
 
 from granary.curation.errors import UserError
-from granary.curation.images.decode import DecodeError, DecodeLimits, decode
+from granary.curation.images.decode import DecodeError, decode
+from granary.curation.images.limits import DecodeLimits
 from granary.curation.sources import Candidate, Reader, Source, columns, failure, list_pieces, read_piece
 
 PROBED = 64  # candidates of a set that are looked at; a set that holds more of them passes

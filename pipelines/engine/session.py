@@ -18,7 +18,7 @@ from rich.table import Table
 from granary.curation.errors import UserError
 from granary.curation.hub.card import contact_sheet_of, earlier_card, own_template, write_card
 from granary.curation.hub.licences import check_licence
-from granary.curation.images.decode import DecodeLimits
+from granary.curation.images.limits import DecodeLimits
 from granary.curation.options import RunRecipe
 from granary.curation.report.cost import ASSUMPTIONS, SIZES, projection
 from granary.curation.report.writing import duration

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from granary.curation.encoders.planned import PlannedEncoder, encoder_of
-from granary.curation.images.decode import DecodeLimits
+from granary.curation.images.limits import DecodeLimits
 from granary.curation.runs.run import Output, Run, read_table
 from granary.curation.runs.vectors import Layout, load
 from granary.curation.selection.search import top_k

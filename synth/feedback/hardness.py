@@ -12,7 +12,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from PIL import Image
 
-from granary.curation.images.decode import DecodeLimits
+from granary.curation.images.limits import DecodeLimits
 from granary.curation.runs.run import Output, Run
 from granary.synth.feedback.diffusion.checkpoints import LOADING
 from granary.synth.feedback.gaussians import ClassGaussians, ClassSums

@@ -10,7 +10,8 @@ from typing import TypedDict
 import numpy as np
 from PIL import Image
 
-from granary.curation.images.decode import DecodeError, DecodeLimits, decode
+from granary.curation.images.decode import DecodeError, decode
+from granary.curation.images.limits import DecodeLimits
 from granary.curation.runs.run import Run, read_table
 from granary.curation.runs.vectors import Layout
 from granary.curation.sources import Reader

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from granary.curation.images.decode import DecodeLimits
+from granary.curation.images.limits import DecodeLimits
 from granary.curation.options import Options, RunRecipe, named_sources
 from granary.curation.sources import Source
 from granary.synth.feedback.guidance.options import GuidanceOptions

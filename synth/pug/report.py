@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from granary.curation.images.decode import DecodeLimits
+from granary.curation.images.limits import DecodeLimits
 from granary.curation.report.page import render_page, write_page
 from granary.curation.report.survey import rank
 from granary.curation.report.thumbnails import Thumbnail, Thumbnails

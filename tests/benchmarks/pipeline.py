@@ -22,7 +22,8 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from granary.curation.encoders import load_encoder
-from granary.curation.images.decode import DecodeLimits, decode
+from granary.curation.images.decode import decode
+from granary.curation.images.limits import DecodeLimits
 from granary.curation.store.threads import limit_threads
 
 CHILD = """

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from numpy.random.bit_generator import ISeedSequence
 from numpy.typing import DTypeLike, NDArray
 
-from granary.curation.images.decode import DecodeLimits
+from granary.curation.images.limits import DecodeLimits
 from granary.training.data.pixels import decode_pixels
 
 DRAWS = 16  # uniform numbers a view carries for the augmentation on the device

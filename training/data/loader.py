@@ -18,7 +18,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from granary.curation.errors import UserError
-from granary.curation.images.decode import DecodeError, DecodeLimits
+from granary.curation.images.decode import DecodeError
+from granary.curation.images.limits import DecodeLimits
 from granary.curation.store import storage
 from granary.training.data import shards
 from granary.training.data.collate import Dead, Part, divided, joined, stacked

@@ -20,7 +20,8 @@ from granary.curation.dense.crops import cut
 from granary.curation.dense.masks import pixels_of
 from granary.curation.dense.schema import ImageFile, MaskRow, NegativeRow, PairRow, StoredPixels
 from granary.curation.errors import UserError
-from granary.curation.images.decode import DecodeLimits, decode
+from granary.curation.images.decode import decode
+from granary.curation.images.limits import DecodeLimits
 from granary.curation.store import storage
 from granary.curation.store.sampling import priority
 

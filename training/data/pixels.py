@@ -15,7 +15,8 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image
 
-from granary.curation.images.decode import SCAN_PIXELS, DecodeLimits, decode, exif_orientation
+from granary.curation.images.decode import SCAN_PIXELS, decode, exif_orientation
+from granary.curation.images.limits import DecodeLimits
 
 JPEG = b"\xff\xd8\xff"
 START_OF_SCAN, SEVERAL_PICTURES = b"\xff\xda", b"MPF\0"

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from granary.curation.encoders.inference import torch_device
 from granary.curation.errors import UserError
-from granary.curation.images.decode import DecodeError, DecodeLimits, decode
+from granary.curation.images.decode import DecodeError, decode
+from granary.curation.images.limits import DecodeLimits
 from granary.training.data import shards
 from granary.training.data.augment import normalised, to_unit
 from granary.training.data.collate import Part

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from granary.curation.errors import UserError
-from granary.curation.images.decode import DecodeError, DecodeLimits, decode
+from granary.curation.images.decode import DecodeError, decode
+from granary.curation.images.limits import DecodeLimits
 from granary.curation.store import storage
 
 FRAME = re.compile(r"(?:^|.*/)(frames|JPEGImages(?:/[^/]+)?)/([^/]+)/([^/]+)\.(?:jpg|jpeg|png)", re.IGNORECASE)

@@ -13,7 +13,8 @@ from PIL import Image
 from granary.curation.dense.report.overlay import colour, drawn, hexadecimal
 from granary.curation.dense.schema import ImageRow, PairRow, WindowRow
 from granary.curation.dense.steps.shards import image_shards
-from granary.curation.images.decode import DecodeError, DecodeLimits, decode
+from granary.curation.images.decode import DecodeError, decode
+from granary.curation.images.limits import DecodeLimits
 from granary.curation.report.page import render_page
 from granary.curation.report.thumbnails import jpeg, shrink
 from granary.curation.runs.dead_letters import DeadLetter

@@ -14,7 +14,8 @@ from granary.curation.dense.schema import DescribedImage, ImageFile, ImageRow, i
 from granary.curation.dense.steps.notes import note
 from granary.curation.dense.steps.records import AnnotationReader, RecordRow, read_records
 from granary.curation.dense.tree import UNUSABLE, InvalidAnnotation, Problem
-from granary.curation.images.decode import DecodeError, DecodeLimits
+from granary.curation.images.decode import DecodeError
+from granary.curation.images.limits import DecodeLimits
 from granary.curation.runs.row_groups import RowGroups
 from granary.curation.runs.run import Output, Run, undigested
 from granary.curation.sources import Source, failure, files

@@ -27,7 +27,7 @@ from granary.curation.hub.card import (
     write_card,
 )
 from granary.curation.hub.croissant import croissant
-from granary.curation.images.decode import DecodeLimits
+from granary.curation.images.limits import DecodeLimits
 from granary.curation.recipe import CurateRecipe
 from granary.curation.runs.run import Run
 from granary.curation.store import schema

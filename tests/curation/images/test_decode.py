@@ -22,7 +22,8 @@ from PIL import Image, ImageOps
 from places import SHARED
 
 from granary.curation.images.containers import can_read_heif, without_text
-from granary.curation.images.decode import FORMATS, DecodeError, DecodeLimits, decode, to_rgb
+from granary.curation.images.decode import FORMATS, DecodeError, decode, to_rgb
+from granary.curation.images.limits import DecodeLimits
 
 # pytest replaces our warning filters; test_nothing_is_written_to_the_terminal looks at ours.
 pytestmark = pytest.mark.filterwarnings("ignore:::PIL")

@@ -11,8 +11,9 @@ from PIL import Image, ImageFilter
 from places import SHARED
 from scipy import ndimage
 
-from granary.curation.images.decode import Decoded, DecodeLimits, decode
+from granary.curation.images.decode import Decoded, decode
 from granary.curation.images.filters import SIDE, Filters, laplacian_variance, small_grey
+from granary.curation.images.limits import DecodeLimits
 
 LIMITS = DecodeLimits()
 

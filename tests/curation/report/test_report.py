@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 import pytest
 from PIL import Image
 
-from granary.curation.images.decode import DecodeLimits
+from granary.curation.images.limits import DecodeLimits
 from granary.curation.report import RunView, build_report, contact_sheet
 from granary.curation.report.charts import bands, curve, discrepancies, totals
 from granary.curation.report.survey import Groups, Smallest, Survey, generalise, locate, rank

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from granary.curation.encoders.planned import plan_encoder
-from granary.curation.images.decode import DecodeLimits
+from granary.curation.images.limits import DecodeLimits
 from granary.curation.runs.run import Run, Stage, Unit, close_stage, run_unit
 from granary.curation.runs.vectors import Layout, load
 from granary.curation.sources import Source, resolve

@@ -19,7 +19,8 @@ from granary.curation.dense import crops
 from granary.curation.dense.masks import pixels_of
 from granary.curation.dense.steps import shards
 from granary.curation.dense.steps.shards import read_picture
-from granary.curation.images.decode import DecodeLimits, decode
+from granary.curation.images.decode import decode
+from granary.curation.images.limits import DecodeLimits
 from granary.curation.sources import Source
 from granary.pipelines import command
 from granary.pipelines.engine import transforms, units

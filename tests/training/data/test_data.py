@@ -18,7 +18,7 @@ from PIL import Image
 from tiny_shards import encoded, sample, shape, shapes, write_shards
 
 from granary.curation.errors import UserError
-from granary.curation.images.decode import DecodeLimits
+from granary.curation.images.limits import DecodeLimits
 from granary.training.data import crops, shards
 from granary.training.data import loader as data
 from granary.training.data.collate import Part

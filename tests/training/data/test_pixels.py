@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from granary.curation.images.decode import DecodeError, DecodeLimits, decode
+from granary.curation.images.decode import DecodeError, decode
+from granary.curation.images.limits import DecodeLimits
 from granary.training.data import pixels
 from granary.training.data.pixels import decode_pixels
 
