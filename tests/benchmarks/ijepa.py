@@ -28,12 +28,12 @@ from granary.training.models.vit import ViTConfig
 
 SIZES: dict[str, tuple[dict[str, Any], dict[str, Any], int]] = {
     "tiny, 8 x 8 patches": (
-        {"side": 32, "patch": 4, "width": 128, "depth": 4, "heads": 4},
+        {"img_size": 32, "patch_size": 4, "width": 128, "depth": 4, "heads": 4},
         {"predictor_width": 64, "predictor_depth": 2, "min_keep": 4},
         64,
     ),
     "ViT-S/16, 14 x 14 patches": (
-        {"side": 224, "patch": 16, "width": 384, "depth": 12, "heads": 6},
+        {"img_size": 224, "patch_size": 16, "width": 384, "depth": 12, "heads": 6},
         {"predictor_width": 384, "predictor_depth": 6},
         8,
     ),
@@ -128,7 +128,7 @@ def compare(name: str, rounds: int) -> None:
     }
     best = {key: [float("inf")] * 2 for key in steps}
     for number in range(rounds):
-        pixels = torch.randn(batch, 3, architecture["side"], architecture["side"])
+        pixels = torch.randn(batch, 3, architecture["img_size"], architecture["img_size"])
         moment = Moment(number, rounds, 0)
         drawn = draw_masks(method.blocks, batch, moment.generator(1), moment.generator(2))
         losses = {}
