@@ -35,10 +35,10 @@ def explain(run: Run, files: Files, name: str) -> str:
     Raises:
         UserError: nothing matches, or several images do.
     """
-    found = find(run, name)
-    stories = [_story(run, files, row) for row in found.ledger]
+    matches = find(run, name)
+    stories = [_story(run, files, row) for row in matches.ledger]
     tellers = {"references": _of_reference, "seeds": _of_seed}
-    stories += [tellers[role](run, row) for role, rows in found.others.items() for row in rows]
+    stories += [tellers[role](run, row) for role, rows in matches.others.items() for row in rows]
     return "\n\n".join("\n".join(story) for story in stories)
 
 

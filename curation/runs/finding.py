@@ -63,9 +63,9 @@ def find(run: Run, name: str) -> Found:
         UserError: nothing matches, with what is similar; or several images do.
     """
     name = name.encode("utf-8", "backslashreplace").decode()  # as uris write a name that is not UTF-8
-    for found in _attempts(run, name):
-        if found.identities:
-            return _one_image(found, name)
+    for matches in _attempts(run, name):
+        if matches.identities:
+            return _one_image(matches, name)
     raise UserError(f"{name!r} is no uri, id, file name or path of this run{_similar(run, name)}")
 
 
@@ -79,8 +79,8 @@ def _attempts(run: Run, name: str) -> Iterator[Found]:
         yield Found(_matching(ledger_tables(run), uri), _in_roles(run, uri))
 
 
-def _one_image(found: Found, name: str) -> Found:
-    identities = found.identities
+def _one_image(matches: Found, name: str) -> Found:
+    identities = matches.identities
     if len(identities) > 1:
         more = f" and {len(identities) - MOST} more" if len(identities) > MOST else ""
         if all(identity.startswith(name) for identity in identities):
@@ -88,7 +88,7 @@ def _one_image(found: Found, name: str) -> Found:
             raise UserError(f"{name!r} begins several ids: {listed}{more}; give more characters")
         listed = ", ".join(sorted(identities.values())[:MOST])
         raise UserError(f"{name!r} is the name of several images: {listed}{more}; give the whole uri")
-    return found
+    return matches
 
 
 def _matching(tables: Iterable[pa.Table], name: str) -> list[Any]:

@@ -99,16 +99,16 @@ class Lock:
         """
         while not storage.create(self.url, self.holder.dump()):
             try:
-                found = storage.read_bytes(self.url)
+                written = storage.read_bytes(self.url)
             except FileNotFoundError:  # it was released just now
                 continue
-            other = Holder.parse(found)
+            other = Holder.parse(written)
             if not (steal or (other and other.dead)):
                 raise UserError(
                     f"out: {self.out} is being written by {other or 'another process'}; wait for its end, give another "
                     "--out, or, if it does not run any more, --steal-lock"
                 )
-            storage.remove_same(self.url, found)
+            storage.remove_same(self.url, written)
 
     def release(self) -> None:
         """Give the lock back; one that was stolen stays with who stole it."""

@@ -140,9 +140,10 @@ def read_piece(source: Source, piece: Piece, max_bytes: int) -> Iterator[Candida
         yield Candidate(uri, piece.path, error=too_many_bytes(piece.size, max_bytes))
     else:
         read = read_sidecars(source, piece)
-        said = read.said(source, {**columns.partitions(piece.path), **row_of(source, piece)})
-        found = Candidate(uri, piece.path, 0, piece.size, name=piece.path.rsplit("/", 1)[-1], unread=tuple(read.unread))
-        yield replace(found, **{**said._asdict(), "label": label_of(source, piece.path) or said.label})
+        beside = read.described(source, {**columns.partitions(piece.path), **row_of(source, piece)})
+        name = piece.path.rsplit("/", 1)[-1]
+        candidate = Candidate(uri, piece.path, 0, piece.size, name=name, unread=tuple(read.unread))
+        yield replace(candidate, **{**beside._asdict(), "label": label_of(source, piece.path) or beside.label})
 
 
 def read_sidecars(source: Source, piece: Piece) -> Sidecars:

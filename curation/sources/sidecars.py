@@ -15,7 +15,7 @@ MAX_SIDECAR = 16 << 20  # bytes
 MAX_DIGITS = 4300  # of an integer: what Python reads by default
 
 
-class Said(NamedTuple):
+class Description(NamedTuple):
     """What is said of a picture beside it; the fields of a Candidate."""
 
     label: str | None
@@ -36,7 +36,7 @@ class Sidecars:
     data: dict[str, bytes] = field(default_factory=dict)
     unread: list[Unread] = field(default_factory=list)
 
-    def said(self, source: Source, more: Mapping[str, object] | None = None) -> Said:
+    def described(self, source: Source, more: Mapping[str, object] | None = None) -> Description:
         """Return what they say; a .cls file goes before the JSON.
 
         Args:
@@ -51,7 +51,7 @@ class Sidecars:
         told = columns.once([*captions, *texts, *own_captions])
         if rest:
             metadata = columns.metadata_of({**rest, columns.METADATA: metadata})
-        return Said(cls or label or own_label, told, metadata, (*record, *(more or {})))
+        return Description(cls or label or own_label, told, metadata, (*record, *(more or {})))
 
     def parsed(self) -> tuple[Mapping[str, object], str | None]:
         """Return the JSON object and its text; neither where there is none that can be read."""

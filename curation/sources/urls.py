@@ -181,12 +181,12 @@ def pick(source: Source, names: list[str]) -> str:
 def batch(source: Source, column: str, rows: Sequence[Cells]) -> pa.RecordBatch:
     """Return rows as Arrow, addresses escaped to UTF-8; `column` holds them."""
     values = [row.get(column) for row in rows]
-    said = [columns.described(source, {key: row[key] for key in row if key and key != column}) for row in rows]
+    described = [columns.described(source, {key: row[key] for key in row if key and key != column}) for row in rows]
     arrays = [
         [escape(value.strip()) if isinstance(value, str) else None for value in values],
-        [label for label, _, _ in said],
-        [captions for _, captions, _ in said],
-        [columns.metadata_of(rest) for _, _, rest in said],
+        [label for label, _, _ in described],
+        [captions for _, captions, _ in described],
+        [columns.metadata_of(rest) for _, _, rest in described],
     ]
     return pa.RecordBatch.from_arrays(
         [pa.array(cells, field.type) for cells, field in zip(arrays, SCHEMA, strict=True)], schema=SCHEMA

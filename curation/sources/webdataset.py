@@ -171,11 +171,11 @@ def finished(source: Source, piece: Piece, group: Group, prefix: str, seen: dict
     """Yield the candidates of a whole group, with what its sidecars say."""
     if not group.key:
         return
-    said = group.sidecars.said(source, columns.partitions(piece.path))
+    beside = group.sidecars.described(source, columns.partitions(piece.path))
     unread, pictures = tuple(group.sidecars.unread), group.pictures()
     for number, candidate in enumerate(pictures):
         left_out = tuple(group.left_out) if number == 0 else ()
-        described = replace(candidate, **said._asdict(), unread=unread, left_out=left_out)
+        described = replace(candidate, **beside._asdict(), unread=unread, left_out=left_out)
         yield unique(seen, described)
     if not pictures:
         error = ("NoImage", f"the key has no member with an image ending, only {endings_of(group)}")
