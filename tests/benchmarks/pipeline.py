@@ -26,8 +26,11 @@ from granary.curation.images.decode import decode
 from granary.curation.images.limits import DecodeLimits
 from granary.curation.store.threads import limit_threads
 
+# What the first stage would import is imported before: the start of a command is measured by `startup`.
 CHILD = """
 import json, resource, sys
+import apache_beam, torch
+import apache_beam.runners.portability.fn_api_runner, apache_beam.runners.worker.sdk_worker
 from granary.pipelines.command import main
 status = main(sys.argv[1:])
 print(json.dumps({"status": status, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))
