@@ -26,7 +26,11 @@ class InvalidAnnotation(Exception):
 
 @dataclass(frozen=True)
 class Problem:
-    """A part of an annotation that was lost or corrected. part: key of a mask, name of a field, or ""."""
+    """A part of an annotation that was lost or corrected.
+
+    Args:
+        part: key of a mask, name of a field, or "".
+    """
 
     part: str
     error: str
@@ -46,7 +50,11 @@ class Png:
 
 @dataclass(frozen=True)
 class RunLengths:
-    """The pixels of a mask in COCO's code, unread. code: {"size": [height, width], "counts": text or numbers}."""
+    """The pixels of a mask in COCO's code, unread.
+
+    Args:
+        code: {"size": [height, width], "counts": text or numbers}.
+    """
 
     code: Mapping[str, object] = field(repr=False)
 

@@ -158,7 +158,11 @@ def _check_folder(spec: EncoderSpec, folder: str) -> None:
 
 
 def _image_processor(source: str, revision: str, local: bool) -> ImageProcessor:
-    """Load the image processor in its Pillow version; local: from the cache alone."""
+    """Load the image processor in its Pillow version.
+
+    Args:
+        local: whether from the cache alone.
+    """
     where = {"revision": revision, "local_files_only": local}
     settings, _ = ViTImageProcessorPil.get_image_processor_dict(source, **where)
     if settings.get("image_processor_type") in VIT_ALIKE:

@@ -274,12 +274,7 @@ def send(repository: Repository, name: str, shards: Sequence[Upload], beside: Se
         beside: the small files, sent with the commit that marks completion.
 
     Returns:
-        sent, bytes: files and bytes that were not on the Hub.
-
-    Args:
-        kept: files that were.
-        removed: files taken away.
-    .
+        sent, bytes: files and bytes that were not on the Hub; kept: files that were; removed: files taken away.
     """
     files = repository.files()
     repository.check_free(files, name)

@@ -81,8 +81,8 @@ class Decoded:
 
     Args:
         image: RGB.
-        width: of the original, upright, before DCT scaling.
-        height: of the original, upright, before DCT scaling.
+        width: pixels of the original, upright, before DCT scaling.
+        height: likewise.
     """
 
     image: Image.Image
@@ -245,7 +245,12 @@ def laid_over(ground: str, image: Image.Image, low: float, high: float) -> Image
 
 
 def strip_to_rgb(strip: Image.Image, low: float, high: float, ground: str = "white") -> Image.Image:
-    """Convert a strip of any mode; low, high: the greys that become 0 and 255 in modes wider than a byte."""
+    """Convert a strip of any mode.
+
+    Args:
+        low: the grey that becomes 0 in modes wider than a byte.
+        high: the one that becomes 255 there.
+    """
     if strip.mode[0] in "IF":
         return wide_grey(strip, low, high).convert("RGB")
     if not strip.has_transparency_data:

@@ -34,8 +34,8 @@ class Member(NamedTuple):
 
     Args:
         type: file, link, sparse or other.
-        offset: of its data in the unpacked archive.
-        size: of its data in the unpacked archive.
+        offset: of its data in the unpacked archive, bytes.
+        size: of its data, bytes.
     """
 
     name: str

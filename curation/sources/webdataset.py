@@ -31,7 +31,11 @@ DAMAGE = (OSError, EOFError, zlib.error, lzma.LZMAError)
 
 @dataclass
 class Group:
-    """The members of one key that were met so far; others: images of endings with a dot, such as left.png."""
+    """The members of one key that were met so far.
+
+    Args:
+        others: images of endings with a dot, such as left.png.
+    """
 
     key: str
     candidates: list[Candidate] = field(default_factory=list)

@@ -33,7 +33,11 @@ CLASSES = b"granary.classes"  # key of the plan's schema
 
 
 class PlanRow(TypedDict):
-    """A row of the plan, as far as a shard is made from it; label: number of the class where the plan names classes."""
+    """A row of the plan, as far as a shard is made from it.
+
+    Args:
+        label: number of the class where the plan names classes.
+    """
 
     role: str
     uri: str

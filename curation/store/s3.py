@@ -27,12 +27,8 @@ class ArrowS3(ArrowFSWrapper):
     """S3 as an fsspec file system.
 
     Args:
-        endpoint: URL of the service.
-
-    Args:
-        default: Amazon's.
+        endpoint: URL of the service; by default Amazon's.
         options: of every fsspec file system.
-    .
     """
 
     protocol = ("s3", "s3a")

@@ -25,15 +25,8 @@ def sample_features(extra: Mapping[str, FeatureType] | None = None, classes: Seq
         classes: names of the labels, see `class_names`; labels are text where there are none.
 
     Returns:
-        id: first 32 hex characters of the SHA-256 of the original bytes.
-
-    Args:
-        image: those bytes, never re-encoded, and
-        the file name.
-        width: pixels, upright; label; captions.
-        height: pixels, upright; label; captions.
-        source: its name and the uri in it.
-    .
+        id: first 32 hex characters of the SHA-256 of the original bytes; image: those bytes, never re-encoded, and
+        the file name; width, height: pixels, upright; label; captions; source: its name and the uri in it.
     """
     from datasets import ClassLabel, Features, Image, List, Value
 

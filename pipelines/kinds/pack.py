@@ -183,8 +183,8 @@ class Pack(Stages):
         """Return the job of a unit that cuts crops.
 
         Args:
-            shard: digests of the shard and of its texts.
-            written: digests of the shard and of its texts.
+            shard: digest of the shard.
+            written: digest of its texts.
         """
         recipe = self.recipe
         return CutPairs(unit, shard, written, recipe.crops, recipe.decode, recipe.shards.row_group)

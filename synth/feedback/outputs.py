@@ -47,7 +47,11 @@ MEANINGS = {
 
 
 def sampled_features(classes: Sequence[str] = ()) -> Features:
-    """Return the `datasets.Features` of a drawn sample; classes: see `schema.class_names`."""
+    """Return the `datasets.Features` of a drawn sample.
+
+    Args:
+        classes: see `schema.class_names`.
+    """
     from datasets import List, Value
 
     text, number = Value("string"), Value("float32")

@@ -32,8 +32,8 @@ class RecordRow(TypedDict):
     """A record as this stage writes it, with its split.
 
     Args:
-        error: None where it can be read.
-        message: None where it can be read.
+        error: short class name of why it cannot be read; None where it can.
+        message: what that says; None where it can be read.
     """
 
     name: str

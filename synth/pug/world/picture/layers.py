@@ -51,10 +51,7 @@ class Backdrop:
         seen: (n, 2) float32, shares of the sun and of the sky, averaged over neighbours.
         shown: (n, 3) float32 display values in 0..1, one sample for each pixel.
         chosen: (k,) pixels that were refined.
-
-    Args:
         fine: (k, 3) their display values.
-    .
     """
 
     film: Film
@@ -79,12 +76,9 @@ def picture(shot: Shot, behind: Backdrop, instances: Instances, film: Film) -> n
 
     Args:
         shot: of the scene.
-
-    Args:
         behind: its backdrop.
         instances: the whole scene.
         film: of it, through the same pixels.
-    .
     """
     front = film.hits.instance >= instances.fixed
     shade = _front_shade(shot, behind, instances, film, front)

@@ -96,14 +96,11 @@ def shade_of(
 
     Args:
         light: of the scene.
-
-    Args:
         instances: what is in the way.
         surface: normals of the points.
         points: (n, 3) cm.
         distance: (n,) cm from the viewer.
         pattern: (n,) as `pattern_of` gives it.
-    .
     """
     starts = points + surface.normal * (np.float32(0.05) + distance * np.float32(2e-4))[:, None]
     sun, sky = np.zeros(len(points), bool), np.ones(len(points), bool)
@@ -179,13 +176,10 @@ def radiance(
 
     Args:
         light: of the scene.
-
-    Args:
         surface: where rays hit.
         directions: (n, 3) unit, of the rays.
         distance: (n,) cm along them.
         sun, sky: (n,) shares of both that the points see.
-    .
     """
     result = np.empty((len(directions), 3), np.float32)
     for rows in blocks(len(directions)):

@@ -62,11 +62,8 @@ def surfaces(
         painted: name of the texture of objects that do not wear their own.
         hits: of n rays, none of them the sky.
         points: (n, 3) float32 where they hit.
-
-    Args:
         directions: (n, 3) float32 of the rays.
         pixel: width of a pixel at distance one.
-    .
     """
     result = Surface.empty(len(points))
     for index, instance in enumerate(instances.instances):

@@ -47,10 +47,7 @@ class Mesh:
         skin: its detail.
         footprints: (levels,) float32, cm.
         uv: (v, 2) float32 or None.
-
-    Args:
         picture: the texture it indexes, whose `scale` is cm per tile, or None.
-    .
     """
 
     vertices: np.ndarray
