@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 from collections.abc import Iterator
 
 
 class UserError(Exception):
     """A mistake the user can fix; its message is one sentence, shown without a traceback."""
+
+
+def lacks_space(error: OSError) -> bool:
+    """Say whether writing failed because a disk, or a user's share of one, is full."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 @contextlib.contextmanager

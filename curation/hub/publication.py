@@ -32,7 +32,7 @@ from granary.curation.runs.integrity import path_in, written
 from granary.curation.runs.run import Run, read_table
 from granary.curation.runs.splits import loadable
 from granary.curation.store import storage
-from granary.curation.store.trees import yaml_mapping
+from granary.curation.store.trees import mapping
 
 if TYPE_CHECKING:
     from datasets import Features
@@ -121,7 +121,7 @@ def gather(
 
 def _read(run: Run, name: str, needed: Set[str] = frozenset()) -> Tree:
     try:
-        return lacking_nothing(yaml_mapping(storage.read_bytes(run.path(name))), needed)  # JSON is YAML
+        return lacking_nothing(mapping(name, storage.read_bytes(run.path(name))), needed)
     except FileNotFoundError:
         raise UserError(
             f"run: {run.url} is not a finished run (it has no {name}); give the --out of a finished run"

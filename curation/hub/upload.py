@@ -14,6 +14,7 @@ from huggingface_hub import CommitOperationAdd
 from huggingface_hub.hf_api import RepoFile
 
 from granary.curation.store import storage
+from granary.curation.store.hashing import digest_of
 
 FIRST, LAST = (4, 500_000_000), (50, 5_000_000_000)  # files and bytes of the first commit, and of any
 
@@ -53,9 +54,7 @@ class Upload:
 
     def _hash(self, state: hashlib._Hash) -> str:
         with self.open() as file:
-            while piece := file.read(1 << 20):
-                state.update(piece)
-        return state.hexdigest()
+            return digest_of(file, state)
 
     def is_at(self, remote: RepoFile | None) -> bool:
         """Say whether the Hub's entry for the path, if any, holds these bytes."""

@@ -9,7 +9,7 @@ from pydantic import BaseModel
 
 from granary.curation.errors import UserError
 from granary.curation.store import storage
-from granary.curation.store.trees import json_tree, yaml_tree
+from granary.curation.store.trees import mapping, yaml_tree
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -194,7 +194,7 @@ def read_facts(url: str) -> Facts:
     """
     path = storage.join(url, "run.json")
     try:
-        return _facts(storage.read_bytes(path))
+        return cast(Facts, lacking_nothing(mapping(path, storage.read_bytes(path)), NEEDED))
     except ValueError as error:
         raise UserError(
             f"run: {path} is damaged ({error}); `granary check RUN --repair` removes it, and the run's command writes "
@@ -206,14 +206,6 @@ def read_facts(url: str) -> Facts:
         raise UserError(
             f"run: {url} is not a run directory (it has no run.json); give the --out of a granary run"
         ) from None
-
-
-def _facts(data: bytes) -> Facts:
-    """Read run.json; raises ValueError when it is none."""
-    tree = json_tree(data)
-    if not isinstance(tree, dict):
-        raise ValueError("it holds no mapping")
-    return cast(Facts, lacking_nothing(tree, NEEDED))
 
 
 def lacking_nothing(tree: dict[str, object], needed: Set[str]) -> dict[str, object]:

@@ -16,10 +16,10 @@ from granary.curation.errors import UserError
 from granary.curation.runs.run import INDEX, Marker, Run, parse_index
 from granary.curation.sources.files import absolute
 from granary.curation.store import storage
-from granary.curation.store.trees import json_tree, yaml_tree
+from granary.curation.store.hashing import digest_of
+from granary.curation.store.trees import mapping
 
 READERS = 8  # files that are read at a time
-PIECE = 1 << 20  # bytes
 
 
 class Part(NamedTuple):
@@ -69,7 +69,7 @@ def check_run(url: str) -> Check:
     """Compare every part of a run with its marker; nothing is changed.
 
     Raises:
-        UserError: there is no run directory.
+        UserError: there is no run directory, or one that has no parts with markers, such as that of a training.
     """
     run = Run(url.rstrip("/"))
     names = storage.names(run.url)
@@ -77,7 +77,13 @@ def check_run(url: str) -> Check:
         raise UserError(f"run: {url} is not a run directory (it has no recipe.yaml); give the --out of a granary run")
     parts = list(all_parts(run))
     indices = _indices(run, names, "run.json" in names)
-    return Check(len(parts), [*_whole_files(run, names), *indices, *_check_parts(run, parts)])
+    damages = [*_whole_files(run, names), *indices, *_check_parts(run, parts)]
+    if not parts and not damages:
+        raise UserError(
+            f"run: nothing in {url} can be compared with what was written: it holds no part of a run of granary "
+            "curate, render, sample or pack"
+        )
+    return Check(len(parts), damages)
 
 
 def remove(url: str, damages: Iterable[Damage]) -> None:
@@ -120,11 +126,8 @@ def difference(run: Run, marker: Marker) -> str:
 
 def sha256_of(url: str) -> str:
     """Return the SHA-256 of a file, hex; it is read in pieces."""
-    state = hashlib.sha256()
     with storage.open_read(url) as file:
-        while piece := file.read(PIECE):
-            state.update(piece)
-    return state.hexdigest()
+        return digest_of(file, hashlib.sha256())
 
 
 def written(run: Run, paths: Iterable[str]) -> dict[str, str]:
@@ -211,9 +214,6 @@ def _whole_files(run: Run, names: Iterable[str]) -> Iterator[Damage]:
     """Yield recipe.yaml and run.json where they cannot be read."""
     for name in sorted({"recipe.yaml", "run.json"} & set(names)):
         try:
-            data = storage.read_bytes(run.path(name))
-            tree = json_tree(data) if name == "run.json" else yaml_tree(data)
+            mapping(name, storage.read_bytes(run.path(name)))
         except ValueError:
-            tree = None
-        if not isinstance(tree, dict):
             yield Damage(name, "it cannot be read", (name,))

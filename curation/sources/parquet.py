@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,6 +13,7 @@ from granary.curation.errors import UserError
 from granary.curation.sources import columns, contents, files
 from granary.curation.sources.contents import LeftOut
 from granary.curation.sources.model import Candidate, Piece, Source, escape, failure, too_many_bytes
+from granary.curation.store.schema import class_names_of, huggingface_features
 
 ENDINGS = contents.TABLE_ENDINGS
 BATCH_ROWS = 16  # rows of image bytes held at once
@@ -120,18 +120,8 @@ def choose_columns(source: Source, schema: pa.Schema) -> Columns:
     features = huggingface_features(schema)
     typed = [name for name, feature in features.items() if feature.get("_type") == "Image" and name in schema.names]
     label = columns.find(schema.names, source.label_column)
-    feature = features.get(label or "", {})
-    classes = feature.get("names") if feature.get("_type") == "ClassLabel" else None
+    classes = class_names_of(features.get(label or "", {})) or None
     return columns_of(source, schema, columns.image_name(source, schema.names, typed), classes)
-
-
-def huggingface_features(schema: pa.Schema) -> dict[str, dict[str, Any]]:
-    """Return the features that `datasets` wrote into the schema; empty where it did not."""
-    try:
-        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
-        return {name: feature for name, feature in features.items() if isinstance(feature, dict)}
-    except (KeyError, ValueError, TypeError, AttributeError):
-        return {}
 
 
 def rows(file: pq.ParquetFile, names: list[str], start: int, stop: int) -> Iterator[tuple[int, pa.RecordBatch, int]]:

@@ -1,9 +1,18 @@
-"""What is written is hashed on its way."""
+"""Digests of files: of what is written on its way, of what is there in pieces."""
 
 from __future__ import annotations
 
 import hashlib
 from typing import BinaryIO
+
+PIECE = 1 << 20  # bytes read at a time
+
+
+def digest_of(file: BinaryIO, state: hashlib._Hash) -> str:
+    """Return the digest, hex, of what a hash has seen and a file still holds; it is read in pieces."""
+    while piece := file.read(PIECE):
+        state.update(piece)
+    return state.hexdigest()
 
 
 class HashingFile:

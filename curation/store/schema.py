@@ -95,17 +95,28 @@ def named(table: pa.Table) -> pa.Table:
     return table
 
 
+def huggingface_features(schema: pa.Schema) -> dict[str, dict[str, object]]:
+    """Return the features that `datasets` wrote into the schema; empty where it did not."""
+    try:
+        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        return {name: feature for name, feature in features.items() if isinstance(feature, dict)}
+    except (KeyError, ValueError, TypeError, AttributeError):
+        return {}
+
+
+def class_names_of(feature: Mapping[str, object]) -> list[str]:
+    """Return the names of the classes that a feature states, by number; none where it is no ClassLabel."""
+    names = feature.get("names")
+    return [str(name) for name in names] if feature.get("_type") == "ClassLabel" and isinstance(names, list) else []
+
+
 def stated_classes(schema: pa.Schema) -> dict[str, list[str]]:
     """Return for each column of numbers that `datasets` types as ClassLabel the names of its classes."""
-    stated = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
-    features = stated.get("info", {}).get("features", {})
+    stated = {name: class_names_of(feature) for name, feature in huggingface_features(schema).items()}
     return {
-        name: features[name]["names"]
-        for name in schema.names
-        if pa.types.is_integer(schema.field(name).type)
-        and isinstance(features.get(name), dict)
-        and features[name].get("_type") == "ClassLabel"
-        and features[name].get("names")
+        name: names
+        for name, names in stated.items()
+        if names and name in schema.names and pa.types.is_integer(schema.field(name).type)
     }
 
 

@@ -24,9 +24,13 @@ def yaml_tree(text: bytes | str) -> object:
         raise ValueError(f"one of its values cannot be read: {one_line(error)}") from None
 
 
-def yaml_mapping(text: bytes | str) -> dict[str, object]:
-    """Return the mapping of a YAML text; raises ValueError as `yaml_tree` does, and when it holds something else."""
-    tree = yaml_tree(text)
+def mapping(name: str, text: bytes | str) -> dict[str, object]:
+    """Return the mapping that a file holds, JSON or YAML by the ending of its name.
+
+    Raises:
+        ValueError: it cannot be read, or it holds something else; one line that says why.
+    """
+    tree = json_tree(text) if name.endswith(".json") else yaml_tree(text)
     if not isinstance(tree, dict):
         raise ValueError(f"it holds a {type(tree).__name__} where a mapping of keys to values is expected")
     return tree

@@ -10,12 +10,11 @@ import signal
 import sys
 from typing import NoReturn
 
-from granary.curation.errors import UserError
+from granary.curation.errors import UserError, lacks_space
 from granary.curation.store.printable import printable
 from granary.curation.store.trees import one_line
 
 MISTAKE, FAILED, INTERRUPTED = 2, 1, 130
-NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
 NO_PERMISSION = {errno.EROFS, errno.EACCES, errno.EPERM}
 
 
@@ -55,7 +54,7 @@ def _of_the_system(error: OSError) -> str:
 
 def remedy(error: OSError) -> str:
     """Return what helps against an error of the file system, as the end of a sentence."""
-    if error.errno in NO_SPACE:
+    if lacks_space(error):
         return "free space there and run the same command again"
     if error.errno in NO_PERMISSION:
         return "give what may be read and written, and run the same command again"

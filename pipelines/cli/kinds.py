@@ -13,12 +13,11 @@ def command_of(name: str) -> RecipeCommand:
     kind = KINDS[name]
 
     def run(given: Given, workers: int, runner: str | None, steal_lock: bool, **flags: bool) -> int:
-        from granary.pipelines.engine.profiles import check_beam_options, load_profile
+        from granary.pipelines.engine.profiles import load_profile
         from granary.pipelines.engine.recipe import load_recipe
         from granary.pipelines.engine.units import Engine
 
         recipe = load_recipe(kind.model(), given.config, given.overrides)
-        check_beam_options(given.beam)
         beam = load_profile(runner, given.beam) if runner else given.beam
         kind.start(recipe, Engine(beam, workers, steal_lock), None, **flags)
         return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import difflib
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -10,6 +11,8 @@ from granary.curation.errors import UserError
 from granary.curation.store import storage
 from granary.curation.store.trees import yaml_tree
 from granary.pipelines.engine.recipe import shipped
+
+JOB_SERVERS = {"PortableRunner", "FlinkRunner", "SparkRunner", "PrismRunner"}
 
 
 def load_profile(path: str, given: Sequence[str] = ()) -> list[str]:
@@ -32,25 +35,48 @@ def load_profile(path: str, given: Sequence[str] = ()) -> list[str]:
     return [*words, *given]
 
 
-def check_beam_options(given: Sequence[str]) -> None:
-    """Raise UserError where an option after `--` is one that no runner of Beam has.
+def check_beam_options(options: Sequence[str]) -> None:
+    """Raise UserError where an option is one that Apache Beam does not have: Beam itself passes over it.
 
-    Beam itself passes over what it does not know. Options of a portable job server are known to that server alone.
+    Args:
+        options: Beam's, as words, those of a profile too. What a job server knows is known to that server alone.
     """
-    words = [word for word in given if word.startswith("--")]
-    if not words or any(word.replace("=", " ").split()[1:] == ["PortableRunner"] for word in words):
+    words = [word.partition("=")[0] for word in options if word.startswith("--")]
+    runner = _runner(options)
+    if not words or runner in JOB_SERVERS or not _is_there(runner):
         return
-    from apache_beam.options.pipeline_options import PipelineOptions, _BeamArgumentParser
-
-    parser = _BeamArgumentParser(conflict_handler="resolve", allow_abbrev=False, add_help=False)
-    for options in PipelineOptions.__subclasses__():
-        options._add_argparse_args(parser)
-    known = {text for action in parser._actions for text in action.option_strings}
-    for word in (word.partition("=")[0] for word in words):
+    known = _known_options()
+    for word in words:
         if word not in known:
             near = difflib.get_close_matches(word, sorted(known), 1)
             hint = f"did you mean {near[0]}?" if near else "see the options of Beam's runners"
-            raise UserError(f"beam: {word} after `--` is no option of Apache Beam; {hint}")
+            raise UserError(f"beam: {word} is no option of Apache Beam; {hint}")
+
+
+def _runner(options: Sequence[str]) -> str | None:
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--runner")
+    runner: str | None = parser.parse_known_args(list(options))[0].runner
+    return runner
+
+
+def _is_there(runner: str | None) -> bool:
+    """Import a runner, whose module states its options; what is wrong with one that is not there, the run tells."""
+    from apache_beam.runners.runner import create_runner
+
+    try:
+        return runner is None or bool(create_runner(runner))
+    except (ImportError, ValueError, RuntimeError):
+        return False
+
+
+def _known_options() -> set[str]:
+    from apache_beam.options.pipeline_options import PipelineOptions, _BeamArgumentParser
+
+    parser = _BeamArgumentParser(conflict_handler="resolve", allow_abbrev=False, add_help=False)
+    for stated in PipelineOptions.__subclasses__():
+        stated._add_argparse_args(parser)
+    return {text for action in parser._actions for text in action.option_strings}
 
 
 def _words(key: str, value: Any) -> Iterator[str]:

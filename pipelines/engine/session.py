@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
-import errno
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,7 +14,7 @@ from pydantic import BaseModel
 from rich.console import Console
 from rich.table import Table
 
-from granary.curation.errors import UserError
+from granary.curation.errors import UserError, lacks_space
 from granary.curation.hub.card import contact_sheet_of, earlier_card, own_template, write_card
 from granary.curation.hub.licences import check_licence
 from granary.curation.images.limits import DecodeLimits
@@ -40,7 +39,6 @@ if TYPE_CHECKING:
 
 R = TypeVar("R", bound=RunRecipe)
 Subject = tuple[str, Callable[[R], object]]  # noun and function of a recipe: what a directory holds one run of
-NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
 OUTSIDE_DIGEST = {"out", "max_unreadable"}  # fields of a recipe that never decide what it makes
 
 
@@ -251,7 +249,7 @@ def writable(out: str) -> Iterator[None]:
 
 
 def _remedy(error: OSError) -> str:
-    if error.errno in NO_SPACE:
+    if lacks_space(error):
         return "free space there or choose another folder, and run the same command again"
     return "choose a folder that can be written to, and run the same command again"
 

@@ -20,6 +20,7 @@ from granary.curation.runs.splits import TRAIN
 from granary.curation.runs.vectors import Block, Layout
 from granary.curation.sources import random_access
 from granary.curation.steps import dataset, dedup, leaks
+from granary.curation.store.printable import printable
 from granary.pipelines.engine.combines import MergeForests
 from granary.pipelines.engine.stages import Combine, Stages
 from granary.pipelines.kinds.curate_reading import Prepared, Reading
@@ -77,7 +78,7 @@ class Curation:
         if self.recipe.seeds and self.prepared.retrieval:
             self.reading.embed_role("seeds", self.prepared.retrieval)
         for note in self.reading.unreadable_notes():
-            self.stages.runner.progress.console.print(f"note: {note}", soft_wrap=True)
+            self.stages.runner.progress.console.print(f"note: {printable(note)}", soft_wrap=True)
         self.reading.embed_role("pool", self.prepared.copy, self.recipe.filters)
 
     def deduplicate(self) -> None:

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from granary.curation.errors import UserError
 from granary.curation.sources import columns as cells
-from granary.curation.sources.parquet import huggingface_features
+from granary.curation.store.schema import class_names_of, huggingface_features
 from granary.training.data.table import Columns
 
 NAMEABLE = ("image", "label", "captions", "id")
@@ -55,7 +55,7 @@ def layout_of(schema: pa.Schema, columns: Columns) -> Layout:
             names[ours] = name
     types = {ours: schema.field(theirs).type for ours, theirs in names.items()}
     features = huggingface_features(schema)
-    classes = {ours: _classes(features.get(theirs, {})) for ours, theirs in names.items()}
+    classes = {ours: class_names_of(features.get(theirs, {})) for ours, theirs in names.items()}
     readable = {ours: theirs for ours, theirs in names.items() if _is_of_use(ours, types[ours], types)}
     return Layout(readable, types, {ours: listed for ours, listed in classes.items() if listed}, schema.names)
 
@@ -100,11 +100,6 @@ def _usual(ours: str, schema: pa.Schema) -> str | None:
 
 def _bytes_of(name: str, kind: pa.DataType) -> str:
     return f"{name}.bytes" if pa.types.is_struct(kind) else name
-
-
-def _classes(feature: Mapping[str, object]) -> Sequence[str]:
-    names = feature.get("names")
-    return [str(name) for name in names] if feature.get("_type") == "ClassLabel" and isinstance(names, list) else ()
 
 
 def _is_of_use(name: str, kind: pa.DataType, types: Mapping[str, pa.DataType]) -> bool:

@@ -6,7 +6,6 @@ Only footers and, for a split, two small columns are read when a dataset is open
 from __future__ import annotations
 
 import functools
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 
 from granary.curation.errors import UserError
 from granary.curation.runs.run import read_table
+from granary.curation.sources.contents import canonical, split_of
 from granary.curation.store import schema, storage
 from granary.curation.store.sampling import priority
 from granary.training.data.columns import Layout, check_layout, converted, layout_of
@@ -27,7 +27,6 @@ from granary.training.data.table import USUAL, Columns
 
 PLACES = ("dataset/data", "data", "")  # where shards lie in a run directory, in a dataset, in a folder of shards
 READERS = 16  # threads that read footers: a remote one takes a round trip
-SPLIT_NAME = re.compile(r"(.+?)-\d+-of-\d+\.parquet")
 
 
 class RowGroup(NamedTuple):
@@ -103,8 +102,8 @@ def open_dataset(
         path: what `find_shards` takes.
         needs: columns that must be there.
         split: rows of this split only. A column `split` says which they are, else the names of the shards or of their
-            folders where there are several, data/SPLIT-00000-of-00001.parquet or SPLIT/NAME.parquet; for others "test"
-            is the share `holdout` of the ids, drawn by hash, "train" the rest.
+            folders where there are several, as on the Hub: data/SPLIT-00000-of-00001.parquet, SPLIT/NAME.parquet, "val"
+            for validation; for others "test" is the share `holdout` of the ids, drawn by hash, "train" the rest.
         holdout: see split; in 0..1.
         why: who needs the columns, for the message.
         columns: their names, where they are not granary's.
@@ -156,11 +155,9 @@ def _groups(url: str, layout: Layout, rows: Sequence[int]) -> Iterator[RowGroup]
 
 
 def named_splits(urls: Sequence[str]) -> dict[str, str] | None:
-    """Return the split that the name of each shard, or of its folder, says; None where they do not name several."""
-    places = [url.rsplit("/", 2)[-2:] for url in urls]
-    names = [SPLIT_NAME.fullmatch(place[-1]) for place in places]
-    splits = [name[1] for name in names if name] if all(names) else [place[0] for place in places]
-    return dict(zip(urls, splits, strict=True)) if len(set(splits)) > 1 else None
+    """Return the split that each shard is of by its name or its folder's; None where they do not name several."""
+    splits = {url: split for url in urls if (split := split_of("/".join(url.rsplit("/", 2)[-2:])))}
+    return splits if len(splits) == len(urls) and len(set(splits.values())) > 1 else None
 
 
 def _of_split(
@@ -175,7 +172,7 @@ def _of_split(
         states: whether names or a column say it.
     """
     if named is not None:
-        return [group for group in groups if named[group.url] == split]
+        return [group for group in groups if named[group.url] == canonical(split)]
     if not states and split not in ("train", "test"):
         raise UserError(f"split: {split!r} is not right: shards without a column split have train and test")
     column = "split" if states else "id"

@@ -20,7 +20,7 @@ from granary.curation.encoders.inference import UNLOADABLE, reason
 from granary.curation.encoders.spec import EncoderSpec
 from granary.curation.errors import UserError
 from granary.curation.store import storage
-from granary.curation.store.trees import yaml_mapping
+from granary.curation.store.trees import mapping
 from granary.training.methods import load_method
 from granary.training.models.checkpoint import usable
 from granary.training.models.vit import VisionTransformer
@@ -156,7 +156,7 @@ def _of_recipe(path: str) -> VisionTransformer:
         tree = {
             "data": "none",
             "out": "none",
-            **yaml_mapping(storage.read_bytes(path)),
+            **mapping(path, storage.read_bytes(path)),
         }  # a recipe may leave them to the command line
         if "steps" not in tree and "epochs" not in tree:
             tree["steps"] = 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from granary.curation.store.trees import json_tree, yaml_mapping, yaml_tree
+from granary.curation.store.trees import json_tree, mapping, yaml_tree
 
 NO_YAML = {
     "a month 99": "name: 2020-99-99",
@@ -41,6 +41,6 @@ def test_json_that_cannot_be_read_says_why_in_one_line(text):
 
 def test_what_can_be_read_is_read():
     assert yaml_tree("a: [1, 2.5, x]") == json_tree('{"a": [1, 2.5, "x"]}') == {"a": [1, 2.5, "x"]}
-    assert yaml_mapping("a: 1") == {"a": 1}
+    assert mapping("recipe.yaml", "a: 1") == mapping("run.json", '{"a": 1}') == {"a": 1}
     with pytest.raises(ValueError, match="it holds a list"):
-        yaml_mapping("- 1")
+        mapping("recipe.yaml", "- 1")

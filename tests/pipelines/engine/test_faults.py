@@ -64,7 +64,7 @@ MISTAKES = {
     "a glob of a shard": (["--pool", "{tmp}/x.tar", "--pool.glob", "*.png"], ["pool.glob", "is read as webdataset"]),
     "an unknown option of Beam": (
         ["--pool", "{pool}", "--", "--direct_num_worker=3"],
-        ["--direct_num_worker after", "did you mean --direct_num_workers?"],
+        ["beam: --direct_num_worker is no option", "did you mean --direct_num_workers?"],
     ),
     "an option of Beam like no other": (["--pool", "{pool}", "--", "--xyzzy", "1"], ["--xyzzy", "no option of Apache"]),
     "a missing value": (["--pool", "{pool}", "--retrieval.k"], ["--retrieval.k needs a value"]),

@@ -95,6 +95,12 @@ def test_a_whole_run_passes_and_nothing_else_is_taken_for_one(run, tmp_path, cap
     assert capsys.readouterr().out == f"{markers} parts compared with their markers; 0 things are damaged\n"
     assert command.main(["check", str(tmp_path)]) == 2
     assert "is not a run directory" in capsys.readouterr().err
+    (tmp_path / "recipe.yaml").write_text("method: ijepa")
+    (tmp_path / "run.json").write_text(
+        '{"kind": "train"}'
+    )  # it has no parts: that nothing is damaged would say nothing
+    assert command.main(["check", str(tmp_path)]) == 2
+    assert "holds no part of a run" in capsys.readouterr().err
 
 
 def test_a_marker_that_leads_out_of_the_run_removes_nothing_there(copied, tmp_path):

@@ -13,7 +13,7 @@ from places import CONFIGS
 
 from granary.curation.errors import UserError
 from granary.curation.recipe import CurateRecipe
-from granary.pipelines.engine.profiles import load_profile
+from granary.pipelines.engine.profiles import check_beam_options, load_profile
 from granary.pipelines.engine.recipe import dump_recipe, fields, load_recipe, parse_overrides, shipped
 
 WORDS = ["--pool", "p", "--out", "o"]
@@ -56,6 +56,31 @@ def test_every_shipped_profile_is_beam_options(path):
     if left:
         with pytest.raises(UserError, match=f"leaves options open.* {left[-1].partition('=')[0]}="):
             load_profile(str(path), left[:-1])
+
+
+def test_every_option_of_a_shipped_profile_is_one_of_beam():
+    for path in sorted((CONFIGS / "runners").glob("*.yaml")):
+        options = yaml.safe_load(path.read_text())["options"]
+        check_beam_options(load_profile(str(path), [f"--{key}=1" for key, value in options.items() if value is None]))
+
+
+@pytest.mark.parametrize("options", [
+    ["--runner=apache_beam.runners.dask.dask_runner.DaskRunner", "--dask_client_address=tcp://127.0.0.1:1"],
+    ["--runner", "PortableRunner", "--an_option_of_the_server=1"],
+    ["--direct_num_workers", "3"],
+    [],
+])  # fmt: skip
+def test_options_that_somebody_knows_are_taken(options):
+    check_beam_options(options)
+
+
+@pytest.mark.parametrize("options", [
+    ["--direct_num_worker=3"],
+    ["--runner=FnApiRunner", "--job_endpointt=x"],
+])  # fmt: skip
+def test_options_that_nobody_knows_are_refused_with_what_was_meant(options):
+    with pytest.raises(UserError, match="is no option of Apache Beam; did you mean --"):
+        check_beam_options(options)
 
 
 def test_profiles_write_flags_and_lists_as_beam_wants_them(tmp_path):

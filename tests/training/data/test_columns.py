@@ -216,8 +216,17 @@ def test_shards_that_are_named_by_their_split_need_no_column(tmp_path: Path) -> 
     counts = {split: shards.open_dataset(run, split=split).count for split in ("train", "test", "validation", None)}
     assert counts == {"train": 8, "test": 4, "validation": 2, None: 14}
     assert shards.open_dataset(run).states_split
-    with pytest.raises(UserError, match=r"no rows in split 'val'; it has test, train, validation"):
-        shards.open_dataset(run, split="val")
+    assert shards.open_dataset(run, split="val").count == counts["validation"]
+    with pytest.raises(UserError, match=r"no rows in split 'held'; it has test, train, validation"):
+        shards.open_dataset(run, split="held")
+
+
+def test_folders_that_are_no_splits_name_none(tmp_path: Path) -> None:
+    for part in ("a", "b"):
+        table(tmp_path / part, "0000.parquet")
+    split = {name: shards.open_dataset(str(tmp_path), split=name, holdout=0.5).count for name in ("train", "test")}
+    assert split["train"] + split["test"] == shards.open_dataset(str(tmp_path)).count  # by hash
+    assert min(split.values())
 
 
 def test_a_folder_for_each_split_names_it(tmp_path: Path) -> None:
