@@ -16,10 +16,10 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from granary.curation.encoders.inference import fingerprint, reason, torch_device
+from granary.curation.encoders.inference import UNLOADABLE, fingerprint, reason, torch_device
 from granary.curation.errors import UserError
 from granary.curation.store.storage import join, local_folder
-from granary.synth.feedback.diffusion.checkpoints import first_line, model_files, no_progress_bars, refuse_pickles
+from granary.synth.feedback.diffusion.checkpoints import model_files, no_progress_bars, refuse_pickles
 
 RESAMPLE = {0: "nearest", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers
 
@@ -61,10 +61,10 @@ class TrainedClassifier:
 
         try:
             model = Classifier.load(folder, device)
-        except (OSError, ValueError, TypeError, RuntimeError) as error:
+        except UNLOADABLE as error:
             raise UserError(
                 f"classifier: '{folder}' holds no config.json and model.safetensors of a classifier saved by granary "
-                f"({first_line(error)})"
+                f"({reason(error)})"
             ) from error
         self.model = model.to(getattr(torch, dtype)).eval().requires_grad_(False)
         self.classes = list(model.classes)
@@ -99,7 +99,7 @@ class TransformersClassifier:
                 model, report = AutoModelForImageClassification.from_pretrained(
                     source, output_loading_info=True, **options
                 )
-        except (OSError, ValueError, ImportError) as error:
+        except UNLOADABLE as error:
             raise UserError(
                 f"classifier: '{name}' is no image classifier of transformers with safetensors weights and an image "
                 f"processor ({reason(error)}); a classifier trained with granary is written granary:PATH"

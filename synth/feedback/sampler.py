@@ -15,10 +15,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from granary.curation.encoders.inference import fingerprint, torch_device
+from granary.curation.encoders.inference import fingerprint, reason, torch_device
 from granary.curation.errors import UserError
 from granary.synth.feedback.classifiers import ImageClassifier, load_classifier
-from granary.synth.feedback.diffusion.checkpoints import first_line
 from granary.synth.feedback.diffusion.estimates import FLOW
 from granary.synth.feedback.diffusion.families import class_names, decoder, family_of
 from granary.synth.feedback.diffusion.interfaces import PipelineOutput
@@ -90,7 +89,7 @@ class Sampler:
         try:
             self.pipe.scheduler.set_timesteps(steps)
         except ValueError as error:
-            raise UserError(f"steps: {steps} do not go with the model's scheduler ({first_line(error)})") from error
+            raise UserError(f"steps: {steps} do not go with the model's scheduler ({reason(error)})") from error
 
     def check(self) -> None:
         """Draw one sample in one step, with feedback; raises UserError where the models do not work together."""
@@ -103,7 +102,7 @@ class Sampler:
                 self._halve(1)
             raise UserError(
                 f"model: a {type(self.pipe).__name__} cannot draw with these networks and this classifier "
-                f"({type(error).__name__}: {first_line(error)}); try another scheduler, dtype or model"
+                f"({type(error).__name__}: {reason(error)}); try another scheduler, dtype or model"
             ) from error
 
     def draw(self, requests: Sequence[Request], batch: int = 16) -> list[Drawn]:

@@ -11,6 +11,7 @@ from fnmatch import fnmatchcase
 
 from granary.curation.errors import UserError, needs
 from granary.curation.store import storage
+from granary.curation.store.trees import json_tree
 
 SCORES = "scores.json"  # looked for in a folder
 OWN = ("model", "dead", "chosen", "left_out", "device", "batch")  # may differ between models measured alike
@@ -84,7 +85,7 @@ def read_row(path: str) -> ModelScores:
 
 def _row(name: str, file: str) -> ModelScores:
     try:
-        tree = json.loads(storage.read_bytes(file))
+        tree = json_tree(storage.read_bytes(file))
     except (OSError, ValueError) as error:
         raise UserError(f"results: {file} cannot be read as JSON ({error})") from error
     tree = tree if isinstance(tree, dict) else {}

@@ -10,7 +10,6 @@ pixels        no model: the picture itself, the baseline of `granary.training.ev
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from typing import Literal, NamedTuple
 
@@ -95,11 +94,11 @@ def load_model(path: str, device: str | torch.device = "cpu", seed: int = 0) -> 
 
 def of_transformers(folder: str) -> bool:
     """Say whether the config.json of a folder is that of a model of transformers, as `granary export` writes it."""
+    path = storage.join(folder, "config.json")
     try:
-        tree: object = json.loads(storage.read_bytes(storage.join(folder, "config.json")))
+        return "model_type" in mapping(path, storage.read_bytes(path))
     except (OSError, ValueError):
         return False
-    return isinstance(tree, dict) and "model_type" in tree
 
 
 def _from_folder(folder: str, device: str | torch.device) -> VisionTransformer:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from typing import NamedTuple, TypedDict
+from typing import NamedTuple, TypedDict, cast
 
 import pyarrow as pa
 
@@ -18,6 +17,7 @@ from granary.curation.errors import UserError
 from granary.curation.runs.run import Output, Run, digest, read_table
 from granary.curation.runs.splits import NAME, TRAIN
 from granary.curation.sources import Reader, Source, files
+from granary.curation.store.trees import mapping
 
 SCHEMA = pa.schema(
     [(name, pa.string()) for name in ("name", "path", "text", "stamp", "split", "error", "message")]
@@ -150,7 +150,7 @@ def load_splits(path: str) -> dict[str, str]:
         UserError: it cannot be read, is something else, or names a split that no file can be named after.
     """
     try:
-        splits = json.loads(files.read_file(path, SPLITS_BYTES))
+        splits = cast(Mapping[str, Iterable[object]], mapping("splits.json", files.read_file(path, SPLITS_BYTES)))
         named = {str(name).rsplit("/", 1)[-1]: str(split) for split, names in splits.items() for name in list(names)}
     except (OSError, ValueError, AttributeError, TypeError) as error:
         raise UserError(

@@ -39,11 +39,6 @@ def refuse_pickles(what: str, folder: Path, name: str) -> None:
         )
 
 
-def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message, or its name."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
 @contextlib.contextmanager
 def no_progress_bars() -> Iterator[None]:
     """Load models without the bars of transformers and diffusers."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 from pathlib import Path
 from typing import cast
@@ -15,10 +14,11 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d import UNet2DModel
 from huggingface_hub.errors import HfHubHTTPError
 
-from granary.curation.encoders.inference import fingerprint
+from granary.curation.encoders.inference import UNLOADABLE, fingerprint, reason
 from granary.curation.errors import UserError
 from granary.curation.store import storage
-from granary.synth.feedback.diffusion.checkpoints import first_line, model_files, no_progress_bars, refuse_pickles
+from granary.curation.store.trees import mapping
+from granary.synth.feedback.diffusion.checkpoints import model_files, no_progress_bars, refuse_pickles
 from granary.synth.feedback.diffusion.estimates import FLOW, SCHEDULERS, check_scheduler
 from granary.synth.feedback.diffusion.families import FAMILIES, class_names
 from granary.synth.feedback.diffusion.interfaces import Pipeline
@@ -30,8 +30,14 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 def load_pipeline(model: str, scheduler: str | None, device: torch.device, dtype: str) -> tuple[Pipeline, str]:
     """Return a pipeline on its device, frozen, and the fingerprint of its files.
 
-    model: a folder that `save_pretrained` wrote, or an id of the Hub; scheduler: a key of `SCHEDULERS`, None for the
-    model's own. Raises UserError for a model that cannot be used, with the remedy.
+    Args:
+        model: a folder that `save_pretrained` wrote, or an id of the Hub.
+        scheduler: a key of `SCHEDULERS`, None for the model's own.
+        device: for the networks.
+        dtype: of their weights, a key of `DTYPES`.
+
+    Raises:
+        UserError: the model cannot be used, with the remedy.
     """
     folder = local_folder(model)
     index = _index(model, folder)
@@ -44,8 +50,8 @@ def load_pipeline(model: str, scheduler: str | None, device: torch.device, dtype
     try:
         with no_progress_bars():
             pipe = cast(Pipeline, kind.from_pretrained(str(folder), **options, **absent))
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError) as error:
-        raise UserError(f"model: '{model}' cannot be loaded ({first_line(error)})") from error
+    except UNLOADABLE as error:
+        raise UserError(f"model: '{model}' cannot be loaded ({reason(error)})") from error
     _check_networks(model, pipe, dtype)
     if _takes_classes(pipe) and not class_names(pipe):
         raise UserError(f"model: '{model}' takes classes but names none; write them as id2label into model_index.json")
@@ -70,14 +76,13 @@ def local_folder(model: str) -> Path:
             return Path(DiffusionPipeline.download(model, **options))
         return Path(ClassConditionalPipeline.download(model, **options))
     except (OSError, ValueError, HfHubHTTPError) as error:
-        reason = first_line(error)
-        raise UserError(f"model: '{model}' is no folder, and the Hub does not give it ({reason})") from error
+        raise UserError(f"model: '{model}' is no folder, and the Hub does not give it ({reason(error)})") from error
 
 
 def _index(model: str, folder: Path) -> dict[str, object]:
     """Read model_index.json; raise UserError when it is none or of an unknown family."""
     try:
-        index = json.loads((folder / "model_index.json").read_text())
+        index = mapping("model_index.json", (folder / "model_index.json").read_bytes())
         name = index["_class_name"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"model: '{model}' has no model_index.json of a diffusers pipeline") from error

@@ -10,7 +10,7 @@ import pytest
 import torch
 import transformers
 from PIL import Image
-from tiny_pipelines import CLASSES, save_vit
+from tiny_pipelines import CLASSES, save_net, save_vit
 
 from granary.curation.errors import UserError
 from granary.synth.feedback.classes import match_classes
@@ -106,6 +106,15 @@ def test_what_is_no_classifier_is_one_sentence(tmp_path: Path) -> None:
     transformers.ViTImageProcessorPil().save_pretrained(tmp_path / "headless")
     with pytest.raises(UserError, match=r"lacks trained weights: classifier"):
         load_classifier(str(tmp_path / "headless"))
+
+
+@pytest.mark.parametrize("kind", ["", "granary:"])
+def test_a_classifier_that_was_cut_short_is_one_sentence(kind: str, tmp_path: Path) -> None:
+    name = save_net(tmp_path) if kind else save_vit(tmp_path)
+    (weights,) = tmp_path.rglob("*.safetensors")
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(UserError, match=r"^classifier: '"):
+        load_classifier(name)
 
 
 def test_classes_are_matched_by_name_and_never_by_place() -> None:

@@ -285,6 +285,10 @@ def test_other_broken_models_are_one_sentence(models: Path, tmp_path: Path) -> N
     (folder / "classes/unet/config.json").unlink()
     with pytest.raises(UserError, match="cannot be loaded"):
         sampler(folder)
+    for deep in ("[" * 100_000, "[1]"):
+        (folder / "classes/model_index.json").write_text(deep)
+        with pytest.raises(UserError, match=r"no model_index.json of a diffusers pipeline"):
+            sampler(folder)
     (folder / "classes/model_index.json").write_text(json.dumps({"_class_name": "SanaPipeline"}))
     with pytest.raises(UserError, match=r"is a SanaPipeline; feedback works with .*DiTPipeline"):
         sampler(folder)
@@ -293,6 +297,15 @@ def test_other_broken_models_are_one_sentence(models: Path, tmp_path: Path) -> N
         sampler(folder)
     with pytest.raises(UserError, match="there is no folder"):
         Sampler("./nowhere", str(folder / "vit"), GuidanceOptions())
+
+
+@pytest.mark.parametrize("name", ["text", "xl", "classes"])
+def test_weights_that_were_cut_short_are_one_sentence(name: str, models: Path, tmp_path: Path) -> None:
+    folder = copied(models, tmp_path, name)
+    weights = next((folder / name / "unet").glob("*.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(UserError, match="cannot be loaded"):
+        sampler(folder, name)
 
 
 @pytest.mark.parametrize("name", ["text", "xl", "sd3", "unclip", "dit", "ddpm", "classes"])

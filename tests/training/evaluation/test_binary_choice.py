@@ -162,6 +162,7 @@ def test_a_random_scorer_is_right_half_of_the_time() -> None:
     ("text", "sentence"),
     [
         ("{", "is not JSON"),
+        ("[" * 100_000, "is not JSON .it is nested too deeply"),
         (json.dumps({"caption": "a", "coco_key": "1"}), "line 1: a field is missing"),
         (json.dumps({"caption": "a", "negative_caption": "b"}), "line 1: a field is missing"),
         ("[1]", "line 1: a field is missing"),

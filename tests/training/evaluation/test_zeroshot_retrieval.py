@@ -319,6 +319,7 @@ def test_a_model_that_knows_finds_all(tmp_path: Path, monkeypatch: pytest.Monkey
         ("a photo\n", "templates", r"options.templates: .* has a line without \{\}"),
         ("", "templates", r"options.templates: .* has a line without \{\}"),
         ("not json", "names", "options.names: .* is not JSON"),
+        ("[" * 100_000, "names", "options.names: .* is not JSON .it is nested too deeply"),
         ('["a"]', "names", "options.names: .* must be an object"),
         ('{"circle": "cross"}', "names", "options.names: two classes have the name 'cross'"),
     ],

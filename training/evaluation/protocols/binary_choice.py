@@ -6,7 +6,6 @@ SugarCrepe (Hsieh et al. 2023, arXiv 2306.14610) and whatever has its shape. A t
 from __future__ import annotations
 
 import gzip
-import json
 import posixpath
 import zlib
 from collections import defaultdict
@@ -24,6 +23,7 @@ from granary.curation.images.decode import decode
 from granary.curation.options import Options
 from granary.curation.sources import Reader, Source, list_pieces, read_piece, resolve
 from granary.curation.store import storage
+from granary.curation.store.trees import json_tree
 from granary.training.data.pairs import LIMITS, read_entries
 from granary.training.evaluation.protocol import Measured, Protocol
 from granary.training.evaluation.scores import Scores
@@ -200,11 +200,13 @@ def records(file: str) -> Iterator[tuple[str, object]]:
     lines = ".jsonl" in file[-9:]
     try:
         if lines:
-            yield from ((f"line {n}", json.loads(line)) for n, line in enumerate(text.splitlines(), 1) if line.strip())
+            yield from ((f"line {n}", json_tree(line)) for n, line in enumerate(text.splitlines(), 1) if line.strip())
         else:
-            tree = json.loads(text)
+            tree = json_tree(text)
+            if not isinstance(tree, dict | list):
+                raise ValueError(f"it holds a {type(tree).__name__}")
             yield from tree.items() if isinstance(tree, dict) else ((f"item {n}", item) for n, item in enumerate(tree))
-    except json.JSONDecodeError as error:
+    except ValueError as error:
         raise UserError(
             f"data: {file!r} is not JSON ({error}); give one JSON object, or one a line (.jsonl)"
         ) from error

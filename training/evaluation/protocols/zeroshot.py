@@ -7,7 +7,6 @@ Shapes: n pictures, C classes, P templates, D dimensions.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 
 import torch
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from granary.curation.errors import UserError
 from granary.curation.store import storage
+from granary.curation.store.trees import json_tree
 from granary.training.data import shards
 from granary.training.evaluation.pairs import encode_rows, load_image_text_model
 from granary.training.evaluation.protocol import Measured, Protocol, SplitOptions
@@ -129,7 +129,7 @@ def read_names(path: str | None, classes: Sequence[str]) -> list[str]:
 
 def _json(path: str) -> dict[str, str]:
     try:
-        tree = json.loads(_text(path, "names"))
+        tree = json_tree(_text(path, "names"))
     except ValueError as error:
         raise UserError(f"options.names: {path} is not JSON ({error})") from error
     if not isinstance(tree, dict) or not all(isinstance(name, str) and name for name in tree.values()):
