@@ -6,7 +6,8 @@ import dataclasses
 import functools
 import hashlib
 import os
-from collections.abc import Collection, Iterable, Iterator, Mapping
+import pathlib
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from granary.curation.errors import UserError
 from granary.curation.runs.splits import TRAIN, in_order
 from granary.curation.sources.files import absolute
 from granary.curation.store import storage
+from granary.curation.store.hashing import digest_of
 from granary.curation.store.schema import class_names, sample_features
 from granary.synth.pug.plan.factors import Axis, Level, Value, axes_of, inlined
 from granary.synth.pug.plan.plans import VARIED, Listed, Plan, Row, plan_of, row_id
@@ -23,7 +25,7 @@ from granary.synth.pug.plan.scenes import NAME, SceneSpec, named, problem, scene
 from granary.synth.pug.plan.spar import check_template, row_captions
 from granary.synth.pug.plan.splits import Rule, rules_of, split_of
 from granary.synth.pug.recipe import RenderRecipe
-from granary.synth.pug.world.content.imports import FORMATS
+from granary.synth.pug.world.content.imports import FORMATS, files_of
 
 LABELS = ("character_label", "character_name")
 OWN_COLUMNS = ("row_id", "split", "objects", "mask", "depth", "depth_view", "normals")
@@ -235,9 +237,16 @@ def mesh_paths(recipe: RenderRecipe) -> dict[str, str]:
 
 
 def mesh_hashes(recipe: RenderRecipe) -> dict[str, str]:
-    """Return the SHA-256 of the user's meshes, for digests."""
-    paths = mesh_paths(recipe)
-    return {name: hashlib.sha256(storage.read_bytes(path)).hexdigest() for name, path in paths.items()}
+    """Return the SHA-256 of the user's meshes, with the materials and pictures that they name, for digests."""
+    return {name: _hash_of(files_of(path)) for name, path in mesh_paths(recipe).items()}
+
+
+def _hash_of(files: Sequence[pathlib.Path]) -> str:
+    state = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as opened:
+            digest_of(opened, state)
+    return state.hexdigest()
 
 
 def missing_assets(work: Planned, assets: Mapping[str, Collection[str]]) -> dict[str, list[str]]:

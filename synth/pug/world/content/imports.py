@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import re
 import struct
 import zlib
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
+from urllib.parse import unquote
 
 import numpy as np
 
+from granary.curation.store.trees import mapping
 from granary.synth.pug.world.shapes.colours import srgb_to_linear
 from granary.synth.pug.world.shapes.mesh import Mesh, make_mesh
 from granary.synth.pug.world.shapes.textures import SIZE, Texture, make_texture
@@ -24,6 +28,8 @@ Z_UP = (".ply", ".stl", ".off")
 LARGEST_FILE = 256 * 2**20  # bytes
 MOST_TRIANGLES = 3_000_000
 LONGEST_SIDE = 120.0  # cm
+MATERIALS, PICTURES = re.compile(rb"\s*mtllib\s"), re.compile(rb"\s*(map_\w+|bump|disp|decal|refl|norm)\s", re.I)
+MOST_WORDS = 64  # of a line that names a file
 # What parsers of damaged files raise.
 BROKEN = (
     ArithmeticError,
@@ -59,6 +65,38 @@ def import_mesh(path: str) -> Mesh:
         return _convert(_load(file), file)
     except BROKEN as error:
         raise MeshError(f"{path} cannot be read: {type(error).__name__} {error}".replace("\n", " ")[:300]) from None
+
+
+def files_of(path: str) -> list[Path]:
+    """Return the files that a mesh is read from: its own, and the materials, buffers and pictures that it names."""
+    file = Path(path)
+    if file.suffix.lower() == ".gltf":
+        return [file, *_there(file, _addresses(file))]
+    if file.suffix.lower() != ".obj":
+        return [file]
+    materials = _there(file, _named(file, MATERIALS))
+    return [file, *materials, *(picture for one in materials for picture in _there(one, _named(one, PICTURES)))]
+
+
+def _addresses(file: Path) -> list[str]:
+    try:
+        tree = mapping("model.json", file.read_bytes())
+        listed = [one for key in ("buffers", "images") for one in cast(list[dict[str, str]], tree.get(key) or [])]
+        return [unquote(one["uri"]) for one in listed if not one.get("uri", "data:").startswith("data:")]
+    except (OSError, ValueError, AttributeError, TypeError):  # a broken file is told of when it is read
+        return []
+
+
+def _named(file: Path, line: re.Pattern[bytes]) -> list[str]:
+    """Return what the lines of a text may name: all behind the keyword, or less where options stand before the name."""
+    with contextlib.suppress(OSError), file.open("rb") as text:
+        lines = [one.decode(errors="replace").split()[1:MOST_WORDS] for one in text if line.match(one)]
+        return [" ".join(words[first:]) for words in lines for first in range(len(words))]
+    return []
+
+
+def _there(file: Path, names: list[str]) -> list[Path]:
+    return [place for name in dict.fromkeys(names) if (place := file.parent / name).is_file()]
 
 
 def _load(file: Path) -> Trimesh:

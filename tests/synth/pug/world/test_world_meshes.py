@@ -16,7 +16,9 @@ from PIL import Image
 from trimesh.visual import ColorVisuals, TextureVisuals
 from trimesh.visual.material import Material, PBRMaterial, SimpleMaterial
 
-from granary.synth.pug.world.content.imports import FORMATS, MeshError, import_mesh
+from granary.synth.pug.planning import mesh_hashes
+from granary.synth.pug.recipe import RenderRecipe
+from granary.synth.pug.world.content.imports import FORMATS, MeshError, files_of, import_mesh
 from granary.synth.pug.world.picture.render import WorldRenderer
 from granary.synth.pug.world.scene import Scene, Thing
 from granary.synth.pug.world.shapes.geometry import Camera
@@ -247,3 +249,47 @@ def test_a_missing_file_is_said(tmp_path: Path) -> None:
     shutil.rmtree(tmp_path)
     with pytest.raises(MeshError, match="cannot be read: FileNotFoundError"):
         import_mesh(str(tmp_path / "a.obj"))
+
+
+# -- the files that a mesh is read from --------------------------------------------------------------------------------
+
+
+def hashes(mesh: Path) -> str:
+    recipe = RenderRecipe.model_validate(
+        {"out": "run", "meshes": {"it": str(mesh)}, "factors": {"world": {"count": 1}}}
+    )
+    return mesh_hashes(recipe)["it"]
+
+
+@pytest.mark.parametrize("ending", ["obj", "gltf"])
+def test_a_render_knows_when_a_file_beside_its_mesh_changes(ending: str, tmp_path: Path) -> None:
+    """Written by trimesh: a textured box with its material, buffers and picture in files of their own."""
+    box = trimesh.creation.box()
+    uv = np.random.default_rng(0).random((len(box.vertices), 2))
+    picture = Image.fromarray(np.full((8, 8, 3), 90, np.uint8))
+    box.visual = trimesh.visual.TextureVisuals(uv, trimesh.visual.material.SimpleMaterial(picture))
+    trimesh.Scene(box).export(tmp_path / f"box.{ending}")
+    mesh = tmp_path / f"box.{ending}"
+    beside = sorted(path for path in tmp_path.iterdir() if path != mesh)
+    assert {path.name for path in files_of(str(mesh))} == {mesh.name, *(path.name for path in beside)}
+    assert len(beside) > 1
+    for path in beside:
+        before = hashes(mesh)
+        path.write_bytes(path.read_bytes() + b" ")
+        assert hashes(mesh) != before
+
+
+@pytest.mark.parametrize(
+    "line", ["map_Kd skin.png", "  map_Kd -s 1 1 1 -clamp on skin.png", "bump -bm 0.3 skin.png", "norm skin.png"]
+)
+def test_pictures_are_named_behind_their_options(line: str, tmp_path: Path) -> None:
+    (tmp_path / "a.obj").write_text("mtllib a.mtl\nv 0 0 0\n")
+    (tmp_path / "a.mtl").write_text(f"newmtl a\nKd 1 0 0\n{line}\n")
+    (tmp_path / "skin.png").write_bytes(b"a picture")
+    assert [path.name for path in files_of(str(tmp_path / "a.obj"))] == ["a.obj", "a.mtl", "skin.png"]
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"images": 3}', '{"buffers": [{"uri": "gone.bin"}, {}]}', "[" * 10_000])
+def test_a_broken_gltf_names_no_other_file(text: str, tmp_path: Path) -> None:
+    (tmp_path / "a.gltf").write_text(text)
+    assert [path.name for path in files_of(str(tmp_path / "a.gltf"))] == ["a.gltf"]
