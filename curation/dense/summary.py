@@ -13,7 +13,8 @@ from granary.curation.dense.packing import Counter
 from granary.curation.dense.recipe import Crops, PackRecipe
 from granary.curation.dense.steps.shards import image_shards
 from granary.curation.runs.facts import About, FlowRow
-from granary.curation.runs.run import Marker, Run, read_groups
+from granary.curation.runs.run import Marker, Run
+from granary.curation.runs.tables import read_groups
 
 FIGURES = ("words", "tokens", "masks", "depth")
 

@@ -29,8 +29,9 @@ from granary.curation.hub.upload import Upload
 from granary.curation.images.limits import DecodeLimits
 from granary.curation.runs.facts import NEEDED, Counts, Facts, lacking_nothing
 from granary.curation.runs.integrity import path_in, written
-from granary.curation.runs.run import Run, read_table
+from granary.curation.runs.run import Run
 from granary.curation.runs.splits import loadable
+from granary.curation.runs.tables import read_table
 from granary.curation.store import storage
 from granary.curation.store.trees import mapping
 

@@ -8,7 +8,8 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from granary.curation.runs.run import Output, Run, read_table
+from granary.curation.runs.run import Output, Run
+from granary.curation.runs.tables import read_table
 from granary.curation.store.schema import DEAD_LETTER
 
 

@@ -14,7 +14,8 @@ import pyarrow.compute as pc
 
 from granary.curation.errors import UserError
 from granary.curation.runs.lookup import ledger_tables
-from granary.curation.runs.run import Run, read_table
+from granary.curation.runs.run import Run
+from granary.curation.runs.tables import read_table
 from granary.curation.sources.files import absolute, root
 from granary.curation.store.schema import LedgerRow
 

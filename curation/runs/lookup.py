@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 
 from granary.curation.recipe import ROLES, CurateRecipe
 from granary.curation.runs.facts import read_recipe
-from granary.curation.runs.run import Run, read_table
+from granary.curation.runs.run import Run
+from granary.curation.runs.tables import read_table
 from granary.curation.sources import Reader
 from granary.curation.store import storage
 

@@ -8,21 +8,20 @@ of everything the unit depends on. A unit whose marker carries the right digest 
 from __future__ import annotations
 
 import collections
-import contextlib
 import dataclasses
 import functools
 import hashlib
 import json
 import re
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, BinaryIO, Concatenate, Generic, Literal, TypedDict, TypeVar, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel
 
-from granary.curation.errors import UserError
+from granary.curation.runs.tables import DamagedPart, read_table
 from granary.curation.sources import Source
 from granary.curation.store import storage
 from granary.curation.store.hashing import HashingFile
@@ -45,22 +44,6 @@ class Index(TypedDict):
 
 class UnitError(Exception):
     """A unit could not finish; the message names the stage, the unit and the cause in one line."""
-
-
-class DamagedPart(UserError):
-    """A file of a run is missing, or is not what was written.
-
-    Args:
-        url: of the file.
-        cause: what its reader said, in one line.
-    """
-
-    def __init__(self, url: str, cause: str) -> None:
-        self.url, self.cause = url, cause
-        super().__init__(
-            f"{url} cannot be read ({cause}); if it belongs to a run, `granary check RUN --repair` removes what is "
-            "damaged there, and the run's command makes it again"
-        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -373,30 +356,3 @@ def close_stage(run: Run, stage: Stage[J]) -> list[Marker]:
     }
     storage.write_bytes(run.path(stage.name, INDEX), json.dumps(index).encode())
     return markers
-
-
-def read_table(url: str, columns: list[str] | None = None, group: int | None = None) -> pa.Table:
-    """Read a Parquet file, or one row group of it; raises DamagedPart when it is missing or damaged."""
-    with _parquet(url) as parquet:
-        if group is None:
-            return parquet.read(columns=columns, use_threads=False)
-        return parquet.read_row_group(group, columns=columns, use_threads=False)
-
-
-def read_groups(url: str, columns: list[str] | None = None) -> Iterator[pa.Table]:
-    """Read a Parquet file one row group at a time; raises DamagedPart when it is missing or damaged."""
-    with _parquet(url) as parquet:
-        for group in range(parquet.num_row_groups):
-            yield cast(pa.Table, parquet.read_row_group(group, columns=columns, use_threads=False))
-
-
-@contextlib.contextmanager
-def _parquet(url: str) -> Iterator[pq.ParquetFile]:
-    """Open a Parquet file whose pages are compared with their checksums."""
-    try:
-        with storage.open_read(url) as file:
-            yield pq.ParquetFile(file, page_checksum_verification=True)
-    except pa.ArrowMemoryError:
-        raise
-    except (OSError, pa.ArrowException) as error:
-        raise DamagedPart(url, " ".join(f"{type(error).__name__}: {error}".split())) from error

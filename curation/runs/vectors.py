@@ -11,7 +11,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import pyarrow as pa
 
-from granary.curation.runs.run import Run, read_table
+from granary.curation.runs.run import Run
+from granary.curation.runs.tables import read_table
 
 
 def to_column(vectors: np.ndarray) -> pa.FixedSizeListArray:

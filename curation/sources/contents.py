@@ -113,15 +113,16 @@ def data_files(source: Source, endings: tuple[str, ...], left_out: LeftOut) -> I
 
 def of_split(source: Source, path: str, left_out: LeftOut) -> bool:
     """Say whether a file is of the split that is asked for, and count it where it is not."""
-    if source.split is None or canonical(source.split) == split_of(path):
+    split = split_of(path)
+    if source.split is None or same_split(source.split, split):
         return True
-    left_out[f"files of {split_of(path) or 'no split'}", f"split is {source.split}"] += 1
+    left_out[f"files of {split or 'no split'}", f"split is {source.split}"] += 1
     return False
 
 
-def canonical(split: str) -> str:
-    """Return the name of a split as the Hub has it: val is validation."""
-    return SPLIT_WORDS.get(split, split)
+def same_split(asked: str, split: str | None) -> bool:
+    """Say whether a split is the one asked for: the Hub takes val, dev and validation for one."""
+    return split is not None and SPLIT_WORDS.get(asked, asked) == SPLIT_WORDS.get(split, split)
 
 
 def base_name(path: str) -> str:
@@ -142,7 +143,7 @@ def check_split(source: Source, endings: tuple[str, ...]) -> None:
         return
     everything = source.model_copy(update={"split": None})
     splits = {split_of(file.path) for file in data_files(everything, endings, LeftOut())}
-    if canonical(source.split) not in splits:
+    if not any(same_split(source.split, split) for split in splits):
         known = ", ".join(sorted(split for split in splits if split)) or "none"
         raise UserError(
             f"{field_name(source, 'split')} is {source.split!r}, but the names of the files in {source.path} tell of "

@@ -16,7 +16,8 @@ import pyarrow.parquet as pq
 from granary.curation.runs import dead_letters
 from granary.curation.runs.dead_letters import DeadLetter, dead_rows
 from granary.curation.runs.row_groups import RowGroups
-from granary.curation.runs.run import DEAD, Output, Run, read_groups, read_table, undigested
+from granary.curation.runs.run import DEAD, Output, Run, undigested
+from granary.curation.runs.tables import read_groups, read_table
 from granary.curation.runs.vectors import Layout
 from granary.curation.sources import Reader, failure
 from granary.curation.steps.embed import FACTS

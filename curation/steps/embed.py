@@ -16,7 +16,8 @@ from granary.curation.encoders.planned import PlannedEncoder, encoder_of
 from granary.curation.images.decode import DecodeError, decode
 from granary.curation.images.filters import Filters
 from granary.curation.images.limits import DecodeLimits
-from granary.curation.runs.run import Output, Run, read_table, undigested
+from granary.curation.runs.run import Output, Run, undigested
+from granary.curation.runs.tables import read_table
 from granary.curation.runs.vectors import Layout, to_column
 from granary.curation.sources import Candidate, Reader, read_piece
 from granary.curation.sources.contents import base_name

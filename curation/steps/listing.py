@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
-from granary.curation.runs.run import Output, Run, digest, read_table
+from granary.curation.runs.run import Output, Run, digest
+from granary.curation.runs.tables import read_table
 from granary.curation.sources import Piece, Source, list_pieces
 from granary.curation.sources.contents import LeftOut
 from granary.curation.store import storage

@@ -10,7 +10,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from granary.curation.runs.run import NoJob, Output, Run, read_table
+from granary.curation.runs.run import NoJob, Output, Run
+from granary.curation.runs.tables import read_table
 from granary.curation.runs.vectors import Block, Layout, load
 from granary.curation.selection import retrieval, search
 from granary.curation.store.sampling import bounded_sample

@@ -9,7 +9,8 @@ from typing import Any, TypedDict
 import numpy as np
 import pyarrow as pa
 
-from granary.curation.runs.run import Output, Run, read_table
+from granary.curation.runs.run import Output, Run
+from granary.curation.runs.tables import read_table
 from granary.curation.runs.vectors import Layout
 from granary.curation.steps.leaks import all_leaks
 from granary.curation.store.schema import LEDGER

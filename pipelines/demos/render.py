@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from rich.console import Console
 
-from granary.curation.runs.run import read_groups
+from granary.curation.runs.tables import read_groups
 from granary.curation.store import storage
 from granary.pipelines.demos.pictures import own_folder
 from granary.pipelines.engine.recipe import load_recipe, shipped

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from granary.curation.dedup import components
-from granary.curation.runs.run import read_table
+from granary.curation.runs.tables import read_table
 from granary.curation.selection import clusters
 from granary.curation.steps import clusters as steps
 from granary.curation.steps import dedup

@@ -9,7 +9,8 @@ from rich.console import Console
 
 from granary.curation.errors import UserError
 from granary.curation.runs.integrity import remove_damaged
-from granary.curation.runs.run import DamagedPart, Run
+from granary.curation.runs.run import Run
+from granary.curation.runs.tables import DamagedPart
 from granary.curation.store.printable import printable
 
 T = TypeVar("T")

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, TypeVar
 from joblib import cpu_count
 
 from granary.curation.errors import UserError
-from granary.curation.runs.run import DamagedPart, J, Marker, Run, Stage, Unit, close_stage, digest, finished
+from granary.curation.runs.run import J, Marker, Run, Stage, Unit, close_stage, digest, finished
+from granary.curation.runs.tables import DamagedPart
 from granary.curation.sources.files import absolute
 from granary.curation.steps.unreadable import what_allows
 from granary.curation.store import storage

@@ -15,8 +15,9 @@ from itertools import combinations_with_replacement, product
 from typing import Literal
 
 from granary.curation.recipe import ROLES, CurateRecipe
-from granary.curation.runs.run import NoJob, Run, read_groups
+from granary.curation.runs.run import NoJob, Run
 from granary.curation.runs.splits import TRAIN
+from granary.curation.runs.tables import read_groups
 from granary.curation.runs.vectors import Block, Layout
 from granary.curation.sources import random_access
 from granary.curation.steps import dataset, dedup, leaks

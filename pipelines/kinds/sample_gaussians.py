@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from granary.curation.runs.run import read_table
+from granary.curation.runs.tables import read_table
 from granary.curation.store.threads import limit_threads
 from granary.synth.feedback.gaussians import ClassSums
 

@@ -18,7 +18,8 @@ from PIL import Image
 
 from granary.curation.encoders.planned import PlannedEncoder, encoder_of
 from granary.curation.images.limits import DecodeLimits
-from granary.curation.runs.run import Output, Run, read_table
+from granary.curation.runs.run import Output, Run
+from granary.curation.runs.tables import read_table
 from granary.curation.runs.vectors import Layout, load
 from granary.curation.selection.search import top_k
 from granary.curation.steps.unreadable import why_dead

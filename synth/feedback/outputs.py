@@ -11,7 +11,8 @@ import pyarrow as pa
 from granary.curation.runs import dead_letters
 from granary.curation.runs.dead_letters import dead_rows
 from granary.curation.runs.row_groups import RowGroups
-from granary.curation.runs.run import Output, Run, read_table
+from granary.curation.runs.run import Output, Run
+from granary.curation.runs.tables import read_table
 from granary.curation.store import schema
 from granary.synth.feedback.drawing import DRAWN
 from granary.synth.feedback.plan import Cell

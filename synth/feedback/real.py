@@ -12,7 +12,8 @@ from PIL import Image
 
 from granary.curation.images.decode import DecodeError, decode
 from granary.curation.images.limits import DecodeLimits
-from granary.curation.runs.run import Run, read_table
+from granary.curation.runs.run import Run
+from granary.curation.runs.tables import read_table
 from granary.curation.runs.vectors import Layout
 from granary.curation.sources import Reader
 from granary.curation.steps.unreadable import check_unchanged

@@ -12,7 +12,8 @@ from PIL import Image
 
 from granary.curation.report.page import render_page, write_page
 from granary.curation.report.thumbnails import jpeg, shrink
-from granary.curation.runs.run import Run, read_table
+from granary.curation.runs.run import Run
+from granary.curation.runs.tables import read_table
 from granary.synth.feedback.drawing import DrawnRow, NearestRow
 from granary.synth.feedback.outputs import SampleRow, sample_rows
 from granary.synth.feedback.real import read_pictures

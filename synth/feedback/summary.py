@@ -9,7 +9,8 @@ from typing import TypedDict
 import numpy as np
 
 from granary.curation.runs.facts import Facts
-from granary.curation.runs.run import Run, read_table
+from granary.curation.runs.run import Run
+from granary.curation.runs.tables import read_table
 from granary.synth.feedback.drawing import DrawnRow
 from granary.synth.feedback.outputs import SampleRow, sample_rows
 from granary.synth.feedback.plan import Cell

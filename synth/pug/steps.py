@@ -17,7 +17,8 @@ import pyarrow.parquet as pq
 from granary.curation.runs import dead_letters
 from granary.curation.runs.dead_letters import DeadLetter
 from granary.curation.runs.row_groups import RowGroups
-from granary.curation.runs.run import Output, Run, digest, read_table, undigested
+from granary.curation.runs.run import Output, Run, digest, undigested
+from granary.curation.runs.tables import read_table
 from granary.curation.store import schema, storage
 from granary.synth.pug.planning import Planned, PlannedRow, planned
 from granary.synth.pug.recipe import RenderRecipe

@@ -18,8 +18,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from granary.curation.errors import UserError
-from granary.curation.runs.run import read_table
-from granary.curation.sources.contents import canonical, split_of
+from granary.curation.runs.tables import read_table
+from granary.curation.sources.contents import same_split, split_of
 from granary.curation.store import schema, storage
 from granary.curation.store.sampling import priority
 from granary.training.data.columns import Layout, check_layout, converted, layout_of
@@ -172,7 +172,7 @@ def _of_split(
         states: whether names or a column say it.
     """
     if named is not None:
-        return [group for group in groups if named[group.url] == canonical(split)]
+        return [group for group in groups if same_split(split, named[group.url])]
     if not states and split not in ("train", "test"):
         raise UserError(f"split: {split!r} is not right: shards without a column split have train and test")
     column = "split" if states else "id"

@@ -19,7 +19,8 @@ from granary.curation.report.page import render_page
 from granary.curation.report.thumbnails import jpeg, shrink
 from granary.curation.runs.dead_letters import DeadLetter
 from granary.curation.runs.facts import Facts
-from granary.curation.runs.run import Run, read_groups
+from granary.curation.runs.run import Run
+from granary.curation.runs.tables import read_groups
 from granary.curation.store.sampling import priority
 
 IMAGES, MASKS, ENTRIES, LETTERS = 12, 16, 6, 40

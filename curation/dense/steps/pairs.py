@@ -17,7 +17,8 @@ from granary.curation.dense.steps.shards import image_shards
 from granary.curation.images.decode import decode
 from granary.curation.images.limits import DecodeLimits
 from granary.curation.runs.row_groups import RowGroups
-from granary.curation.runs.run import Output, Run, read_groups
+from granary.curation.runs.run import Output, Run
+from granary.curation.runs.tables import read_groups
 from granary.curation.store import schema
 
 ENDING = {"jpeg": "jpg", "png": "png"}

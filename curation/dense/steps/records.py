@@ -14,8 +14,9 @@ from granary.curation.dense.readers.record import Record
 from granary.curation.dense.recipe import Format
 from granary.curation.dense.tree import Annotation, InvalidAnnotation
 from granary.curation.errors import UserError
-from granary.curation.runs.run import Output, Run, digest, read_table
+from granary.curation.runs.run import Output, Run, digest
 from granary.curation.runs.splits import NAME, TRAIN
+from granary.curation.runs.tables import read_table
 from granary.curation.sources import Reader, Source, files
 from granary.curation.store.trees import mapping
 

@@ -17,7 +17,8 @@ from granary.curation.dense.steps.notes import note
 from granary.curation.dense.steps.records import AnnotationReader, read_records
 from granary.curation.dense.steps.shards import image_shards
 from granary.curation.dense.tree import Annotation, InvalidAnnotation, Problem
-from granary.curation.runs.run import Output, Run, read_groups
+from granary.curation.runs.run import Output, Run
+from granary.curation.runs.tables import read_groups
 from granary.curation.store import schema
 
 

@@ -167,6 +167,8 @@ def test_a_run_is_read_as_its_dataset(tmp_path: Path) -> None:
         (["train/0.parquet", "test/0.parquet"], "test", 1),
         (["val.parquet", "my_train_file.parquet"], "validation", 0),
         (["cats-00000-of-00002.parquet", "dogs-00000-of-00001.parquet"], "dogs", 1),
+        (["data/val-00000-of-00001.parquet", "data/test-00000-of-00001.parquet"], "val", 0),
+        (["data/dev-00000-of-00001.parquet", "data/test-00000-of-00001.parquet"], "validation", 0),
     ],
 )
 def test_a_split_takes_the_files_that_the_hub_would(

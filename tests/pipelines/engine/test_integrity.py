@@ -14,7 +14,8 @@ import pytest
 from rich.console import Console
 
 from granary.curation.errors import UserError
-from granary.curation.runs.run import DamagedPart, Marker, NoJob, Run, Stage, Unit, read_table, run_unit
+from granary.curation.runs.run import Marker, NoJob, Run, Stage, Unit, run_unit
+from granary.curation.runs.tables import DamagedPart, read_table
 from granary.pipelines import command
 from granary.pipelines.engine.repair import repairing
 

@@ -23,18 +23,8 @@ from apache_beam.runners.runner import PipelineState
 from rich.console import Console
 
 from granary.curation.errors import UserError
-from granary.curation.runs.run import (
-    NoJob,
-    Output,
-    Run,
-    Stage,
-    Unit,
-    UnitError,
-    close_stage,
-    finished,
-    read_table,
-    run_unit,
-)
+from granary.curation.runs.run import NoJob, Output, Run, Stage, Unit, UnitError, close_stage, finished, run_unit
+from granary.curation.runs.tables import read_table
 from granary.curation.sources import Source
 from granary.curation.store import storage
 from granary.curation.store.threads import limit_threads

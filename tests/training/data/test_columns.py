@@ -219,6 +219,8 @@ def test_shards_that_are_named_by_their_split_need_no_column(tmp_path: Path) -> 
     assert shards.open_dataset(run, split="val").count == counts["validation"]
     with pytest.raises(UserError, match=r"no rows in split 'held'; it has test, train, validation"):
         shards.open_dataset(run, split="held")
+    (tmp_path / "run/data/validation-00000-of-00001.parquet").rename(tmp_path / "run/data/dev-00000-of-00001.parquet")
+    assert [shards.open_dataset(run, split=split).count for split in ("val", "dev", "validation")] == [2, 2, 2]
 
 
 def test_folders_that_are_no_splits_name_none(tmp_path: Path) -> None:
