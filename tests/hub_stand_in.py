@@ -10,7 +10,6 @@ import base64
 import collections
 import dataclasses
 import hashlib
-import http.server
 import json
 import re
 import threading
@@ -19,6 +18,8 @@ import urllib.parse
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+import loopback
 
 TOKEN = "hf_" + "StandInSecretToken" * 2
 PAGE = 100
@@ -44,7 +45,7 @@ class Repo:
     branches: dict[str, list[Commit]]
 
 
-class Hub(http.server.ThreadingHTTPServer):
+class Hub(loopback.Server):
     """The server. `with Hub() as hub:` serves at `hub.url`.
 
     fault: called with (method, path, number of the request) before each answer. A status and headers it returns are
@@ -58,7 +59,7 @@ class Hub(http.server.ThreadingHTTPServer):
     block_on_close = False
 
     def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
+        super().__init__(Handler)
         self.repos: dict[str, Repo] = {}
         self.objects: dict[str, bytes] = {}
         self.puts: collections.Counter[str] = collections.Counter()
@@ -67,21 +68,6 @@ class Hub(http.server.ThreadingHTTPServer):
         self.requests: list[tuple[str, str]] = []
         self.fault: Callable[[str, str, int], Any] = lambda method, path, number: None
         self.lock = threading.RLock()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}"
-
-    def __enter__(self) -> Hub:
-        threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.shutdown()
-        self.server_close()
-
-    def handle_error(self, *_: object) -> None:
-        """Say nothing: a client that was killed leaves a broken connection."""
 
     def head(self, repo: str, branch: str = "main") -> dict[str, bytes]:
         """Return the bytes at every path of a branch."""
@@ -109,15 +95,11 @@ class Hub(http.server.ThreadingHTTPServer):
         return sha
 
 
-class Handler(http.server.BaseHTTPRequestHandler):
+class Handler(loopback.Handler):
     """Answers one request; the method's name and a pattern of the path choose how."""
 
-    protocol_version = "HTTP/1.1"
     server: Hub
     lost = False
-
-    def log_message(self, *_: object) -> None:
-        """Keep the terminal clean."""
 
     def do_GET(self) -> None:
         self.answer_one()

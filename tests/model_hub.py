@@ -3,50 +3,30 @@
 from __future__ import annotations
 
 import hashlib
-import http.server
 import json
-import threading
 import time
+
+import loopback
 
 from granary.curation.encoders.choice import FILES, MODEL
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
-class ModelHub(http.server.ThreadingHTTPServer):
+class ModelHub(loopback.Server):
     """A Hub on loopback with one model; `silent` seconds pass before an answer, and `broken` ends it in status 500."""
 
-    daemon_threads = True
     block_on_close = False
 
     def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Answer)
+        super().__init__(Answer)
         self.files = {name: f"contents of {name}".encode() for name in FILES}
         self.silent, self.broken = 0.0, False
         self.asked: list[str] = []
 
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}"
 
-    def __enter__(self) -> ModelHub:
-        threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.shutdown()
-        self.server_close()
-
-    def handle_error(self, *_: object) -> None:
-        """Say nothing: a client that gave up leaves a broken connection."""
-
-
-class Answer(http.server.BaseHTTPRequestHandler):
+class Answer(loopback.Handler):
     server: ModelHub
-    protocol_version = "HTTP/1.1"
-
-    def log_message(self, *_: object) -> None:
-        """Keep the terminal clean."""
 
     def do_GET(self) -> None:
         hub, path = self.server, self.path.partition("?")[0]

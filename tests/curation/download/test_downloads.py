@@ -4,7 +4,6 @@ import contextlib
 import datetime
 import email.utils
 import gzip
-import http.server
 import io
 import pickle
 import socket
@@ -12,6 +11,7 @@ import threading
 import time
 
 import pytest
+from loopback import serving
 from PIL import Image
 
 from granary.curation.download import Download, DownloadError, Downloads, guard, headers
@@ -24,29 +24,6 @@ def gif():
     frames = [Image.effect_noise((64, 64), 90) for _ in range(4)]
     frames[0].save(file := io.BytesIO(), "GIF", save_all=True, append_images=frames[1:])
     return file.getvalue()
-
-
-@contextlib.contextmanager
-def serving(answer):
-    """Serve on loopback; answer(handler) writes whatever it likes. Yields the address and the list of paths asked."""
-    asked = []
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def do_GET(self):
-            asked.append(self.path)
-            with contextlib.suppress(OSError):
-                answer(self)
-
-        def log_message(self, *arguments):
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        server.daemon_threads = True
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}", asked
-        server.shutdown()
 
 
 def send(handler, data=b"", status=200, length=True, **fields):

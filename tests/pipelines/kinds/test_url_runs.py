@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import http.server
 import io
-import threading
 import time
 
+import loopback
 import pools
 import pytest
 
@@ -25,39 +23,26 @@ def encoded(number, form="JPEG"):
     return file.getvalue()
 
 
-@contextlib.contextmanager
 def serving(answer):
-    """Yield the address of a server that answers with what answer(path) returns: a status, or bytes to send."""
-    asked = []
+    """Serve what answer(path) returns: a status, or bytes that are sent as the path says."""
+    return loopback.serving(lambda handler: send(handler, answer(handler.path)))
 
-    class Handler(http.server.BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
 
-        def do_GET(self):
-            asked.append(self.path)
-            body = answer(self.path)
-            status, data = (body, b"") if isinstance(body, int) else (200, body)
-            self.send_response(status)
-            chunked, endless = self.path.startswith("/chunked"), self.path.startswith("/no-length")
-            length = ("Connection", "close") if endless else ("Content-Length", str(len(data)))
-            self.send_header(*("Transfer-Encoding", "chunked") if chunked else length)
-            self.end_headers()
-            for start in range(0, len(data), len(data) // 4 + 1):
-                part = data[start : start + len(data) // 4 + 1]
-                self.wfile.write(b"%x\r\n%s\r\n" % (len(part), part) if chunked else part)
-                self.wfile.flush()
-                time.sleep(0.02 if chunked or endless else 0)
-            self.wfile.write(b"0\r\n\r\n" if chunked else b"")
-            self.close_connection = endless
-
-        def log_message(self, *arguments):
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        server.daemon_threads = True
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}", asked
-        server.shutdown()
+def send(handler, body):
+    """Send a status, or bytes in four pieces: in chunks, without a length, or plainly."""
+    status, data = (body, b"") if isinstance(body, int) else (200, body)
+    handler.send_response(status)
+    chunked, endless = handler.path.startswith("/chunked"), handler.path.startswith("/no-length")
+    length = ("Connection", "close") if endless else ("Content-Length", str(len(data)))
+    handler.send_header(*("Transfer-Encoding", "chunked") if chunked else length)
+    handler.end_headers()
+    for start in range(0, len(data), len(data) // 4 + 1):
+        part = data[start : start + len(data) // 4 + 1]
+        handler.wfile.write(b"%x\r\n%s\r\n" % (len(part), part) if chunked else part)
+        handler.wfile.flush()
+        time.sleep(0.02 if chunked or endless else 0)
+    handler.wfile.write(b"0\r\n\r\n" if chunked else b"")
+    handler.close_connection = endless
 
 
 def write_list(folder, lines):
