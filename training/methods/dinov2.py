@@ -27,6 +27,7 @@ from granary.training.data.crops import Crop
 from granary.training.losses.self_distillation import Centre, dino_losses, ibot_loss, koleo_loss, sinkhorn_knopp
 from granary.training.masking.block_wise import draw_block_masks
 from granary.training.method import Method, Moment, ParameterGroup
+from granary.training.models.average import average
 from granary.training.models.teacher import load_teacher
 from granary.training.models.vit import VisionTransformer
 from granary.training.models.vit_config import ViTConfig
@@ -245,12 +246,11 @@ class DINOv2(Method):
             return sinkhorn_knopp(logits, temperature)
         return self.centres[name](logits, temperature)
 
-    @torch.no_grad()
     def after_step(self, moment: Moment) -> None:
         """Move backbone and heads of the average: teacher <- m teacher + (1 - m) student, m a cosine; move centres."""
         momentum = cosine(self.options.momentum, 1.0, moment.progress)
-        for average, source in ((self.teacher, self.student), (self.teacher_heads, self.student_heads)):
-            torch._foreach_lerp_(list(average.parameters()), list(source.parameters()), 1 - momentum)
+        average(self.teacher, self.student, momentum)
+        average(self.teacher_heads, self.student_heads, momentum)
         if self.options.targets == "centring":
             for centre in self.centres.values():
                 centre.follow()  # type: ignore[operator]

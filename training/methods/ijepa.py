@@ -21,6 +21,7 @@ from granary.training.data.collate import Part
 from granary.training.data.crops import Crop
 from granary.training.masking.multi_block import MultiBlock, draw_masks
 from granary.training.method import Method, Moment, ParameterGroup, standard_groups
+from granary.training.models.average import average
 from granary.training.models.predictor import Predictor
 from granary.training.models.vit import VisionTransformer, gather_tokens
 from granary.training.models.vit_config import ViTConfig
@@ -101,11 +102,10 @@ class IJEPA(Method):
         tokens = self.context(pixels, keep=context).patches  # (B, Kc, D)
         return self.predictor(tokens, context, targets), truth, whole.mean(dim=1)
 
-    @torch.no_grad()
     def after_step(self, moment: Moment) -> None:
         """Move the target encoder: target <- m target + (1 - m) context, m linear from `momentum` to 1."""
         momentum = linear(self.options.momentum, 1.0, moment.progress)
-        torch._foreach_lerp_(list(self.target.parameters()), list(self.context.parameters()), 1 - momentum)
+        average(self.target, self.context, momentum)
 
     def parameter_groups(self) -> list[ParameterGroup]:
         """All weights of context encoder and predictor; no decay of biases and norms."""
