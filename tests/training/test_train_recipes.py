@@ -24,6 +24,7 @@ TEXT = "--model.img_size {side} --options.text_width 16 --options.text_depth 1 -
 TEXT += "--options.vocabulary 600 --options.context 16"
 OWN = {
     "ijepa": "--options.predictor_depth 1 --options.predictor_width 16",
+    "stop": "--options.predictor_depth 1 --options.predictor_width 16 --options.predictor_heads 2",
     "dinov2": "--model.img_size {side} --options.local_size {patch} --options.global_size null --options.prototypes 16 "
     "--options.patch_prototypes 16 --options.hidden 16",
     "clip": TEXT,

@@ -10,6 +10,7 @@ if TYPE_CHECKING:  # the recipe is read, and --help printed, without torch
 
 METHODS = {  # name in a recipe -> module:class
     "ijepa": "granary.training.methods.ijepa:IJEPA",
+    "stop": "granary.training.methods.stop:StoP",
     "clip": "granary.training.methods.clip:CLIP",
     "siglip": "granary.training.methods.clip:SigLIP",
     "dinov2": "granary.training.methods.dinov2:DINOv2",

@@ -66,13 +66,18 @@ class IJEPA(Method):
             raise UserError("model: I-JEPA has no class token and no registers, and its positions are sincos")
         self.options = options
         self.blocks = _multi_block(config.grid, options)
-        heads = options.predictor_heads or config.heads
         self.context = VisionTransformer(config)
-        self.predictor = Predictor(config, options.predictor_width, options.predictor_depth, heads)
+        self.predictor = self.build_predictor()
         self.apply(lambda module: initialise(module, options.init_std))
         if options.embed_std:
             initialise(self.context.embed, options.embed_std)
         self.target = copy.deepcopy(self.context).requires_grad_(False)
+
+    def build_predictor(self) -> Predictor:
+        """Return the predictor with its initial weights."""
+        options = self.options
+        heads = options.predictor_heads or self.config.heads
+        return Predictor(self.config, options.predictor_width, options.predictor_depth, heads)
 
     def views(self) -> dict[str, Crop]:
         """One random crop; no flip, no colours, no blur."""
@@ -80,12 +85,16 @@ class IJEPA(Method):
 
     def forward(self, batch: Part, moment: Moment) -> dict[str, Tensor]:
         """Return the loss of a batch under masks drawn for this moment."""
-        pixels = normalised(to_unit(batch["image"][:, 0]), self.config.mean, self.config.std)
+        pixels = normalised(self.pictures(batch), self.config.mean, self.config.std)
         drawn = draw_masks(self.blocks, len(pixels), moment.generator(SIZES, shared=True), moment.generator(PLACES))
         context = torch.from_numpy(drawn.context).to(pixels.device, non_blocking=True)
         targets = torch.from_numpy(drawn.targets).to(pixels.device, non_blocking=True)
         predicted, truth, features = self.compare(pixels, context, targets)
         return {"loss": prediction_loss(predicted, truth, self.options.loss), "features": features}
+
+    def pictures(self, batch: Part) -> Tensor:
+        """Return the crops of a batch, (B, 3, S, S) in 0..1."""
+        return to_unit(batch["image"][:, 0])
 
     def compare(self, pixels: Tensor, context: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return predicted and true target tokens (M * B, Kp, D), block-major, and pooled target features (B, D).

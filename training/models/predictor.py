@@ -45,11 +45,19 @@ class Predictor(nn.Module):
         Returns:
             (M * B, Kp, D), block-major.
         """
-        positions = self.positions.expand(len(context), -1, -1)
-        x = self.embed(context) + gather_tokens(positions, places)  # (B, Kc, P)
-        queries = torch.stack([gather_tokens(positions, block) for block in targets]) + self.mask_token  # (M, B, Kp, P)
-        x = torch.cat([x.expand(len(targets), -1, -1, -1), queries], dim=2).flatten(0, 1)  # (M * B, Kc + Kp, P)
+        x = self.tokens(context, places, targets)
         last = len(self.blocks) - 1
         for number, block in enumerate(self.blocks):
             x = block(x, first=places.shape[1] if number == last else 0)  # at last the mask tokens alone
         return self.out(self.norm(x))
+
+    def tokens(self, context: Tensor, places: Tensor, targets: Tensor) -> Tensor:
+        """Return what the blocks see: (M * B, Kc + Kp, P), block-major; context tokens, then mask tokens."""
+        positions = self.positions.expand(len(context), -1, -1)
+        x = self.embed(context) + gather_tokens(positions, places)  # (B, Kc, P)
+        queries = self.queries(torch.stack([gather_tokens(positions, block) for block in targets]))
+        return torch.cat([x.expand(len(targets), -1, -1, -1), queries], dim=2).flatten(0, 1)
+
+    def queries(self, positions: Tensor) -> Tensor:
+        """Return the mask tokens (M, B, Kp, P) at positions (M, B, Kp, P)."""
+        return positions + self.mask_token
