@@ -100,6 +100,14 @@ class Probe(Options, frozen=True):
     k: int = Field(20, ge=1, description="neighbours that vote")
 
 
+class Validation(Options, frozen=True):
+    """The loss of the method on rows that are not trained on."""
+
+    split: str | None = Field(None, description="split whose loss is measured; null: none")
+    every: int | None = Field(None, ge=1, description="steps between measurements; default: once an epoch")
+    keep_best: bool = Field(False, description="keep the checkpoint with the lowest loss: it is then the model to use")
+
+
 class Logs(Options, frozen=True):
     """What is written down while training."""
 
@@ -146,6 +154,7 @@ class TrainRecipe(Options, frozen=True):
     device: Device = Field(Device(), description="where it computes")
     alarm: Alarm = Field(Alarm(), description="collapse alarm")
     probe: Probe = Field(Probe(), description="online probe")
+    validation: Validation = Field(Validation(), description="loss on another split; a split alone keeps the best")
     logs: Logs = Field(Logs(), description="logs")
     checkpoints: Checkpoints = Field(Checkpoints(), description="checkpoints")
 
@@ -165,6 +174,11 @@ class TrainRecipe(Options, frozen=True):
             return [{**value, **_weighted(entry)} for entry in value["path"].split(" + ")]
         entries = value if isinstance(value, list) else [value]
         return [_weighted(entry) if isinstance(entry, str) else entry for entry in entries]
+
+    @field_validator("validation", mode="before")
+    @classmethod
+    def _split_alone(cls, value: object) -> object:
+        return {"split": value, "keep_best": value is not None} if value is None or isinstance(value, str) else value
 
     @model_validator(mode="before")
     @classmethod

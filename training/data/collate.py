@@ -43,6 +43,11 @@ def joined(parts: Sequence[Part]) -> Part:
     }
 
 
+def on_device(device: torch.device, part: Part) -> Part:
+    """Return a part with its tensors on a device."""
+    return {k: v.to(device, non_blocking=True) if isinstance(v, torch.Tensor) else v for k, v in part.items()}
+
+
 def _concatenated(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
     """Concatenate along the first axis; on the CPU without torch's threads, which spin on after so short a task."""
     if tensors[0].device.type == "cpu":

@@ -26,6 +26,13 @@ STATE = "state.json"
 FILES = ("config.json", "model.safetensors", "training.safetensors")
 
 
+class Best(TypedDict):
+    """The step whose weights had the lowest validation loss so far, and that loss."""
+
+    step: int
+    loss: float
+
+
 class Facts(TypedDict, total=False):
     """What state.json says: how far the training was, and the digests of the other files by name."""
 
@@ -35,6 +42,8 @@ class Facts(TypedDict, total=False):
     alarms: dict[str, str]
     probe: dict[str, float]
     metrics: dict[str, float]
+    validation: dict[str, float]
+    best: Best | None
     sha256: dict[str, str]
 
 
@@ -56,8 +65,25 @@ def usable(out: str) -> Iterator[str]:
 
 
 def checkpoint_folder(path: str) -> str | None:
-    """Return the checkpoint that PATH is, or the last one of the training directory that it is; None for neither."""
-    return path.rstrip("/") if storage.exists(storage.join(path, STATE)) else next(usable(path), None)
+    """Return the checkpoint that PATH is, or the one to use of the training directory that it is; None for neither."""
+    return path.rstrip("/") if storage.exists(storage.join(path, STATE)) else chosen(path)
+
+
+def chosen(out: str) -> str | None:
+    """Return the checkpoint of a training directory to use: the best by validation where that is kept, else the last.
+
+    Args:
+        out: the training directory.
+    """
+    last = next(usable(out), None)
+    if last is None:
+        return None
+    try:
+        best = json.loads(storage.read_bytes(storage.join(last, STATE))).get("best")
+        folder = step_folder(out, int(best["step"])) if best else last
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return last
+    return folder if storage.exists(storage.join(folder, STATE)) else last
 
 
 def write_checkpoint(
@@ -101,14 +127,15 @@ def read_checkpoint(folder: str) -> tuple[dict[str, Tensor], Facts]:
     return dict(sorted(tensors.items())), facts
 
 
-def prune(out: str, keep: int) -> None:
-    """Remove all but the last `keep` checkpoints, and folders that were never completed before them."""
+def prune(out: str, keep: int, best: Best | None = None) -> None:
+    """Remove all but the last `keep` checkpoints and the best, and folders that were never completed before them."""
     complete = list(usable(out))
-    for folder in complete[keep:]:
+    standing = {*complete[:keep], *([step_folder(out, best["step"])] if best else [])}
+    for folder in (folder for folder in complete if folder not in standing):
         storage.remove(storage.join(folder, STATE))  # first: from here on the folder does not count
         storage.remove(folder)
     if complete:
-        parent, kept = storage.join(out, FOLDER), {folder.rsplit("/", 1)[1] for folder in complete[:keep]}
+        parent, kept = storage.join(out, FOLDER), {folder.rsplit("/", 1)[1] for folder in standing}
         for name in storage.names(parent):
             if name not in kept and name < complete[0].rsplit("/", 1)[1]:
                 storage.remove(storage.join(parent, name))

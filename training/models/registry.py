@@ -1,6 +1,6 @@
 """Every way to name a model, read in one place.
 
-PATH          a training directory (its last checkpoint), a checkpoint, or a folder with config.json and
+PATH          a training directory (its best or last checkpoint), a checkpoint, or a folder with config.json and
               model.safetensors, of granary or of `transformers`
 hf:ID         a model of `transformers` by its id on the Hub or its folder
 random:WHAT   the architecture and the initial weights of WHAT: a training recipe (.yaml), a training directory, a
@@ -21,7 +21,7 @@ from granary.curation.errors import UserError
 from granary.curation.store import storage
 from granary.curation.store.trees import mapping
 from granary.training.methods import load_method
-from granary.training.models.checkpoint import usable
+from granary.training.models.checkpoint import chosen
 from granary.training.models.vit import VisionTransformer
 from granary.training.models.vit_config import FORMER, SIZES, ViTConfig, read_config
 from granary.training.models.weights import from_transformers
@@ -54,7 +54,7 @@ def model_folder(path: str) -> str:
     """
     if storage.exists(storage.join(path, "config.json")):
         return path.rstrip("/")
-    folder = next(iter(usable(path)), None)
+    folder = chosen(path)
     if folder is None:
         raise UserError(
             f"model: {path} is neither a training directory with a checkpoint nor a folder with config.json and "

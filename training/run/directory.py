@@ -18,11 +18,11 @@ from granary.curation.errors import UserError
 from granary.curation.runs.lock import LOCK
 from granary.curation.store import storage
 from granary.curation.store.trees import yaml_tree
-from granary.training.models.checkpoint import STATE, Damaged, Facts, read_checkpoint, usable
+from granary.training.models.checkpoint import STATE, Best, Damaged, Facts, read_checkpoint, usable
 from granary.training.recipe import TrainRecipe
 
 # What may differ from the recipe that began the run: how fast it is and how closely it is watched, not what it does.
-FREE = ("name", "out", "resume", "workers", "logs", "checkpoints", "alarm", "probe", "device")
+FREE = ("name", "out", "resume", "workers", "logs", "checkpoints", "alarm", "probe", "validation", "device")
 LENGTHS = ("steps", "epochs")  # may grow
 CHANGEABLE = ("batch", "accumulate", "streams", "window", "optimiser")  # may change where the recipe says so
 
@@ -38,6 +38,8 @@ class RunFacts(TypedDict):
     finished: bool
     metrics: dict[str, float]
     probe: dict[str, float]
+    validation: dict[str, float]
+    best: Best | None
     alarms: list[str]
     dead: int
     checkpoint: str
@@ -168,9 +170,11 @@ def summary(facts: RunFacts, out: str) -> str:
     """Return the closing lines of a session."""
     done = "trained" if facts["finished"] else "stopped and saved; the same command goes on. Trained"
     numbers = {"loss": facts["metrics"].get("loss", math.nan), **facts["probe"]}
+    best = facts["best"]
     lines = [
         f"{done} {facts['step']:,} of {facts['steps']:,} steps, {facts['pictures_per_second']:,} pictures/s",
         ", ".join(f"{name} {value:.4f}" for name, value in numbers.items()),
+        *([f"lowest validation loss {best['loss']:.4f} at step {best['step']:,}: that is the model"] if best else []),
         *(f"collapse alarm at {alarm}" for alarm in facts["alarms"]),
     ]
     if facts["dead"]:

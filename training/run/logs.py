@@ -1,4 +1,4 @@
-"""What a run writes down: metrics.csv, probe.csv, TensorBoard events, optionally Weights & Biases; a progress bar."""
+"""What a run writes down: its curves as CSV, TensorBoard events, optionally Weights & Biases; a progress bar."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from granary.training.recipe import TrainRecipe
 if TYPE_CHECKING:  # in an extra
     from torch.utils.tensorboard import SummaryWriter
 
+CURVES = ("metrics", "probe", "validation")
 PAUSE = 30.0  # seconds between lines where there is no terminal
 
 
@@ -84,7 +85,7 @@ class LogWriter:
         self.board: SummaryWriter | None = None
         self.remote: Remote | None = None
         if active:
-            self.curves = {name: Curve(storage.join(recipe.out, f"{name}.csv"), step) for name in ("metrics", "probe")}
+            self.curves = {name: Curve(storage.join(recipe.out, f"{name}.csv"), step) for name in CURVES}
             if recipe.logs.tensorboard and storage.is_local(recipe.out):
                 with needs("train"):
                     from torch.utils.tensorboard import SummaryWriter

@@ -19,12 +19,12 @@ from torch.nn.utils import clip_grad_norm_
 
 from granary.curation.errors import UserError
 from granary.curation.runs.lock import held
-from granary.training.data.collate import Part
+from granary.training.data.collate import Part, on_device
 from granary.training.data.loader import Process, batches
 from granary.training.evaluation import collapse
 from granary.training.method import Moment, ParameterGroup
 from granary.training.methods import load_method
-from granary.training.models.checkpoint import Facts, prune, step_folder, write_checkpoint
+from granary.training.models.checkpoint import Best, Facts, prune, step_folder, write_checkpoint
 from granary.training.recipe import TrainRecipe
 from granary.training.run import directory
 from granary.training.run.devices import make_fabric
@@ -34,6 +34,7 @@ from granary.training.run.probe import OnlineProbe
 from granary.training.run.setup import build_method, open_plan, prepare_models
 from granary.training.run.signals import stop_signals
 from granary.training.run.state import encoder_weights, gather_state, restore_state
+from granary.training.run.validation import Validation
 from granary.training.schedules import cosine, warmed_cosine
 
 if TYPE_CHECKING:  # needed when a run begins, and in an extra
@@ -98,6 +99,7 @@ class TrainingSession:
         torch.manual_seed(recipe.seed)
         self.method = build_method(recipe, self.plan)
         self.plan = self.plan._replace(crops=self.method.views())
+        self.validation = Validation(recipe, self.plan, fabric) if recipe.validation.split else None
         self.begun = prepare_models(recipe, self.method)
         self.changes = directory.check(recipe, self.steps)
         fabric.barrier()
@@ -113,6 +115,8 @@ class TrainingSession:
         self.alarms: dict[str, str] = {}
         self.scores: dict[str, float] = {}
         self.last: dict[str, float] = {}
+        self.measured: dict[str, float] = {}
+        self.best: Best | None = None
 
     def run(self) -> RunFacts:
         """Train to the end, or until a signal asks to stop."""
@@ -130,7 +134,8 @@ class TrainingSession:
                 self._watch(step, output, logs)
                 bar.show(step, self.last["loss"])
                 lost = bad >= self.recipe.alarm.non_finite
-                if step % self.recipe.checkpoints.every == 0 or step == self.steps or stop or lost:
+                better = self._validate(step, logs)
+                if better or step % self.recipe.checkpoints.every == 0 or step == self.steps or stop or lost:
                     self._save(step, logs)
                 if lost:
                     raise Stopped(
@@ -204,6 +209,19 @@ class TrainingSession:
         if recipe.probe.every and (step % recipe.probe.every == 0 or step == self.steps):
             self._probe(step, logs)
 
+    def _validate(self, step: int, logs: LogWriter) -> bool:
+        """Measure the loss on the validation split every so many steps; says whether it is to be kept as the best."""
+        if self.validation is None or not (step % self.validation.every == 0 or step == self.steps):
+            return False
+        self.measured = self._shared(self.validation.measure(self.module, self.dead.add))
+        logs.add("validation", step, self.measured)
+        loss = self.measured["loss"]
+        better = math.isfinite(loss) and (self.best is None or loss < self.best["loss"])
+        if not (self.recipe.validation.keep_best and better):
+            return False
+        self.best = {"step": step, "loss": loss}
+        return True
+
     def _probe(self, step: int, logs: LogWriter) -> None:
         """Score the model on labelled pictures; at step 0 that is what random weights are worth."""
         if self.probe is not None:
@@ -234,11 +252,11 @@ class TrainingSession:
         if self.fabric.is_global_zero:
             logs.flush()
             facts: Facts = {"step": step, "method": self.recipe.method, "alarms": self.alarms, "probe": self.scores}
-            facts["metrics"] = self.last
+            facts |= {"metrics": self.last, "validation": self.measured, "best": self.best}
             weights = encoder_weights(tensors, self.method.evaluated)
             config = self.method.evaluated_model().config
             write_checkpoint(step_folder(self.recipe.out, step), config, weights, tensors, facts)
-            prune(self.recipe.out, self.recipe.checkpoints.keep)
+            prune(self.recipe.out, self.recipe.checkpoints.keep, self.best)
         self.fabric.barrier()
 
     def _resume(self) -> int:
@@ -251,6 +269,7 @@ class TrainingSession:
         tensors, facts, folder = state
         restore_state(self.method, self.optimiser, tensors, folder)
         self.alarms, self.scores, self.last = facts["alarms"], facts["probe"], facts["metrics"]
+        self.measured, self.best = facts.get("validation", {}), facts.get("best")  # version 0.1 measured none
         self._say([f"going on at step {facts['step']:,} of {self.steps:,} from {folder}"])
         self._say(f"changed: {change}" for change in self.changes)
         return int(facts["step"])
@@ -272,9 +291,11 @@ class TrainingSession:
             "finished": step >= self.steps,
             "metrics": self.last,
             "probe": self.scores,
+            "validation": self.measured,
+            "best": self.best,
             "alarms": list(self.alarms.values()),
             "dead": len(self.dead.rows),
-            "checkpoint": step_folder(recipe.out, step),
+            "checkpoint": step_folder(recipe.out, self.best["step"] if self.best else step),
             "pictures_per_second": round(rate, 1),
             "versions": {"torch": torch.__version__},
         }
@@ -297,8 +318,3 @@ def cut(batch: Part, pieces: int) -> Iterator[Part]:
     count = len(batch["id"]) // pieces
     for number in range(pieces):
         yield {name: value[number * count : (number + 1) * count] for name, value in batch.items()}
-
-
-def on_device(device: torch.device, part: Part) -> Part:
-    """Return a part with its tensors on a device."""
-    return {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in part.items()}

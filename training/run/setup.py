@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from granary.curation.errors import UserError
 from granary.training.data import shards
 from granary.training.data.loader import BatchPlan, check_plan
@@ -13,12 +15,17 @@ from granary.training.models.vit import VisionTransformer
 from granary.training.recipe import TrainRecipe
 
 
-def open_plan(recipe: TrainRecipe, columns: tuple[str, ...], processes: int) -> BatchPlan:
-    """Open the data of a recipe; returns the plan without its views. Raises UserError where they do not fit."""
-    sets = [
-        shards.open_dataset(entry.path, columns, recipe.split, recipe.holdout, recipe.method, entry.columns)
+def open_sets(recipe: TrainRecipe, columns: Sequence[str], split: str | None) -> list[shards.Dataset]:
+    """Open a split of every dataset of a recipe. Raises UserError where one has no such rows or columns."""
+    return [
+        shards.open_dataset(entry.path, columns, split, recipe.holdout, recipe.method, entry.columns)
         for entry in recipe.data
     ]
+
+
+def open_plan(recipe: TrainRecipe, columns: tuple[str, ...], processes: int) -> BatchPlan:
+    """Open the data of a recipe; returns the plan without its views. Raises UserError where they do not fit."""
+    sets = open_sets(recipe, columns, recipe.split)
     weights, streams = [entry.weight for entry in recipe.data], recipe.parts(processes)
     classes = shards.class_shares(sets, weights) if "label" in columns else {}
     plan = BatchPlan(sets, weights, {}, columns, classes, recipe.batch, streams, recipe.window, recipe.seed)
