@@ -71,6 +71,9 @@ class Device(Options, frozen=True):
     devices: int = Field(1, ge=1, description="processes of this machine, one device each")
     nodes: int = Field(1, ge=1, description="machines")
     strategy: Literal["auto", "ddp", "fsdp", "ddp_spawn"] = Field("auto", description="how processes share the model")
+    batch_norm: Literal["sync", "process"] = Field(
+        "sync", description="whose batch BatchNorm takes the mean of: that of all processes, or of one alone"
+    )
     precision: Literal["32-true", "bf16-mixed"] = Field("32-true", description="bf16-mixed computes in bfloat16")
     threads: int | None = Field(None, ge=1, description="threads of a CPU process; the same number gives the same bits")
     recompute: bool = Field(False, description="run blocks again in the backward pass: less memory, a third more time")

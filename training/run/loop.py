@@ -24,6 +24,7 @@ from granary.training.data.loader import Process, batches
 from granary.training.evaluation import collapse
 from granary.training.method import Moment, ParameterGroup
 from granary.training.methods import load_method
+from granary.training.models.batch_norm import synchronise
 from granary.training.models.checkpoint import Best, Facts, prune, step_folder, write_checkpoint
 from granary.training.recipe import TrainRecipe
 from granary.training.run import directory
@@ -101,6 +102,8 @@ class TrainingSession:
         self.plan = self.plan._replace(crops=self.method.views())
         self.validation = Validation(recipe, self.plan, fabric) if recipe.validation.split else None
         self.begun = prepare_models(recipe, self.method)
+        if fabric.world_size > 1 and recipe.device.batch_norm == "sync":
+            synchronise(self.method, fabric.device)
         self.changes = directory.check(recipe, self.steps)
         fabric.barrier()
         if fabric.is_global_zero:

@@ -55,6 +55,7 @@ SIMPLE: dict[str, Any] = {
 @pytest.fixture(autouse=True)
 def _toy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(methods.METHODS, "toy", "toy_method:Toy")
+    monkeypatch.setitem(methods.METHODS, "memory", "toy_method:ToyMemory")
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +65,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def recipe_of(run: str, out: Path | str, **changes: Any) -> TrainRecipe:
     return TrainRecipe.model_validate({**SIMPLE, "data": run, "out": str(out), **changes})
+
+
+def memory_of(run: str, out: Path, **changes: Any) -> TrainRecipe:
+    return recipe_of(run, out, method="memory", **changes)
 
 
 def ijepa_of(run: str, out: Path, **changes: Any) -> TrainRecipe:
@@ -86,7 +91,7 @@ def equal_runs(left: Path, right: Path) -> bool:
 # -- going on --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("make", [recipe_of, ijepa_of])
+@pytest.mark.parametrize("make", [recipe_of, ijepa_of, memory_of])
 @pytest.mark.parametrize("at", [3, 9])
 def test_a_run_that_fails_at_a_step_goes_on_as_if_it_had_not(
     make: Any, at: int, run: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -123,10 +128,11 @@ def killed_after(recipe: TrainRecipe, rows: int, pause: float) -> None:
     child.join()
 
 
-def test_a_run_killed_at_random_moments_ends_like_the_undisturbed_one(run: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("make", [ijepa_of, memory_of])
+def test_a_run_killed_at_random_moments_ends_like_the_undisturbed_one(make: Any, run: str, tmp_path: Path) -> None:
     changes = {"steps": 36, "checkpoints": {"every": 3}, "workers": 1}
-    train(ijepa_of(run, tmp_path / "whole", **changes))
-    killed, generator = ijepa_of(run, tmp_path / "killed", **changes), np.random.default_rng()
+    train(make(run, tmp_path / "whole", **changes))
+    killed, generator = make(run, tmp_path / "killed", **changes), np.random.default_rng()
     for rows in np.sort(generator.choice(np.arange(2, 26), 3, replace=False)):
         killed_after(killed, int(rows), float(generator.uniform(0, 0.05)))
     train(killed)
@@ -488,7 +494,7 @@ def test_a_mixture_is_one_line() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-@pytest.mark.parametrize("name", ["toy", "ijepa"])
+@pytest.mark.parametrize("name", ["toy", "memory", "ijepa"])
 def test_two_processes_train_what_one_does(strategy: str, name: str, run: str, tmp_path: Path) -> None:
     """The toy's loss is a mean over pictures: two halves of the batch on two processes give the same step."""
     out = tmp_path / "two"
@@ -504,7 +510,7 @@ def test_two_processes_train_what_one_does(strategy: str, name: str, run: str, t
             import sys
             sys.path.insert(0, {str(ROOT / "tests" / "training")!r})
             from granary.training import methods
-            methods.METHODS["toy"] = "toy_method:Toy"
+            methods.METHODS |= {{"toy": "toy_method:Toy", "memory": "toy_method:ToyMemory"}}
             from granary.training.run.loop import train
             from granary.training.recipe import TrainRecipe
             if __name__ == "__main__":
@@ -514,11 +520,13 @@ def test_two_processes_train_what_one_does(strategy: str, name: str, run: str, t
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     subprocess.run([sys.executable, str(script)], check=True, timeout=300, env=environment)
+    whole = weights(out)
     (out / "checkpoints" / "step-000000006" / "state.json").unlink()
     subprocess.run([sys.executable, str(script)], check=True, timeout=300, env=environment)  # goes on from step 4
+    assert all(torch.equal(tensor, whole[key]) for key, tensor in weights(out).items())
     assert [row["step"] for row in curve(out)] == [str(step) for step in range(1, 7)]
-    if name == "toy":
-        train(recipe_of(run, tmp_path / "one", **plain))
+    if name != "ijepa":
+        train(recipe_of(run, tmp_path / "one", **plain, **chosen))
         one, two = weights(tmp_path / "one"), weights(out)
         assert one.keys() == two.keys()
         for key in one:
