@@ -25,6 +25,7 @@ from granary.curation.options import Options as OptionGroup
 from granary.training.data.collate import Part
 from granary.training.data.crops import Crop
 from granary.training.data.loader import BatchPlan
+from granary.training.data.reads import Reads
 from granary.training.models.vit import VisionTransformer
 from granary.training.models.vit_config import ViTConfig
 
@@ -87,7 +88,7 @@ class Method(nn.Module, abc.ABC):
     Attributes:
         Options: its own options (`options:` of the recipe); every field with a description.
         MODEL: the architecture it wants where the recipe says nothing, for example {"class_token": False}.
-        columns: columns of the shards it reads: ("image",), with "label" or "captions" where it needs them.
+        columns: columns of the shards it reads, where the options do not matter: "image", "label", "captions" or any.
         evaluated: name of the submodule that is the model to use: a `VisionTransformer`, written into checkpoints.
     """
 
@@ -101,6 +102,15 @@ class Method(nn.Module, abc.ABC):
         self.config = config
 
     @classmethod
+    def reads(cls, options: OptionGroup) -> Reads:
+        """Return what is read of every row; by default the class's `columns`.
+
+        Args:
+            options: of the method.
+        """
+        return Reads(cls.columns)
+
+    @classmethod
     def learn(cls, options: OptionGroup, plan: BatchPlan, out: str) -> object:
         """Return what must be known of the data before the modules can be built; it is done before any is written.
 
@@ -108,7 +118,7 @@ class Method(nn.Module, abc.ABC):
 
         Args:
             options: of the method.
-            plan: the opened datasets, without views.
+            plan: the opened datasets, without crops; its `categories` have column -> class -> share.
             out: the training directory, with the `files` of an earlier session when a run goes on.
         """
         return plan.classes
@@ -133,7 +143,8 @@ class Method(nn.Module, abc.ABC):
 
         Args:
             batch: what `granary.training.data.loader.Parts` gives, on the device: for each view NAME (B, count, side,
-                side, 3) uint8 and NAME_draws (B, count, 16) in 0..1, and label, captions, id.
+                side, 3) uint8 and NAME_draws (B, count, 16) in 0..1, what `reads` asks for, id, and row (B,) int64:
+                the number of the row among all rows of the data, the same in every epoch and process.
             moment: where the run is.
 
         Returns:

@@ -9,19 +9,22 @@ import numpy as np
 import torch
 
 Part = dict[str, Any]  # column -> a tensor, or a list of as many entries: which columns there are is the method's wish
+FOR_VIEWS = ("data", "size", "key", "uri", "path")  # of a row: what its views are made of and named by
 Dead = tuple[str, str, str]  # uri, error, message
 
 
 def stacked(samples: Sequence[tuple[Part, Part]]) -> Part:
-    """Return rows and their views as one part."""
-    first = samples[0][0]
-    part: Part = {name: torch.from_numpy(np.stack([views[name] for _, views in samples])) for name in samples[0][1]}
+    """Return rows, as `read_row` gives them, and their views as one part."""
+    part: Part = {name: _column([views[name] for _, views in samples]) for name in samples[0][1]}
     part["id"] = [row["key"] for row, _ in samples]
-    if "label" in first:
-        part["label"] = torch.tensor([row["label"] for row, _ in samples])
-    if "captions" in first:
-        part["captions"] = [row["captions"] for row, _ in samples]
-    return part
+    return part | {name: _column([row[name] for row, _ in samples]) for name in samples[0][0] if name not in FOR_VIEWS}
+
+
+def _column(values: Sequence[Any]) -> torch.Tensor | list[Any]:
+    """Return numbers and arrays as a tensor, anything else as it is."""
+    if isinstance(values[0], np.ndarray):
+        return torch.from_numpy(np.stack(values))
+    return torch.from_numpy(np.array(values)) if isinstance(values[0], np.generic) else list(values)
 
 
 def divided(run: Part) -> Iterator[Part]:

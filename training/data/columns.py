@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from granary.curation.errors import UserError
 from granary.curation.sources import columns as cells
@@ -15,11 +17,8 @@ from granary.training.data.table import Columns
 
 NAMEABLE = ("image", "label", "captions", "id")
 TEXTS = pa.list_(pa.string())
-KINDS = {
-    "image": "it must hold the bytes of pictures, plain or in a struct with a field bytes",
-    "label": "a label is a number, a text or a truth value, or a list of one",
-    "captions": "it must be a list of texts, or a text",
-}
+NONE: Mapping[str, float] = {"int64": -1, "float32": np.nan, "bool": False}  # what stands for no value in a tensor
+Names = Sequence[str] | None  # of the classes, where a number stands for one
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,7 @@ class Layout:
 def layout_of(schema: pa.Schema, columns: Columns) -> Layout:
     """Return what a shard has; columns without a use for us keep their names and types."""
     names = {name: name for name in schema.names}
-    for ours, theirs in dataclasses.asdict(columns).items():
+    for ours, theirs in columns.named().items():
         name = theirs or _usual(ours, schema)
         names.pop(ours, None)
         if name in schema.names:
@@ -60,33 +59,26 @@ def layout_of(schema: pa.Schema, columns: Columns) -> Layout:
     return Layout(readable, types, {ours: listed for ours, listed in classes.items() if listed}, schema.names)
 
 
-def check_layout(layout: Layout, columns: Columns, needs: Sequence[str], path: str, why: str) -> None:
+def check_layout(
+    layout: Layout, columns: Columns, needs: Sequence[str], path: str, why: str, categories: Sequence[str] = ()
+) -> None:
     """Raise UserError where a column that is named or needed is missing, or is of a type that cannot be read."""
-    for option, name in dataclasses.asdict(columns).items():
+    known = ", ".join(layout.columns)
+    for ours, name in columns.named().items():
         if name is not None and name not in layout.columns:
-            raise UserError(f"data.{option}: {path} has no column {name!r}; it has {', '.join(layout.columns)}")
+            raise UserError(f"data.{_option(ours)}: {path} has no column {name!r}; it has {known}")
     for name in needs:
         if name not in layout.types:
-            hint = f"; name the right one with --data.{name}" if name in NAMEABLE else ""
-            known = ", ".join(layout.columns)
+            hint = f"; name the right one with --data.{_option(name)}"
             raise UserError(f"data: {path} has no column {name!r}, which {why} needs; its columns are {known}{hint}")
-        if name in READABLE and not READABLE[name](layout.types[name]):
-            raise UserError(f"data: the column {name} of {path} is {layout.types[name]}; {KINDS[name]}")
+        reader = reader_of(name, categories)
+        if not reader.fits(layout.types[name]):
+            raise UserError(f"data: the column {name} of {path} is {layout.types[name]}; {reader.must}")
 
 
-def converted(name: str, array: pa.Array, layout: Layout) -> pa.Array:
-    """Return the values of a column in granary's type."""
-    if name in ("label", "split") or name in layout.classes:
-        return _labels(array, layout.classes.get(name))
-    if name == "captions":
-        return _captions(array)
-    if name in ("id", "row_id"):
-        return array.cast(pa.string())
-    if name == "image" and pa.types.is_struct(array.type):
-        return array.field("bytes")
-    if name == "source" and pa.types.is_struct(array.type):
-        return array.field("uri")
-    return array
+def _option(ours: str) -> str:
+    """Return the key of a dataset that says what a column of ours is called there."""
+    return ours if ours in NAMEABLE else f"names.{ours}"
 
 
 def _usual(ours: str, schema: pa.Schema) -> str | None:
@@ -149,14 +141,7 @@ def _are_captions(kind: pa.DataType) -> bool:
     return _is_text(kind) or _is_bytes(kind) or pa.types.is_null(kind)
 
 
-READABLE: Mapping[str, Callable[[pa.DataType], bool]] = {
-    "image": _is_picture,
-    "label": _is_label,
-    "captions": _are_captions,
-}
-
-
-def _labels(array: pa.Array, classes: Sequence[str] | None) -> pa.Array:
+def _labels(array: pa.Array, classes: Names) -> pa.Array:
     """Return labels as texts: 3 and 3.0 are one, a number that stands for a class is its name."""
     if pa.types.is_null(array.type):
         return array.cast(pa.string())
@@ -167,8 +152,90 @@ def _labels(array: pa.Array, classes: Sequence[str] | None) -> pa.Array:
     return pa.array(names, pa.string()).take(coded.indices)
 
 
-def _captions(array: pa.Array) -> pa.Array:
+def _captions(array: pa.Array, classes: Names) -> pa.Array:
     """Return captions as lists of texts."""
     if pa.types.is_list(array.type) and pa.types.is_string(array.type.value_type):
         return array
     return pa.array([list(cells.captions_of(value)) for value in array.to_pylist()], TEXTS)
+
+
+def _lists_of_texts(array: pa.Array) -> list[Any]:
+    """Return captions as Python lists, empty where there are none."""
+    return [texts or [] for texts in array.to_pylist()]
+
+
+def _texts(array: pa.Array, classes: Names) -> pa.Array:
+    return array.cast(pa.string())
+
+
+def _field(name: str) -> Callable[[pa.Array, Names], pa.Array]:
+    """Return what takes a field out of a struct; other values stay."""
+    return lambda array, classes: array.field(name) if pa.types.is_struct(array.type) else array
+
+
+def _as_stored(array: pa.Array, classes: Names) -> pa.Array:
+    """Return values as they are, numbers that stand for classes as the names of these."""
+    return _labels(array, classes) if classes else array
+
+
+def kind_of(stored: pa.DataType) -> str:
+    """Return what values of a type are in a batch: the dtype of a tensor, with its width, or "objects"."""
+    if pa.types.is_fixed_size_list(stored):
+        inner = kind_of(stored.value_type)
+        return f"{inner} x {stored.list_size}" if inner in NONE else "objects"
+    kinds = {"int64": pa.types.is_integer, "float32": pa.types.is_floating, "bool": pa.types.is_boolean}
+    return next((kind for kind, fits in kinds.items() if fits(stored)), "objects")
+
+
+def values_of(array: pa.Array) -> Sequence[Any] | NDArray[Any]:
+    """Return numbers, and lists of one length of them, as an array; other values as Python objects.
+
+    Whole numbers are int64, -1 for none; others float32, NaN for none; truth values bool, False for none.
+    """
+    kind, _, width = kind_of(array.type).partition(" x ")
+    if kind not in NONE:
+        return array.to_pylist()
+    shape = (len(array), int(width)) if width else (len(array),)
+    values: NDArray[Any] = np.full(shape, NONE[kind], kind)
+    there = array.drop_null()
+    flat = there.flatten().fill_null(NONE[kind]) if width else there
+    values[array.is_valid().to_numpy(zero_copy_only=False)] = flat.to_numpy(zero_copy_only=False).reshape(
+        -1, *shape[1:]
+    )
+    return values
+
+
+@dataclass(frozen=True)
+class Reader:
+    """How a column is read.
+
+    Args:
+        convert: (values, names of classes) -> values in granary's type.
+        fits: says whether values of a type can be read.
+        must: what fits, for messages.
+        values: values in granary's type -> those of the rows in a batch.
+    """
+
+    convert: Callable[[pa.Array, Names], pa.Array] = _as_stored
+    fits: Callable[[pa.DataType], bool] = lambda _: True
+    must: str = ""
+    values: Callable[[pa.Array], Sequence[Any] | NDArray[Any]] = values_of
+
+
+PICTURE_MUST = "it must hold the bytes of pictures, plain or in a struct with a field bytes"
+LABEL_MUST = "a label is a number, a text or a truth value, or a list of one"
+READERS: Mapping[str, Reader] = {
+    "image": Reader(_field("bytes"), _is_picture, PICTURE_MUST),
+    "label": Reader(_labels, _is_label, LABEL_MUST),
+    "captions": Reader(_captions, _are_captions, "it must be a list of texts, or a text", _lists_of_texts),
+    "split": Reader(_labels),
+    "id": Reader(_texts),
+    "row_id": Reader(_texts),
+    "source": Reader(_field("uri")),
+}
+PLAIN = Reader()
+
+
+def reader_of(name: str, categories: Collection[str] = ()) -> Reader:
+    """Return how a column is read; a category as a label is, a column without a reader of its own as it is."""
+    return READERS["label"] if name in categories else READERS.get(name, PLAIN)

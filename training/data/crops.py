@@ -18,6 +18,7 @@ from numpy.random.bit_generator import ISeedSequence
 from numpy.typing import DTypeLike, NDArray
 
 from granary.curation.images.limits import DecodeLimits
+from granary.training.data.collate import Part
 from granary.training.data.pixels import decode_pixels
 
 DRAWS = 16  # uniform numbers a view carries for the augmentation on the device
@@ -125,6 +126,16 @@ def cut_views(
         name: np.stack([resized(_cut(pixels, box, scale), crop.side) for box in boxes[name]])
         for name, crop in crops.items()
     }
+
+
+def views_of(row: Part, generator: np.random.Generator, crops: Mapping[str, Crop], limits: DecodeLimits) -> Part:
+    """Return the views of a picture and the numbers its augmentation on the device goes by. Raises DecodeError."""
+    if not crops:
+        return {}
+    views: Part = dict(cut_views(row["data"], row["size"], crops, generator, limits))
+    for name, crop in crops.items():
+        views[f"{name}_draws"] = generator.random((crop.count, DRAWS), dtype=np.float32)
+    return views
 
 
 def _cut(pixels: NDArray[np.uint8], box: Box, scale: tuple[float, float]) -> NDArray[np.uint8]:

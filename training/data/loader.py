@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 import signal
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import NamedTuple, TypeVar
 
@@ -23,8 +23,9 @@ from granary.curation.images.limits import DecodeLimits
 from granary.curation.store import storage
 from granary.training.data import shards
 from granary.training.data.collate import Dead, Part, divided, joined, stacked
-from granary.training.data.crops import DRAWS, Crop, cut_views, sample_generator
-from granary.training.data.order import Mixture, Order
+from granary.training.data.crops import Crop, sample_generator, views_of
+from granary.training.data.order import Mixture, Order, Place
+from granary.training.data.reads import Views
 from granary.training.data.ring import Ring
 
 T = TypeVar("T")
@@ -40,25 +41,32 @@ class BatchPlan(NamedTuple):
     Args:
         datasets, weights: the mixture.
         crops: the views by name.
-        columns: "image", and any of "label" and "captions".
-        classes: names of the labels.
+        columns: what is read of a row: image, label, captions, any column of the shards.
+        categories: label-like columns among them, each with the names of its classes (with their shares, of a run).
         batch: pictures of a step over all processes.
         streams: parts a step is made of.
         window: rows shuffled with one another, over all streams.
         seed: of the run.
         limits: of decoding.
+        views: makes the views of a row, see `Reads`.
     """
 
     datasets: Sequence[shards.Dataset]
     weights: Sequence[float]
     crops: Mapping[str, Crop]
     columns: Sequence[str] = ("image",)
-    classes: Collection[str] = ()
+    categories: Mapping[str, Mapping[str, float]] = {}
     batch: int = 64
     streams: int = 8
     window: int = 8192
     seed: int = 0
     limits: DecodeLimits = DecodeLimits()
+    views: Views = views_of
+
+    @property
+    def classes(self) -> Mapping[str, float]:
+        """Names of the labels, with their shares."""
+        return self.categories.get("label", {})
 
 
 def check_plan(plan: BatchPlan, processes: int = 1) -> None:
@@ -83,14 +91,15 @@ class Parts:
         orders = [Order([g.rows for g in d.groups], plan.seed, plan.streams, window) for d in plan.datasets]
         self.mixture = Mixture(orders, plan.weights, plan.seed)
         self.readers = [_reader(dataset, plan, window) for dataset in plan.datasets]
-        self.classes = {name: number for number, name in enumerate(plan.classes)}
+        self.first = list(itertools.accumulate((dataset.count for dataset in plan.datasets), initial=0))
 
     def __getitem__(self, key: tuple[int, int, int]) -> Part:
         """Return the parts of steps first .. first + count - 1 of a stream, end to end; key: (first, stream, count).
 
-        It has the views (b, views, side, side, 3) uint8, `NAME_draws` (b, views, 16), ids, columns, and `dead`, a list
-        for each step: what cannot be decoded is in it (uri, error, message), and the next sample of the stream that can
-        be takes its place. See `divided`.
+        It has the views (b, views, side, side, 3) uint8, `NAME_draws` (b, views, 16), ids, columns, `row` (b,) int64,
+        the number of a row among all rows of all datasets, one after another, and `dead`, a list for each step: what
+        cannot be decoded is in it (uri, error, message), and the next sample of the stream that can be takes its place.
+        See `divided`.
         """
         first, stream, count = key
         dead: list[list[Dead]] = [[] for _ in range(count)]
@@ -100,47 +109,43 @@ class Parts:
 
     def _alive(self, stream: int, position: int, dead: list[Dead]) -> tuple[Part, Part]:
         """Return row and views of the first sample from a position on that can be decoded."""
-        generator = None
+        generator, plan = None, self.plan
         for place in (self.mixture.place(stream, position + i) for i in range(PATIENCE)):
-            rows = self.readers[place.dataset].rows(self.plan.datasets[place.dataset].groups[place.group])
-            row = read_row(rows, place.row, self.plan.columns, self.classes)
-            generator = generator or sample_generator(self.plan.seed, place.epoch, row["key"])
+            row = self._row(place)
+            generator = generator or sample_generator(plan.seed, place.epoch, row["key"])
             try:
-                return row, views_of(row, generator, self.plan.crops, self.plan.limits)
+                return row, plan.views(row, generator, plan.crops, plan.limits)
             except DecodeError as error:
                 dead.append((row["uri"], error.kind, str(error)))
         raise UserError(f"data: {PATIENCE} samples in a row cannot be decoded, the first of them {dead[-PATIENCE][0]}")
+
+    def _row(self, place: Place) -> Part:
+        """Return the row at a place of the mixture."""
+        dataset = self.plan.datasets[place.dataset]
+        group = dataset.groups[place.group]
+        row = read_row(self.readers[place.dataset].rows(group), place.row, self.plan.columns)
+        return {**row, "path": dataset.path, "row": np.int64(self.first[place.dataset] + group.start + place.row)}
 
 
 def _reader(dataset: shards.Dataset, plan: BatchPlan, window: int) -> shards.GroupReader:
     """Return a reader that keeps the groups of one window of every stream."""
     rows = max(1, dataset.count // len(dataset.groups))
-    return shards.GroupReader(_wanted(dataset, plan.columns), plan.streams * (window // rows + 3))
+    stored = _stored(dataset, plan.columns)
+    return shards.GroupReader(stored, plan.categories, plan.streams * (window // rows + 3))
 
 
-def _wanted(dataset: shards.Dataset, columns: Sequence[str]) -> list[str]:
-    return ["image", *(name for name in (*IMAGE_COLUMNS, *columns) if name in dataset.columns and name != "image")]
+def _stored(dataset: shards.Dataset, columns: Sequence[str]) -> list[str]:
+    """Return the columns to read: those asked for, and what views are made of and samples named by."""
+    return list(dict.fromkeys([*columns, *(name for name in IMAGE_COLUMNS if name in dataset.columns)]))
 
 
-def read_row(rows: shards.GroupRows, row: int, columns: Sequence[str], classes: Mapping[str, int]) -> Part:
-    """Return one row: data, size, key (row_id or id), uri, and label and captions where they are asked for."""
-    width, height = rows.cell("width", row), rows.cell("height", row)
-    sample: Part = {"data": rows.image(row), "size": (width, height) if width and height else None}
+def read_row(rows: shards.GroupRows, row: int, columns: Sequence[str]) -> Part:
+    """Return one row: data, size, key (row_id or id), uri, and the columns but for the picture."""
+    width, height = rows.cell("width", row) or 0, rows.cell("height", row) or 0
+    sample: Part = {"data": rows.image(row), "size": (int(width), int(height)) if min(width, height) > 0 else None}
     sample["key"] = rows.cell("row_id", row) or rows.cell("id", row)
     sample["uri"] = rows.cell("source", row) or sample["key"]
-    if "label" in columns:
-        sample["label"] = classes.get(rows.cell("label", row), -1)
-    if "captions" in columns:
-        sample["captions"] = rows.cell("captions", row) or []
-    return sample
-
-
-def views_of(row: Part, generator: np.random.Generator, crops: Mapping[str, Crop], limits: DecodeLimits) -> Part:
-    """Return the views of a sample and the numbers its augmentation on the device goes by. Raises DecodeError."""
-    views: Part = dict(cut_views(row["data"], row["size"], crops, generator, limits))
-    for name, crop in crops.items():
-        views[f"{name}_draws"] = generator.random((crop.count, DRAWS), dtype=np.float32)
-    return views
+    return sample | {name: rows.cell(name, row) for name in columns if name != "image"}
 
 
 class _Handed(Dataset[Part]):
@@ -207,7 +212,7 @@ def batches(
     """
     share = plan.streams // process.total
     part = plan.batch // plan.streams * sum(crop.count * crop.side**2 * 3 for crop in plan.crops.values())  # bytes
-    count = max(1, min(RUN * plan.streams // plan.batch, RUN_BYTES // part))
+    count = max(1, min(RUN * plan.streams // plan.batch, RUN_BYTES // max(1, part)))
     keys = _keys(steps, count, range(process.rank * share, (process.rank + 1) * share))
     runs = _handed_over(plan, keys, share, count, workers, pin) if workers else map(Parts(plan).__getitem__, keys)
     while runs_of_all := [divided(run) for run in itertools.islice(runs, share)]:
@@ -270,15 +275,19 @@ def in_order(
         limit: rows at most.
         seed: of random crops.
     """
-    numbers = {name: number for number, name in enumerate(classes)}
+    categories = {"label": dict.fromkeys(classes)} if "label" in columns else {}
     left = dataset.count if limit is None else min(limit, dataset.count)
     for group in dataset.groups:
         if not left:
             return
-        rows = shards.GroupRows(shards.read_group(group, _wanted(dataset, columns)))
+        batch_of_group = shards.read_group(group, _stored(dataset, columns), categories)
+        rows = shards.GroupRows(batch_of_group, categories)
         taken = min(rows.count, left)
         for start in range(0, taken, batch):
-            part = [read_row(rows, row, columns, numbers) for row in range(start, min(start + batch, taken))]
+            part = [
+                {**read_row(rows, row, columns), "row": np.int64(group.start + row)}
+                for row in range(start, min(start + batch, taken))
+            ]
             yield _in_part(part, crop, seed)
         left -= taken
 

@@ -6,7 +6,8 @@ Only footers and, for a split, two small columns are read when a dataset is open
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -22,10 +23,9 @@ from granary.curation.runs.tables import read_table
 from granary.curation.sources.contents import same_split, split_of
 from granary.curation.store import schema, storage
 from granary.curation.store.sampling import priority
-from granary.training.data.columns import Layout, check_layout, converted, layout_of
+from granary.training.data.columns import Layout, check_layout, kind_of, layout_of, reader_of
 from granary.training.data.table import USUAL, Columns
 
-PLACES = ("dataset/data", "data", "")  # where shards lie in a run directory, in a dataset, in a folder of shards
 READERS = 16  # threads that read footers: a remote one takes a round trip
 
 
@@ -38,6 +38,7 @@ class RowGroup(NamedTuple):
         chosen: numbers of the rows of the split in it, None for all.
         first: number of its first row in the shard.
         layout: what the shard has.
+        start: number of the first row that is read among those of the dataset.
     """
 
     url: str
@@ -46,6 +47,7 @@ class RowGroup(NamedTuple):
     chosen: NDArray[np.int64] | None
     first: int
     layout: Layout
+    start: int = 0
 
 
 @dataclass(frozen=True)
@@ -70,11 +72,16 @@ class Dataset:
         return sum(group.rows for group in self.groups)
 
 
-def find_shards(path: str) -> list[str]:
-    """Return the URLs of the Parquet files of a run directory, a dataset, a folder or one file; none is a UserError."""
+def find_shards(path: str, config: str = "data") -> list[str]:
+    """Return the URLs of the Parquet files of a run directory, a dataset, a folder or one file; none is a UserError.
+
+    Args:
+        path: where they are looked for.
+        config: folder of a dataset that they lie in.
+    """
     if path.endswith(".parquet"):
         return [path]
-    for place in PLACES:
+    for place in (f"dataset/{config}", config, ""):
         shards = _parquet_files(storage.join(path, place) if place else path)
         if shards:
             return shards
@@ -95,6 +102,8 @@ def open_dataset(
     holdout: float = 0.1,
     why: str = "this",
     columns: Columns = USUAL,
+    categories: Sequence[str] = (),
+    config: str = "data",
 ) -> Dataset:
     """Open a dataset.
 
@@ -107,16 +116,19 @@ def open_dataset(
         holdout: see split; in 0..1.
         why: who needs the columns, for the message.
         columns: their names, where they are not granary's.
+        categories: columns, among the needs, that are read as labels are.
+        config: folder of the dataset that the shards lie in.
 
     Raises:
         UserError: no shards, unreadable shards, columns that are missing or of another type, an unknown split, no rows.
     """
-    urls = find_shards(path)
+    urls = find_shards(path, config)
     with ThreadPoolExecutor(READERS) as pool:
         footers = list(pool.map(_footer, urls))
     layouts = [layout_of(schema, columns) for schema, _ in footers]
     for url, layout in zip(urls, layouts, strict=True):
-        check_layout(layout, columns, needs, path if layout.columns == layouts[0].columns else url, why)
+        where = path if layout.columns == layouts[0].columns else url
+        check_layout(layout, columns, needs, where, why, categories)
     shards = list(zip(urls, layouts, [rows for _, rows in footers], strict=True))
     groups = [group for url, layout, rows in shards for group in _groups(url, layout, rows)]
     there = [name for name in layouts[0].names if all(name in layout.names for layout in layouts)]
@@ -128,6 +140,8 @@ def open_dataset(
     if not groups:
         others = f"; it has {', '.join(sorted(set(named.values())))}" if named and "split" not in there else ""
         raise UserError(f"data: {path} has no rows" + (f" in split {split!r}{others}" if split else ""))
+    starts = itertools.accumulate((group.rows for group in groups), initial=0)
+    groups = [group._replace(start=start) for group, start in zip(groups, starts, strict=False)]
     return Dataset(path, groups, list(dict.fromkeys([*there, "id"])), states)
 
 
@@ -191,15 +205,22 @@ def held_out(ids: NDArray[np.str_], holdout: float) -> NDArray[np.bool_]:
     return priority(0, ids, "holdout") < np.uint64(min(holdout * 2.0**64, 2.0**64 - 2048))
 
 
-def read_group(group: RowGroup, columns: Sequence[str]) -> pa.RecordBatch:
+def read_group(group: RowGroup, columns: Sequence[str], categories: Collection[str] = ()) -> pa.RecordBatch:
     """Read columns of the chosen rows of a row group, in granary's types: pictures as bytes, a source as its uri.
 
     A row without an id has the name of its shard and its number there; other columns that are not there are null.
+
+    Args:
+        group: which.
+        columns: our names.
+        categories: those that are read as labels are.
     """
-    return _read(group, columns, group.number)
+    return _read(group, columns, group.number, categories)
 
 
-def _read(group: RowGroup, columns: Sequence[str], number: int | None) -> pa.RecordBatch:
+def _read(
+    group: RowGroup, columns: Sequence[str], number: int | None, categories: Collection[str] = ()
+) -> pa.RecordBatch:
     """Read columns of a row group, or of its whole shard where the number is None."""
     layout = group.layout
     table = read_table(group.url, layout.stored(columns), number)
@@ -209,12 +230,26 @@ def _read(group: RowGroup, columns: Sequence[str], number: int | None) -> pa.Rec
     first = 0 if number is None else group.first
     arrays = {}
     for name in columns:
-        stored = table[layout.names[name]].combine_chunks() if name in layout.names else None
-        arrays[name] = pa.nulls(len(numbers), pa.string()) if stored is None else converted(name, stored, layout)
+        if name in layout.names:
+            stored = table[layout.names[name]].combine_chunks()
+            arrays[name] = reader_of(name, categories).convert(stored, layout.classes.get(name))
+        else:
+            arrays[name] = pa.nulls(len(numbers), pa.string())
     if "id" in arrays and arrays["id"].null_count:
         shard = group.url.rsplit("/", 1)[-1]
         arrays["id"] = pc.coalesce(arrays["id"], pa.array([f"{shard}#{first + row}" for row in numbers]))
     return pa.RecordBatch.from_arrays(list(arrays.values()), list(arrays))
+
+
+def check_kinds(datasets: Sequence[Dataset], columns: Sequence[str]) -> None:
+    """Raise UserError where a column without a reader of its own is not of one kind in all shards."""
+    for name in columns:
+        kinds = {kind_of(group.layout.types[name]): group for dataset in datasets for group in dataset.groups}
+        if len(kinds) > 1:
+            (one, first), (other, second) = list(kinds.items())[:2]
+            raise UserError(
+                f"data: the column {name} is {one} in {first.url} and {other} in {second.url}; it must be of one type"
+            )
 
 
 def class_names(datasets: Sequence[Dataset], column: str = "label") -> list[str]:
@@ -227,7 +262,7 @@ def class_shares(datasets: Sequence[Dataset], weights: Sequence[float], column: 
     shares: dict[str, float] = {}
     for dataset, weight in zip(datasets, weights, strict=True):
         for group in dataset.groups:
-            for entry in read_group(group, [column])[column].value_counts().to_pylist():
+            for entry in read_group(group, [column], [column])[column].value_counts().to_pylist():
                 label, share = entry["values"], entry["counts"] / dataset.count * weight / sum(weights)
                 if label is not None and label not in schema.NO_CLASS:
                     shares[label] = shares.get(label, 0.0) + share
@@ -235,12 +270,21 @@ def class_shares(datasets: Sequence[Dataset], weights: Sequence[float], column: 
 
 
 class GroupRows:
-    """The chosen rows of a row group: small columns as Python lists, pictures as bytes on request."""
+    """The chosen rows of a row group: small columns as `values_of` gives them, pictures as bytes on request.
 
-    def __init__(self, batch: pa.RecordBatch) -> None:
+    Args:
+        batch: of `read_group`.
+        categories: label-like columns in it, each with the names of its classes: a row has the number of its class.
+    """
+
+    def __init__(self, batch: pa.RecordBatch, categories: Mapping[str, Collection[str]] = {}) -> None:
         self.count = batch.num_rows
         self.images = batch["image"] if "image" in batch.schema.names else None
-        self.columns = {name: batch[name].to_pylist() for name in batch.schema.names if name != "image"}
+        small = [name for name in batch.schema.names if name != "image"]
+        self.columns = {
+            name: codes(batch[name], categories[name]) if name in categories else reader_of(name).values(batch[name])
+            for name in small
+        }
 
     def image(self, row: int) -> bytes:
         """Return the bytes of a picture; none where there are none."""
@@ -252,11 +296,25 @@ class GroupRows:
         return None if column is None else column[row]
 
 
-class GroupReader:
-    """Reads row groups and keeps the last few: rows of a shuffle window come from the same few groups."""
+def codes(labels: pa.Array, names: Collection[str]) -> NDArray[np.int64]:
+    """Return the numbers of labels, (n,): the places of their names, -1 for those without one."""
+    places = pc.index_in(labels, pa.array(list(names), pa.string())).fill_null(-1)
+    numbers: NDArray[np.int64] = places.to_numpy(zero_copy_only=False).astype(np.int64)
+    return numbers
 
-    def __init__(self, columns: Sequence[str], keep: int) -> None:
-        self.read = functools.lru_cache(maxsize=keep)(functools.partial(self._read, tuple(columns)))
+
+class GroupReader:
+    """Reads row groups and keeps the last few: rows of a shuffle window come from the same few groups.
+
+    Args:
+        columns: what is read.
+        categories: as in `GroupRows`.
+        keep: groups that are kept.
+    """
+
+    def __init__(self, columns: Sequence[str], categories: Mapping[str, Collection[str]], keep: int) -> None:
+        self.columns, self.categories = columns, categories
+        self.read = functools.lru_cache(maxsize=keep)(self._read)
         self.groups: dict[tuple[str, int], RowGroup] = {}
 
     def rows(self, group: RowGroup) -> GroupRows:
@@ -264,5 +322,5 @@ class GroupReader:
         self.groups[group.url, group.number] = group
         return self.read(group.url, group.number)
 
-    def _read(self, columns: tuple[str, ...], url: str, number: int) -> GroupRows:
-        return GroupRows(read_group(self.groups[url, number], columns))
+    def _read(self, url: str, number: int) -> GroupRows:
+        return GroupRows(read_group(self.groups[url, number], self.columns, self.categories), self.categories)

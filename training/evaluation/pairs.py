@@ -211,16 +211,16 @@ def _chunks(
 ) -> Iterator[list[Part]]:
     """Yield the rows with a value in the column, `batch` at a time."""
     columns = ["image", *(name for name in (*COLUMNS, column) if name in dataset.columns)]
-    numbers = {name: number for number, name in enumerate(classes)}
+    categories = {"label": classes} if column == "label" else {}
     left = dataset.count if limit is None else limit
     chunk: list[Part] = []
     for group in dataset.groups:
-        rows = shards.GroupRows(shards.read_group(group, columns))
+        rows = shards.GroupRows(shards.read_group(group, columns), categories)
         for number in range(min(rows.count, left)):
-            row = read_row(rows, number, (column,), numbers)
+            row = read_row(rows, number, (column,))
             if column == "captions":
                 row[column] = filled(row[column])
-            if row[column] not in (-1, []):
+            if row[column] if column == "captions" else row[column] >= 0:
                 chunk.append(row)
             if len(chunk) == batch:
                 yield chunk

@@ -94,13 +94,14 @@ class TrainingSession:
     def __init__(self, fabric: Fabric, recipe: TrainRecipe, console: Console | None) -> None:
         self.fabric, self.recipe, self.console = fabric, recipe, console
         kind = load_method(recipe.method)
-        self.plan = open_plan(recipe, kind.columns, fabric.world_size)
+        reads = kind.reads(kind.Options.model_validate(recipe.options))
+        self.plan = open_plan(recipe, reads, fabric.world_size)
         self.steps = recipe.total_steps(sum(dataset.count for dataset in self.plan.datasets))
         self.probe = OnlineProbe(recipe) if recipe.probe.every else None
         torch.manual_seed(recipe.seed)
         self.method = build_method(recipe, self.plan)
         self.plan = self.plan._replace(crops=self.method.views())
-        self.validation = Validation(recipe, self.plan, fabric) if recipe.validation.split else None
+        self.validation = Validation(recipe, self.plan, reads, fabric) if recipe.validation.split else None
         self.begun = prepare_models(recipe, self.method)
         if fabric.world_size > 1 and recipe.device.batch_norm == "sync":
             synchronise(self.method, fabric.device)

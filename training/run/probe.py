@@ -58,7 +58,8 @@ def _labelled(
     """Return up to `count` pictures (n, side, side, 3) uint8 drawn by seed, and their labels (n,); none unlabelled."""
     count = min(count, dataset.count)
     crops = {"image": Crop(1, side, centre=True)}
-    plan = BatchPlan([dataset], [1.0], crops, ("image", "label"), classes, count, 1, count, seed)
+    categories = {"label": dict.fromkeys(classes, 1.0)}
+    plan = BatchPlan([dataset], [1.0], crops, ("image", "label"), categories, count, 1, count, seed)
     part = next(divided(Parts(plan)[0, 0, 1]))
     known = part["label"] >= 0
     if not known.any():

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from granary.curation.errors import UserError
 from granary.training.data import shards
 from granary.training.data.loader import BatchPlan, check_plan
+from granary.training.data.reads import Reads
 from granary.training.method import Method
 from granary.training.methods import load_method
 from granary.training.models.registry import load_model
@@ -15,20 +14,24 @@ from granary.training.models.vit import VisionTransformer
 from granary.training.recipe import TrainRecipe
 
 
-def open_sets(recipe: TrainRecipe, columns: Sequence[str], split: str | None) -> list[shards.Dataset]:
-    """Open a split of every dataset of a recipe. Raises UserError where one has no such rows or columns."""
-    return [
-        shards.open_dataset(entry.path, columns, split, recipe.holdout, recipe.method, entry.columns)
+def open_sets(recipe: TrainRecipe, reads: Reads, split: str | None) -> list[shards.Dataset]:
+    """Open a split of every dataset of a recipe for what its method reads. Raises UserError where one lacks it."""
+    where, categories = (split, recipe.holdout, recipe.method), reads.all_categories
+    sets = [
+        shards.open_dataset(entry.path, reads.all_columns, *where, entry.columns, categories, reads.config)
         for entry in recipe.data
     ]
+    shards.check_kinds(sets, [name for name in reads.all_columns if name not in categories])
+    return sets
 
 
-def open_plan(recipe: TrainRecipe, columns: tuple[str, ...], processes: int) -> BatchPlan:
-    """Open the data of a recipe; returns the plan without its views. Raises UserError where they do not fit."""
-    sets = open_sets(recipe, columns, recipe.split)
+def open_plan(recipe: TrainRecipe, reads: Reads, processes: int) -> BatchPlan:
+    """Open the data of a recipe for what its method reads; the plan has no crops yet. Raises UserError on a misfit."""
+    sets = open_sets(recipe, reads, recipe.split)
     weights, streams = [entry.weight for entry in recipe.data], recipe.parts(processes)
-    classes = shards.class_shares(sets, weights) if "label" in columns else {}
-    plan = BatchPlan(sets, weights, {}, columns, classes, recipe.batch, streams, recipe.window, recipe.seed)
+    shares = {name: shards.class_shares(sets, weights, name) for name in reads.all_categories}
+    numbers = (recipe.batch, streams, recipe.window, recipe.seed)
+    plan = BatchPlan(sets, weights, {}, reads.all_columns, shares, *numbers, views=reads.views)
     check_plan(plan, processes)
     if recipe.batch // processes % recipe.accumulate:
         raise UserError(

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from granary.curation.errors import UserError
 from granary.training.data.collate import Dead, Part, on_device
 from granary.training.data.loader import BatchPlan, Process, batches
+from granary.training.data.reads import Reads
 from granary.training.method import Moment
 from granary.training.recipe import TrainRecipe
 from granary.training.run.setup import open_sets
@@ -31,6 +32,7 @@ class Validation:
     Args:
         recipe: of the training.
         plan: its batches.
+        reads: what its method reads.
         fabric: of this process.
 
     Attributes:
@@ -42,9 +44,9 @@ class Validation:
         UserError: there are no such rows, or fewer than there are streams.
     """
 
-    def __init__(self, recipe: TrainRecipe, plan: BatchPlan, fabric: Fabric) -> None:
+    def __init__(self, recipe: TrainRecipe, plan: BatchPlan, reads: Reads, fabric: Fabric) -> None:
         self.fabric, self.recipe = fabric, recipe
-        sets = open_sets(recipe, plan.columns, recipe.validation.split)
+        sets = open_sets(recipe, reads, recipe.validation.split)
         rows, streams = sum(dataset.count for dataset in sets), recipe.streams or fabric.world_size
         self.count = math.ceil(rows * recipe.accumulate / recipe.batch)
         batch = rows // self.count // streams * streams

@@ -48,7 +48,7 @@ def same(left: Part, right: Part) -> bool:
 
 
 def test_a_batch_has_its_shapes(run: Path) -> None:
-    plan = plan_of(run, columns=("image", "label", "captions"), classes=("circle", "cross"))
+    plan = plan_of(run, columns=("image", "label", "captions"), categories={"label": ("circle", "cross")})
     batch = next(batches(plan, range(1), workers=0))
     assert {name: tuple(value.shape) for name, value in batch.items() if isinstance(value, torch.Tensor)} == {
         "large": (12, 2, 16, 16, 3),
@@ -56,6 +56,7 @@ def test_a_batch_has_its_shapes(run: Path) -> None:
         "small": (12, 3, 8, 8, 3),
         "small_draws": (12, 3, 16),
         "label": (12,),
+        "row": (12,),
     }
     assert batch["large"].dtype == torch.uint8
     crosses = [texts for texts, number in zip(batch["captions"], batch["label"], strict=True) if number == 1]
