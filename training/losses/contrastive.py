@@ -8,13 +8,14 @@ of its gradients, is that of the whole batch on one.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
+
+from granary.training.losses.processes import gathered
 
 
 class Pairs(NamedTuple):
@@ -54,30 +55,6 @@ class Pairs(NamedTuple):
         return torch.where(known[self.local], terms, 0).sum() / share
 
 
-class _Context(Protocol):
-    """What the backward pass must know."""
-
-    count: int
-
-
-class _Gathered(torch.autograd.Function):
-    """Rows (n, ...) of all processes, (N, ...): the gradient of a process' rows is the sum over all processes."""
-
-    @staticmethod
-    def forward(ctx: _Context, rows: Tensor) -> Tensor:
-        ctx.count = len(rows)
-        parts = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
-        dist.all_gather(parts, rows.contiguous())
-        return torch.cat(parts)
-
-    @staticmethod
-    def backward(ctx: _Context, *gradients: Tensor) -> Tensor:
-        gradient = gradients[0].clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(gradient)
-        start = dist.get_rank() * ctx.count
-        return gradient[start : start + ctx.count]
-
-
 def gathered_pairs(images: Tensor, texts: Tensor, keys: Tensor | None = None) -> Pairs:
     """Bring features of this process to unit length, in float32 or above, and gather those of all processes.
 
@@ -89,9 +66,8 @@ def gathered_pairs(images: Tensor, texts: Tensor, keys: Tensor | None = None) ->
     wide = torch.promote_types(images.dtype, torch.float32)
     images, texts = (F.normalize(rows.to(wide), dim=1) for rows in (images, texts))
     made = torch.ones(count, dtype=torch.int64, device=images.device) if keys is None else keys
-    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-        images, texts, made = (_Gathered.apply(rows) for rows in (images, texts, made))
-    pairs = Pairs(images, texts, made, count * (dist.get_rank() if len(images) > count else 0), count)
+    (images, first), (texts, _), (made, _) = (gathered(rows) for rows in (images, texts, made))
+    pairs = Pairs(images, texts, made, first, count)
     return pairs.distinct() if keys is None else pairs
 
 

@@ -14,6 +14,7 @@ METHODS = {  # name in a recipe -> module:class
     "clip": "granary.training.methods.clip:CLIP",
     "siglip": "granary.training.methods.clip:SigLIP",
     "dinov2": "granary.training.methods.dinov2:DINOv2",
+    "simclr": "granary.training.methods.simclr:SimCLR",
     "supervised": "granary.training.methods.supervised:Supervised",
 }
 

@@ -13,7 +13,7 @@ from sklearn.linear_model import LogisticRegression, Ridge
 
 from granary.curation.errors import UserError
 from granary.training.evaluation.features import Features
-from granary.training.evaluation.heads import LinearHead, logistic_heads, ridge_heads, sgd_heads
+from granary.training.evaluation.heads import LinearHead, logistic_heads, mlp_heads, ridge_heads, sgd_heads
 from granary.training.evaluation.protocols.linear import Input, inputs, probe
 from granary.training.evaluation.tasks import Task
 
@@ -139,3 +139,67 @@ def test_too_few_pictures_to_hold_some_out() -> None:
     few = task.train.rows(torch.arange(300) < 1)
     with pytest.raises(UserError, match="too few to hold some out"):
         probe(Task(few, task.test, ["a", "b"], False, [], {}), (1,), [1.0], ridge_heads)
+
+
+# -- an MLP ------------------------------------------------------------------------------------------------------------
+
+
+def quadrants(n: int = 600, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Points whose class is the sign of a product: a linear classifier can only guess."""
+    x = torch.randn(n, 2, generator=torch.Generator().manual_seed(seed))
+    return x * torch.tensor([5.0, 0.1]) + 3, (x.prod(dim=1) > 0).long()
+
+
+def test_an_mlp_learns_what_no_linear_head_can() -> None:
+    (x, y), (other, truth) = quadrants(), quadrants(400, seed=1)
+    linear = ridge_heads(x, y, 2, [1e-3])[0]
+    (head,) = mlp_heads(x, y, 2, [1e-2], iterations=400, hidden=32)
+    assert float((linear.predict(other) == truth).float().mean()) < 0.6
+    assert float((head.predict(other) == truth).float().mean()) > 0.95
+
+
+def test_each_mlp_is_trained_as_torch_would_alone() -> None:
+    """200 pictures: 20 say which pass is best, 180 teach, in one batch of 128 in each pass."""
+    x, y = blobs(200)
+    rates = [1e-3, 3e-2]
+    heads = mlp_heads(x, y, 3, rates, iterations=5, hidden=7, seed=4)
+    for rate, head in zip(rates, heads, strict=True):
+        generator = torch.Generator().manual_seed(4)
+        order = torch.randperm(200, generator=generator)
+        held, taught = order[:20], order[20:]
+        mean, std = x[taught].mean(dim=0), x[taught].std(dim=0)
+        network = torch.nn.Sequential(torch.nn.Linear(8, 7), torch.nn.ReLU(), torch.nn.Linear(7, 3))
+        with torch.no_grad():
+            network[0].weight.copy_(torch.randn(8, 7, generator=generator).T * math.sqrt(2 / 8))
+            network[2].weight.copy_(torch.randn(7, 3, generator=generator).T / math.sqrt(7))
+            network[0].bias.zero_()
+            network[2].bias.zero_()
+        optimiser, passes = torch.optim.AdamW(network.parameters(), rate), []
+        for _ in range(5):
+            rows = taught[torch.randperm(180, generator=generator)[:128]]
+            optimiser.zero_grad()
+            F.cross_entropy(network((x[rows] - mean) / std), y[rows]).backward()
+            optimiser.step()
+            logits = network((x - mean) / std).detach()
+            right = float((logits[held].argmax(dim=1) == y[held]).double().mean())
+            passes.append((right, -float(F.cross_entropy(logits[held], y[held])), logits))
+        best = max(passes, key=lambda answer: answer[:2])[2]
+        torch.testing.assert_close(head.logits(x), best, atol=2e-4, rtol=1e-3)
+
+
+def test_an_mlp_that_only_learns_by_heart_is_stopped() -> None:
+    """Labels without any rule: what says which pass is best is not trained on, and ten passes gain nothing."""
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(300, 40, generator=generator), torch.randint(0, 2, (300,), generator=generator)
+    (early,), (late,) = (mlp_heads(x, y, 2, [3e-3], steps, hidden=64) for steps in (2_000, 100_000))
+    assert torch.equal(early.logits(x), late.logits(x))
+    assert float((early.predict(x) == y).float().mean()) < 0.95
+
+
+def test_a_probe_takes_mlps_in_the_place_of_linear_heads() -> None:
+    task = task_of(informative=3)
+    best, predicted = probe(
+        task, (1,), [1e-3, 1e-2], lambda x, y, k, grid: mlp_heads(x, y, k, grid, 100, 16), refit=False
+    )
+    assert best.point in (1e-3, 1e-2)
+    assert float((predicted == task.test.labels).float().mean()) > 0.95

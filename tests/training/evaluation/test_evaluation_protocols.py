@@ -126,7 +126,16 @@ def test_the_command_measures_and_says_what_is_wrong(
     problems = capsys.readouterr().err.splitlines()
     assert len(problems) == 2
     assert "is neither a training directory" in problems[0]
-    assert "options.neighbours: no such option; the options are holdout, iterations, k," in problems[1]
+    assert "options.neighbours: no such option; the options are head, hidden, holdout, iterations, k," in problems[1]
+
+
+def test_an_mlp_may_be_the_head_of_the_linear_probe(run: str) -> None:
+    scores = measure(linear, "pixels", run, head="mlp", iterations=60, hidden=8, mlp_lrs=[1e-3, 1e-2])
+    assert scores["accuracy"] == 1
+    assert scores["accuracy.learning_rate"] in (1e-3, 1e-2)
+    assert scores.settings["solver"] == "mlp"
+    with pytest.raises(UserError, match="mlp_lrs"):
+        measure(linear, "pixels", run, head="mlp", mlp_lrs=[])
 
 
 def test_features_are_computed_once_for_all_protocols(run: str, model: str, monkeypatch: pytest.MonkeyPatch) -> None:

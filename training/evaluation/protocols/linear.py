@@ -1,5 +1,6 @@
 """Linear probes on frozen features: SGD over a grid of learning rates and layers (DINOv2, arXiv 2304.07193, B.3), and
-for small data logistic regression by L-BFGS or ridge regression in closed form over a grid of penalties.
+for small data logistic regression by L-BFGS or ridge regression in closed form over a grid of penalties. An MLP in the
+place of the linear head shows what the features hold beyond that (arXiv 2304.12210).
 
 The grid is decided on a part of the training pictures that is held out by hash; test pictures decide nothing.
 Shapes: n pictures, D features, K classes, G points of the grid.
@@ -21,13 +22,14 @@ from granary.curation.encoders.inference import torch_device
 from granary.curation.errors import UserError
 from granary.training.data.shards import held_out
 from granary.training.evaluation.features import BATCH, Features
-from granary.training.evaluation.heads import LinearHead, logistic_heads, ridge_heads, sgd_heads
+from granary.training.evaluation.heads import Head, logistic_heads, mlp_heads, ridge_heads, sgd_heads
 from granary.training.evaluation.protocol import Measured, Protocol, SplitOptions
 from granary.training.evaluation.scores import Real, Scores, Whole, accuracies
 from granary.training.evaluation.tasks import PROBE, Task, train_and_test, without_test
 
 LRS = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 1e-1)  # for a batch of 256
 PENALTIES = (1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5)  # per picture, on standardised features
+MLP_LRS = (1e-4, 3e-4, 1e-3, 3e-3)
 SMALL = 1_000_000  # pictures times classes up to which L-BFGS is used
 
 Solver = Literal["auto", "sgd", "lbfgs", "ridge"]
@@ -51,6 +53,12 @@ class LinearOptions(SplitOptions, frozen=True):
 
     FORMER: ClassVar[Mapping[str, str]] = {"rates": "lrs"}
 
+    head: Literal["linear", "mlp"] = Field(
+        "linear",
+        description="mlp: one hidden layer, by AdamW, as it was after its best pass on a tenth of what it is taught",
+    )
+    hidden: int = Field(512, ge=1, description="units of the MLP's hidden layer")
+    mlp_lrs: Real = Field(MLP_LRS, description="learning rates of the MLP")
     solver: Solver = Field(
         "auto",
         description="sgd: every point of the grid at once, as DINOv2; lbfgs: logistic regression; ridge: regression to "
@@ -67,11 +75,11 @@ class LinearOptions(SplitOptions, frozen=True):
         description="of lbfgs and ridge, on standardised features: half the penalty times the sum of squares, added to "
         "the mean loss",
     )
-    iterations: int = Field(12_500, description="of sgd; at most 100 for each penalty of lbfgs")
+    iterations: int = Field(12_500, description="of sgd; of the MLP at most; at most 100 for each penalty of lbfgs")
     validation: float = Field(
         0.1,
         description="share of the training ids that decides the grid; the winner of lbfgs and ridge is trained again "
-        "on all training pictures, that of sgd stays as it is",
+        "on all training pictures, that of sgd and an MLP stay as they are",
     )
 
 
@@ -85,14 +93,13 @@ def evaluate(measured: Measured, options: LinearOptions) -> Scores:
     _check(options)
     task = train_and_test(measured, options.holdout, max(options.layers), "the linear probe")
     task = without_test(task, "the linear probe")
-    solver = options.solver
-    if solver == "auto":
-        solver = "lbfgs" if len(task.train.ids) * len(task.classes) <= SMALL else "sgd"
-    grid = options.lrs if solver == "sgd" else options.penalties
-    fit = _solver(solver, options.iterations, measured.seed, torch_device(measured.device))
-    best, predicted = probe(task, options.layers, grid, fit, options.validation, refit=solver != "sgd")
+    solver = _chosen_solver(options, task)
+    grid = {"mlp": options.mlp_lrs, "sgd": options.lrs}.get(solver, options.penalties)
+    rates = solver in ("mlp", "sgd")
+    fit = _solver(solver, options, measured.seed, torch_device(measured.device))
+    best, predicted = probe(task, options.layers, grid, fit, options.validation, refit=not rates)
     chosen: dict[str, float] = {"layers": best.input.layers, "with_mean": int(best.input.with_mean)}
-    chosen |= {"learning_rate" if solver == "sgd" else "penalty": best.point}
+    chosen |= {"learning_rate" if rates else "penalty": best.point}
     scores: dict[str, float | None] = {**accuracies(predicted, task.test.labels), "accuracy.validation": best.score}
     scores |= {f"accuracy.{key}": value for key, value in chosen.items()} | task.counts()
     edge = len(set(grid)) > 2 and best.point in (min(grid), max(grid))
@@ -100,11 +107,19 @@ def evaluate(measured: Measured, options: LinearOptions) -> Scores:
     return Scores(scores, [*task.notes, *notes], {**task.settings, "solver": solver, "chosen": chosen})
 
 
+def _chosen_solver(options: LinearOptions, task: Task) -> str:
+    """Return what fits the heads of a task: mlp, sgd, lbfgs or ridge."""
+    if options.head == "mlp":
+        return "mlp"
+    small = len(task.train.ids) * len(task.classes) <= SMALL
+    return options.solver if options.solver != "auto" else "lbfgs" if small else "sgd"
+
+
 def _check(options: LinearOptions) -> None:
     """Raise UserError for options that leave no grid to search."""
-    layers, lrs, penalties = options.layers, options.lrs, options.penalties
-    if not (layers and lrs and penalties) or min(*layers, *lrs, *penalties, options.iterations) <= 0:
-        raise UserError("layers, lrs, penalties, iterations: must be above 0, at least one of each")
+    lists = options.layers, options.lrs, options.mlp_lrs, options.penalties
+    if not all(lists) or min(*(number for numbers in lists for number in numbers), options.iterations) <= 0:
+        raise UserError("layers, lrs, mlp_lrs, penalties, iterations: must be above 0, at least one of each")
     if not 0 < options.validation < 1:
         raise UserError(f"validation: {options.validation} is not right; give a share between 0 and 1")
 
@@ -125,7 +140,7 @@ class Best(NamedTuple):
         return other is None or (self.score, -self.loss) > (other.score, -other.loss)
 
 
-Fit = Callable[[Tensor, Tensor, int, Sequence[float]], list[LinearHead]]
+Fit = Callable[[Tensor, Tensor, int, Sequence[float]], Sequence[Head]]
 
 
 def probe(
@@ -176,11 +191,13 @@ def inputs(features: Features, layers: Sequence[int]) -> Iterator[Input]:
             yield Input(count, True)
 
 
-def _solver(solver: str, iterations: int, seed: int, device: torch.device) -> Fit:
-    def fit(x: Tensor, y: Tensor, classes: int, grid: Sequence[float]) -> list[LinearHead]:
+def _solver(solver: str, options: LinearOptions, seed: int, device: torch.device) -> Fit:
+    def fit(x: Tensor, y: Tensor, classes: int, grid: Sequence[float]) -> Sequence[Head]:
         x, y = x.to(device), y.to(device)
+        if solver == "mlp":
+            return mlp_heads(x, y, classes, grid, options.iterations, options.hidden, seed)
         if solver == "sgd":
-            return sgd_heads(x, y, classes, grid, iterations, seed)
+            return sgd_heads(x, y, classes, grid, options.iterations, seed)
         return (ridge_heads if solver == "ridge" else logistic_heads)(x, y, classes, grid)
 
     return fit

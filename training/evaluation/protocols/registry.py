@@ -17,6 +17,7 @@ PROTOCOLS = {  # name on the command line -> module, which has a PROTOCOL
     "linear": "granary.training.evaluation.protocols.linear",
     "few-shot": "granary.training.evaluation.protocols.fewshot",
     "features": "granary.training.evaluation.protocols.statistics",
+    "sparsity": "granary.training.evaluation.protocols.sparsity",
     "factors": "granary.training.evaluation.protocols.by_factor",
     "video-segmentation": "granary.training.evaluation.protocols.segmentation",
 }

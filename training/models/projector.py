@@ -1,0 +1,25 @@
+"""Projectors of joint-embedding methods: an MLP between the backbone and the loss, thrown away after training."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+from torch import nn
+
+
+def build_projector(width: int, hidden: Sequence[int], out: int, norm: bool = True) -> nn.Sequential:
+    """Return a projector: (B, D) -> (B, K), in hidden layers linear, BatchNorm, ReLU, and at last linear.
+
+    The last layer has no bias. Without hidden layers it is all there is, the linear projector W of arXiv 2304.05369.
+
+    Args:
+        width: D.
+        hidden: widths of the hidden layers.
+        out: K.
+        norm: whether hidden layers have BatchNorm, in the place of a bias.
+    """
+    layers: list[nn.Module] = []
+    for before, after in itertools.pairwise([width, *hidden]):
+        layers += [nn.Linear(before, after, bias=not norm), *([nn.BatchNorm1d(after)] if norm else []), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Linear([width, *hidden][-1], out, bias=False))
