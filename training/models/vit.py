@@ -65,10 +65,25 @@ class Attention(nn.Module):
         Args:
             angles: (B or 1, 1, T, D / H) turn queries and keys.
         """
-        q, k, v = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # each (B, H, T, D / H)
+        q, k, v = self._projected(x, angles)
+        return self.out(attend(q[:, :, first:], k, v).transpose(1, 2).flatten(2))
+
+    def probabilities(self, x: Tensor, angles: Tensor | None = None) -> Tensor:
+        """Return how much each token attends to each, rows that sum to 1: (B, T, D) -> (B, H, T, T).
+
+        Args:
+            x: the tokens.
+            angles: (B or 1, 1, T, D / H) turn queries and keys.
+        """
+        q, k, _ = self._projected(x, angles)
+        return (q * q.shape[3] ** -0.5 @ k.transpose(2, 3)).softmax(dim=3)
+
+    def _projected(self, x: Tensor, angles: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Return queries, keys and values, each (B, H, T, D / H)."""
+        q, k, v = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         if angles is not None:
             q, k = rotate(q, angles), rotate(k, angles)
-        return self.out(attend(q[:, :, first:], k, v).transpose(1, 2).flatten(2))
+        return q, k, v
 
 
 class MLP(nn.Module):
