@@ -74,7 +74,9 @@ class Device(Options, frozen=True):
     batch_norm: Literal["sync", "process"] = Field(
         "sync", description="whose batch BatchNorm takes the mean of: that of all processes, or of one alone"
     )
-    precision: Literal["32-true", "bf16-mixed"] = Field("32-true", description="bf16-mixed computes in bfloat16")
+    precision: Literal["32-true", "bf16-mixed"] = Field(
+        "32-true", description="bf16-mixed: in bfloat16, slow on CPUs without it"
+    )
     threads: int | None = Field(None, ge=1, description="threads of a CPU process; the same number gives the same bits")
     recompute: bool = Field(False, description="run blocks again in the backward pass: less memory, a third more time")
     compile: bool = Field(False, description="compile the blocks with torch.compile")

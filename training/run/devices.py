@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from typing import TYPE_CHECKING
 
 import torch
@@ -42,6 +43,27 @@ def make_fabric(device: Device) -> Fabric:
     return Fabric(
         accelerator="cuda" if cuda else "cpu", strategy=strategy, devices=device.devices, num_nodes=device.nodes
     )
+
+
+def slow_precision(device: torch.device, precision: str) -> list[str]:
+    """Return a sentence where a run computes in bfloat16 on an x86 processor without units for it; else nothing.
+
+    Args:
+        device: that computes.
+        precision: of the recipe.
+    """
+    known = device.type == "cpu" and platform.machine() in ("x86_64", "AMD64")
+    if (
+        precision == "32-true"
+        or not known
+        or torch.cpu._is_avx512_bf16_supported()
+        or torch.cpu._is_amx_tile_supported()
+    ):
+        return []
+    return [
+        f"device.precision: {precision} is several times slower than 32-true on this processor, which has no bfloat16 "
+        "units (avx512_bf16 or amx_bf16)"
+    ]
 
 
 def _sharded(module: nn.Module, mesh: DeviceMesh) -> nn.Module:

@@ -28,7 +28,7 @@ from granary.training.models.batch_norm import synchronise
 from granary.training.models.checkpoint import Best, Facts, prune, step_folder, write_checkpoint
 from granary.training.recipe import TrainRecipe
 from granary.training.run import directory
-from granary.training.run.devices import make_fabric
+from granary.training.run.devices import make_fabric, slow_precision
 from granary.training.run.directory import RunFacts
 from granary.training.run.logs import Bar, LogWriter
 from granary.training.run.probe import OnlineProbe
@@ -102,6 +102,7 @@ class TrainingSession:
         self.method = build_method(recipe, self.plan)
         self.plan = self.plan._replace(crops=self.method.views())
         self.validation = Validation(recipe, self.plan, reads, fabric) if recipe.validation.split else None
+        self._say(slow_precision(fabric.device, recipe.device.precision))
         self.begun = prepare_models(recipe, self.method)
         if fabric.world_size > 1 and recipe.device.batch_norm == "sync":
             synchronise(self.method, fabric.device)

@@ -281,6 +281,21 @@ def test_bfloat16_trains_and_keeps_weights_in_float32(run: str, tmp_path: Path) 
     assert {tensor.dtype for tensor in weights(tmp_path / "half").values()} == {torch.float32}
 
 
+@pytest.mark.parametrize(("units", "sentences"), [(False, 1), (True, 0)])
+def test_bfloat16_on_a_processor_without_units_for_it_is_said_once(
+    units: bool, sentences: int, run: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: units)
+    monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: False)
+    said = io.StringIO()
+    for precision in ("bf16-mixed", "32-true"):
+        device = {**SIMPLE["device"], "precision": precision}
+        train(recipe_of(run, tmp_path / precision, steps=2, device=device), Console(file=said, width=300))
+    sentence = "device.precision: bf16-mixed is several times slower than 32-true on this processor, which has no"
+    assert said.getvalue().count(sentence) == said.getvalue().count("slower") == sentences
+
+
 def test_recomputed_blocks_train_the_same(run: str, tmp_path: Path) -> None:
     train(recipe_of(run, tmp_path / "a"))
     train(recipe_of(run, tmp_path / "b", device={**SIMPLE["device"], "recompute": True}))
