@@ -10,6 +10,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 
 from granary.curation.options import Options
+from granary.training.data.grouped import PLAIN, Ordering
 from granary.training.data.table import Table
 from granary.training.methods import METHODS, load_method
 from granary.training.models.vit_config import FORMER, ViTConfig
@@ -154,6 +155,7 @@ class TrainRecipe(Options, frozen=True):
         None, ge=1, description="parts of the order; a multiple of the processes that divides batch; default 8 or less"
     )
     window: int = Field(8192, ge=1, description="rows that are shuffled with one another, over all streams")
+    order: Ordering = Field(PLAIN, description="order of the samples")
     workers: int = Field(2, ge=0, description="processes that decode, for each process that trains")
     optimiser: Optimiser = Field(Optimiser(), description="AdamW and its schedules")
     device: Device = Field(Device(), description="where it computes")

@@ -15,6 +15,7 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from granary.curation.errors import UserError
@@ -24,6 +25,16 @@ from granary.curation.store import storage
 from granary.training.data import shards
 from granary.training.data.collate import Dead, Part, divided, joined, stacked
 from granary.training.data.crops import Crop, sample_generator, views_of
+from granary.training.data.grouped import (
+    PLAIN,
+    Balanced,
+    Chosen,
+    FewClasses,
+    Ordering,
+    Rows,
+    members_of,
+    subsampled,
+)
 from granary.training.data.order import Mixture, Order, Place
 from granary.training.data.reads import Views
 from granary.training.data.ring import Ring
@@ -32,6 +43,7 @@ T = TypeVar("T")
 PATIENCE = 100  # samples in a row that may be undecodable
 RUN = 64  # pictures that a worker makes and hands over at a time: a message costs as much as several small pictures
 RUN_BYTES = 2**22  # of their views at most
+ROOM = 2**29  # bytes of row groups that a worker keeps of a dataset where its samples are drawn from all over
 IMAGE_COLUMNS = ("id", "row_id", "width", "height", "source")
 
 
@@ -49,6 +61,8 @@ class BatchPlan(NamedTuple):
         seed: of the run.
         limits: of decoding.
         views: makes the views of a row, see `Reads`.
+        ordering: the order.
+        groups: (n,) the group of each row by its number, -1 for none; None where the order is plain.
     """
 
     datasets: Sequence[shards.Dataset]
@@ -62,17 +76,26 @@ class BatchPlan(NamedTuple):
     seed: int = 0
     limits: DecodeLimits = DecodeLimits()
     views: Views = views_of
+    ordering: Ordering = PLAIN
+    groups: NDArray[np.int32] | None = None
 
     @property
     def classes(self) -> Mapping[str, float]:
         """Names of the labels, with their shares."""
         return self.categories.get("label", {})
 
+    @property
+    def rows(self) -> int:
+        """Rows of an epoch: all of the data, or those that a subsampling order leaves."""
+        if self.groups is not None and self.ordering.kind == "subsample":
+            return len(subsampled(members_of(self.groups), self.seed))
+        return sum(dataset.count for dataset in self.datasets)
+
 
 def check_plan(plan: BatchPlan, processes: int = 1) -> None:
-    """Raise UserError where batch, streams, processes and data do not fit together."""
-    smallest = min(dataset.count for dataset in plan.datasets)
-    if smallest < plan.batch and len(plan.datasets) == 1:
+    """Raise UserError where batch, streams, processes, order and data do not fit together."""
+    smallest = min(dataset.count for dataset in plan.datasets) if plan.groups is None else plan.rows
+    if smallest < plan.batch and (len(plan.datasets) == 1 or plan.groups is not None):
         raise UserError(f"batch: {plan.batch} is not right: the data have {smallest} samples; give at most as many")
     if smallest < plan.streams:
         raise UserError(f"data: {smallest} samples cannot feed {plan.streams} streams; give fewer streams")
@@ -82,14 +105,28 @@ def check_plan(plan: BatchPlan, processes: int = 1) -> None:
         raise UserError(f"streams: {plan.streams} is not right: it must be a multiple of the {processes} processes")
 
 
+def order_of(plan: BatchPlan) -> Mixture | Chosen | Balanced | FewClasses:
+    """Return the order of a plan."""
+    sizes = [[group.rows for group in dataset.groups] for dataset in plan.datasets]
+    share = max(1, plan.window // plan.streams)
+    if plan.groups is None:
+        orders = [Order(rows, plan.seed, plan.streams, share) for rows in sizes]
+        return Mixture(orders, plan.weights, plan.seed)
+    rows, members = Rows(sizes), members_of(plan.groups)
+    if plan.ordering.kind == "few_classes":
+        return FewClasses(rows, members, plan.seed, plan.streams, plan.batch, plan.ordering.classes)
+    if plan.ordering.kind == "balanced":
+        return Balanced(rows, members, plan.seed, plan.streams, plan.window)
+    return Chosen(rows, subsampled(members, plan.seed), plan.seed, plan.streams, share)
+
+
 class Parts:
     """Makes the parts of a stream for a run of steps."""
 
     def __init__(self, plan: BatchPlan) -> None:
         self.plan, self.size = plan, plan.batch // plan.streams
         window = max(1, plan.window // plan.streams)
-        orders = [Order([g.rows for g in d.groups], plan.seed, plan.streams, window) for d in plan.datasets]
-        self.mixture = Mixture(orders, plan.weights, plan.seed)
+        self.order = order_of(plan)
         self.readers = [_reader(dataset, plan, window) for dataset in plan.datasets]
         self.first = list(itertools.accumulate((dataset.count for dataset in plan.datasets), initial=0))
 
@@ -110,7 +147,7 @@ class Parts:
     def _alive(self, stream: int, position: int, dead: list[Dead]) -> tuple[Part, Part]:
         """Return row and views of the first sample from a position on that can be decoded."""
         generator, plan = None, self.plan
-        for place in (self.mixture.place(stream, position + i) for i in range(PATIENCE)):
+        for place in (self.order.place(stream, position, i) for i in range(PATIENCE)):
             row = self._row(place)
             generator = generator or sample_generator(plan.seed, place.epoch, row["key"])
             try:
@@ -128,10 +165,15 @@ class Parts:
 
 
 def _reader(dataset: shards.Dataset, plan: BatchPlan, window: int) -> shards.GroupReader:
-    """Return a reader that keeps the groups of one window of every stream."""
+    """Return a reader that keeps the groups of one window of every stream; for orders by group what there is room for.
+
+    Their samples lie further apart.
+    """
     rows = max(1, dataset.count // len(dataset.groups))
-    stored = _stored(dataset, plan.columns)
-    return shards.GroupReader(stored, plan.categories, plan.streams * (window // rows + 3))
+    keep = plan.streams * (window // rows + 3)
+    if plan.groups is not None:
+        keep = max(keep, ROOM * len(dataset.groups) // max(1, sum(group.size for group in dataset.groups)))
+    return shards.GroupReader(_stored(dataset, plan.columns), plan.categories, keep)
 
 
 def _stored(dataset: shards.Dataset, columns: Sequence[str]) -> list[str]:

@@ -73,6 +73,44 @@ class Order:
         return order[places], rows - starts[places]
 
 
+class Shares:
+    """Which of several kinds of sample comes when: every `period` samples of a stream hold the shares, to one sample.
+
+    Args:
+        weights: of the kinds, positive, any scale.
+        seed: of the run.
+        streams: of the order.
+        period: positions over which the shares are kept.
+    """
+
+    def __init__(self, weights: Sequence[float], seed: int, streams: int, period: int = PERIOD) -> None:
+        self.seed, self.period = seed, period
+        exact = period * np.asarray(weights, float) / np.sum(weights)
+        self.counts = np.floor(exact).astype(np.int64)
+        largest = np.argsort(self.counts - exact, kind="stable")[: period - self.counts.sum()]
+        self.counts[largest] += 1
+        self._period = functools.lru_cache(maxsize=2 * streams)(self._draw)
+
+    def place(self, stream: int, position: int) -> tuple[int, int]:
+        """Return the kind of sample number `position` of a stream, and how many of it the stream had before."""
+        if len(self.counts) == 1:
+            return 0, position
+        period, offset = divmod(position, self.period)
+        kinds, ranks = self._period(stream, period)
+        kind = int(kinds[offset])
+        return kind, period * int(self.counts[kind]) + int(ranks[offset])
+
+    def _draw(self, stream: int, period: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the kind of each position of a period, and how many of the same kind come before it."""
+        kinds = np.repeat(np.arange(len(self.counts)), self.counts)
+        kinds = np.random.default_rng([self.seed, SHARES, stream, period]).permutation(kinds)
+        ranks = np.zeros(self.period, np.int64)
+        for kind in range(len(self.counts)):
+            members = kinds == kind
+            ranks[members] = np.arange(members.sum())
+        return kinds, ranks
+
+
 class Mixture:
     """The order of several datasets by weight: every 1024 samples of a stream hold the shares, to one sample.
 
@@ -83,29 +121,14 @@ class Mixture:
     """
 
     def __init__(self, orders: Sequence[Order], weights: Sequence[float], seed: int) -> None:
-        self.orders, self.seed = list(orders), seed
-        exact = PERIOD * np.asarray(weights, float) / np.sum(weights)
-        self.counts = np.floor(exact).astype(np.int64)
-        largest = np.argsort(self.counts - exact, kind="stable")[: PERIOD - self.counts.sum()]
-        self.counts[largest] += 1
-        self._period = functools.lru_cache(maxsize=2 * orders[0].streams)(self._draw)
+        self.orders, self.shares = list(orders), Shares(weights, seed, orders[0].streams)
 
-    def place(self, stream: int, position: int) -> Place:
-        """Return where sample number `position` of a stream comes from."""
-        if len(self.orders) == 1:
-            return Place(0, *self.orders[0].place(stream, position))
-        period, offset = divmod(position, PERIOD)
-        datasets, ranks = self._period(stream, period)
-        dataset = int(datasets[offset])
-        within = period * int(self.counts[dataset]) + int(ranks[offset])
+    def place(self, stream: int, position: int, attempt: int = 0) -> Place:
+        """Return where sample number `position` of a stream comes from.
+
+        Args:
+            stream, position: which sample.
+            attempt: number of samples that should have come at this position and could not be decoded.
+        """
+        dataset, within = self.shares.place(stream, position + attempt)
         return Place(dataset, *self.orders[dataset].place(stream, within))
-
-    def _draw(self, stream: int, period: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return the dataset of each position of a period, and how many of the same dataset come before it."""
-        datasets = np.repeat(np.arange(len(self.counts)), self.counts)
-        datasets = np.random.default_rng([self.seed, SHARES, stream, period]).permutation(datasets)
-        ranks = np.zeros(PERIOD, np.int64)
-        for dataset in range(len(self.counts)):
-            members = datasets == dataset
-            ranks[members] = np.arange(members.sum())
-        return datasets, ranks

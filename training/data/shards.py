@@ -39,6 +39,7 @@ class RowGroup(NamedTuple):
         first: number of its first row in the shard.
         layout: what the shard has.
         start: number of the first row that is read among those of the dataset.
+        size: bytes of the whole group.
     """
 
     url: str
@@ -48,6 +49,7 @@ class RowGroup(NamedTuple):
     first: int
     layout: Layout
     start: int = 0
+    size: int = 0
 
 
 @dataclass(frozen=True)
@@ -129,8 +131,8 @@ def open_dataset(
     for url, layout in zip(urls, layouts, strict=True):
         where = path if layout.columns == layouts[0].columns else url
         check_layout(layout, columns, needs, where, why, categories)
-    shards = list(zip(urls, layouts, [rows for _, rows in footers], strict=True))
-    groups = [group for url, layout, rows in shards for group in _groups(url, layout, rows)]
+    shards = list(zip(urls, layouts, [sizes for _, sizes in footers], strict=True))
+    groups = [group for url, layout, sizes in shards for group in _groups(url, layout, sizes)]
     there = [name for name in layouts[0].names if all(name in layout.names for layout in layouts)]
     named = named_splits(urls)
     states = "split" in there or named is not None
@@ -145,26 +147,27 @@ def open_dataset(
     return Dataset(path, groups, list(dict.fromkeys([*there, "id"])), states)
 
 
-def _footer(url: str) -> tuple[pa.Schema, list[int]]:
-    """Return the columns of a shard and the rows of its row groups."""
+def _footer(url: str) -> tuple[pa.Schema, list[tuple[int, int]]]:
+    """Return the columns of a shard, and rows and bytes of each of its row groups."""
     try:
         with storage.open_read(url) as file:
             footer = pq.ParquetFile(file)
-            return footer.schema_arrow, [footer.metadata.row_group(i).num_rows for i in range(footer.num_row_groups)]
+            groups = [footer.metadata.row_group(number) for number in range(footer.num_row_groups)]
+            return footer.schema_arrow, [(group.num_rows, group.total_byte_size) for group in groups]
     except (OSError, pa.ArrowInvalid) as error:
         raise UserError(f"data: {url} cannot be read as Parquet ({str(error).splitlines()[0]})") from error
 
 
-def _groups(url: str, layout: Layout, rows: Sequence[int]) -> Iterator[RowGroup]:
+def _groups(url: str, layout: Layout, sizes: Sequence[tuple[int, int]]) -> Iterator[RowGroup]:
     """Yield the row groups of a shard.
 
     Args:
         url, layout: where it is and what it has.
-        rows: of each group.
+        sizes: rows and bytes of each group.
     """
     first = 0
-    for number, count in enumerate(rows):
-        yield RowGroup(url, number, count, None, first, layout)
+    for number, (count, size) in enumerate(sizes):
+        yield RowGroup(url, number, count, None, first, layout, size=size)
         first += count
 
 
@@ -267,6 +270,12 @@ def class_shares(datasets: Sequence[Dataset], weights: Sequence[float], column: 
                 if label is not None and label not in schema.NO_CLASS:
                     shares[label] = shares.get(label, 0.0) + share
     return {label: shares[label] for label in sorted(shares, key=schema.natural)}
+
+
+def row_codes(datasets: Sequence[Dataset], column: str, names: Collection[str]) -> NDArray[np.int64]:
+    """Return the class of every row of datasets, one after another, by a label-like column: (n,), -1 for none."""
+    groups = [group for dataset in datasets for group in dataset.groups]
+    return np.concatenate([codes(read_group(group, [column], [column])[column], names) for group in groups])
 
 
 class GroupRows:

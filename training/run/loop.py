@@ -96,7 +96,7 @@ class TrainingSession:
         kind = load_method(recipe.method)
         reads = kind.reads(kind.Options.model_validate(recipe.options))
         self.plan = open_plan(recipe, reads, fabric.world_size)
-        self.steps = recipe.total_steps(sum(dataset.count for dataset in self.plan.datasets))
+        self.steps = recipe.total_steps(self.plan.rows)
         self.probe = OnlineProbe(recipe) if recipe.probe.every else None
         torch.manual_seed(recipe.seed)
         self.method = build_method(recipe, self.plan)

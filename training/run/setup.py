@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
 from granary.curation.errors import UserError
 from granary.training.data import shards
+from granary.training.data.grouped import combined
 from granary.training.data.loader import BatchPlan, check_plan
 from granary.training.data.reads import Reads
 from granary.training.method import Method
@@ -27,11 +34,14 @@ def open_sets(recipe: TrainRecipe, reads: Reads, split: str | None) -> list[shar
 
 def open_plan(recipe: TrainRecipe, reads: Reads, processes: int) -> BatchPlan:
     """Open the data of a recipe for what its method reads; the plan has no crops yet. Raises UserError on a misfit."""
+    reads = dataclasses.replace(reads, categories=[*reads.categories, *recipe.order.columns])
     sets = open_sets(recipe, reads, recipe.split)
     weights, streams = [entry.weight for entry in recipe.data], recipe.parts(processes)
     shares = {name: shards.class_shares(sets, weights, name) for name in reads.all_categories}
     numbers = (recipe.batch, streams, recipe.window, recipe.seed)
     plan = BatchPlan(sets, weights, {}, reads.all_columns, shares, *numbers, views=reads.views)
+    if recipe.order.kind != "plain":
+        plan = plan._replace(ordering=recipe.order, groups=groups_of(recipe, sets, shares))
     check_plan(plan, processes)
     if recipe.batch // processes % recipe.accumulate:
         raise UserError(
@@ -39,6 +49,27 @@ def open_plan(recipe: TrainRecipe, reads: Reads, processes: int) -> BatchPlan:
             "of a process"
         )
     return plan
+
+
+def groups_of(
+    recipe: TrainRecipe, sets: Sequence[shards.Dataset], shares: Mapping[str, Mapping[str, float]]
+) -> NDArray[np.int32]:
+    """Return the group of each row, (n,), that the order of a recipe goes by. Raises UserError where it cannot."""
+    order = recipe.order
+    weight = next((entry.weight for entry in recipe.data if entry.weight != recipe.data[0].weight), None)
+    if weight is not None:
+        raise UserError(
+            f"data.weight: {weight} is not right: order {order.kind} draws from the rows of all datasets alike; leave "
+            "the weights out"
+        )
+    groups = combined([shards.row_codes(sets, name, shares[name]) for name in order.columns])
+    count = int(groups.max(initial=-1)) + 1
+    least = order.classes if order.kind == "few_classes" else 1
+    if count < least:
+        raise UserError(f"order.by: {order.by!r} has {count} groups in the data; order {order.kind} needs {least}")
+    if order.kind == "few_classes" and recipe.batch < least:
+        raise UserError(f"order.classes: {least} is not right: a batch has {recipe.batch} rows; give at most as many")
+    return groups
 
 
 def build_method(recipe: TrainRecipe, plan: BatchPlan) -> Method:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from granary.curation.errors import UserError
 from granary.training.data.collate import Dead, Part, on_device
+from granary.training.data.grouped import PLAIN
 from granary.training.data.loader import BatchPlan, Process, batches
 from granary.training.data.reads import Reads
 from granary.training.method import Moment
@@ -55,8 +56,8 @@ class Validation:
                 f"validation.split: {recipe.validation.split!r} has {rows} rows, fewer than {streams} streams; "
                 "give fewer streams"
             )
-        self.plan = plan._replace(datasets=sets, batch=batch, streams=streams)
-        epoch = sum(dataset.count for dataset in plan.datasets) // recipe.batch
+        self.plan = plan._replace(datasets=sets, batch=batch, streams=streams, ordering=PLAIN, groups=None)
+        epoch = plan.rows // recipe.batch
         self.every = recipe.validation.every or max(1, epoch)
 
     @torch.no_grad()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import hashlib
 import itertools
 
 import numpy as np
@@ -83,3 +84,13 @@ def test_each_dataset_of_a_mixture_is_read_in_its_own_order() -> None:
         assert own == [Place(dataset, *order.place(0, p)) for p in range(len(own))]
     switches = np.diff([place.dataset for place in places]) != 0
     assert 0.3 < switches.mean() < 0.6  # 4 of 9 when drawn without order
+
+
+def test_the_order_of_old_trainings_goes_on() -> None:
+    """The hash is that of the places that version 0.1 gave for these seeds."""
+    one = Mixture([Order([7, 5, 9, 8, 4], 3, 4, 6)], [1.0], 3)
+    two = Mixture([Order([50] * 4, 7, 2, 30), Order([20] * 9, 7, 2, 30)], [1, 2], 7)
+    digest = hashlib.sha256()
+    for mixture, stream, position in itertools.product((one, two), range(2), range(2100)):
+        digest.update(repr(tuple(mixture.place(stream, position))).encode())
+    assert digest.hexdigest() == "80fb39f593182ff8cae6ee29d6a5fd4b30f228b8a7d5c3db1b8a1d6953ac6bfb"
