@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar
 
-from pydantic import BaseModel, model_validator
+from pydantic import BaseModel, BeforeValidator, model_validator
 
 
 class Options(BaseModel, frozen=True, extra="forbid"):
@@ -27,6 +27,18 @@ class Options(BaseModel, frozen=True, extra="forbid"):
         if twice:
             raise ValueError(f"{twice} is another name of {cls.FORMER[twice]}; give one of them")
         return {cls.FORMER.get(name, name): value for name, value in tree.items()}
+
+
+def kind_where_none_is_named(kind: str) -> BeforeValidator:
+    """Return what lets a recipe leave out the `kind` of a group that is one of several.
+
+    Such a group is `Annotated[A | B, Field(discriminator="kind"), kind_where_none_is_named("a")]`, where A, B are
+    `Options` whose field `kind` is a `Literal` of one word.
+
+    Args:
+        kind: what is meant without one.
+    """
+    return BeforeValidator(lambda tree: {"kind": kind, **tree} if isinstance(tree, dict) else tree)
 
 
 class RunRecipe(Options, frozen=True):

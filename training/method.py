@@ -26,8 +26,8 @@ from granary.training.data.collate import Part
 from granary.training.data.crops import Crop
 from granary.training.data.loader import BatchPlan
 from granary.training.data.reads import Reads
-from granary.training.models.vit import VisionTransformer
-from granary.training.models.vit_config import ViTConfig
+from granary.training.models.backbone import Backbone
+from granary.training.models.backbone_config import CONFIGS, BackboneConfig
 
 
 class Moment(NamedTuple):
@@ -81,23 +81,27 @@ class Method(nn.Module, abc.ABC):
     """A paper's way to train: a module that holds everything it trains (student, teacher, heads).
 
     Args:
-        config: architecture of its Vision Transformers.
+        config: architecture of its backbones.
         options: its own options, an instance of `Options`.
         known: what `learn` returned.
 
     Attributes:
         Options: its own options (`options:` of the recipe); every field with a description.
-        MODEL: the architecture it wants where the recipe says nothing, for example {"class_token": False}.
+        MODEL: the architecture it wants where the recipe says nothing, for example {"class_token": False}; a kind of
+            backbone without such a field goes without.
+        kinds: kinds of backbone that it can train, of `granary.training.models.backbone_config`.
         columns: columns of the shards it reads, where the options do not matter: "image", "label", "captions" or any.
-        evaluated: name of the submodule that is the model to use: a `VisionTransformer`, written into checkpoints.
+        evaluated: name of the submodule that is the model to use: a `Backbone`, written into checkpoints.
     """
 
     Options: ClassVar[type[OptionGroup]]
     MODEL: ClassVar[Mapping[str, object]] = {}
+    kinds: ClassVar[tuple[str, ...]] = tuple(CONFIGS)
     columns: ClassVar[tuple[str, ...]] = ("image",)
     evaluated: ClassVar[str]
+    config: BackboneConfig
 
-    def __init__(self, config: ViTConfig, options: OptionGroup, known: object) -> None:
+    def __init__(self, config: BackboneConfig, options: OptionGroup, known: object) -> None:
         super().__init__()
         self.config = config
 
@@ -124,7 +128,7 @@ class Method(nn.Module, abc.ABC):
         return plan.classes
 
     @classmethod
-    def untrained(cls, config: ViTConfig, options: OptionGroup) -> VisionTransformer:
+    def untrained(cls, config: BackboneConfig, options: OptionGroup) -> Backbone:
         """Return the model to use with its initial weights, without any data: the baseline `random:RECIPE`."""
         return cls(config, options, {"0": 0.5, "1": 0.5}).evaluated_model()
 
@@ -159,12 +163,12 @@ class Method(nn.Module, abc.ABC):
         """Return the trained parameters; by default all weights, without decay of biases, norms and scales."""
         return standard_groups(self)
 
-    def encoders(self) -> list[VisionTransformer]:
+    def encoders(self) -> list[Backbone]:
         """Return the models that `init` of the recipe gives weights to; by default all."""
-        return [module for module in self.modules() if isinstance(module, VisionTransformer)]
+        return [module for module in self.modules() if isinstance(module, Backbone)]
 
-    def evaluated_model(self) -> VisionTransformer:
+    def evaluated_model(self) -> Backbone:
         """Return the submodule that is the model to use."""
         model = self.get_submodule(self.evaluated)
-        assert isinstance(model, VisionTransformer)
+        assert isinstance(model, Backbone)
         return model

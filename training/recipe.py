@@ -13,36 +13,8 @@ from granary.curation.options import Options
 from granary.training.data.grouped import PLAIN, Ordering
 from granary.training.data.table import Table
 from granary.training.methods import METHODS, load_method
-from granary.training.models.vit_config import FORMER, ViTConfig
-
-
-class Architecture(Options, frozen=True):
-    """The Vision Transformer; what is left out is the method's choice."""
-
-    FORMER: ClassVar[Mapping[str, str]] = FORMER
-
-    size: Literal["tiny", "small", "base", "large", "huge", "giant"] = Field(
-        "tiny", description="width, blocks and heads: tiny 192/12/3 to giant 1536/40/24"
-    )
-    width: int | None = Field(None, ge=4, description="width, when not that of the size")
-    depth: int | None = Field(None, ge=1, description="blocks, when not those of the size")
-    heads: int | None = Field(None, ge=1, description="heads, when not those of the size")
-    img_size: int = Field(224, ge=1, description="pixels of the square picture")
-    patch_size: int = Field(16, ge=1, description="pixels of a patch")
-    mlp_ratio: float | None = Field(None, gt=0, description="width of the MLP as a multiple of the width")
-    class_token: bool | None = Field(None, description="whether there is a class token")
-    registers: int | None = Field(None, ge=0, description="register tokens")
-    pos_embed: Literal["learned", "sincos", "rotary"] | None = Field(None, description="kind of positions")
-    mlp: Literal["gelu", "quick_gelu", "swiglu"] | None = Field(None, description="kind of MLP")
-    layer_scale: float | None = Field(None, ge=0, description="initial LayerScale, 0 for none")
-    drop_path: float | None = Field(None, ge=0, lt=1, description="stochastic depth")
-    mean: tuple[float, float, float] | None = Field(None, description="mean of the RGB channels in 0..1")
-    std: tuple[float, float, float] | None = Field(None, description="their standard deviation")
-
-    def config(self, defaults: Mapping[str, object]) -> ViTConfig:
-        """Return the architecture, with a method's defaults for what is left out. Raises ValueError."""
-        given = {name: value for name, value in self.model_dump(exclude={"size"}).items() if value is not None}
-        return ViTConfig.named(self.size, **{**defaults, **given})
+from granary.training.models.architecture import Model, ViTArchitecture
+from granary.training.models.backbone_config import BackboneConfig
 
 
 class Data(Table, frozen=True):
@@ -135,7 +107,7 @@ class TrainRecipe(Options, frozen=True):
     name: str = Field("trained", pattern=r"^[A-Za-z0-9._ -]+$", description="title of the model")
     method: str = Field(description="what is trained: " + ", ".join(METHODS))
     options: dict[str, object] = Field({}, description="options of the method")
-    model: Architecture = Field(Architecture(), description="the Vision Transformer")
+    model: Model = Field(ViTArchitecture(), description="the backbone")
     init: str | None = Field(None, description="weights to start from: a training directory, a checkpoint, hf:ID")
     data: list[Data] = Field(min_length=1, description="datasets and weights; as one line: RUN * 3 + RUN2")
     split: str | None = Field(None, description="train only on this split; where there is no such column, by hash")
@@ -206,10 +178,13 @@ class TrainRecipe(Options, frozen=True):
             raise ValueError("give either steps or epochs")
         if self.streams is not None and self.batch % self.streams:
             raise ValueError(f"streams is {self.streams}; it must divide batch, {self.batch}")
+        kinds = load_method(self.method).kinds
+        if self.model.kind not in kinds:
+            raise ValueError(f"model.kind is {self.model.kind}; {self.method} trains {' and '.join(kinds)} alone")
         self.config()
         return self
 
-    def config(self) -> ViTConfig:
+    def config(self) -> BackboneConfig:
         """Return the architecture, with the method's defaults."""
         return self.model.config(load_method(self.method).MODEL)
 

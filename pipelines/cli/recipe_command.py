@@ -112,7 +112,8 @@ class FieldOption(click.Option):
     def get_help_record(self, ctx: click.Context) -> tuple[str, str]:
         """Return the option with what can be written, and its meaning with default and bounds."""
         default = {"required": "required", "null": ""}.get(self.field.default, f"default: {self.field.default}")
-        notes = "; ".join(filter(None, (default, self.field.bounds)))
+        kinds = f"of kind {' and '.join(self.field.kinds)}" if self.field.kinds else ""
+        notes = "; ".join(filter(None, (default, self.field.bounds, kinds)))
         text = self.field.text + (f" [{notes}]" if notes else "")
         return f"--{self.field.key} {self.field.type_name}", text.replace("-", HYPHEN)
 

@@ -9,7 +9,7 @@ import click
 from click.shell_completion import get_completion_class
 from pydantic import BaseModel
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
-from pydantic_core.core_schema import BeforeValidatorFunctionSchema, ModelSchema
+from pydantic_core.core_schema import BeforeValidatorFunctionSchema, ModelSchema, TaggedUnionSchema
 
 from granary.pipelines.cli.plain_command import VARIABLE, PlainCommand
 from granary.pipelines.kinds.registry import KINDS, load
@@ -55,6 +55,11 @@ class RecipeSchema(GenerateJsonSchema):
         if isinstance(values, dict) and values.get("type") == "array":
             return {**inner, "additionalProperties": _or_one_entry(values)}
         return _or_one_entry(inner) if inner.get("type") == "array" else inner
+
+    def tagged_union_schema(self, schema: TaggedUnionSchema) -> JsonSchemaValue:
+        """Return the schema of a group that is a union by `kind`, which may be left out: any that fits will do."""
+        inner = super().tagged_union_schema(schema)
+        return {"anyOf": inner["oneOf"]}
 
     def model_schema(self, schema: ModelSchema) -> JsonSchemaValue:
         """Return the schema of a group; if a validator sees it first, it may be written as a list or a text too."""

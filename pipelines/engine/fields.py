@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
 
 import yaml
@@ -25,6 +25,7 @@ class RecipeField(NamedTuple):
         default: as YAML on one line, or "required".
         text: what it means.
         info: pydantic's own view of it.
+        kinds: of a group that is a union by `kind`: the kinds that have it; () where all do, or outside of one.
     """
 
     key: str
@@ -32,6 +33,7 @@ class RecipeField(NamedTuple):
     default: str
     text: str
     info: FieldInfo
+    kinds: tuple[str, ...] = ()
 
     @property
     def group(self) -> str:
@@ -71,12 +73,52 @@ def fields(model: type[BaseModel], prefix: str = "", section: str = "") -> Itera
         key, text = prefix + (info.alias or name), info.description or ""
         inner = _model_of(info.annotation)
         origin = typing.get_origin(info.annotation)
+        if info.discriminator is not None:
+            yield from _fields_of_union(info, key, section or text)
+            continue
         if inner is not None:
             yield from fields(inner, key + (".NAME." if origin is dict else "."), section or text)
         if inner is None or origin in (list, tuple, dict) or "path" in inner.model_fields:
             default = info.get_default(call_default_factory=True)
             written = "required" if default is PydanticUndefined else _plain(default)
             yield RecipeField(key, section or (text if inner else ""), written, text, info)
+
+
+def members(info: FieldInfo) -> dict[str, type[BaseModel]]:
+    """Return the groups that a union by `kind` is one of, by kind."""
+    models = [member for member in _options(info.annotation) if isinstance(member, type)]
+    return {str(model.model_fields["kind"].default): model for model in models if issubclass(model, BaseModel)}
+
+
+def _fields_of_union(info: FieldInfo, key: str, section: str) -> Iterator[RecipeField]:
+    """Yield the fields that any kind has, each once: those of the first kind, then those that only others have."""
+    kinds, alike = members(info), dict[str, list[RecipeField]]()
+    for kind, model in kinds.items():
+        for field in fields(model, f"{key}.", section):
+            alike.setdefault(field.key, []).append(field._replace(kinds=(kind,)))
+    usual = info.get_default(call_default_factory=True)
+    for same in alike.values():
+        field = _merged(same)
+        if field.key == f"{key}.kind":
+            field = field._replace(default=str(getattr(usual, "kind", field.default)))
+        yield field._replace(kinds=()) if len(field.kinds) == len(kinds) else field
+
+
+def _merged(same: Sequence[RecipeField]) -> RecipeField:
+    """Return one field for those of the same name in several kinds, with all that can be written and all texts."""
+    first, annotations = same[0], tuple(field.info.annotation for field in same)
+    text = (
+        first.text
+        if len({field.text for field in same}) == 1
+        else "; ".join(f"{field.kinds[0]}: {field.text}" for field in same)
+    )
+    union: typing.Any = typing.Union[annotations]  # noqa: UP007 of as many as there are kinds
+    info = first.info if union == first.info.annotation else FieldInfo(annotation=union)
+    default, kinds = (
+        " or ".join(dict.fromkeys(field.default for field in same)),
+        tuple(field.kinds[0] for field in same),
+    )
+    return RecipeField(first.key, first.section, default, text, info, kinds)
 
 
 class _OneLine(yaml.SafeDumper):

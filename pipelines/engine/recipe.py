@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 from granary.curation.errors import UserError
 from granary.curation.store import storage
 from granary.curation.store.trees import yaml_tree
-from granary.pipelines.engine.fields import fields
+from granary.pipelines.engine.fields import RecipeField, fields
 
 M = TypeVar("M", bound=BaseModel)
 MOST_SHOWN = 200  # characters of a wrong value in a message
@@ -138,18 +138,39 @@ def _set(tree: Any, path: list[str], value: Any, key: str) -> None:
 
 
 def _sentences(model: type[BaseModel], error: ValidationError) -> Iterator[str]:
-    known = [field.key for field in fields(model)]
+    known = list(fields(model))
     for problem in error.errors():
-        words = [str(word) for word in problem["loc"] if not isinstance(word, int)]
+        words, kind = _place(known, [str(word) for word in problem["loc"] if not isinstance(word, int)])
         key = ".".join(words) or "recipe"
         if problem["type"] == "extra_forbidden":
-            yield f"{key}: there is no such key; {_hint(known, words)}"
+            there = [field.key for field in known if kind in field.kinds or not (kind and field.kinds)]
+            yield f"{key}: there is no such key{_of_kind(known, key, kind)}; {_hint(there, words)}"
+        elif problem["type"] == "union_tag_invalid":
+            yield f"{key}.kind: {problem['ctx']['tag']!r} is not right: the kinds are {problem['ctx']['expected_tags']}"
         elif problem["type"] == "missing":
             yield f"{key}: missing; give --{key} or write it in the recipe"
         else:
             text = problem["msg"].removeprefix("Value error, ")
             shown = "" if problem["loc"] == () else f" {shortened(problem['input'])} is not right:"
             yield f"{key}:{shown} {text[0].lower() + text[1:]}"
+
+
+def _place(known: Sequence[RecipeField], words: list[str]) -> tuple[list[str], str]:
+    """Return a place without the kinds that pydantic writes into it, and the last of those; "" for none."""
+    choices = {field.key: field.choices for field in known if field.key.endswith(".kind")}
+    place, kind = list[str](), ""
+    for word in words:
+        if word in choices.get(".".join([*place, "kind"]), ()):
+            kind = word
+        else:
+            place.append(word)
+    return place, kind
+
+
+def _of_kind(known: Sequence[RecipeField], key: str, kind: str) -> str:
+    """Say of which kind a key is no key, and of which it is one; "" outside of a union by kind."""
+    others = [other for field in known if field.key == key for other in field.kinds]
+    return f" in kind {kind}" + (f", only in {' and '.join(others)}" if others else "") if kind else ""
 
 
 def shortened(value: object) -> str:

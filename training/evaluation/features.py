@@ -152,10 +152,8 @@ def encode(
     """
     config = subject.config
     x = normalised(to_unit(pixels.to(device, non_blocking=True)), config.mean, config.std)
-    blocks = range(max(0, config.depth - layers), config.depth)
     with torch.autocast(device.type, DTYPES[dtype], enabled=dtype != "float32"):
-        # a sharded model gathers its weights when it is called, not when one of its functions is
-        outputs = [subject(x)] if layers == 1 else subject.intermediate(x, blocks)
+        outputs = subject.last(x, layers)
     cls = torch.stack([tokens.cls.float() for tokens in outputs], dim=1)
     return cls.cpu(), outputs[-1].patches.float().mean(dim=1).cpu()
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor, nn
 
+from granary.training.models.backbone import Backbone, Tokens
 from granary.training.models.registry import load_model, read_name
-from granary.training.models.vit import Tokens, VisionTransformer
 from granary.training.models.vit_config import ViTConfig
 
 SIDE, PATCH = 32, 8  # of the raw pixels
@@ -35,12 +33,12 @@ class Pixels(nn.Module):
         patches = nn.functional.unfold(pixels, PATCH, stride=PATCH).transpose(1, 2)
         return Tokens(pixels.flatten(1), patches[:, :0], patches)
 
-    def intermediate(self, pixels: Tensor, layers: Sequence[int]) -> list[Tokens]:
-        """Return the same for every layer."""
-        return [self(pixels)] * len(layers)
+    def last(self, pixels: Tensor, count: int) -> list[Tokens]:
+        """Return the same: there is one layer, however many are asked for."""
+        return [self(pixels)]
 
 
-Subject = VisionTransformer | Pixels
+Subject = Backbone | Pixels
 
 
 def load_subject(name: str, device: torch.device | str = "cpu", seed: int = 0) -> Subject:

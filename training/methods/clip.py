@@ -26,8 +26,10 @@ from granary.training.data.loader import BatchPlan
 from granary.training.data.tokenizer import corpus, filled, read_tokenizer, train_tokenizer
 from granary.training.losses.contrastive import Pairs, contrastive_loss, gathered_pairs, sigmoid_loss
 from granary.training.method import Method, Moment
+from granary.training.models.backbone import Backbone
+from granary.training.models.backbone_config import BackboneConfig
+from granary.training.models.build import build
 from granary.training.models.dual_encoder import DualEncoder, DualEncoderOptions, Kind
-from granary.training.models.vit import VisionTransformer
 from granary.training.models.vit_config import ViTConfig
 from granary.training.models.weights import CLIP_MEAN, CLIP_STD
 
@@ -91,9 +93,11 @@ class CLIP(Method, DualEncoder):
         "pre_norm": True, "patch_bias": False, "layer_scale": 0.0, "norm_eps": 1e-5, "antialias": False,
         "mean": CLIP_MEAN, "std": CLIP_STD,
     }  # fmt: skip
+    kinds = ("vit",)
     KIND: ClassVar[Kind] = "clip"
     columns = ("image", "captions")
     evaluated = "image"
+    config: ViTConfig
     options: CLIPOptions | SigLIPOptions
     skipped: Tensor
 
@@ -124,9 +128,9 @@ class CLIP(Method, DualEncoder):
         return train_tokenizer(islice(captions, options.corpus), options.vocabulary)
 
     @classmethod
-    def untrained(cls, config: ViTConfig, options: OptionGroup) -> VisionTransformer:
+    def untrained(cls, config: BackboneConfig, options: OptionGroup) -> Backbone:
         """Return an image encoder with our own initial weights: there is no tokenizer without data."""
-        return VisionTransformer(config)
+        return build(config)
 
     @property
     def files(self) -> dict[str, bytes]:

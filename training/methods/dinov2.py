@@ -28,6 +28,9 @@ from granary.training.losses.self_distillation import Centre, dino_losses, ibot_
 from granary.training.masking.block_wise import draw_block_masks
 from granary.training.method import Method, Moment, ParameterGroup
 from granary.training.models.average import average
+from granary.training.models.backbone import Backbone
+from granary.training.models.backbone_config import BackboneConfig
+from granary.training.models.build import build
 from granary.training.models.teacher import load_teacher
 from granary.training.models.vit import VisionTransformer
 from granary.training.models.vit_config import ViTConfig
@@ -110,12 +113,12 @@ class DINOv2(Method):
     columns = ("image",)
     evaluated = "teacher"
 
-    def __init__(self, config: ViTConfig, options: DINOv2Options, known: object = None) -> None:
+    def __init__(self, config: BackboneConfig, options: DINOv2Options, known: object = None) -> None:
         super().__init__(config, options, known)
         _check(config, options)
         distilled = options.teacher is not None
         self.global_size = options.global_size or config.img_size
-        self.config, self.options = replace(config, drop_path=0.0) if distilled else config, options
+        self.config, self.options = _without_drop_path(config) if distilled else config, options
         prototypes = {"dino": options.prototypes, "ibot": options.patch_prototypes or options.prototypes}
         if not (options.untied and options.ibot):
             del prototypes["ibot"]
@@ -124,11 +127,11 @@ class DINOv2(Method):
                 options.teacher, config, DINOHead, options.ibot > 0
             )
         bottlenecks = {"dino": options.bottleneck, "ibot": options.patch_bottleneck}
-        self.student = VisionTransformer(self.config)
+        self.student = build(self.config)
         self.student_heads = nn.ModuleDict(
             {name: DINOHead(config.width, options.hidden, bottlenecks[name], k) for name, k in prototypes.items()}
         )
-        if distilled or not options.ibot:
+        if isinstance(self.student, VisionTransformer) and (distilled or not options.ibot):
             self.student.mask_token.requires_grad_(False)
         self.teacher = copy.deepcopy(self.student).requires_grad_(False)
         self.teacher_heads = copy.deepcopy(self.student_heads).requires_grad_(False)
@@ -184,11 +187,12 @@ class DINOv2(Method):
     def draw_masks(self, crops: int, moment: Moment, device: torch.device) -> Masked:
         """Draw the masks of 2B global views; in distillation no patch is masked and all are compared."""
         options, grid = self.options, self.global_size // self.config.patch_size
+        if not options.ibot:
+            return Masked(None, torch.empty(0, dtype=torch.int64), torch.empty(0))
         if options.teacher is not None:
             places = torch.arange(crops * grid**2, device=device)
             return Masked(None, places, torch.ones_like(places, dtype=torch.float32) / grid**2)
-        share = options.mask_share if options.ibot else 0.0
-        masks = draw_block_masks(crops, grid, share, options.mask_ratio, moment.generator(MASKS))
+        masks = draw_block_masks(crops, grid, options.mask_share, options.mask_ratio, moment.generator(MASKS))
         weights = np.repeat(1 / np.maximum(masks.sum(axis=1), 1), masks.sum(axis=1)).astype(np.float32)
         drawn = (masks, np.flatnonzero(masks), weights)
         return Masked(*(torch.from_numpy(part).to(device, non_blocking=True) for part in drawn))
@@ -211,7 +215,7 @@ class DINOv2(Method):
         """
         options, crops = self.options, len(whole)
         targets, patch_targets = self.targets(whole, masked, temperature)
-        seen = self.student(whole, masked=masked.chosen if options.ibot else None)
+        seen = self.student(whole) if masked.chosen is None else self.student(whole, masked=masked.chosen)
         tokens = seen.cls if local is None else torch.cat([seen.cls, self.student(local).cls])
         logits = self.student_heads["dino"](tokens).unflatten(0, (-1, crops // 2))  # (2 + L, B, K)
         heat = options.student_temperature
@@ -265,27 +269,40 @@ class DINOv2(Method):
             groups.setdefault((decay, scale, start, clip), []).append(parameter)
         return [ParameterGroup(parameters, *settings) for settings, parameters in groups.items()]
 
-    def encoders(self) -> list[VisionTransformer]:
+    def encoders(self) -> list[Backbone]:
         """All but the frozen teacher, whose weights are given."""
-        return [vit for vit in super().encoders() if vit is not getattr(self, "frozen", None)]
+        return [model for model in super().encoders() if model is not getattr(self, "frozen", None)]
 
     def _trained(self) -> Iterator[tuple[str, Tensor, float]]:
         """Yield name, parameter and factor of the learning rate: layer_decay^(depth + 1 - layer) in the backbone."""
-        top = self.config.depth + 1
+        top = len(self.student.stages()) + 1
         for name, parameter in self.named_parameters():
             if parameter.requires_grad:
                 part = name.removeprefix("student.")
-                layer = top
-                if part.startswith(("embed.", "cls", "registers", "positions", "mask_token")):
-                    layer = 0
-                elif part.startswith("blocks."):
-                    layer = int(part.split(".")[1]) + 1
+                layer = self.student.layer_of(part) if part != name else top
                 scale = self.options.layer_decay ** (top - layer)
                 yield name, parameter, scale * (self.options.patch_lr if part.startswith("embed.") else 1.0)
 
 
-def _check(config: ViTConfig, options: DINOv2Options) -> None:
+def _without_drop_path(config: BackboneConfig) -> BackboneConfig:
+    """Return an architecture in which no branch is skipped."""
+    return replace(config, drop_path=0.0) if isinstance(config, ViTConfig) else config
+
+
+def _check(config: BackboneConfig, options: DINOv2Options) -> None:
     """Raise UserError where model and options do not fit together."""
+    if isinstance(config, ViTConfig):
+        _check_tokens(config, options)
+    elif options.ibot:
+        raise UserError(f"options.ibot: {options.ibot} is not right: only a vit has patches to mask; give 0")
+    for name in ("global_scale", "local_scale", "mask_ratio", "sigma"):
+        low, high = getattr(options, name)
+        if not 0 <= low <= high or (name != "sigma" and high > 1):
+            raise UserError(f"options.{name}: {[low, high]} is not right: give the least and the largest, in 0..1")
+
+
+def _check_tokens(config: ViTConfig, options: DINOv2Options) -> None:
+    """Raise UserError for a Vision Transformer without a class token, or views that are not whole patches."""
     if not config.class_token:
         raise UserError("model.class_token: False is not right: DINOv2 compares class tokens; leave it out")
     sides = {"local_size": options.local_size if options.local_crops else 0, "global_size": options.global_size or 0}
@@ -294,7 +311,3 @@ def _check(config: ViTConfig, options: DINOv2Options) -> None:
             raise UserError(
                 f"options.{name}: {side} is not right: it must be a multiple of model.patch_size, {config.patch_size}"
             )
-    for name in ("global_scale", "local_scale", "mask_ratio", "sigma"):
-        low, high = getattr(options, name)
-        if not 0 <= low <= high or (name != "sigma" and high > 1):
-            raise UserError(f"options.{name}: {[low, high]} is not right: give the least and the largest, in 0..1")

@@ -57,8 +57,10 @@ class IJEPA(Method):
 
     Options = IJEPAOptions
     MODEL = {"class_token": False, "pos_embed": "sincos", "layer_scale": 0.0}  # noqa: RUF012 read only
+    kinds = ("vit",)
     columns = ("image",)
     evaluated = "target"
+    config: ViTConfig
 
     def __init__(self, config: ViTConfig, options: IJEPAOptions, known: object = None) -> None:
         super().__init__(config, options, known)

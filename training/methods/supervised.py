@@ -1,4 +1,4 @@
-"""Supervised classification with a Vision Transformer, also under imbalance.
+"""Supervised classification with any backbone, also under imbalance.
 
 Shapes: B pictures, K classes.
 """
@@ -18,8 +18,8 @@ from granary.training.data.collate import Part
 from granary.training.data.crops import Crop
 from granary.training.losses.classification import Loss, classification_loss
 from granary.training.method import Method, Moment
-from granary.training.models.vit import VisionTransformer
-from granary.training.models.vit_config import ViTConfig
+from granary.training.models.backbone_config import BackboneConfig
+from granary.training.models.build import build
 
 
 class SupervisedOptions(Options, frozen=True):
@@ -33,7 +33,7 @@ class SupervisedOptions(Options, frozen=True):
 
 
 class Supervised(Method):
-    """A ViT and a linear classifier on its class token, or on the mean of its patches where it has none."""
+    """A backbone and a linear classifier on its vector: of a ViT the class token, or the mean patch without one."""
 
     Options = SupervisedOptions
     MODEL = {"layer_scale": 0.0}  # noqa: RUF012 read only
@@ -41,13 +41,13 @@ class Supervised(Method):
     evaluated = "encoder"
     counts: Tensor
 
-    def __init__(self, config: ViTConfig, options: SupervisedOptions, classes: Mapping[str, float]) -> None:
+    def __init__(self, config: BackboneConfig, options: SupervisedOptions, classes: Mapping[str, float]) -> None:
         super().__init__(config, options, classes)
         if len(classes) < 2:
             labels = f"one class, {next(iter(classes))!r}" if classes else "no row with a label (-1 is none)"
             raise UserError(f"data: the column label has {labels}; supervised training needs at least two classes")
         self.options = options
-        self.encoder = VisionTransformer(config)
+        self.encoder = build(config)
         self.head = nn.Linear(config.width, len(classes))
         nn.init.trunc_normal_(self.head.weight, std=0.02)
         nn.init.zeros_(self.head.bias)

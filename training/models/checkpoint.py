@@ -17,8 +17,8 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from granary.curation.store import storage
-from granary.training.models.vit import weight_files
-from granary.training.models.vit_config import ViTConfig
+from granary.training.models.backbone import weight_files
+from granary.training.models.backbone_config import BackboneConfig
 
 FORMAT = 1
 FOLDER = "checkpoints"
@@ -88,7 +88,7 @@ def chosen(out: str) -> str | None:
 
 def write_checkpoint(
     folder: str,
-    config: ViTConfig,
+    config: BackboneConfig,
     model: Mapping[str, Tensor],
     training: Mapping[str, Tensor],
     facts: Facts,

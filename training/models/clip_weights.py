@@ -13,9 +13,10 @@ from granary.curation.errors import UserError
 from granary.curation.store import storage
 from granary.training.data.tokenizer import END, PAD, START
 from granary.training.models import weights
+from granary.training.models.backbone_config import read_config
 from granary.training.models.checkpoint import STATE, Damaged, read_checkpoint
 from granary.training.models.dual_encoder import KINDS, DualEncoder, DualEncoderOptions, Kind
-from granary.training.models.vit_config import read_config
+from granary.training.models.vit_config import ViTConfig
 
 if TYPE_CHECKING:  # takes seconds to import
     from transformers import CLIPConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast, SiglipConfig
@@ -60,7 +61,9 @@ def load_clip(folder: str) -> DualEncoder:
         raise UserError(f"model: {folder} is damaged ({error})") from error
     described = json.loads(bytes(tensors["method/described"].tolist()))
     options = DualEncoderOptions.model_validate(described["options"])
-    model = DualEncoder(kind, read_config(folder), options, described["tokenizer"])
+    config = read_config(folder)
+    assert isinstance(config, ViTConfig)  # of CLIP and SigLIP
+    model = DualEncoder(kind, config, options, described["tokenizer"])
     model.load_state_dict({name: tensors[f"method/{name}"] for name in model.state_dict()})
     return model.eval()
 

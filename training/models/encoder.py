@@ -1,4 +1,4 @@
-"""granary:PATH: a Vision Transformer trained with `training/`: a training directory (its last checkpoint) or a folder.
+"""granary:PATH: a backbone trained with `training/`: a training directory (its last checkpoint) or a folder.
 
 Options: pool (cls, the default, or mean of the patch tokens), batch. Pictures are scaled to the model's side by their
 short edge and cut to a square in the middle.
@@ -34,8 +34,8 @@ class TrainedEncoder:
 
     def __init__(self, spec: EncoderSpec, device: str = "auto") -> None:
         """Load the model; raises UserError when the folder or an option is wrong."""
+        from granary.training.models.build import load_backbone
         from granary.training.models.registry import model_folder
-        from granary.training.models.vit import VisionTransformer
 
         spec.check_options("pool", "batch")
         self.name = spec.text
@@ -44,7 +44,7 @@ class TrainedEncoder:
         self.device = torch_device(device)
         try:
             folder = model_folder(spec.target)
-            self.model = VisionTransformer.load(folder, self.device).eval()
+            self.model = load_backbone(folder, self.device).eval()
         except (UserError, *UNLOADABLE) as error:
             raise UserError(
                 f"encoder '{spec.text}': '{spec.target}' holds no config.json and model.safetensors of a model "

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING
 
 from granary.curation.errors import UserError
 from granary.curation.store import storage
-from granary.training.models import clip_weights
+from granary.training.models import clip_weights, resnet_weights, weights
+from granary.training.models.backbone_config import BackboneConfig
 from granary.training.models.checkpoint import checkpoint_folder
 from granary.training.models.registry import load_model, read_name
+from granary.training.models.resnet import ResNet
+from granary.training.models.vit import VisionTransformer
 from granary.training.models.vit_config import ViTConfig
-from granary.training.models.weights import to_transformers
 
 if TYPE_CHECKING:  # takes seconds to import
     from transformers import PreTrainedModel
@@ -42,22 +44,26 @@ def export(model: str, out: str) -> str:
     return type(theirs).__name__
 
 
-def _converted(model: str, out: str) -> tuple[PreTrainedModel, ViTConfig]:
+def _converted(model: str, out: str) -> tuple[PreTrainedModel, BackboneConfig]:
     """Return the model of transformers and the architecture of its image encoder; a tokenizer goes to `out`."""
     folder = checkpoint_folder(model) if read_name(model).way == "path" else None
     if folder is None or clip_weights.kind_of(folder) is None:
         source = load_model(model)
-        return to_transformers(source), source.config
+        if isinstance(source, ResNet):
+            return resnet_weights.to_transformers(source), source.config
+        assert isinstance(source, VisionTransformer)
+        return weights.to_transformers(source), source.config
     both = clip_weights.load_clip(folder)
     theirs = clip_weights.to_transformers(both)
     clip_weights.transformers_tokenizer(both).save_pretrained(out)
     return theirs, both.config
 
 
-def _preprocessing(config: ViTConfig) -> dict[str, object]:
+def _preprocessing(config: BackboneConfig) -> dict[str, object]:
     """Return what the image processor of `transformers` does: short edge to the side, centre square, normalise."""
+    clip = isinstance(config, ViTConfig) and config.pre_norm
     return {
-        "image_processor_type": "CLIPImageProcessor" if config.pre_norm else "BitImageProcessor",
+        "image_processor_type": "CLIPImageProcessor" if clip else "BitImageProcessor",
         "do_resize": True,
         "size": {"shortest_edge": config.img_size},
         "resample": 3,

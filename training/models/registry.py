@@ -4,7 +4,7 @@ PATH          a training directory (its best or last checkpoint), a checkpoint, 
               model.safetensors, of granary or of `transformers`
 hf:ID         a model of `transformers` by its id on the Hub or its folder
 random:WHAT   the architecture and the initial weights of WHAT: a training recipe (.yaml), a training directory, a
-              checkpoint, hf:ID, or a size such as tiny?img_size=32&patch_size=4
+              checkpoint, hf:ID, or a size such as tiny?img_size=32&patch_size=4 or resnet18?img_size=32&stem=small
 pixels        no model: the picture itself, the baseline of `granary.training.evaluation.subjects`
 """
 
@@ -21,10 +21,16 @@ from granary.curation.errors import UserError
 from granary.curation.store import storage
 from granary.curation.store.trees import mapping
 from granary.training.methods import load_method
+from granary.training.models import resnet_weights, weights
+from granary.training.models.backbone import Backbone
+from granary.training.models.backbone_config import BackboneConfig, read_config
+from granary.training.models.build import build, load_backbone
 from granary.training.models.checkpoint import chosen
-from granary.training.models.vit import VisionTransformer
-from granary.training.models.vit_config import FORMER, SIZES, ViTConfig, read_config
-from granary.training.models.weights import from_transformers
+from granary.training.models.preparation import read_preparation
+from granary.training.models.resnet_config import SIZES as RESNETS
+from granary.training.models.resnet_config import ResNetConfig
+from granary.training.models.vit_config import FORMER, ViTConfig
+from granary.training.models.vit_config import SIZES as VITS
 from granary.training.recipe import TrainRecipe
 
 PIXELS = "pixels"
@@ -68,8 +74,8 @@ def resolved(name: str) -> str:
     return model_folder(name) if read_name(name).way == "path" else name
 
 
-def load_model(path: str, device: str | torch.device = "cpu", seed: int = 0) -> VisionTransformer:
-    """Return the Vision Transformer that a name stands for, in evaluation mode.
+def load_model(path: str, device: str | torch.device = "cpu", seed: int = 0) -> Backbone:
+    """Return the backbone that a name stands for, in evaluation mode.
 
     Args:
         path: PATH, hf:ID or random:WHAT; see the module.
@@ -101,14 +107,14 @@ def of_transformers(folder: str) -> bool:
         return False
 
 
-def _from_folder(folder: str, device: str | torch.device) -> VisionTransformer:
+def _from_folder(folder: str, device: str | torch.device) -> Backbone:
     try:
-        return VisionTransformer.load(folder, device).eval()
+        return load_backbone(folder, device).eval()
     except UNLOADABLE as error:
         raise UserError(f"model: {folder} holds no model that granary can read ({reason(error)})") from error
 
 
-def _from_hub(name: str) -> VisionTransformer:
+def _from_hub(name: str) -> Backbone:
     """Load a vision model of transformers, with safetensors only and no code of its repository."""
     from transformers import AutoConfig, AutoModel, CLIPVisionModel
 
@@ -116,40 +122,45 @@ def _from_hub(name: str) -> VisionTransformer:
         kind = AutoConfig.from_pretrained(name, trust_remote_code=False).model_type
         loader = CLIPVisionModel if kind.startswith("clip") else AutoModel
         model = loader.from_pretrained(name, trust_remote_code=False, use_safetensors=True, dtype=torch.float32)
-        return from_transformers(model)
+        if kind == "resnet":
+            return resnet_weights.from_transformers(model, read_preparation(name))
+        return weights.from_transformers(model)
     except UNLOADABLE as error:
         raise UserError(f"model: hf:{name} cannot be loaded ({reason(error)})") from error
 
 
-def _untrained(target: str) -> VisionTransformer:
+def _untrained(target: str) -> Backbone:
     """Return a model of the architecture that random:TARGET names, its weights drawn with torch's generator."""
     spec = EncoderSpec.parse(f"random:{target}")
-    if spec.target in SIZES:
-        return VisionTransformer(_of_size(spec))
+    if spec.target in (*VITS, *RESNETS):
+        return build(_of_size(spec))
     if read_name(target).way == "hub":
-        return VisionTransformer(load_model(target).config)
+        return build(load_model(target).config)
     recipe = target if target.endswith((".yaml", ".yml")) else storage.join(target, "recipe.yaml")
     if recipe == target or storage.exists(recipe):
         return _of_recipe(recipe)
     folder = model_folder(target)
     try:
-        return VisionTransformer(read_config(folder))
+        return build(read_config(folder))
     except UNLOADABLE as error:
         raise UserError(f"model: {folder} holds no config.json of a granary model ({error})") from error
 
 
-def _of_size(spec: EncoderSpec) -> ViTConfig:
+def _of_size(spec: EncoderSpec) -> BackboneConfig:
     """Return the architecture of a size with options, for example tiny?img_size=32&patch_size=4."""
     spec = replace(spec, options={FORMER.get(name, name): value for name, value in spec.options.items()})
-    spec.check_options("img_size", "patch_size")
+    vit = spec.target in VITS
+    spec.check_options("img_size", "patch_size" if vit else "stem")
+    side = spec.positive("img_size", 32)
     try:
-        sizes = {"img_size": spec.positive("img_size", 32), "patch_size": spec.positive("patch_size", 4)}
-        return ViTConfig.named(spec.target, **sizes)
+        if vit:
+            return ViTConfig.named(spec.target, img_size=side, patch_size=spec.positive("patch_size", 4))
+        return ResNetConfig.named(spec.target, img_size=side, stem=spec.choice("stem", "small", "small", "imagenet"))
     except ValueError as error:
         raise UserError(f"model: {spec.text} is not right: {error}") from error
 
 
-def _of_recipe(path: str) -> VisionTransformer:
+def _of_recipe(path: str) -> Backbone:
     """Return the encoder of a recipe as its method starts it."""
     try:
         tree = {

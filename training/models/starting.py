@@ -1,4 +1,4 @@
-"""Start a Vision Transformer from the weights of another: what the new one needs is carried over, the rest is named.
+"""Start a backbone from the weights of another: what the new one needs is carried over, the rest is named.
 
 Positions of another grid are interpolated. LayerScale is moved into the layers it scales, or starts at 1, so that the
 tokens stay the same. A mask token, registers and a class token may be left out, or begin anew.
@@ -7,12 +7,13 @@ tokens stay the same. A mask token, registers and a class token may be left out,
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 
 import torch
 from torch import Tensor
 
+from granary.training.models.backbone import Backbone
 from granary.training.models.positions import interpolated
 from granary.training.models.vit import VisionTransformer
 from granary.training.models.vit_config import ViTConfig
@@ -27,17 +28,13 @@ class Misfit(ValueError):
     """A model needs weights that the other does not have; the message says which."""
 
 
-def start(target: VisionTransformer, source: VisionTransformer) -> list[str]:
+def start(target: Backbone, source: Backbone) -> list[str]:
     """Give a model the weights of another; returns sentences on what was left out, begins anew or was interpolated.
 
     Raises:
-        Misfit: a block, the patches or the norm have no counterpart of their shape.
+        Misfit: it is a model of another kind, or a block, the patches or the norm have no counterpart of their shape.
     """
-    there, here = asdict(source.config), asdict(target.config)
-    for field in SHAPE:
-        if there[field] != here[field]:
-            raise Misfit(f"its {field} is {there[field]}, not {here[field]}")
-    ours, theirs = target.state_dict(), _fitted(source, target.config)
+    ours, theirs = target.state_dict(), _carried(target, source)
     kept = {name for name in theirs if name in ours and theirs[name].shape == ours[name].shape}
     needed = [name for name in ours if name not in kept and name not in REPLACEABLE]
     if needed:
@@ -46,7 +43,20 @@ def start(target: VisionTransformer, source: VisionTransformer) -> list[str]:
     target.load_state_dict({**ours, **{name: theirs[name] for name in kept}})
     left = [name for name, weight in theirs.items() if name not in kept and weight.numel()]
     new = [name for name, weight in ours.items() if name not in kept and weight.numel()]
-    return list(_remarks(source.config, target.config, left, new))
+    return list(_remarks(source, target, left, new))
+
+
+def _carried(target: Backbone, source: Backbone) -> Mapping[str, Tensor]:
+    """Return the weights of a model as they are for another; raises Misfit for one of another kind or shape."""
+    here, there = target.config, source.config
+    if here.kind != there.kind:
+        raise Misfit(f"it is of kind {there.kind}, not {here.kind}")
+    if not (isinstance(source, VisionTransformer) and isinstance(here, ViTConfig)):
+        return source.state_dict()
+    for field in SHAPE:
+        if getattr(there, field) != getattr(here, field):
+            raise Misfit(f"its {field} is {getattr(there, field)}, not {getattr(here, field)}")
+    return _fitted(source, here)
 
 
 def _fitted(source: VisionTransformer, target: ViTConfig) -> dict[str, Tensor]:
@@ -76,16 +86,17 @@ def _scale(weights: dict[str, Tensor], scale: str, layer: str, target: ViTConfig
         weights[f"{layer}.bias"] = weights[f"{layer}.bias"] * factor
 
 
-def _remarks(source: ViTConfig, target: ViTConfig, left: Iterable[str], new: Iterable[str]) -> Iterator[str]:
+def _remarks(source: Backbone, target: Backbone, left: Iterable[str], new: Iterable[str]) -> Iterator[str]:
     if left:
         yield f"left out: {', '.join(_parts(left))}"
     if new:
         yield f"with initial weights: {', '.join(_parts(new))}"
-    if source.grid != target.grid and source.pos_embed != "rotary":
-        yield f"positions of {source.grid} x {source.grid} patches are now of {target.grid} x {target.grid}"
-    there, here = asdict(source), asdict(target)
+    old, now = source.config.grid, target.config.grid
+    if old != now and isinstance(source, VisionTransformer) and source.config.pos_embed != "rotary":
+        yield f"positions of {old} x {old} patches are now of {now} x {now}"
+    there, here = asdict(source.config), asdict(target.config)
     for field in PREPARATION:
-        if there[field] != here[field]:
+        if there.get(field) != here.get(field):
             yield f"{field} was {there[field]} and is {here[field]}"
 
 

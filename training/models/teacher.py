@@ -7,18 +7,18 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from granary.curation.errors import UserError
+from granary.training.models.backbone import Backbone
+from granary.training.models.backbone_config import BackboneConfig
 from granary.training.models.checkpoint import Damaged, read_checkpoint
 from granary.training.models.registry import load_model, model_folder, read_name
-from granary.training.models.vit import VisionTransformer
-from granary.training.models.vit_config import ViTConfig
 
 HEADS = "method/teacher_heads."
 DIRECTIONS = "last_layer.parametrizations.weight.original1"  # (K, bottleneck)
 
 
 def load_teacher(
-    path: str, student: ViTConfig, head: Callable[[int, int, int, int], nn.Module], patches: bool
-) -> tuple[VisionTransformer, nn.ModuleDict, dict[str, int]]:
+    path: str, student: BackboneConfig, head: Callable[[int, int, int, int], nn.Module], patches: bool
+) -> tuple[Backbone, nn.ModuleDict, dict[str, int]]:
     """Return backbone, heads ("dino", and "ibot" where it has one) and their prototypes of a teacher, frozen.
 
     Args:

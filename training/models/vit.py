@@ -9,35 +9,21 @@ registers, patches.
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load, save
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from granary.curation.store import storage
+from granary.training.models.backbone import Backbone, Tokens
+from granary.training.models.backbone_config import BackboneConfig
 from granary.training.models.positions import interpolated, rotary_angles, rotate, sincos_positions
-from granary.training.models.vit_config import ViTConfig, read_config, swiglu_width
+from granary.training.models.vit_config import ViTConfig, swiglu_width
 
 FEW = 96  # tokens that attention on a CPU is written out for, see `attend`
-
-
-class Tokens(NamedTuple):
-    """The output: class token (B, D), registers (B, R, D), patches (B, N or K, D), all after the final norm.
-
-    A model without a class token gives the mean of the patches in its place, so that `cls` is always one vector a
-    picture.
-    """
-
-    cls: Tensor
-    registers: Tensor
-    patches: Tensor
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -166,16 +152,15 @@ def gather_tokens(x: Tensor, indices: Tensor) -> Tensor:
     return x.gather(1, indices[..., None].expand(-1, -1, x.shape[2]))
 
 
-class VisionTransformer(nn.Module):
-    """The encoder: (B, 3, h, w) normalised pictures, h and w multiples of the patch -> `Tokens`.
+class VisionTransformer(Backbone):
+    """The encoder: (B, 3, h, w) normalised pictures, h and w multiples of the patch -> `Tokens`."""
 
-    Set `recompute` to trade time for memory: blocks are run again in the backward pass.
-    """
+    Config = ViTConfig
+    STAGES = "blocks"
+    config: ViTConfig
 
     def __init__(self, config: ViTConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.recompute = False
+        super().__init__(config)
         self.embed = nn.Conv2d(3, config.width, config.patch_size, stride=config.patch_size, bias=config.patch_bias)
         first = torch.empty(1, int(config.class_token), config.width), torch.empty(1, config.registers, config.width)
         self.cls, self.registers = (nn.Parameter(tokens, requires_grad=tokens.numel() > 0) for tokens in first)
@@ -260,42 +245,23 @@ class VisionTransformer(nn.Module):
         patches = x[:, second:]
         return Tokens(x[:, 0] if first else patches.mean(dim=1), x[:, first:second], patches)
 
-    def save(self, folder: str) -> None:
-        """Write config.json and model.safetensors into a folder (any fsspec URL)."""
-        for name, data in weight_files(self.config, self.state_dict()):
-            storage.write_bytes(storage.join(folder, name), data)
-
     @classmethod
-    def load(cls, folder: str, device: str | torch.device = "cpu") -> VisionTransformer:
-        """Read what `save` wrote.
+    def check_sizes(cls, config: BackboneConfig, state: Mapping[str, Tensor]) -> None:
+        """Raise ValueError where the numbers that decide how much memory a model takes are not those of its weights.
 
-        Raises:
-            OSError, ValueError, TypeError, RuntimeError: the folder holds something else.
+        Args:
+            config: what config.json says.
+            state: the weights by name.
         """
-        config = read_config(folder)
-        state = load(storage.read_bytes(storage.join(folder, "model.safetensors")))
-        check_sizes(config, state)
-        model = cls(config)
-        model.load_state_dict(state)
-        return model.to(device)
-
-
-def check_sizes(config: ViTConfig, state: Mapping[str, Tensor]) -> None:
-    """Raise ValueError where the numbers that decide how much memory a model takes are not those of its weights."""
-    blocks = sum(name.endswith(".norm1.weight") for name in state)
-    width, _, patch = state["embed.weight"].shape[:3]
-    there = {"depth": blocks, "width": width, "patch_size": patch}
-    if "positions" in state:
-        there["grid"] = math.isqrt(state["positions"].shape[1])
-    if blocks:
-        there["hidden width"] = state["blocks.0.mlp.down.weight"].shape[1]
-    stated = {**asdict(config), "grid": config.grid, "hidden width": config.hidden}
-    wrong = next((name for name, number in there.items() if stated[name] != number), None)
-    if wrong:
-        raise ValueError(f"config.json says that {wrong} is {stated[wrong]}, that of the weights is {there[wrong]}")
-
-
-def weight_files(config: ViTConfig, state: Mapping[str, Tensor]) -> Iterator[tuple[str, bytes]]:
-    """Yield name and content of the two files of a model."""
-    yield "config.json", json.dumps(asdict(config), indent=2).encode()
-    yield "model.safetensors", save({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()})
+        assert isinstance(config, ViTConfig)
+        blocks = sum(name.endswith(".norm1.weight") for name in state)
+        width, _, patch = state["embed.weight"].shape[:3]
+        there = {"depth": blocks, "width": width, "patch_size": patch}
+        if "positions" in state:
+            there["grid"] = math.isqrt(state["positions"].shape[1])
+        if blocks:
+            there["hidden width"] = state["blocks.0.mlp.down.weight"].shape[1]
+        stated = {**asdict(config), "grid": config.grid, "hidden width": config.hidden}
+        wrong = next((name for name, number in there.items() if stated[name] != number), None)
+        if wrong:
+            raise ValueError(f"config.json says that {wrong} is {stated[wrong]}, that of the weights is {there[wrong]}")

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from typing import Literal
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
-
-from granary.curation.store import storage
+from pydantic import ConfigDict
 
 SIZES = {  # width, blocks, heads; DINOv2's S to g
     "tiny": (192, 12, 3),
@@ -45,6 +43,7 @@ class ViTConfig:
         mask_token: whether `masked` may be used.
         patch_bias, pre_norm, norm_eps, antialias: as CLIP and `transformers` differ.
         mean, std: of the RGB channels in 0..1.
+        kind: "vit".
     """
 
     __pydantic_config__ = ConfigDict(strict=True, allow_inf_nan=False)
@@ -68,6 +67,7 @@ class ViTConfig:
     antialias: bool = True
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    kind: Literal["vit"] = "vit"
 
     def __post_init__(self) -> None:
         """Raise ValueError for numbers out of range, and for sizes that do not fit together."""
@@ -107,20 +107,3 @@ class ViTConfig:
 def swiglu_width(hidden: int) -> int:
     """Return the width of a gated MLP with as many weights as one of `hidden`: two thirds, rounded up to 8."""
     return (hidden * 2 // 3 + 7) // 8 * 8
-
-
-def read_config(folder: str) -> ViTConfig:
-    """Read config.json; raises OSError, ValueError or TypeError when it is not one of ours."""
-    tree: object = json.loads(storage.read_bytes(storage.join(folder, "config.json")))
-    if not isinstance(tree, dict):
-        raise ValueError(f"config.json is not a granary model's: it holds a {type(tree).__name__}")
-    given = {FORMER.get(str(name), str(name)): value for name, value in tree.items()}
-    unknown = sorted(given.keys() - {field.name for field in fields(ViTConfig)})
-    if unknown:
-        raise ValueError(f"config.json is not a granary model's: it has the key {unknown[0]!r}")
-    try:
-        return TypeAdapter(ViTConfig).validate_json(json.dumps(given))
-    except ValidationError as error:
-        problem = error.errors()[0]
-        place = ".".join(["config.json", *(str(part) for part in problem["loc"])])
-        raise ValueError(f"{place} is not right: {problem['msg'].removeprefix('Value error, ')}") from error

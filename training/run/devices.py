@@ -1,4 +1,4 @@
-"""Processes and devices, by Fabric: one process, DDP, or FSDP (`fully_shard` on blocks, models and the whole)."""
+"""Processes and devices, by Fabric: one process, DDP, or FSDP (`fully_shard` on stages, models and the whole)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from torch import nn
 from torch.distributed.fsdp import fully_shard
 
 from granary.curation.errors import UserError, needs
-from granary.training.models.vit import Block, VisionTransformer
+from granary.training.models.backbone import Backbone
+from granary.training.models.vit import Block
 from granary.training.recipe import Device
 
 if TYPE_CHECKING:  # needed when a run begins, and in an extra
@@ -67,11 +68,12 @@ def slow_precision(device: torch.device, precision: str) -> list[str]:
 
 
 def _sharded(module: nn.Module, mesh: DeviceMesh) -> nn.Module:
-    """Shard blocks, then models, then the rest: teacher and student are cut alike, so averages stay local."""
+    """Shard stages and blocks, then models, then the rest; teacher and student alike, so averages stay local."""
     processes = mesh["data_parallel"]
-    for kind in (Block, VisionTransformer):
-        for child in module.modules():
-            if isinstance(child, kind):
-                fully_shard(child, mesh=processes)
+    backbones = [child for child in module.modules() if isinstance(child, Backbone)]
+    stages = {stage for backbone in backbones for stage in backbone.stages()}
+    parts = [child for child in module.modules() if child in stages or isinstance(child, Block)]
+    for part in (*parts, *backbones):
+        fully_shard(part, mesh=processes)
     fully_shard(module, mesh=processes)
     return module

@@ -16,7 +16,7 @@ from granary.training.data.table import USUAL
 from granary.training.evaluation.features import encode
 from granary.training.evaluation.heads import ridge_heads
 from granary.training.evaluation.protocols.knn import TEMPERATURE, votes
-from granary.training.models.vit import VisionTransformer
+from granary.training.models.backbone import Backbone
 from granary.training.recipe import TrainRecipe
 
 RIDGE = 0.01  # penalty, as a multiple of the number of samples, on standardised features
@@ -39,7 +39,7 @@ class OnlineProbe:
         self.train = _labelled(sets[0], probe.train, side, self.classes, recipe.seed)
         self.test = _labelled(sets[1], probe.test, side, self.classes, recipe.seed)
 
-    def scores(self, model: VisionTransformer, device: torch.device) -> dict[str, float]:
+    def scores(self, model: Backbone, device: torch.device) -> dict[str, float]:
         """Return the accuracies of kNN and ridge regression on the features of a model: its `Tokens.cls`."""
         training = model.training
         model.eval()
@@ -67,7 +67,7 @@ def _labelled(
     return part["image"][known][:, 0], part["label"][known]
 
 
-def features(model: VisionTransformer, pixels: Tensor, device: torch.device, batch: int = 256) -> Tensor:
+def features(model: Backbone, pixels: Tensor, device: torch.device, batch: int = 256) -> Tensor:
     """Return (n, D) float32 on the CPU: class tokens, or mean patches, of pictures (n, side, side, 3) uint8."""
     return torch.cat([encode(model, part, device)[0][:, -1] for part in pixels.split(batch)])
 

@@ -15,9 +15,9 @@ from granary.training.data.loader import BatchPlan, check_plan
 from granary.training.data.reads import Reads
 from granary.training.method import Method
 from granary.training.methods import load_method
+from granary.training.models.backbone import Backbone
 from granary.training.models.registry import load_model
 from granary.training.models.starting import Misfit, start
-from granary.training.models.vit import VisionTransformer
 from granary.training.recipe import TrainRecipe
 
 
@@ -82,11 +82,11 @@ def build_method(recipe: TrainRecipe, plan: BatchPlan) -> Method:
 def prepare_models(recipe: TrainRecipe, method: Method) -> list[str]:
     """Start the method's models from given weights; set what trades time for memory. Returns what `start_from` does."""
     remarks = start_from(recipe.init, method) if recipe.init else []
-    for vit in (module for module in method.modules() if isinstance(module, VisionTransformer)):
-        vit.recompute = recipe.device.recompute
+    for backbone in (module for module in method.modules() if isinstance(module, Backbone)):
+        backbone.recompute = recipe.device.recompute
         if recipe.device.compile:
-            for block in vit.blocks:
-                block.compile()
+            for stage in backbone.stages():
+                stage.compile()
     return remarks
 
 
@@ -100,9 +100,9 @@ def start_from(init: str, method: Method) -> list[str]:
         UserError: it fits none.
     """
     source, remarks, misfits = load_model(init), list[list[str]](), list[str]()
-    for vit in method.encoders():
+    for backbone in method.encoders():
         try:
-            remarks.append(start(vit, source))
+            remarks.append(start(backbone, source))
         except Misfit as error:
             misfits.append(str(error))
     if not remarks:

@@ -100,6 +100,16 @@ def test_a_wrong_value_does_not_fit() -> None:
     assert list(misfits(schema, schema, {"out": "runs/mine"})) == ["missing pool"]
 
 
+def test_a_group_of_several_kinds_fits_one_of_them() -> None:
+    model = load(RECIPES["train"])
+    assert isinstance(model, type)
+    schema, recipe = schema_of(model), {"method": "supervised", "data": "runs/mine", "out": "out"}
+    for right in ({"img_size": 32}, {"kind": "vit", "depth": 2}, {"kind": "resnet", "widths": [8, 16]}):
+        assert list(misfits(schema, schema, {**recipe, "model": right})) == []
+    for wrong in ({"kind": "vit", "widths": [8]}, {"kind": "resnet", "depth": 2}, {"kind": "forest"}):
+        assert list(misfits(schema, schema, {**recipe, "model": wrong})) != []
+
+
 def alternatives(root: Any, schema: Any) -> Iterator[Any]:
     """Yield a schema and all that it refers to or offers, down to the entries of lists."""
     if "$ref" in schema:
@@ -126,6 +136,8 @@ def misfits(root: Any, schema: Any, value: Any) -> Iterator[str]:
     ):
         yield f"{value!r} is no {schema['type']}"
         return
+    if "const" in schema and value != schema["const"]:
+        yield f"{value!r} is not {schema['const']}"
     if "enum" in schema and value not in schema["enum"]:
         yield f"{value!r} is none of {schema['enum']}"
     if "const" in schema and value != schema["const"]:
