@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from granary.functions import curate, evaluate, pack, publish, render, sample, train
     from granary.opened import Run, Training, open_run, open_training
     from granary.training.models.registry import load_model
+    from granary.training.models.training import load_training
 
 __all__ = [
     "Run",
@@ -29,6 +30,7 @@ __all__ = [
     "curate",
     "evaluate",
     "load_model",
+    "load_training",
     "open_run",
     "open_training",
     "pack",
@@ -42,6 +44,7 @@ __all__ = [
 _MODULES = {
     "UserError": "granary.curation.errors",
     "load_model": "granary.training.models.registry",
+    "load_training": "granary.training.models.training",
     "threshold_join": "granary.curation.dedup.join",
     **dict.fromkeys(("Run", "Training", "open_run", "open_training"), "granary.opened"),
 }

@@ -91,7 +91,7 @@ class Method(nn.Module, abc.ABC):
             backbone without such a field goes without.
         kinds: kinds of backbone that it can train, of `granary.training.models.backbone_config`.
         columns: columns of the shards it reads, where the options do not matter: "image", "label", "captions" or any.
-        evaluated: name of the submodule that is the model to use: a `Backbone`, written into checkpoints.
+        evaluated: name of the submodule that is the model to use: a `Backbone` of `config`, written into checkpoints.
     """
 
     Options: ClassVar[type[OptionGroup]]
@@ -103,7 +103,7 @@ class Method(nn.Module, abc.ABC):
 
     def __init__(self, config: BackboneConfig, options: OptionGroup, known: object) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.known = config, known
 
     @classmethod
     def reads(cls, options: OptionGroup) -> Reads:
@@ -127,10 +127,30 @@ class Method(nn.Module, abc.ABC):
         """
         return plan.classes
 
+    @property
+    def remembered(self) -> object:
+        """What `learn` returned, as JSON can hold it; checkpoints keep it. None where the weights say it."""
+        return self.known
+
+    @classmethod
+    def recalled(cls, remembered: object, weights: Mapping[str, Tensor]) -> object:
+        """Return what `learn` returned, from what was `remembered`: `load_training` builds the modules by it.
+
+        Args:
+            remembered: as it was written; None in checkpoints of version 0.1.
+            weights: of all modules.
+        """
+        return remembered
+
+    @classmethod
+    def imagined(cls, options: OptionGroup) -> object:
+        """Return what `learn` might return, without any data: by default two classes."""
+        return {"0": 0.5, "1": 0.5}
+
     @classmethod
     def untrained(cls, config: BackboneConfig, options: OptionGroup) -> Backbone:
         """Return the model to use with its initial weights, without any data: the baseline `random:RECIPE`."""
-        return cls(config, options, {"0": 0.5, "1": 0.5}).evaluated_model()
+        return cls(config, options, cls.imagined(options)).evaluated_model()
 
     @property
     def files(self) -> Mapping[str, bytes]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 from itertools import islice
 from typing import ClassVar, Literal
@@ -126,6 +126,21 @@ class CLIP(Method, DualEncoder):
             next(captions)
             return read_tokenizer(options.tokenizer)
         return train_tokenizer(islice(captions, options.corpus), options.vocabulary)
+
+    @property
+    def remembered(self) -> None:
+        """Nothing: the tokenizer is in `described`, among the weights."""
+
+    @classmethod
+    def recalled(cls, remembered: object, weights: Mapping[str, Tensor]) -> str:
+        """Return the JSON of the tokenizer."""
+        return str(json.loads(bytes(weights["described"].tolist()))["tokenizer"])
+
+    @classmethod
+    def imagined(cls, options: OptionGroup) -> str:
+        """Return the JSON of the given tokenizer, or of one that reads bytes."""
+        assert isinstance(options, PairOptions)
+        return read_tokenizer(options.tokenizer) if options.tokenizer else train_tokenizer([], options.vocabulary)
 
     @classmethod
     def untrained(cls, config: BackboneConfig, options: OptionGroup) -> Backbone:

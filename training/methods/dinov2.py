@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
@@ -29,7 +29,7 @@ from granary.training.masking.block_wise import draw_block_masks
 from granary.training.method import Method, Moment, ParameterGroup
 from granary.training.models.average import average
 from granary.training.models.backbone import Backbone
-from granary.training.models.backbone_config import BackboneConfig
+from granary.training.models.backbone_config import BackboneConfig, config_of
 from granary.training.models.build import build
 from granary.training.models.teacher import load_teacher
 from granary.training.models.vit import VisionTransformer
@@ -38,6 +38,7 @@ from granary.training.schedules import cosine, linear
 
 MASKS = 1  # purpose of random draws
 Share = tuple[float, float]
+HeadSizes = tuple[int, int, int, int]  # width, hidden width, bottleneck, prototypes
 
 
 class DINOv2Options(Options, frozen=True):
@@ -83,6 +84,7 @@ class DINOHead(nn.Module):
 
     def __init__(self, width: int, hidden: int, bottleneck: int, prototypes: int) -> None:
         super().__init__()
+        self.sizes = (width, hidden, bottleneck, prototypes)
         self.mlp = nn.Sequential(
             nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, bottleneck)
         )
@@ -95,6 +97,19 @@ class DINOHead(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """(R, D) -> (R, K)."""
         return self.last_layer(F.normalize(self.mlp(tokens), dim=-1, eps=1e-6))
+
+
+class TeacherSizes(NamedTuple):
+    """What builds a frozen teacher without reading it: its config.json, and what each of its heads is made of."""
+
+    config: Mapping[str, object]
+    heads: Mapping[str, HeadSizes]
+
+    def build(self) -> tuple[Backbone, nn.ModuleDict]:
+        """Return backbone and heads with initial weights."""
+        backbone = build(config_of(self.config))
+        heads = nn.ModuleDict({name: DINOHead(*sizes) for name, sizes in self.heads.items()})
+        return backbone.requires_grad_(False), heads.requires_grad_(False)
 
 
 class Masked(NamedTuple):
@@ -123,9 +138,12 @@ class DINOv2(Method):
         if not (options.untied and options.ibot):
             del prototypes["ibot"]
         if options.teacher is not None:
-            self.frozen, self.frozen_heads, prototypes = load_teacher(
-                options.teacher, config, DINOHead, options.ibot > 0
+            self.frozen, self.frozen_heads = (
+                known.build()
+                if isinstance(known, TeacherSizes)
+                else load_teacher(options.teacher, config, options.ibot > 0)
             )
+            prototypes = {name: sizes[-1] for name, sizes in _sizes(self.frozen_heads).items()}
         bottlenecks = {"dino": options.bottleneck, "ibot": options.patch_bottleneck}
         self.student = build(self.config)
         self.student_heads = nn.ModuleDict(
@@ -139,6 +157,18 @@ class DINOv2(Method):
             kinds = {"dino": prototypes["dino"], "ibot": prototypes.get("ibot", prototypes["dino"])}
             self.centres = nn.ModuleDict({name: Centre(k, options.centre_momentum) for name, k in kinds.items()})
         self.train()
+
+    @property
+    def remembered(self) -> dict[str, object] | None:
+        """The `TeacherSizes` of a distillation."""
+        if self.options.teacher is None:
+            return None
+        return {"config": asdict(self.frozen.config), "heads": _sizes(self.frozen_heads)}
+
+    @classmethod
+    def recalled(cls, remembered: object, weights: Mapping[str, Tensor]) -> TeacherSizes | None:
+        """Return the sizes of a frozen teacher, whose weights are among those of the training."""
+        return TeacherSizes(**remembered) if isinstance(remembered, dict) and remembered else None
 
     def train(self, mode: bool = True) -> DINOv2:
         """Set the mode of the student; what gives targets is always in evaluation mode."""
@@ -282,6 +312,10 @@ class DINOv2(Method):
                 layer = self.student.layer_of(part) if part != name else top
                 scale = self.options.layer_decay ** (top - layer)
                 yield name, parameter, scale * (self.options.patch_lr if part.startswith("embed.") else 1.0)
+
+
+def _sizes(heads: nn.ModuleDict) -> dict[str, HeadSizes]:
+    return {name: head.sizes for name, head in heads.items() if isinstance(head, DINOHead)}
 
 
 def _without_drop_path(config: BackboneConfig) -> BackboneConfig:

@@ -53,6 +53,12 @@ class Supervised(Method):
         nn.init.zeros_(self.head.bias)
         self.register_buffer("counts", torch.tensor(list(classes.values())), persistent=False)
 
+    @classmethod
+    def recalled(cls, remembered: object, weights: Mapping[str, Tensor]) -> object:
+        """Return label -> share; where it was not written, the classes of the head by number, each as frequent."""
+        count = len(weights["head.weight"])
+        return {str(number): 1 / count for number in range(count)} if remembered is None else remembered
+
     def views(self) -> dict[str, Crop]:
         """One random crop."""
         return {"image": Crop(1, self.config.img_size, self.options.crop_scale)}

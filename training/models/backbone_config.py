@@ -25,7 +25,11 @@ def read_config(folder: str) -> BackboneConfig:
     Raises:
         OSError, ValueError, TypeError: it is not one of ours.
     """
-    tree: object = json.loads(storage.read_bytes(storage.join(folder, "config.json")))
+    return config_of(json.loads(storage.read_bytes(storage.join(folder, "config.json"))))
+
+
+def config_of(tree: object) -> BackboneConfig:
+    """Return the architecture that the tree of a config.json says; raises as `read_config`."""
     if not isinstance(tree, dict):
         raise ValueError(f"config.json is not a granary model's: it holds a {type(tree).__name__}")
     kind = tree.get("kind", "vit")

@@ -34,7 +34,10 @@ class Best(TypedDict):
 
 
 class Facts(TypedDict, total=False):
-    """What state.json says: how far the training was, and the digests of the other files by name."""
+    """What state.json says: how far the training was, what builds it again, and the digests of the other files.
+
+    `recipe` and `known`, what was learnt of the data, are not there in checkpoints of version 0.1.
+    """
 
     format: int
     step: int
@@ -45,6 +48,8 @@ class Facts(TypedDict, total=False):
     validation: dict[str, float]
     best: Best | None
     sha256: dict[str, str]
+    recipe: dict[str, Any]
+    known: object
 
 
 class Damaged(Exception):
@@ -125,6 +130,13 @@ def read_checkpoint(folder: str) -> tuple[dict[str, Tensor], Facts]:
         raise Damaged(f"{wrong[0]} is not what was written")
     tensors = load(data["training.safetensors"])  # in any order, and processes must hand them round in one
     return dict(sorted(tensors.items())), facts
+
+
+def misfit(saved: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str | None:
+    """Return the first weight, by name, that is not there or of another shape, in a few words; None for none."""
+    there, here = ({name: tuple(t.shape) for name, t in state.items()} for state in (saved, expected))
+    name = next((name for name in sorted(there | here) if there.get(name) != here.get(name)), None)
+    return name and f"{name} is {there.get(name, 'not there')}, not {here.get(name, 'there')}"
 
 
 def prune(out: str, keep: int, best: Best | None = None) -> None:

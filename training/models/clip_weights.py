@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
@@ -10,13 +9,10 @@ import torch
 from torch import Tensor
 
 from granary.curation.errors import UserError
-from granary.curation.store import storage
 from granary.training.data.tokenizer import END, PAD, START
 from granary.training.models import weights
-from granary.training.models.backbone_config import read_config
-from granary.training.models.checkpoint import STATE, Damaged, read_checkpoint
-from granary.training.models.dual_encoder import KINDS, DualEncoder, DualEncoderOptions, Kind
-from granary.training.models.vit_config import ViTConfig
+from granary.training.models.dual_encoder import DualEncoder
+from granary.training.models.training import load_training
 
 if TYPE_CHECKING:  # takes seconds to import
     from transformers import CLIPConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast, SiglipConfig
@@ -41,31 +37,12 @@ HEAD = {  # in SigLIP's attention pooling; the joined matrix is made in `_poolin
 }
 
 
-def kind_of(folder: str) -> Kind | None:
-    """Return which image-text model a checkpoint holds; None for another model."""
-    try:
-        method = json.loads(storage.read_bytes(storage.join(folder, STATE))).get("method")
-    except (OSError, ValueError, AttributeError):
-        return None
-    return next((kind for kind in KINDS if kind == method), None)
-
-
-def load_clip(folder: str) -> DualEncoder:
-    """Return the model of a checkpoint folder, both encoders and the tokenizer. Raises UserError with what is wrong."""
-    kind = kind_of(folder)
-    if kind is None:
-        raise UserError(f"model: {folder} has no text encoder; give a training of clip or siglip, or hf:ID_OR_PATH")
-    try:
-        tensors, _ = read_checkpoint(folder)
-    except Damaged as error:
-        raise UserError(f"model: {folder} is damaged ({error})") from error
-    described = json.loads(bytes(tensors["method/described"].tolist()))
-    options = DualEncoderOptions.model_validate(described["options"])
-    config = read_config(folder)
-    assert isinstance(config, ViTConfig)  # of CLIP and SigLIP
-    model = DualEncoder(kind, config, options, described["tokenizer"])
-    model.load_state_dict({name: tensors[f"method/{name}"] for name in model.state_dict()})
-    return model.eval()
+def load_clip(path: str) -> DualEncoder:
+    """Return both encoders and the tokenizer of a training, see `load_training`. Raises UserError for another one."""
+    model = load_training(path)
+    if not isinstance(model, DualEncoder):
+        raise UserError(f"model: {path} has no text encoder; give a training of clip or siglip, or hf:ID_OR_PATH")
+    return model
 
 
 def to_transformers(model: DualEncoder) -> PreTrainedModel:

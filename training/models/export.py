@@ -10,9 +10,9 @@ from granary.curation.errors import UserError
 from granary.curation.store import storage
 from granary.training.models import clip_weights, resnet_weights, weights
 from granary.training.models.backbone_config import BackboneConfig
-from granary.training.models.checkpoint import checkpoint_folder
-from granary.training.models.registry import load_model, read_name
+from granary.training.models.dual_encoder import DualEncoder
 from granary.training.models.resnet import ResNet
+from granary.training.models.training import load_training
 from granary.training.models.vit import VisionTransformer
 from granary.training.models.vit_config import ViTConfig
 
@@ -46,17 +46,15 @@ def export(model: str, out: str) -> str:
 
 def _converted(model: str, out: str) -> tuple[PreTrainedModel, BackboneConfig]:
     """Return the model of transformers and the architecture of its image encoder; a tokenizer goes to `out`."""
-    folder = checkpoint_folder(model) if read_name(model).way == "path" else None
-    if folder is None or clip_weights.kind_of(folder) is None:
-        source = load_model(model)
-        if isinstance(source, ResNet):
-            return resnet_weights.to_transformers(source), source.config
-        assert isinstance(source, VisionTransformer)
-        return weights.to_transformers(source), source.config
-    both = clip_weights.load_clip(folder)
-    theirs = clip_weights.to_transformers(both)
-    clip_weights.transformers_tokenizer(both).save_pretrained(out)
-    return theirs, both.config
+    method = load_training(model)
+    if isinstance(method, DualEncoder):
+        clip_weights.transformers_tokenizer(method).save_pretrained(out)
+        return clip_weights.to_transformers(method), method.config
+    source = method.evaluated_model()
+    if isinstance(source, ResNet):
+        return resnet_weights.to_transformers(source), source.config
+    assert isinstance(source, VisionTransformer)
+    return weights.to_transformers(source), source.config
 
 
 def _preprocessing(config: BackboneConfig) -> dict[str, object]:

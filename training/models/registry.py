@@ -160,18 +160,23 @@ def _of_size(spec: EncoderSpec) -> BackboneConfig:
         raise UserError(f"model: {spec.text} is not right: {error}") from error
 
 
-def _of_recipe(path: str) -> Backbone:
-    """Return the encoder of a recipe as its method starts it."""
+def read_recipe(path: str) -> TrainRecipe:
+    """Return a training recipe, which may leave data, out and length to the command line. Raises UserError."""
     try:
         tree = {
             "data": "none",
             "out": "none",
             **mapping(path, storage.read_bytes(path)),
-        }  # a recipe may leave them to the command line
+        }
         if "steps" not in tree and "epochs" not in tree:
             tree["steps"] = 1
-        recipe = TrainRecipe.model_validate(tree)
+        return TrainRecipe.model_validate(tree)
     except (OSError, TypeError, ValueError) as error:
         raise UserError(f"model: {path} is not a training recipe ({' '.join(str(error).split())})") from error
+
+
+def _of_recipe(path: str) -> Backbone:
+    """Return the encoder of a recipe as its method starts it."""
+    recipe = read_recipe(path)
     method = load_method(recipe.method)
     return method.untrained(recipe.config(), method.Options.model_validate(recipe.options))

@@ -258,6 +258,7 @@ class TrainingSession:
             logs.flush()
             facts: Facts = {"step": step, "method": self.recipe.method, "alarms": self.alarms, "probe": self.scores}
             facts |= {"metrics": self.last, "validation": self.measured, "best": self.best}
+            facts |= {"recipe": self.recipe.model_dump(mode="json"), "known": self.method.remembered}
             weights = encoder_weights(tensors, self.method.evaluated)
             config = self.method.evaluated_model().config
             write_checkpoint(step_folder(self.recipe.out, step), config, weights, tensors, facts)

@@ -18,7 +18,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from granary.curation.errors import UserError
-from granary.training.models.checkpoint import flatten, nest
+from granary.training.models.checkpoint import flatten, misfit, nest
 
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 LOCAL = StateDictOptions(full_state_dict=True)  # every process has read the whole and takes its own part
@@ -35,14 +35,9 @@ def gather_state(method: nn.Module, optimiser: torch.optim.Optimizer) -> dict[st
 def restore_state(method: nn.Module, optimiser: torch.optim.Optimizer, tensors: dict[str, Tensor], where: str) -> None:
     """Set what `gather_state` returned; raises UserError when it belongs to another architecture."""
     tree = nest(tensors)
-    saved = {name: tuple(tensor.shape) for name, tensor in tree["method"].items()}
-    expected = {name: tuple(tensor.shape) for name, tensor in method.state_dict().items()}
-    wrong = next((name for name in sorted(saved | expected) if saved.get(name) != expected.get(name)), None)
+    wrong = misfit(tree["method"], method.state_dict())
     if wrong:
-        raise UserError(
-            f"out: {where} is a checkpoint of another architecture: {wrong} is {saved.get(wrong, 'not there')}, not "
-            f"{expected.get(wrong, 'there')}; give another --out"
-        )
+        raise UserError(f"out: {where} is a checkpoint of another architecture: {wrong}; give another --out")
     inner: Any = get_optimizer_state_dict(method, optimiser)  # for the names in its groups
     state: Any = {"state": tree.get("optimiser", {}), "param_groups": inner["param_groups"]}
     set_model_state_dict(method, tree["method"], options=LOCAL)

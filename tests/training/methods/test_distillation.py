@@ -13,7 +13,8 @@ from tiny_shards import shapes, write_shards
 from granary.curation.errors import UserError
 from granary.training.method import Moment
 from granary.training.methods.dinov2 import DINOv2, DINOv2Options
-from granary.training.models.vit import ViTConfig
+from granary.training.models.vit import VisionTransformer, ViTConfig
+from granary.training.models.weights import to_transformers
 from granary.training.recipe import TrainRecipe
 from granary.training.run.loop import train
 
@@ -77,7 +78,9 @@ def test_a_student_equal_to_its_teacher_has_no_divergence(taught: str, run: str)
 
 
 def test_a_teacher_that_does_not_fit_is_a_sentence(taught: str, run: str, tmp_path: Path) -> None:
-    for path, sentence in (("/nowhere", "/nowhere is neither"), ("hf:facebook/dinov2-small", "has no heads")):
+    plain = tmp_path / "plain"
+    to_transformers(VisionTransformer(CONFIG)).save_pretrained(plain)
+    for path, sentence in (("/nowhere", "/nowhere is neither"), (f"hf:{plain}", "has no heads")):
         with pytest.raises(UserError, match=sentence):
             DINOv2(CONFIG, DINOv2Options(**{**OPTIONS, "teacher": path}))
     with pytest.raises(UserError, match=r"model.patch_size: 8 is not right: that of the teacher, 4, is"):

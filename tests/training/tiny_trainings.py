@@ -1,0 +1,51 @@
+"""A training of a few seconds for each method, on shapes of sixteen pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tiny_shards import shapes, write_shards
+
+from granary.training.recipe import TrainRecipe
+from granary.training.run.loop import train
+
+TEXT = {"vocabulary": 600, "context": 12, "text_width": 16, "text_depth": 1, "text_heads": 2}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "supervised": {},
+    "ijepa": {"predictor_width": 16, "predictor_depth": 1, "min_keep": 0},
+    "stop": {"predictor_width": 16, "predictor_depth": 1, "min_keep": 0},
+    "dinov2": {"prototypes": 12, "hidden": 10, "bottleneck": 6, "local_crops": 1, "local_size": 8},
+    "clip": {**TEXT, "dimension": 8},
+    "siglip": TEXT,
+}
+NONE: Mapping[str, Any] = {}
+SETTINGS: dict[str, Any] = {
+    "model": {"width": 16, "depth": 2, "heads": 2, "img_size": 16, "patch_size": 4},
+    "steps": 2,
+    "batch": 8,
+    "workers": 0,
+    "window": 16,
+    "logs": {"every": 1, "tensorboard": False},
+    "device": {"accelerator": "cpu", "threads": 1},
+}
+
+
+def tiny_run(folder: Path, count: int = 24) -> str:
+    """Write shapes with labels and captions; returns the folder of the run."""
+    rows = [{**row, "captions": [f"a {row['label']}", "a shape"]} for row in shapes(count, 16)]
+    return str(write_shards(folder, rows, group=8))
+
+
+def tiny_recipe(
+    method: str, run: str, out: Path | str, options: Mapping[str, Any] = NONE, **changes: Any
+) -> TrainRecipe:
+    """Return the recipe of a tiny training; `options` are added to those of the method."""
+    given = {"method": method, "data": run, "out": str(out), "options": {**OPTIONS[method], **options}}
+    return TrainRecipe.model_validate({**SETTINGS, **given, **changes})
+
+
+def tiny_training(method: str, run: str, out: Path, options: Mapping[str, Any] = NONE, **changes: Any) -> str:
+    """Train; returns the folder of the last checkpoint."""
+    return train(tiny_recipe(method, run, out, options, **changes))["checkpoint"]
