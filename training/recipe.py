@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 
-from granary.curation.options import Options
+from granary.curation.options import Options, kind_where_none_is_named
 from granary.training.data.grouped import PLAIN, Ordering
 from granary.training.data.table import Table
 from granary.training.methods import METHODS, load_method
@@ -23,18 +23,54 @@ class Data(Table, frozen=True):
     weight: float = Field(1.0, gt=0, description="its share of the samples, relative to the others")
 
 
-class Optimiser(Options, frozen=True):
-    """AdamW and its schedules, each by step."""
+class Schedules(Options, frozen=True):
+    """What every kind of optimiser has: its schedules, each by step."""
 
+    kind: str = Field(description="which optimiser")
     lr: float = Field(1e-3, gt=0, description="peak learning rate")
     start_lr: float = Field(0.0, ge=0, description="learning rate of step 0")
     final_lr: float = Field(1e-6, ge=0, description="learning rate of the last step, by a half cosine")
     warmup: int = Field(0, ge=0, description="steps of linear warmup")
     weight_decay: float = Field(0.05, ge=0, description="weight decay at step 0; never of biases, norms and scales")
     final_weight_decay: float | None = Field(None, ge=0, description="at the last step, by a half cosine; default same")
+    clip: float | None = Field(None, gt=0, description="largest gradient norm; default: no clipping")
+
+
+class AdamW(Schedules, frozen=True):
+    """AdamW: the decay is apart from the gradient."""
+
+    kind: Literal["adamw"] = Field("adamw", description="decay apart from the gradient")
     betas: tuple[float, float] = Field((0.9, 0.999), description="decay of the two moments")
     eps: float = Field(1e-8, gt=0, description="added to the root of the second moment")
-    clip: float | None = Field(None, gt=0, description="largest gradient norm; default: no clipping")
+
+
+class SGD(Schedules, frozen=True):
+    """Gradient descent with momentum: the decay is part of the gradient."""
+
+    kind: Literal["sgd"] = Field("sgd", description="momentum, decay in the gradient")
+    lr: float = Field(0.1, gt=0, description="peak learning rate")
+    weight_decay: float = Field(1e-4, ge=0, description="weight decay at step 0; never of biases, norms and scales")
+    momentum: float = Field(0.9, ge=0, lt=1, description="share of the last step in the next")
+    nesterov: bool = Field(False, description="Nesterov's momentum")
+
+    @model_validator(mode="after")
+    def _has_momentum(self) -> SGD:
+        if self.nesterov and not self.momentum:
+            raise ValueError("nesterov needs a momentum above 0")
+        return self
+
+
+class LARS(Schedules, frozen=True):
+    """LARS: SGD whose steps are as long as the weights of a layer are large."""
+
+    kind: Literal["lars"] = Field("lars", description="sgd with steps as long as a layer's weights are large")
+    lr: float = Field(0.3, gt=0, description="peak learning rate")
+    weight_decay: float = Field(1e-6, ge=0, description="weight decay at step 0; never of biases, norms and scales")
+    momentum: float = Field(0.9, ge=0, lt=1, description="share of the last step in the next")
+    trust: float = Field(1e-3, gt=0, description="length of a step, relative to the weights; not of biases and norms")
+
+
+Optimiser = Annotated[AdamW | SGD | LARS, Field(discriminator="kind"), kind_where_none_is_named("adamw")]
 
 
 class Device(Options, frozen=True):
@@ -129,7 +165,7 @@ class TrainRecipe(Options, frozen=True):
     window: int = Field(8192, ge=1, description="rows that are shuffled with one another, over all streams")
     order: Ordering = Field(PLAIN, description="order of the samples")
     workers: int = Field(2, ge=0, description="processes that decode, for each process that trains")
-    optimiser: Optimiser = Field(Optimiser(), description="AdamW and its schedules")
+    optimiser: Optimiser = Field(AdamW(), description="the optimiser and its schedules")
     device: Device = Field(Device(), description="where it computes")
     alarm: Alarm = Field(Alarm(), description="collapse alarm")
     probe: Probe = Field(Probe(), description="online probe")

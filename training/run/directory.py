@@ -25,6 +25,7 @@ from granary.training.recipe import TrainRecipe
 FREE = ("name", "out", "resume", "workers", "logs", "checkpoints", "alarm", "probe", "validation", "device")
 LENGTHS = ("steps", "epochs")  # may grow
 CHANGEABLE = ("batch", "accumulate", "streams", "window", "optimiser")  # may change where the recipe says so
+FIXED = ("optimiser.kind",)  # but not this: the state of one optimiser means nothing to another
 
 
 class RunFacts(TypedDict):
@@ -68,7 +69,7 @@ def check(recipe: TrainRecipe, steps: int) -> list[str]:
         if not isinstance(earlier, dict) or "method" not in earlier:
             raise UserError(f"out: {recipe.out} holds something other than a training; give another --out")
         for key, old, new in _differences(_in_names_of_now(earlier), tree):
-            changeable = key.partition(".")[0] in CHANGEABLE
+            changeable = key.partition(".")[0] in CHANGEABLE and key not in FIXED
             if key not in LENGTHS and not (changeable and recipe.resume == "changed"):
                 way = "give another --out" + (", or --resume changed to go on with the new value" if changeable else "")
                 raise UserError(f"out: {recipe.out} holds a training with {key} {old!r}, not {new!r}; {way}")

@@ -41,7 +41,14 @@ class LARS(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Move the parameters that have a gradient; returns what `closure`, which computes it again, returns."""
+        """Move the parameters that have a gradient, and use the gradients up: they are d afterwards, not yet scaled.
+
+        Args:
+            closure: computes the gradients again.
+
+        Returns:
+            What `closure` returns.
+        """
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -58,13 +65,14 @@ class LARS(Optimizer):
             if not self.state[parameter]:
                 self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
         weights = local(parameters)
-        gradients = local([parameter.grad for parameter in parameters if parameter.grad is not None])
-        steps = torch._foreach_add(gradients, weights, alpha=group["weight_decay"])
-        if group["adapted"]:
-            torch._foreach_mul_(steps, trust_ratios(parameters, steps, group["trust"]))
+        steps = local([parameter.grad for parameter in parameters if parameter.grad is not None])
         velocities = local([self.state[parameter]["momentum_buffer"] for parameter in parameters])
+        torch._foreach_add_(steps, weights, alpha=group["weight_decay"])
         torch._foreach_mul_(velocities, group["momentum"])
-        torch._foreach_add_(velocities, steps)
+        if group["adapted"]:
+            torch._foreach_addcmul_(velocities, steps, trust_ratios(parameters, steps, group["trust"]))
+        else:
+            torch._foreach_add_(velocities, steps)
         torch._foreach_add_(weights, velocities, alpha=-group["lr"])
 
 

@@ -31,6 +31,7 @@ from granary.training.run import directory
 from granary.training.run.devices import make_fabric, slow_precision
 from granary.training.run.directory import RunFacts
 from granary.training.run.logs import Bar, LogWriter
+from granary.training.run.optimisers import make_optimiser
 from granary.training.run.probe import OnlineProbe
 from granary.training.run.setup import build_method, open_plan, prepare_models
 from granary.training.run.signals import stop_signals
@@ -113,9 +114,7 @@ class TrainingSession:
             directory.write_files(recipe.out, self.method.files)
         self.module = fabric.setup_module(self.method)
         self.groups = self.method.parameter_groups()
-        known = [{"params": group.params} for group in self.groups]
-        options = recipe.optimiser
-        self.optimiser = torch.optim.AdamW(known, options.lr, options.betas, options.eps, fused=True)
+        self.optimiser = make_optimiser(recipe.optimiser, self.groups)
         self.dead = directory.DeadLetters(recipe.out, fabric.is_global_zero)
         self.alarms: dict[str, str] = {}
         self.scores: dict[str, float] = {}

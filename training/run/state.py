@@ -38,9 +38,11 @@ def restore_state(method: nn.Module, optimiser: torch.optim.Optimizer, tensors: 
     wrong = misfit(tree["method"], method.state_dict())
     if wrong:
         raise UserError(f"out: {where} is a checkpoint of another architecture: {wrong}; give another --out")
-    inner: Any = get_optimizer_state_dict(method, optimiser)  # for the names in its groups
-    state: Any = {"state": tree.get("optimiser", {}), "param_groups": inner["param_groups"]}
     set_model_state_dict(method, tree["method"], options=LOCAL)
+    if "optimiser" not in tree:  # SGD without momentum has no state
+        return
+    inner: Any = get_optimizer_state_dict(method, optimiser)  # for the names in its groups
+    state: Any = {"state": tree["optimiser"], "param_groups": inner["param_groups"]}
     set_optimizer_state_dict(method, optimiser, state, options=LOCAL)
 
 

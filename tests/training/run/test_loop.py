@@ -38,6 +38,7 @@ from granary.training.run.loop import Stopped, train
 
 MODEL = {"width": 16, "depth": 1, "heads": 2, "img_size": 16, "patch_size": 4}
 IJEPA = {"predictor_width": 8, "predictor_depth": 1, "predictor_heads": 2, "min_keep": 1, "target_scale": [0.2, 0.3]}
+MEMORY: dict[str, Any] = {"method": "memory", "optimiser": {"kind": "lars", "lr": 3.0, "warmup": 2, "clip": 1.0}}
 SIMPLE: dict[str, Any] = {
     "method": "toy",
     "model": {**MODEL, "drop_path": 0.3},
@@ -68,7 +69,7 @@ def recipe_of(run: str, out: Path | str, **changes: Any) -> TrainRecipe:
 
 
 def memory_of(run: str, out: Path, **changes: Any) -> TrainRecipe:
-    return recipe_of(run, out, method="memory", **changes)
+    return recipe_of(run, out, **{**MEMORY, **changes})
 
 
 def ijepa_of(run: str, out: Path, **changes: Any) -> TrainRecipe:
@@ -472,6 +473,38 @@ def test_a_training_goes_on_with_other_values_on_request(
         train(recipe_of(run, out, resume="changed", model={**SIMPLE["model"], "width": 32}, **changes))
 
 
+def test_a_training_from_before_there_were_kinds_of_optimisers_goes_on(run: str, tmp_path: Path) -> None:
+    import yaml
+
+    train(recipe_of(run, tmp_path / "whole", steps=8))
+    train(recipe_of(run, tmp_path / "out", steps=8))
+    Path(next(iter(usable(str(tmp_path / "out")))), "state.json").unlink()
+    file = tmp_path / "out" / "recipe.yaml"
+    tree = yaml.safe_load(file.read_text())
+    assert tree["optimiser"].pop("kind") == "adamw"
+    file.write_text(yaml.safe_dump(tree))
+    train(recipe_of(run, tmp_path / "out", steps=8))
+    assert equal_runs(tmp_path / "whole", tmp_path / "out")
+
+
+def test_the_kind_of_optimiser_cannot_change(run: str, tmp_path: Path) -> None:
+    train(recipe_of(run, tmp_path, steps=2))
+    with pytest.raises(UserError, match=r"a training with optimiser.kind 'adamw', not 'sgd'; give another --out$"):
+        train(recipe_of(run, tmp_path, steps=4, optimiser={"kind": "sgd"}, resume="changed"))
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_sgd_goes_on_with_and_without_momentum(momentum: float, run: str, tmp_path: Path) -> None:
+    sgd = {"kind": "sgd", "lr": 0.05, "momentum": momentum, "warmup": 2}
+    train(recipe_of(run, tmp_path / "whole", steps=8, optimiser=sgd))
+    train(recipe_of(run, tmp_path / "out", steps=8, optimiser=sgd))
+    Path(next(iter(usable(str(tmp_path / "out")))), "state.json").unlink()
+    train(recipe_of(run, tmp_path / "out", steps=8, optimiser=sgd))
+    assert equal_runs(tmp_path / "whole", tmp_path / "out")
+    kept = {key.rpartition("/")[2] for key in weights(tmp_path / "out") if key.startswith("optimiser/")}
+    assert kept == ({"momentum_buffer"} if momentum else set())
+
+
 def test_another_number_of_workers_needs_no_request(run: str, tmp_path: Path) -> None:
     train(recipe_of(run, tmp_path / "out", steps=2))
     assert train(recipe_of(run, tmp_path / "out", steps=3, workers=1))["step"] == 3
@@ -514,9 +547,10 @@ def test_two_processes_train_what_one_does(strategy: str, name: str, run: str, t
     """The toy's loss is a mean over pictures: two halves of the batch on two processes give the same step."""
     out = tmp_path / "two"
     plain: dict[str, Any] = {"model": MODEL, "steps": 6, "streams": 4, "optimiser": {"lr": 1e-3, "clip": 0.5}}
-    chosen = {"method": name, "options": IJEPA if name == "ijepa" else {}}
+    chosen = {"method": name, "options": IJEPA if name == "ijepa" else {}, **(MEMORY if name == "memory" else {})}
+    plain |= chosen
     device = {**SIMPLE["device"], "devices": 2, "strategy": strategy}
-    recipe = recipe_of(run, out, **plain, **chosen, device=device)
+    recipe = recipe_of(run, out, **plain, device=device)
     (tmp_path / "recipe.json").write_text(recipe.model_dump_json())
     script = tmp_path / "script.py"
     script.write_text(
@@ -541,7 +575,7 @@ def test_two_processes_train_what_one_does(strategy: str, name: str, run: str, t
     assert all(torch.equal(tensor, whole[key]) for key, tensor in weights(out).items())
     assert [row["step"] for row in curve(out)] == [str(step) for step in range(1, 7)]
     if name != "ijepa":
-        train(recipe_of(run, tmp_path / "one", **plain, **chosen))
+        train(recipe_of(run, tmp_path / "one", **plain))
         one, two = weights(tmp_path / "one"), weights(out)
         assert one.keys() == two.keys()
         for key in one:
