@@ -167,8 +167,9 @@ class Method(nn.Module, abc.ABC):
 
         Args:
             batch: what `granary.training.data.loader.Parts` gives, on the device: for each view NAME (B, count, side,
-                side, 3) uint8 and NAME_draws (B, count, 16) in 0..1, what `reads` asks for, id, and row (B,) int64:
-                the number of the row among all rows of the data, the same in every epoch and process.
+                side, 3) uint8, NAME_draws (B, count, 16) in 0..1, and NAME_boxes where its `Crop` asks for them; what
+                `reads` asks for, id, and row (B,) int64: the number of the row among all rows of the data, the same in
+                every epoch and process.
             moment: where the run is.
 
         Returns:

@@ -11,12 +11,15 @@ import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from granary.curation.errors import needs
 
+NEEDED = 11  # numbers that `parameters` goes by
+IDENTITY = (1.0, 1.0, 1.0, 0.0)  # factors that change nothing
 FLIP, JITTER, BRIGHTNESS, CONTRAST, SATURATION, HUE, ORDER, GREY, BLUR, SIGMA, SOLARIZE = range(11)
 ORDERS = torch.tensor(list(itertools.permutations(range(4))))  # (24, 4)
 
@@ -57,6 +60,24 @@ def normalised(pixels: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) 
     return (pixels - pixels.new_tensor(mean).view(shape)) / pixels.new_tensor(std).view(shape)
 
 
+class Changes(NamedTuple):
+    """What augmentation does to every picture of a batch.
+
+    Args:
+        flip, grey, solarize: (B,) bool.
+        factors: (B, 4) see `factors`.
+        order: (B, 4) see `orders`.
+        sigma: (B,) of the blur in pixels, 0 for none.
+    """
+
+    flip: Tensor
+    factors: Tensor
+    order: Tensor
+    grey: Tensor
+    sigma: Tensor
+    solarize: Tensor
+
+
 def photometric(pixels: Tensor, draws: Tensor, options: Photometric) -> Tensor:
     """Flip, jitter colours, make grey, blur, solarize.
 
@@ -68,13 +89,77 @@ def photometric(pixels: Tensor, draws: Tensor, options: Photometric) -> Tensor:
     Returns:
         (B, 3, S, S) in 0..1.
     """
-    pixels = torch.where((draws[:, FLIP] < options.flip)[:, None, None, None], pixels.flip(3), pixels)
-    pixels = _jittered(pixels, draws, options)
-    pixels = _some(pixels, draws[:, GREY] < options.grey, _grey)
+    return changed(pixels, parameters(draws, options), options)
+
+
+def parameters(draws: Tensor, options: Photometric) -> Changes:
+    """Return what `photometric` does to each picture by its numbers: (B, 11) of them at least, uniform in 0..1."""
     low, high = options.sigma
     sigma = low + draws[:, SIGMA] * (high - low)
-    pixels = _some(pixels, draws[:, BLUR] < options.blur, lambda x, s: blurred(x, s, high), sigma)
-    return _some(pixels, draws[:, SOLARIZE] < options.solarize, lambda x: torch.where(x >= options.threshold, 1 - x, x))
+    return Changes(
+        flip=draws[:, FLIP] < options.flip,
+        factors=factors(draws, options),
+        order=orders(draws),
+        grey=draws[:, GREY] < options.grey,
+        sigma=torch.where(draws[:, BLUR] < options.blur, sigma, 0),
+        solarize=draws[:, SOLARIZE] < options.solarize,
+    )
+
+
+def changed(pixels: Tensor, changes: Changes, options: Photometric) -> Tensor:
+    """Return pictures (B, 3, S, S) in 0..1 after changes; the options give the kernel of the blur and the threshold."""
+    pixels = torch.where(changes.flip[:, None, None, None], pixels.flip(3), pixels)
+    pixels = jittered(pixels, changes.factors, changes.order)
+    pixels = _some(pixels, changes.grey, _grey)
+    largest = options.sigma[1]
+    pixels = _some(pixels, changes.sigma > 0, lambda x, sigma: blurred(x, sigma, largest), changes.sigma)
+    return _some(pixels, changes.solarize, lambda x: torch.where(x >= options.threshold, 1 - x, x))
+
+
+def factors(draws: Tensor, options: Photometric) -> Tensor:
+    """Return how much colours change, (B, 4): `IDENTITY` for the pictures that drew no jitter.
+
+    Args:
+        draws: (B, 11) or more, uniform in 0..1.
+        options: see `Photometric`.
+
+    Returns:
+        The factors of brightness, contrast and saturation, and the turn of the hue in radians.
+    """
+    strengths = ((BRIGHTNESS, options.brightness), (CONTRAST, options.contrast), (SATURATION, options.saturation))
+    amounts = [(1 + (2 * draws[:, column] - 1) * strength).clamp(min=0) for column, strength in strengths]
+    amounts.append((2 * draws[:, HUE] - 1) * (2 * math.pi * options.hue))
+    jitter = draws[:, JITTER] < options.jitter
+    return torch.where(jitter[:, None], torch.stack(amounts, dim=1), draws.new_tensor(IDENTITY))
+
+
+def orders(draws: Tensor) -> Tensor:
+    """Return which colour change comes at which turn, (B, 4) int64: 0 brightness, 1 contrast, 2 saturation, 3 hue."""
+    places = (draws[:, ORDER] * len(ORDERS)).long().clamp(max=len(ORDERS) - 1)
+    return ORDERS.to(draws.device)[places]
+
+
+def jittered(pixels: Tensor, factors: Tensor, order: Tensor) -> Tensor:
+    """Change the colours of pictures, each by its own factors in its own order.
+
+    Args:
+        pixels: (B, 3, S, S) float in 0..1.
+        factors: (B, 4) see `factors`.
+        order: (B, 4) see `orders`.
+    """
+    with needs("train"):
+        from kornia import enhance
+    changes: list[Callable[..., Tensor]] = [
+        enhance.adjust_brightness_accumulative,
+        enhance.adjust_contrast_with_mean_subtraction,
+        enhance.adjust_saturation_with_gray_subtraction,
+        enhance.adjust_hue,
+    ]
+    differs = factors != factors.new_tensor(IDENTITY)
+    for turn in range(4):
+        for number, change in enumerate(changes):
+            pixels = _some(pixels, differs[:, number] & (order[:, turn] == number), change, factors[:, number])
+    return pixels
 
 
 def _some(pixels: Tensor, chosen: Tensor, change: Callable[..., Tensor], *numbers: Tensor) -> Tensor:
@@ -102,28 +187,3 @@ def blurred(pixels: Tensor, sigma: Tensor, largest: float) -> Tensor:
         from kornia.filters import gaussian_blur2d
     side = min(2 * math.ceil(2 * largest) + 1, 2 * ((min(pixels.shape[2:]) - 1) // 2) + 1)
     return gaussian_blur2d(pixels, (side, side), sigma[:, None].expand(-1, 2), "reflect")
-
-
-def _jittered(pixels: Tensor, draws: Tensor, options: Photometric) -> Tensor:
-    """Apply the four colour changes to the pictures that drew them, in each picture's own order."""
-    with needs("train"):
-        from kornia import enhance
-    strengths = (options.brightness, options.contrast, options.saturation, options.hue)
-    changes: list[tuple[Callable[..., Tensor], Tensor]] = [
-        (enhance.adjust_brightness_accumulative, _factor(draws, BRIGHTNESS, options.brightness)),
-        (enhance.adjust_contrast_with_mean_subtraction, _factor(draws, CONTRAST, options.contrast)),
-        (enhance.adjust_saturation_with_gray_subtraction, _factor(draws, SATURATION, options.saturation)),
-        (enhance.adjust_hue, (2 * draws[:, HUE] - 1) * (2 * math.pi * options.hue)),
-    ]
-    jitter = draws[:, JITTER] < options.jitter
-    orders = ORDERS.to(draws.device)[(draws[:, ORDER] * len(ORDERS)).long().clamp(max=len(ORDERS) - 1)]  # (B, 4)
-    for turn in range(4):
-        for number, (change, amount) in enumerate(changes):
-            if strengths[number]:
-                pixels = _some(pixels, jitter & (orders[:, turn] == number), change, amount)
-    return pixels
-
-
-def _factor(draws: Tensor, column: int, strength: float) -> Tensor:
-    """Return (B,) factors uniform in 1 - strength .. 1 + strength, not below 0."""
-    return (1 + (2 * draws[:, column] - 1) * strength).clamp(min=0)

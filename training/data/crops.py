@@ -10,6 +10,7 @@ import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +22,6 @@ from granary.curation.images.limits import DecodeLimits
 from granary.training.data.collate import Part
 from granary.training.data.pixels import decode_pixels
 
-DRAWS = 16  # uniform numbers a view carries for the augmentation on the device
 Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels
 
 
@@ -35,6 +35,9 @@ class Crop:
         scale: least and largest share of the picture's area.
         ratio: least and largest ratio of width to height.
         centre: draw nothing: the short edge becomes `side` and the middle is cut out.
+        draws: uniform numbers that a view carries for the augmentation on the device.
+        boxes: whether the boxes of the views are wanted too, as (left, top, right, bottom) in shares of the picture's
+            width and height, before any flip.
     """
 
     count: int
@@ -42,6 +45,8 @@ class Crop:
     scale: tuple[float, float] = (0.3, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     centre: bool = False
+    draws: int = 16
+    boxes: bool = False
 
 
 class _Digest(ISeedSequence):
@@ -99,7 +104,7 @@ def cut_views(
     crops: Mapping[str, Crop],
     generator: np.random.Generator,
     limits: DecodeLimits,
-) -> dict[str, NDArray[np.uint8]]:
+) -> dict[str, NDArray[Any]]:
     """Decode a picture and cut its views.
 
     Args:
@@ -110,7 +115,7 @@ def cut_views(
         limits: of decoding.
 
     Returns:
-        For each name (count, side, side, 3) uint8.
+        For each name (count, side, side, 3) uint8, and NAME_boxes (count, 4) float32 where they are wanted.
 
     Raises:
         DecodeError: the file is damaged or beyond the limits.
@@ -122,10 +127,12 @@ def cut_views(
     boxes = {name: [random_box(*size, crop, generator) for _ in range(crop.count)] for name, crop in crops.items()}
     pixels = (picture or decode_pixels(data, limits, needed_side(*size, boxes, crops), fast)).pixels
     scale = pixels.shape[1] / size[0], pixels.shape[0] / size[1]
-    return {
+    views: dict[str, NDArray[Any]] = {
         name: np.stack([resized(_cut(pixels, box, scale), crop.side) for box in boxes[name]])
         for name, crop in crops.items()
     }
+    shares = {name: np.array(drawn, np.float32) / np.float32([*size, *size]) for name, drawn in boxes.items()}
+    return views | {f"{name}_boxes": shares[name] for name, crop in crops.items() if crop.boxes}
 
 
 def views_of(row: Part, generator: np.random.Generator, crops: Mapping[str, Crop], limits: DecodeLimits) -> Part:
@@ -134,7 +141,7 @@ def views_of(row: Part, generator: np.random.Generator, crops: Mapping[str, Crop
         return {}
     views: Part = dict(cut_views(row["data"], row["size"], crops, generator, limits))
     for name, crop in crops.items():
-        views[f"{name}_draws"] = generator.random((crop.count, DRAWS), dtype=np.float32)
+        views[f"{name}_draws"] = generator.random((crop.count, crop.draws), dtype=np.float32)
     return views
 
 

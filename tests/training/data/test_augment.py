@@ -47,6 +47,46 @@ def test_torchs_own_generator_is_not_touched() -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def test_what_was_done_can_be_seen_and_done_again_by_hand() -> None:
+    pixels, draws = pictures(40)
+    options = Photometric(brightness=0.5, contrast=0.5, saturation=0.5, hue=0.2, solarize=0.3)
+    changes = augment.parameters(draws, options)
+    again = torch.where(changes.flip[:, None, None, None], pixels.flip(3), pixels)
+    again = augment.jittered(again, changes.factors, changes.order)
+    luma = (again * torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)).sum(dim=1, keepdim=True)
+    again = torch.where(changes.grey[:, None, None, None], luma.expand_as(again), again)
+    for place in changes.sigma.nonzero()[:, 0]:
+        again[place] = blurred(again[place, None], changes.sigma[place, None], options.sigma[1])[0]
+    inverted = torch.where(again >= options.threshold, 1 - again, again)
+    again = torch.where(changes.solarize[:, None, None, None], inverted, again)
+    torch.testing.assert_close(photometric(pixels, draws, options), again, atol=1e-5, rtol=0)
+    assert 0 < (changes.sigma > 0).sum() < 40
+    assert ((changes.sigma == 0) | ((changes.sigma >= 0.1) & (changes.sigma <= 2))).all()
+
+
+def test_factors_are_uniform_in_their_ranges_and_nothing_where_there_is_no_jitter() -> None:
+    draws = torch.rand(4000, 16, generator=torch.Generator().manual_seed(1))
+    found = augment.factors(draws, Photometric(jitter=0.8, brightness=0.4, contrast=0.3, saturation=2.0, hue=0.1))
+    plain = (found == torch.tensor(augment.IDENTITY)).all(dim=1)
+    assert torch.equal(plain, draws[:, augment.JITTER] >= 0.8)
+    expected = [(0.6, 1.4), (0.7, 1.3), (0.0, 3.0), (-0.2 * np.pi, 0.2 * np.pi)]
+    for column, (low, high) in zip(found[~plain].T, expected, strict=True):
+        assert low <= column.min() < low + 0.01 * (high - low)
+        assert high - 0.01 * (high - low) < column.max() <= high
+    halves = augment.factors(draws.repeat(1, 2)[:, 16:], Photometric())
+    assert torch.equal(halves, augment.factors(draws, Photometric()))  # a second set of numbers is used alike
+
+
+def test_two_views_may_share_the_order_of_their_changes() -> None:
+    pixels, draws = pictures(12)
+    order = augment.orders(draws)
+    assert order.sort(dim=1).values.tolist() == [[0, 1, 2, 3]] * 12
+    one = torch.tensor([[1.3, 0.7, 1.2, 0.4]]).expand(12, -1)
+    by_hand = torch.cat([augment.jittered(pixels[i : i + 1], one[:1], order[i : i + 1]) for i in range(12)])
+    torch.testing.assert_close(augment.jittered(pixels, one, order), by_hand, atol=1e-6, rtol=1e-6)
+    assert torch.equal(augment.jittered(pixels, torch.tensor([augment.IDENTITY]).expand(12, -1), order), pixels)
+
+
 def test_nothing_changes_nothing_and_values_stay_in_range() -> None:
     pixels, draws = pictures(64)
     assert torch.equal(photometric(pixels, draws, NOTHING), pixels)

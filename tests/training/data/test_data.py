@@ -199,6 +199,21 @@ def test_a_central_crop_is_the_middle_square() -> None:
     assert view["v"].min() == 255
 
 
+def test_boxes_say_where_in_the_picture_a_view_is_from(run: Path) -> None:
+    """Views cut again by hand from the boxes are the same; numbers for the device follow as many as were asked for."""
+    kinds = {"v": Crop(2, 16, (0.2, 0.9), draws=5, boxes=True), "w": Crop(1, 8)}
+    batch = next(batches(plan_of(run, crops=kinds), range(1), workers=2))
+    plain = next(batches(plan_of(run, crops={"v": Crop(2, 16, (0.2, 0.9), draws=5), "w": Crop(1, 8)}), range(1)))
+    assert batch["v_boxes"].shape == (12, 2, 4)
+    assert batch["v_draws"].shape == (12, 2, 5)
+    assert set(batch) - set(plain) == {"v_boxes"}
+    assert all(torch.equal(batch[name], plain[name]) for name in ("v", "w", "w_draws"))
+    pictures = {row["id"]: Image.open(io.BytesIO(row["image"]["bytes"])) for row in shapes(48)}
+    for name, boxes, views in zip(batch["id"], batch["v_boxes"], batch["v"], strict=True):
+        for box, view in zip((boxes * 32).round().int().tolist(), views, strict=True):
+            assert np.array_equal(view, crops.resized(np.asarray(pictures[name].crop(box)), 16))
+
+
 def test_boxes_have_the_areas_and_shapes_that_were_asked_for() -> None:
     crop, generator = Crop(1, 32, (0.3, 0.6)), np.random.default_rng(0)
     boxes = np.array([crops.random_box(300, 200, crop, generator) for _ in range(500)])
