@@ -146,7 +146,11 @@ class TrainRecipe(Options, frozen=True):
     model: Model = Field(ViTArchitecture(), description="the backbone")
     init: str | None = Field(None, description="weights to start from: a training directory, a checkpoint, hf:ID")
     data: list[Data] = Field(min_length=1, description="datasets and weights; as one line: RUN * 3 + RUN2")
-    split: str | None = Field(None, description="train only on this split; where there is no such column, by hash")
+    split: str | None = Field(
+        None,
+        description="train only on this split, or several: train,shared; where there is no such column, by hash; or on "
+        "rows with a value in a column: COLUMN=A,B; both: train & COLUMN=A",
+    )
     holdout: float = Field(0.1, gt=0, lt=1, description="share of the ids that is test where no column says so")
     out: str = Field(min_length=1, description="the training directory to write, a path or URL")
     resume: Literal["same", "changed"] = Field(

@@ -131,7 +131,7 @@ def cut_views(
         name: np.stack([resized(_cut(pixels, box, scale), crop.side) for box in boxes[name]])
         for name, crop in crops.items()
     }
-    shares = {name: np.array(drawn, np.float32) / np.float32([*size, *size]) for name, drawn in boxes.items()}
+    shares = {name: np.array(drawn, np.float32) / np.array([*size, *size], np.float32) for name, drawn in boxes.items()}
     return views | {f"{name}_boxes": shares[name] for name, crop in crops.items() if crop.boxes}
 
 

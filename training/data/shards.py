@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -20,12 +20,12 @@ from numpy.typing import NDArray
 
 from granary.curation.errors import UserError
 from granary.curation.runs.tables import read_table
-from granary.curation.sources.contents import same_split, split_of
 from granary.curation.store import schema, storage
-from granary.curation.store.sampling import priority
 from granary.training.data.columns import Layout, check_layout, kind_of, layout_of, reader_of
+from granary.training.data.splits import Term, held_out, named_splits, terms_of
 from granary.training.data.table import USUAL, Columns
 
+Texts = NDArray[np.str_]
 READERS = 16  # threads that read footers: a remote one takes a round trip
 
 
@@ -112,9 +112,10 @@ def open_dataset(
     Args:
         path: what `find_shards` takes.
         needs: columns that must be there.
-        split: rows of this split only. A column `split` says which they are, else the names of the shards or of their
-            folders where there are several, as on the Hub: data/SPLIT-00000-of-00001.parquet, SPLIT/NAME.parquet, "val"
-            for validation; for others "test" is the share `holdout` of the ids, drawn by hash, "train" the rest.
+        split: rows of this split only, of several (`train,shared`), with values in a column (`place=sea,moon`), or all
+            at once (`train & place=sea`). A column `split` says which they are, else the names of the shards or of
+            their folders where there are several, as on the Hub: data/SPLIT-00000-of-00001.parquet, SPLIT/NAME.parquet,
+            "val" for validation; for others "test" is the share `holdout` of the ids, drawn by hash, "train" the rest.
         holdout: see split; in 0..1.
         why: who needs the columns, for the message.
         columns: their names, where they are not granary's.
@@ -134,14 +135,18 @@ def open_dataset(
     shards = list(zip(urls, layouts, [sizes for _, sizes in footers], strict=True))
     groups = [group for url, layout, sizes in shards for group in _groups(url, layout, sizes)]
     there = [name for name in layouts[0].names if all(name in layout.names for layout in layouts)]
-    named = named_splits(urls)
+    named = None if "split" in there else named_splits(urls)
     states = "split" in there or named is not None
     if split is not None:
-        groups = _of_split(groups, split, holdout, None if "split" in there else named, states)
+        terms = [term if term.column or not named else term.among(named.values()) for term in terms_of(split)]
+        tested = [term.column for term in terms if term.column]
+        for url, layout in zip(urls, layouts, strict=True):
+            check_layout(layout, columns, tested, url, "split", tested)
+        stated_by = functools.partial(_stated, named=named, states=states, holdout=holdout)
+        groups = _of_split(groups, terms, stated_by, path)
     groups = [group for group in groups if group.rows]
     if not groups:
-        others = f"; it has {', '.join(sorted(set(named.values())))}" if named and "split" not in there else ""
-        raise UserError(f"data: {path} has no rows" + (f" in split {split!r}{others}" if split else ""))
+        raise UserError(f"data: {path} has no rows" + (f" in split {split!r}" if split else ""))
     starts = itertools.accumulate((group.rows for group in groups), initial=0)
     groups = [group._replace(start=start) for group, start in zip(groups, starts, strict=False)]
     return Dataset(path, groups, list(dict.fromkeys([*there, "id"])), states)
@@ -171,41 +176,54 @@ def _groups(url: str, layout: Layout, sizes: Sequence[tuple[int, int]]) -> Itera
         first += count
 
 
-def named_splits(urls: Sequence[str]) -> dict[str, str] | None:
-    """Return the split that each shard is of by its name or its folder's; None where they do not name several."""
-    splits = {url: split for url in urls if (split := split_of("/".join(url.rsplit("/", 2)[-2:])))}
-    return splits if len(splits) == len(urls) and len(set(splits.values())) > 1 else None
-
-
 def _of_split(
-    groups: list[RowGroup], split: str, holdout: float, named: Mapping[str, str] | None, states: bool
+    groups: list[RowGroup], terms: Sequence[Term], stated_by: Callable[[list[RowGroup], str | None], Texts], path: str
 ) -> list[RowGroup]:
-    """Choose the rows of a split in every group.
+    """Choose the rows that a split asks for in every group.
 
     Args:
-        groups: all of them.
-        split, holdout: see `open_dataset`.
-        named: the split of each shard where names say it and no column does.
-        states: whether names or a column say it.
+        groups: all of them, shard by shard.
+        terms: of the split; all must hold.
+        stated_by: (groups of a shard, column) -> the value of each row of the shard.
+        path: of the dataset, for messages.
     """
-    if named is not None:
-        return [group for group in groups if same_split(split, named[group.url])]
-    if not states and split not in ("train", "test"):
-        raise UserError(f"split: {split!r} is not right: shards without a column split have train and test")
-    column = "split" if states else "id"
-    chosen = []
-    for shard in {group.url: group for group in groups}.values():
-        values = _read(shard, [column], None)[column].to_numpy(zero_copy_only=False).astype(str)
-        inside = values == split if states else held_out(values, holdout) == (split == "test")
-        for group in (group for group in groups if group.url == shard.url):
+    chosen: list[RowGroup] = []
+    there: list[set[str]] = [set() for _ in terms]
+    for _, members in itertools.groupby(groups, lambda group: group.url):
+        shard = list(members)
+        inside: NDArray[np.bool_] = np.array(True)
+        for term, values in zip(terms, there, strict=True):
+            stated = stated_by(shard, term.column)
+            values.update(np.unique(stated).tolist())
+            inside = inside & np.isin(stated, term.values)
+        for group in shard:
             rows = np.flatnonzero(inside[group.first : group.first + group.rows])
             chosen.append(group._replace(rows=len(rows), chosen=rows))
+    for term, values in zip(terms, there, strict=True):
+        term.check(sorted(values - {""}, key=schema.natural), path)
     return chosen
 
 
-def held_out(ids: NDArray[np.str_], holdout: float) -> NDArray[np.bool_]:
-    """Say for each id whether it is in the share drawn for testing: equal ids fall on the same side."""
-    return priority(0, ids, "holdout") < np.uint64(min(holdout * 2.0**64, 2.0**64 - 2048))
+def _stated(
+    shard: list[RowGroup], column: str | None, named: Mapping[str, str] | None, states: bool, holdout: float
+) -> Texts:
+    """Return the value of a column for each row of a whole shard, "" for none; column None is the split.
+
+    Args:
+        shard: its row groups.
+        column: our name of it.
+        named: the split of each shard where names say it and no column does.
+        states: whether names or a column say it.
+        holdout: see `open_dataset`.
+    """
+    first = shard[0]
+    if column is None and named is not None:
+        return np.full(sum(group.rows for group in shard), named[first.url])
+    if column is None and not states:
+        ids = _read(first, ["id"], None)["id"].to_numpy(zero_copy_only=False).astype(str)
+        return np.where(held_out(ids, holdout), "test", "train")
+    name = column or "split"
+    return _read(first, [name], None, [name])[name].fill_null("").to_numpy(zero_copy_only=False).astype(str)
 
 
 def read_group(group: RowGroup, columns: Sequence[str], categories: Collection[str] = ()) -> pa.RecordBatch:
