@@ -66,6 +66,8 @@ class IJEPA(Method):
         super().__init__(config, options, known)
         if config.class_token or config.registers or config.pos_embed != "sincos":
             raise UserError("model: I-JEPA has no class token and no registers, and its positions are sincos")
+        if config.stem == "conv":
+            raise UserError("model.stem: conv is not right: its tokens would have seen the patches that are predicted")
         self.options = options
         self.blocks = _multi_block(config.grid, options)
         self.context = VisionTransformer(config)

@@ -55,6 +55,9 @@ class ViTArchitecture(Architecture, frozen=True):
     depth: int | None = Field(None, ge=1, description="blocks, when not those of the size")
     heads: int | None = Field(None, ge=1, description="heads, when not those of the size")
     patch_size: int = Field(16, ge=1, description="pixels of a patch")
+    stem: Literal["patch", "conv"] = Field(
+        "patch", description="patch: a linear layer; conv: 3 x 3 convolutions of stride 2 (arXiv 2106.14881)"
+    )
     mlp_ratio: float | None = Field(None, gt=0, description="width of the MLP as a multiple of the width")
     class_token: bool | None = Field(None, description="whether there is a class token")
     registers: int | None = Field(None, ge=0, description="register tokens")

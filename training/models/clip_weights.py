@@ -135,6 +135,7 @@ def _siglip_config(model: DualEncoder) -> SiglipConfig:
         or config.layer_scale
         or not config.patch_bias
         or config.pos_embed == "rotary"
+        or config.stem == "conv"
         or config.mlp == "swiglu"
     ):
         raise UserError(

@@ -20,28 +20,8 @@ from torch.utils.checkpoint import checkpoint
 
 from granary.training.models.backbone import Backbone, Tokens
 from granary.training.models.backbone_config import BackboneConfig
+from granary.training.models.convolutions import ConvNorm
 from granary.training.models.resnet_config import REDUCTION, ResNetConfig
-
-
-class ConvNorm(nn.Sequential):
-    """A convolution without bias, its BatchNorm and, but at the end of a branch, ReLU: (B, C, h, w) -> (B, C', h', w').
-
-    Args:
-        inputs, outputs: channels.
-        kernel: pixels of the convolution's square; the border is padded by half of it.
-        stride: of the convolution.
-        relu: whether ReLU follows.
-        gain: the norm's initial weight.
-    """
-
-    def __init__(
-        self, inputs: int, outputs: int, kernel: int, stride: int = 1, relu: bool = True, gain: float = 1.0
-    ) -> None:
-        conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False)
-        nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")  # He et al. 2015, arXiv 1502.01852
-        norm = nn.BatchNorm2d(outputs)
-        nn.init.constant_(norm.weight, gain)
-        super().__init__(conv, norm, *([nn.ReLU(inplace=True)] if relu else []))
 
 
 class Block(nn.Module):

@@ -18,7 +18,7 @@ from granary.training.models.positions import interpolated
 from granary.training.models.vit import VisionTransformer
 from granary.training.models.vit_config import ViTConfig
 
-SHAPE = ("width", "heads", "patch_size")  # must be equal
+SHAPE = ("width", "heads", "patch_size", "stem")  # must be equal
 PREPARATION = ("mlp", "norm_eps", "mean", "std")  # may differ, and is said
 REPLACEABLE = ("cls", "registers", "mask_token", "positions")  # may begin anew
 SCALED = (("scale1", "attention.out"), ("scale2", "mlp.down"))  # a LayerScale, and the layer before it
@@ -65,7 +65,7 @@ def _fitted(source: VisionTransformer, target: ViTConfig) -> dict[str, Tensor]:
     for block in range(source.config.depth):
         for scale, layer in SCALED:
             _scale(weights, f"blocks.{block}.{scale}.scale", f"blocks.{block}.{layer}", target)
-    if target.patch_bias and not source.config.patch_bias:
+    if target.patch_bias and not source.config.patch_bias and target.stem == "patch":
         weights["embed.bias"] = torch.zeros(target.width)
     if "positions" in weights and source.config.grid != target.grid:
         if target.pos_embed == "sincos":

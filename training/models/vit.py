@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from granary.training.models.backbone import Backbone, Tokens
 from granary.training.models.backbone_config import BackboneConfig
+from granary.training.models.convolutions import conv_stem
 from granary.training.models.positions import interpolated, rotary_angles, rotate, sincos_positions
 from granary.training.models.vit_config import ViTConfig, swiglu_width
 
@@ -161,7 +162,11 @@ class VisionTransformer(Backbone):
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__(config)
-        self.embed = nn.Conv2d(3, config.width, config.patch_size, stride=config.patch_size, bias=config.patch_bias)
+        patch = config.patch_size
+        if config.stem == "conv":
+            self.embed: nn.Module = conv_stem(config.width, patch, config.patch_bias)
+        else:
+            self.embed = nn.Conv2d(3, config.width, patch, stride=patch, bias=config.patch_bias)
         first = torch.empty(1, int(config.class_token), config.width), torch.empty(1, config.registers, config.width)
         self.cls, self.registers = (nn.Parameter(tokens, requires_grad=tokens.numel() > 0) for tokens in first)
         if config.mask_token:
@@ -175,9 +180,9 @@ class VisionTransformer(Backbone):
         self._initialise()
 
     def _initialise(self) -> None:
-        """Draw weights from a truncated normal of deviation 0.02 with torch's generator; biases are 0."""
-        for module in self.modules():
-            if isinstance(module, nn.Linear | nn.Conv2d):
+        """Draw weights but a stem's from a truncated normal of deviation 0.02 with torch's generator; biases are 0."""
+        for name, module in self.named_modules():
+            if isinstance(module, nn.Linear | nn.Conv2d) and not name.startswith("embed."):
                 nn.init.trunc_normal_(module.weight, std=0.02)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
@@ -190,7 +195,8 @@ class VisionTransformer(Backbone):
 
         Args:
             pixels: (B, 3, h, w).
-            keep: (B, K) int64, numbers of the patches that go through the blocks; None keeps all.
+            keep: (B, K) int64, numbers of the patches that go through the blocks; None keeps all. A convolutional stem
+                runs over the whole picture, and what it gives for the others is dropped.
             masked: (B, N) bool, patches replaced by the mask token before positions are added.
         """
         return self.intermediate(pixels, [len(self.blocks) - 1], keep, masked)[0]
@@ -223,6 +229,8 @@ class VisionTransformer(Backbone):
 
     def _embed_some(self, pixels: Tensor, keep: Tensor) -> Tensor:
         """Embed only the patches that are kept: (B, K, D)."""
+        if not isinstance(self.embed, nn.Conv2d):
+            return gather_tokens(self.embed(pixels).flatten(2).transpose(1, 2), keep)
         patch = self.config.patch_size
         patches = pixels.unfold(2, patch, patch).unfold(3, patch, patch)  # (B, 3, rows, columns, patch, patch)
         flat = patches.permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(1, 2)  # (B, N, 3 * patch * patch)
@@ -255,8 +263,9 @@ class VisionTransformer(Backbone):
         """
         assert isinstance(config, ViTConfig)
         blocks = sum(name.endswith(".norm1.weight") for name in state)
-        width, _, patch = state["embed.weight"].shape[:3]
-        there = {"depth": blocks, "width": width, "patch_size": patch}
+        halvings = sum(name.startswith("embed.") and name.endswith(".0.weight") for name in state)
+        patch = 2**halvings if config.stem == "conv" else state["embed.weight"].shape[2]
+        there = {"depth": blocks, "width": len(state["norm.weight"]), "patch_size": patch}
         if "positions" in state:
             there["grid"] = math.isqrt(state["positions"].shape[1])
         if blocks:

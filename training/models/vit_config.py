@@ -16,6 +16,7 @@ SIZES = {  # width, blocks, heads; DINOv2's S to g
     "giant": (1536, 40, 24),
 }
 POS_EMBEDS, MLPS = ("learned", "sincos", "rotary"), ("gelu", "quick_gelu", "swiglu")
+STEMS = ("patch", "conv")
 FORMER = {  # names of fields in version 0.1, in recipes and in config.json
     "side": "img_size",
     "patch": "patch_size",
@@ -41,6 +42,8 @@ class ViTConfig:
         layer_scale: initial value, 0 for none.
         drop_path: share of the pictures that skip a branch in training.
         mask_token: whether `masked` may be used.
+        stem: "patch", one linear layer for each patch, or "conv", convolutions (arXiv 2106.14881) in its place: a token
+            has then seen pixels of the patches around its own, masked ones among them.
         patch_bias, pre_norm, norm_eps, antialias: as CLIP and `transformers` differ.
         mean, std: of the RGB channels in 0..1.
         kind: "vit".
@@ -61,6 +64,7 @@ class ViTConfig:
     layer_scale: float = 1e-5
     drop_path: float = 0.0
     mask_token: bool = False
+    stem: str = "patch"
     patch_bias: bool = True
     pre_norm: bool = False
     norm_eps: float = 1e-6
@@ -79,8 +83,10 @@ class ViTConfig:
             raise ValueError(f"img_size is {self.img_size}; it must be a multiple of patch_size, {self.patch_size}")
         if self.heads < 1 or self.width % self.heads or self.width % 4:
             raise ValueError(f"width is {self.width}; it must be a multiple of 4 and of heads, {self.heads}")
-        if self.pos_embed not in POS_EMBEDS or self.mlp not in MLPS:
-            raise ValueError(f"pos_embed '{self.pos_embed}' or mlp '{self.mlp}' is unknown")
+        if self.pos_embed not in POS_EMBEDS or self.mlp not in MLPS or self.stem not in STEMS:
+            raise ValueError(f"pos_embed '{self.pos_embed}', mlp '{self.mlp}' or stem '{self.stem}' is unknown")
+        if self.stem == "conv" and (self.patch_size == 1 or self.patch_size & (self.patch_size - 1)):
+            raise ValueError(f"patch_size is {self.patch_size}; stem conv needs it to be a power of 2, at least 2")
         if self.pos_embed == "rotary" and self.width // self.heads % 4:
             raise ValueError(f"width / heads is {self.width // self.heads}; rotary needs it to be a multiple of 4")
         if not 0 <= self.drop_path < 1:

@@ -169,10 +169,10 @@ def _their_kind(config: ViTConfig) -> str:
         ("dinov2", lambda: config.class_token and not config.pre_norm and config.mlp != "quick_gelu"),
     ]
     kind = next((kind for kind, fits in fitting if fits()), "")
-    if not kind or config.pos_embed == "rotary" or (config.registers and kind != "dinov2"):
+    if not kind or config.pos_embed == "rotary" or config.stem == "conv" or (config.registers and kind != "dinov2"):
         raise UserError(
             "export: transformers has no model with these parts; DINOv2 (class token), I-JEPA (no class token, no "
-            "LayerScale) and CLIP (pre_norm) with learned or sincos positions can be written"
+            "LayerScale) and CLIP (pre_norm) with a patch stem and learned or sincos positions can be written"
         )
     return "dinov2_with_registers" if config.registers else kind
 
