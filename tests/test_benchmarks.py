@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib
+from pathlib import Path
 
 import pytest
 
-from tests.benchmarks import dinov2, ijepa
+from tests.benchmarks import dinov2, expand_narrow, ijepa, stop_noise
 from tests.benchmarks.__main__ import MODULES
+from tests.benchmarks.cells import Cells, shown
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -23,3 +25,55 @@ def test_a_step_of_ijepa_is_compared(capsys: pytest.CaptureFixture[str]) -> None
 def test_the_losses_of_dinov2_are_compared(capsys: pytest.CaptureFixture[str]) -> None:
     dinov2.compare("tiny, K 2,048, batch 64", 1, {"reference": dinov2.reference})
     assert "granary is" in capsys.readouterr().out
+
+
+def test_cells_are_measured_once_and_kept(tmp_path: Path) -> None:
+    path, calls = tmp_path / "cells.json", list[str]()
+    for _ in range(2):
+        numbers = Cells(path).measured("one", lambda: calls.append("one") or {"a": 0.5})
+        assert numbers == {"a": 0.5}
+    assert calls == ["one"]
+    assert Cells(path).measured("two", lambda: {"a": 1.5}) == {"a": 1.5}
+    assert set(Cells(path).values) == {"one", "two"}
+
+
+def test_mean_and_deviation_are_those_of_a_sample() -> None:
+    assert shown([0.1, 0.2, 0.3], 100) == "20.00 ± 10.00"
+    assert shown([0.25], 100) == "25.00"
+
+
+@pytest.mark.parametrize("falls", [True, False])
+def test_the_trend_of_stops_norms_must_be_there_for_every_seed(falls: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    table = {
+        (std, seed): {
+            "a_norm": 5 - std if falls or seed == 0 else 5 + std,
+            "token_norm": 1 + std,
+            "knn.accuracy": 0.4,
+            "linear.accuracy": 0.5 + std / 100,
+        }
+        for std in (0.0, 0.25, 0.5)
+        for seed in (0, 1)
+    }
+    stop_noise.report(table, [0.0, 0.25, 0.5], [0, 1])
+    printed = capsys.readouterr().out
+    assert f"BAR {'holds' if falls else 'DOES NOT HOLD'}: the norm of A falls" in printed
+    assert "BAR holds: that of the token grows" in printed
+    assert "0.25 ± 0.00 points" in printed
+
+
+@pytest.mark.parametrize(("wide", "holds"), [(0.50, True), (0.43, False)])
+def test_a_wide_backbone_must_gain_more_than_its_weights_alone(
+    wide: float, holds: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    corners = [(32, 16), (32, 256), (2048, 16), (2048, 256)]
+
+    def numbers(corner: tuple[int, int]) -> dict[str, float]:
+        accuracy = wide if corner == (2048, 16) else 0.4
+        values = dict.fromkeys(expand_narrow.COLUMNS.values(), accuracy)
+        return values | {"sparsity.accuracy_random": 0.42, "sparsity.zeros": corner[0] / 4096}
+
+    expand_narrow.report({(corner, seed): numbers(corner) for corner in corners for seed in (0, 1)}, corners, [0, 1])
+    printed = capsys.readouterr().out
+    assert f"BAR {'holds' if holds else 'DOES NOT HOLD'}: D 2048, K 16 against D 32, K 256: linear gains" in printed
+    assert f"BAR {'holds' if holds else 'DOES NOT HOLD'}: of that a random projection" in printed
+    assert "BAR holds: with K 16 the share of zeros rises with D" in printed

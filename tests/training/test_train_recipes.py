@@ -16,10 +16,13 @@ from granary.training.recipe import TrainRecipe
 from granary.training.run.loop import train
 
 FOLDER = places.CONFIGS / "train"
-CONFIGS = [path for path in sorted(FOLDER.glob("*.yaml")) if yaml.safe_load(path.read_text()).get("method") in METHODS]
-SMALL = "--steps 2 --batch 8 --streams 2 --workers 0 --probe.every 0 --split null --epochs null --model.width 32 "
-SMALL += "--model.depth 1 --model.heads 2 --device.accelerator cpu --device.devices 1 --device.nodes 1 "
-SMALL += "--device.strategy auto --device.threads 1 "
+CONFIGS = [path for path in sorted(FOLDER.rglob("*.yaml")) if yaml.safe_load(path.read_text()).get("method") in METHODS]
+SMALL = "--steps 2 --batch 8 --streams 2 --workers 0 --probe.every 0 --split null --epochs null "
+SMALL += "--device.accelerator cpu --device.devices 1 --device.nodes 1 --device.strategy auto --device.threads 1 "
+MODELS = {
+    "vit": "--model.width 32 --model.depth 1 --model.heads 2 ",
+    "resnet": "--model.widths [8,16] --model.depths [1,1] --model.last_width 24 ",
+}
 TEXT = "--model.img_size {side} --options.text_width 16 --options.text_depth 1 --options.text_heads 2 "
 TEXT += "--options.vocabulary 600 --options.context 16"
 OWN = {
@@ -29,7 +32,7 @@ OWN = {
     "--options.patch_prototypes 16 --options.hidden 16",
     "clip": TEXT,
     "siglip": TEXT,
-    "simclr": "--model.img_size {side} --options.projector_hidden [16]",
+    "simclr": "--model.img_size {side}",
     "supervised": "--model.img_size {side} --device.precision 32-true",
 }
 
@@ -52,7 +55,7 @@ def test_a_shipped_recipe_is_read_and_says_how_it_is_run(config: Path) -> None:
     recipe = load_recipe(TrainRecipe, str(config), ["--data", "RUN", "--out", "TRAIN"])
     assert recipe.batch % recipe.parts(recipe.device.devices * recipe.device.nodes) == 0
     header = config.read_text().split("\nname:")[0]
-    assert f"granary train --config configs/train/{config.name} --data RUN --out TRAIN" in header
+    assert f"granary train --config configs/train/{config.relative_to(FOLDER)} --data RUN --out TRAIN" in header
     assert re.search(r"arXiv \d{4}\.\d{5}", header)
     assert "Hardware" in header
 
@@ -61,7 +64,7 @@ def test_a_shipped_recipe_is_read_and_says_how_it_is_run(config: Path) -> None:
 def test_a_shipped_recipe_runs_at_a_reduced_size(config: Path, run: str, tmp_path: Path) -> None:
     """Two steps of its method, views and schedules with a small model on small pictures."""
     whole = load_recipe(TrainRecipe, str(config), ["--data", "RUN", "--out", "TRAIN"])
-    patch = whole.model.patch_size
-    small = (SMALL + OWN[whole.method].format(side=2 * patch, patch=patch)).split()
+    patch = whole.config().patch_size
+    small = (SMALL + MODELS[whole.model.kind] + OWN[whole.method].format(side=2 * patch, patch=patch)).split()
     recipe = load_recipe(TrainRecipe, str(config), ["--data", run, "--out", str(tmp_path / "out"), *small])
     assert train(recipe)["finished"]

@@ -17,9 +17,9 @@ from granary.training.data.collate import Part
 from granary.training.data.crops import Crop
 from granary.training.losses.pairs import nt_xent
 from granary.training.method import Method, Moment
+from granary.training.models.backbone_config import BackboneConfig
+from granary.training.models.build import build
 from granary.training.models.projector import build_projector
-from granary.training.models.vit import VisionTransformer
-from granary.training.models.vit_config import ViTConfig
 
 
 class SimCLROptions(Options, frozen=True):
@@ -52,10 +52,10 @@ class SimCLR(Method):
     columns = ("image",)
     evaluated = "encoder"
 
-    def __init__(self, config: ViTConfig, options: SimCLROptions, known: object = None) -> None:
+    def __init__(self, config: BackboneConfig, options: SimCLROptions, known: object = None) -> None:
         super().__init__(config, options, known)
         self.options = options
-        self.encoder = VisionTransformer(config)
+        self.encoder = build(config)
         self.projector = build_projector(
             config.width, options.projector_hidden, options.projector_width, options.projector_norm
         )

@@ -127,11 +127,18 @@ def test_what_is_evaluated_is_the_backbone_and_not_the_projector() -> None:
     assert method(projector_hidden=[]).projector[0].weight.shape == (8, 24)  # type: ignore[union-attr]
 
 
-def test_a_training_with_running_statistics_goes_on_as_if_it_had_not_stopped(tmp_path: Path) -> None:
+VIT = {"width": 16, "depth": 1, "heads": 2, "img_size": 16, "patch_size": 4}
+RESNET = {"kind": "resnet", "widths": [8, 16], "depths": [1, 1], "stem": "small", "img_size": 16}
+
+
+@pytest.mark.parametrize("model", [VIT, RESNET], ids=["vit", "resnet"])
+def test_a_training_with_running_statistics_goes_on_as_if_it_had_not_stopped(
+    model: dict[str, Any], tmp_path: Path
+) -> None:
     run = write_shards(tmp_path / "run", shapes(40, 16), group=8)
     tree = {
         "method": "simclr",
-        "model": {"width": 16, "depth": 1, "heads": 2, "img_size": 16, "patch_size": 4},
+        "model": model,
         "options": {**OPTIONS, "local_crops": 1, "local_size": 8},
         "data": str(run),
         "out": str(tmp_path / "out"),
@@ -152,14 +159,14 @@ def test_a_training_with_running_statistics_goes_on_as_if_it_had_not_stopped(tmp
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_two_processes_train_what_one_does(strategy: str, tmp_path: Path) -> None:
-    """Every row is compared with those of both processes."""
+@pytest.mark.parametrize(("strategy", "model"), [("ddp", RESNET), ("fsdp", VIT), ("fsdp", RESNET)])
+def test_two_processes_train_what_one_does(strategy: str, model: dict[str, Any], tmp_path: Path) -> None:
+    """Every row is compared with those of both processes, and BatchNorm sees both."""
     run = write_shards(tmp_path / "run", shapes(40, 16), group=8)
     tree = {
         "method": "simclr",
-        "model": {"width": 16, "depth": 1, "heads": 2, "img_size": 16, "patch_size": 4},
-        "options": {**OPTIONS, "projector_norm": False},
+        "model": model,
+        "options": OPTIONS,
         "data": str(run),
         "steps": 4,
         "batch": 8,

@@ -23,7 +23,7 @@ from granary.training.evaluation.features import BATCH, Features
 from granary.training.evaluation.heads import LinearHead, logistic_heads, ridge_heads
 from granary.training.evaluation.protocol import Measured, Protocol, SplitOptions
 from granary.training.evaluation.protocols.linear import PENALTIES, probe
-from granary.training.evaluation.scores import Scores, accuracies
+from granary.training.evaluation.scores import Real, Scores, accuracies
 from granary.training.evaluation.tasks import PROBE, Task, train_and_test, without_test
 
 QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
@@ -33,6 +33,11 @@ class SparsityOptions(SplitOptions, frozen=True):
     """Options of the statistics of zeros."""
 
     solver: Literal["ridge", "lbfgs"] = Field("ridge", description="of the three probes; as of the protocol linear")
+    penalties: Real = Field(
+        (1e2, 1e1, *PENALTIES),
+        min_length=1,
+        description="of the probes, as of the protocol linear; wide features want greater ones",
+    )
     random_width: int = Field(
         0,
         ge=0,
@@ -55,7 +60,7 @@ def evaluate(measured: Measured, options: SparsityOptions) -> Scores:
 
     scores: dict[str, float | None] = {**zeros(task.test.last)}
     for name, change in _inputs(options.random_width, measured.seed).items():
-        best, predicted = probe(_changed(task, change), [1], PENALTIES, fit)
+        best, predicted = probe(_changed(task, change), [1], options.penalties, fit)
         scores |= {**accuracies(predicted, task.test.labels, name), f"{name}.penalty": best.point}
     negative = float((task.test.last < 0).double().mean())
     notes = [f"{negative:.0%} of the features are negative: without a ReLU at the end zeros say little"]
