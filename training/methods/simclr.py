@@ -11,6 +11,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from granary.curation.errors import UserError
 from granary.curation.options import Options
 from granary.training.data.augment import Photometric, normalised, photometric, to_unit
 from granary.training.data.collate import Part
@@ -31,6 +32,7 @@ class SimCLROptions(Options, frozen=True):
     )
     projector_width: int = Field(128, ge=1, description="width of its output")
     projector_norm: bool = Field(True, description="whether its hidden layers have BatchNorm")
+    crop_size: int | None = Field(None, ge=1, description="pixels of a crop's side; default the model's")
     crop_scale: tuple[float, float] = Field((0.08, 1.0), description="share of the picture's area in a crop")
     local_crops: int = Field(0, ge=0, description="smaller crops, each a pair with both large ones")
     local_size: int = Field(96, ge=1, description="pixels of a smaller crop's side")
@@ -54,6 +56,7 @@ class SimCLR(Method):
 
     def __init__(self, config: BackboneConfig, options: SimCLROptions, known: object = None) -> None:
         super().__init__(config, options, known)
+        _check(config, options)
         self.options = options
         self.encoder = build(config)
         self.projector = build_projector(
@@ -63,7 +66,7 @@ class SimCLR(Method):
     def views(self) -> dict[str, Crop]:
         """Two large crops, and the smaller ones."""
         options = self.options
-        views = {"image": Crop(2, self.config.img_size, options.crop_scale)}
+        views = {"image": Crop(2, options.crop_size or self.config.img_size, options.crop_scale)}
         if options.local_crops:
             views["local"] = Crop(options.local_crops, options.local_size, options.local_scale)
         return views
@@ -109,3 +112,13 @@ class SimCLR(Method):
         )
         pixels = photometric(to_unit(views.flatten(0, 1)), draws.flatten(0, 1), changes)
         return normalised(pixels, self.config.mean, self.config.std)
+
+
+def _check(config: BackboneConfig, options: SimCLROptions) -> None:
+    """Raise UserError for crops that cannot be cut into patches."""
+    sizes = {"crop_size": options.crop_size, "local_size": options.local_size if options.local_crops else None}
+    for name, side in sizes.items():
+        if side and config.kind == "vit" and side % config.patch_size:
+            raise UserError(
+                f"options.{name}: {side} is not right: it must be a multiple of patch_size, {config.patch_size}"
+            )

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from slow_pairs import slow_nt_xent
 from tiny_shards import shapes, write_shards
 
+from granary.curation.errors import UserError
 from granary.training.data.augment import Photometric
 from granary.training.method import Moment
 from granary.training.methods import simclr
@@ -82,6 +83,13 @@ def test_small_crops_are_pairs_with_both_large_ones() -> None:
         "image": (2, 16),
         "local": (3, 8),
     }
+
+
+def test_crops_may_be_smaller_than_what_the_model_is_for() -> None:
+    assert method(crop_size=8).views()["image"].side == 8
+    for wrong in ({"crop_size": 10}, {"local_crops": 1, "local_size": 6}):
+        with pytest.raises(UserError, match=r"must be a multiple of patch_size, 4"):
+            method(**wrong)
 
 
 def test_batchnorm_sees_both_views_together() -> None:
