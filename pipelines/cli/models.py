@@ -173,18 +173,18 @@ results = PlainCommand(
 )
 
 
-def _export(model: str, out: str) -> int:
+def _export(model: str, out: str, format: str) -> int:
     from granary.training.models.export import export
 
-    name = export(model, out)
-    print(f"{out}: transformers.{name}.from_pretrained reads it")
+    print(f"written; it is read by {export(model, out, format)}")
     return 0
 
 
 export = PlainCommand(
     "export",
     _export,
-    "Write a trained model in the format of transformers.",
+    "Write a trained model as another library reads it. Every training fits transformers, but for rotary positions and "
+    "ResNets with a small stem; timm fits ViTs, and ResNets with four stages; open_clip fits trainings of clip.",
     [
         click.Option(
             ["--model"],
@@ -193,6 +193,13 @@ export = PlainCommand(
             help="a training directory, a checkpoint folder or hf:ID_OR_PATH",
         ),
         click.Option(["--out"], required=True, metavar="DIR", help="a new local folder"),
+        click.Option(
+            ["--format"],
+            default="transformers",
+            show_default=True,
+            type=click.Choice(["transformers", "timm", "open_clip"]),
+            help="the library that is to read it",
+        ),
     ],
     ["granary export --model runs/first --out models/first"],
 )

@@ -46,7 +46,7 @@ class Supervised(Method):
         if len(classes) < 2:
             labels = f"one class, {next(iter(classes))!r}" if classes else "no row with a label (-1 is none)"
             raise UserError(f"data: the column label has {labels}; supervised training needs at least two classes")
-        self.options = options
+        self.options, self.classes = options, list(classes)
         self.encoder = build(config)
         self.head = nn.Linear(config.width, len(classes))
         nn.init.trunc_normal_(self.head.weight, std=0.02)

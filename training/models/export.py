@@ -1,17 +1,26 @@
-"""Write a trained model in the format of `transformers`: config.json, model.safetensors, preprocessor_config.json."""
+"""Write a trained model as another library reads it: `transformers`, timm or open_clip."""
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
+
+from safetensors.torch import save
+from torch import Tensor
 
 from granary.curation.errors import UserError
 from granary.curation.store import storage
+from granary.training.method import Method
+from granary.training.methods.supervised import Supervised
 from granary.training.models import clip_weights, resnet_weights, weights
 from granary.training.models.backbone_config import BackboneConfig
 from granary.training.models.dual_encoder import DualEncoder
+from granary.training.models.image_classifier import to_image_classifier
+from granary.training.models.open_clip_weights import to_open_clip
 from granary.training.models.resnet import ResNet
+from granary.training.models.timm_weights import to_timm
 from granary.training.models.training import load_training
 from granary.training.models.vit import VisionTransformer
 from granary.training.models.vit_config import ViTConfig
@@ -20,41 +29,84 @@ if TYPE_CHECKING:  # takes seconds to import
     from transformers import PreTrainedModel
 
 
-def export(model: str, out: str) -> str:
-    """Write the model that PATH names into a local folder that `AutoModel.from_pretrained` reads.
+def export(model: str, out: str, format: str = "transformers") -> str:
+    """Write the model that PATH names into a local folder, in a format of the field.
 
-    Of an image-text model both encoders and the tokenizer are written.
+    Of an image-text model both encoders and the tokenizer are written, of a supervised training the classifier too.
 
     Args:
         model: a training directory, a checkpoint folder or hf:ID_OR_PATH.
         out: a local folder; it must be empty or new.
+        format: one of FORMATS.
 
     Returns:
-        The name of the class of `transformers` that reads it.
+        The call that reads it.
 
     Raises:
         UserError: naming what is wrong.
     """
     if not storage.is_local(out) or (os.path.isdir(out) and os.listdir(out)):
         raise UserError(f"out: {out} is not right: give a new or empty local folder")
-    theirs, config = _converted(model, out)
-    theirs.save_pretrained(out)
-    text = json.dumps(_preprocessing(config), indent=2)
-    storage.write_bytes(storage.join(out, "preprocessor_config.json"), text.encode())
-    return type(theirs).__name__
+    if format not in FORMATS:
+        raise UserError(f"format: {format!r} is not right; the formats are {', '.join(FORMATS)}")
+    return FORMATS[format](load_training(model), out)
 
 
-def _converted(model: str, out: str) -> tuple[PreTrainedModel, BackboneConfig]:
-    """Return the model of transformers and the architecture of its image encoder; a tokenizer goes to `out`."""
-    method = load_training(model)
+def _transformers(method: Method, out: str) -> str:
+    """Write config.json, model.safetensors, preprocessor_config.json, and the tokenizer of an image-text model."""
+    theirs = _converted(method)
     if isinstance(method, DualEncoder):
         clip_weights.transformers_tokenizer(method).save_pretrained(out)
-        return clip_weights.to_transformers(method), method.config
+    theirs.save_pretrained(out)
+    text = json.dumps(_preprocessing(method.evaluated_model().config), indent=2)
+    storage.write_bytes(storage.join(out, "preprocessor_config.json"), text.encode())
+    return f"transformers.{type(theirs).__name__}.from_pretrained({out!r})"
+
+
+def _converted(method: Method) -> PreTrainedModel:
+    """Return the model of transformers."""
+    if isinstance(method, DualEncoder):
+        return clip_weights.to_transformers(method)
     source = method.evaluated_model()
+    if isinstance(method, Supervised):
+        return to_image_classifier(source, method.head, method.classes)
     if isinstance(source, ResNet):
-        return resnet_weights.to_transformers(source), source.config
+        return resnet_weights.to_transformers(source)
     assert isinstance(source, VisionTransformer)
-    return weights.to_transformers(source), source.config
+    return weights.to_transformers(source)
+
+
+def _timm(method: Method, out: str) -> str:
+    """Write config.json and model.safetensors, with the classifier of a supervised training."""
+    classifier = (method.head, method.classes) if isinstance(method, Supervised) else ()
+    config, tensors = to_timm(method.evaluated_model(), *classifier)
+    _write(out, "config.json", config, "model.safetensors", tensors)
+    return f"timm.create_model('local-dir:{out}', pretrained=True)"
+
+
+def _open_clip(method: Method, out: str) -> str:
+    """Write open_clip_config.json, open_clip_model.safetensors and the tokenizer of an image-text model."""
+    if not isinstance(method, DualEncoder):
+        raise UserError(
+            "export: open_clip has models of images and texts; give a training of clip, or another --format"
+        )
+    config, tensors = to_open_clip(method)
+    clip_weights.transformers_tokenizer(method).save_pretrained(out)
+    _write(out, "open_clip_config.json", config, "open_clip_model.safetensors", tensors)
+    return f"open_clip.create_model_and_transforms('local-dir:{out}')"
+
+
+def _write(out: str, config: str, tree: Mapping[str, object], file: str, tensors: Mapping[str, Tensor]) -> None:
+    storage.write_bytes(storage.join(out, config), (json.dumps(tree, indent=2) + "\n").encode())
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    storage.write_bytes(storage.join(out, file), save(plain))
+
+
+FORMATS: dict[str, Callable[[Method, str], str]] = {
+    "transformers": _transformers,
+    "timm": _timm,
+    "open_clip": _open_clip,
+}
 
 
 def _preprocessing(config: BackboneConfig) -> dict[str, object]:

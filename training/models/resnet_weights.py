@@ -6,6 +6,7 @@ import re
 from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
 
 from granary.curation.errors import UserError
 from granary.training.models.preparation import Preparation
@@ -14,6 +15,7 @@ from granary.training.models.resnet_config import ResNetConfig
 
 if TYPE_CHECKING:  # takes seconds to import
     from transformers import PreTrainedConfig, PreTrainedModel
+    from transformers import ResNetConfig as TheirConfig
 
 PARTS = {"convolution": "0", "normalization": "1"}
 NAMES = [  # their name, ours
@@ -70,24 +72,32 @@ def to_transformers(model: ResNet) -> PreTrainedModel:
     Raises:
         UserError: theirs has no such parts: a small stem, a last block of another width.
     """
-    from transformers import ResNetConfig as TheirConfig
     from transformers import ResNetModel
 
-    config = model.config
+    theirs = ResNetModel(their_config(model.config)).eval()
+    fill(theirs, model)
+    return theirs
+
+
+def their_config(config: ResNetConfig) -> TheirConfig:
+    """Return the configuration of a `ResNetModel` with our sizes; raises UserError where theirs has no such parts."""
+    from transformers import ResNetConfig as TheirConfig
+
     if config.stem != "imagenet" or config.width != config.widths[-1]:
         raise UserError(
             "export: transformers has no ResNet with these parts; stem: imagenet and no last_width can be written"
         )
-    theirs = ResNetModel(
-        TheirConfig(
-            embedding_size=config.stem_channels,
-            hidden_sizes=list(config.widths),
-            depths=list(config.depths),
-            layer_type=config.block,
-            architectures=["ResNetModel"],
-        )
-    ).eval()
+    return TheirConfig(
+        embedding_size=config.stem_channels,
+        hidden_sizes=list(config.widths),
+        depths=list(config.depths),
+        layer_type=config.block,
+        architectures=["ResNetModel"],
+    )
+
+
+@torch.no_grad()
+def fill(theirs: nn.Module, model: ResNet) -> None:
+    """Give a `ResNetModel` of the same parts our weights."""
     state = model.state_dict()
-    with torch.no_grad():
-        theirs.load_state_dict({name: state[our_name(name)].cpu() for name in theirs.state_dict()})
-    return theirs
+    theirs.load_state_dict({name: state[our_name(name)].cpu() for name in theirs.state_dict()})

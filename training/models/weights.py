@@ -1,4 +1,4 @@
-"""Weights from and to `transformers`: DINOv2, DINOv2 with registers, I-JEPA and CLIP's vision model.
+"""Weights from and to `transformers`: DINOv2, DINOv2 with registers, I-JEPA, ViT and CLIP's vision model.
 
 One table names our weight for each of theirs and is read in both directions. Two things are stored differently and
 mean the same: query, key and value are one matrix here, and the position of the class token is part of that token.
@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from granary.curation.errors import UserError
 from granary.training.models.vit import VisionTransformer
@@ -25,6 +25,7 @@ KINDS = {  # model_type of transformers -> class of the model
     "dinov2_with_registers": "Dinov2WithRegistersModel",
     "ijepa": "IJepaModel",
     "clip_vision_model": "CLIPVisionModel",
+    "vit": "ViTModel",
 }
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 BLOCK = r"(?:encoder\.)?layers?\.(\d+)\."
@@ -63,7 +64,7 @@ def our_name(theirs: str) -> str:
 
 
 def from_transformers(model: PreTrainedModel) -> VisionTransformer:
-    """Return our model with the weights of a `transformers` model of one of the four kinds.
+    """Return our model with the weights of a `transformers` model of one of KINDS.
 
     Its tokens equal theirs; CLIP's norm, which they apply to the class token alone, is applied to all tokens.
 
@@ -73,8 +74,8 @@ def from_transformers(model: PreTrainedModel) -> VisionTransformer:
     model = getattr(model, "vision_model", model) if model.config.model_type == "clip" else model
     ours = VisionTransformer(_our_config(model.config))
     with torch.no_grad():
-        state = _joined({our_name(name): tensor.float() for name, tensor in model.state_dict().items()}, ours.config)
-        ours.load_state_dict(state)
+        given = {name: w for name, w in model.state_dict().items() if not name.startswith("pooler.")}  # ViT's, unused
+        ours.load_state_dict(_joined({our_name(name): w.float() for name, w in given.items()}, ours.config))
     return ours.eval()
 
 
@@ -139,14 +140,18 @@ def to_transformers(model: VisionTransformer) -> PreTrainedModel:
     """
     import transformers
 
-    config = model.config
-    kind = _their_kind(config)
-    theirs = getattr(transformers, KINDS[kind])(_their_config(kind, config)).eval()
-    state = model.state_dict()
-    with torch.no_grad():
-        carried = {name: _part(our_name(name), tensor, state, config) for name, tensor in theirs.state_dict().items()}
-        theirs.load_state_dict(carried)
+    kind = their_kind(model.config)
+    theirs: PreTrainedModel = getattr(transformers, KINDS[kind])(their_config(kind, model.config)).eval()
+    fill(theirs, model)
     return theirs
+
+
+@torch.no_grad()
+def fill(theirs: nn.Module, model: VisionTransformer) -> None:
+    """Give a `transformers` model of the same parts our weights."""
+    state = model.state_dict()
+    shapes = theirs.state_dict().items()
+    theirs.load_state_dict({name: _part(our_name(name), tensor, state, model.config) for name, tensor in shapes})
 
 
 def _part(name: str, theirs: Tensor, state: Mapping[str, Tensor], config: ViTConfig) -> Tensor:
@@ -162,7 +167,8 @@ def _part(name: str, theirs: Tensor, state: Mapping[str, Tensor], config: ViTCon
     return ours.detach().cpu().reshape(theirs.shape).clone()
 
 
-def _their_kind(config: ViTConfig) -> str:
+def their_kind(config: ViTConfig) -> str:
+    """Return the model_type of `transformers` that has these parts; raises UserError for none."""
     fitting: list[tuple[str, Callable[[], bool]]] = [
         ("clip_vision_model", lambda: config.pre_norm and config.class_token and not config.patch_bias),
         ("ijepa", lambda: not (config.class_token or config.pre_norm or config.layer_scale) and config.mlp == "gelu"),
@@ -177,7 +183,8 @@ def _their_kind(config: ViTConfig) -> str:
     return "dinov2_with_registers" if config.registers else kind
 
 
-def _their_config(kind: str, config: ViTConfig) -> PreTrainedConfig:
+def their_config(kind: str, config: ViTConfig) -> PreTrainedConfig:
+    """Return the configuration of a model_type with our sizes."""
     from transformers import AutoConfig
 
     settings: dict[str, object] = {

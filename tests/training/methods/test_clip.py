@@ -555,7 +555,7 @@ def test_a_whole_model_is_exported(run: str, tmp_path: Path) -> None:
     for make, name in ((recipe_of, "CLIPModel"), (siglip_of, "SiglipModel")):
         train(make(run, tmp_path / name, steps=2))
         out = str(tmp_path / f"{name} out")
-        assert export(str(tmp_path / name), out) == name
+        assert export(str(tmp_path / name), out) == f"transformers.{name}.from_pretrained({out!r})"
         ours, theirs = load_clip(next(usable(str(tmp_path / name)))), AutoModel.from_pretrained(out)
         words = AutoTokenizer.from_pretrained(out)
         full = {"padding": "max_length", "max_length": 12} if name == "SiglipModel" else {"padding": True}

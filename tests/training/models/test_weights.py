@@ -104,7 +104,7 @@ def test_an_exported_model_is_read_by_transformers_and_by_name(changes: dict[str
     torch.manual_seed(0)
     ours = VisionTransformer(ViTConfig(img_size=32, patch_size=8, width=24, depth=2, heads=2, **changes)).eval()
     ours.save(str(tmp_path / "ours"))
-    name = export(str(tmp_path / "ours"), str(tmp_path / "theirs"))
+    name = export(str(tmp_path / "ours"), str(tmp_path / "theirs")).split(".")[1]
     pixels = torch.randn(2, 3, 32, 32)
     read = getattr(transformers, name).from_pretrained(tmp_path / "theirs").eval()
     torch.testing.assert_close(their_tokens(read, pixels), our_tokens(ours, pixels), atol=1e-5, rtol=1e-5)
