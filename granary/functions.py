@@ -177,7 +177,7 @@ def evaluate(
 
 
 def publish(
-    run: Path | Run,
+    run: Path | Run | Training,
     repo: str,
     *,
     private: bool = False,
@@ -187,10 +187,10 @@ def publish(
     embeddings: bool = False,
     licence: str | None = None,
 ) -> None:
-    """Publish the dataset of a run on the Hugging Face Hub; killed, the same call goes on where it stopped.
+    """Publish a dataset or a model on the Hugging Face Hub; killed, the same call goes on where it stopped.
 
     Args:
-        run: a finished run, or its path or URL.
+        run: a finished run, a training, or the path or URL of one.
         repo: ORG/NAME.
         private: create the repository as private.
         dry_run: check everything and print what would be sent.

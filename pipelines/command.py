@@ -48,7 +48,7 @@ COMMANDS = {
     "explain": Command("runs", "tell the story of one image of a run"),
     "report": Command("runs", "write the report of a run again, and print what the run cost"),
     "check": Command("runs", "compare the files of a run with what was written, and remove what is damaged"),
-    "publish": Command("runs", "publish the dataset of a run on the Hugging Face Hub"),
+    "publish": Command("runs", "publish a dataset or a model on the Hugging Face Hub"),
     "schema": Command("shell", "print the JSON schema of a recipe, for editors"),
     "completion": Command("shell", "print the script that completes commands and options in a shell"),
 }

@@ -1,4 +1,4 @@
-"""Publish a run to the Hugging Face Hub: gather, check, send."""
+"""Publish a run or a training to the Hugging Face Hub: gather, check, send."""
 
 from __future__ import annotations
 
@@ -12,13 +12,15 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from rich.console import Console
 
-from granary.curation.errors import UserError
+from granary.curation.errors import UserError, needs
 from granary.curation.hub.card import written_size
 from granary.curation.hub.client import Repository, send
 from granary.curation.hub.licences import check_licence
 from granary.curation.hub.merging import difference
 from granary.curation.hub.preflight import problems
 from granary.curation.hub.publication import Publication, gather
+from granary.curation.store import storage
+from granary.curation.store.trees import mapping
 
 QUIET = ("huggingface_hub", "httpx", "httpx2", "httpcore", "httpcore2", "urllib3", "fsspec")
 
@@ -34,20 +36,20 @@ def publish(
     embeddings: bool = False,
     licence: str | None = None,
 ) -> None:
-    """Publish a finished run as a dataset repository; killed, the same call goes on where it stopped.
+    """Publish a finished run as a dataset, a training as a model; killed, the same call goes on where it stopped.
 
     Args:
-        url: of the run directory.
+        url: of the run directory, or of the training directory.
         repo: ORG/NAME.
         private: create the repository as private.
         dry_run: check everything and print what would be sent.
         branch: to write to; created where it is missing.
-        ledger: publish the ledger too, as a config of its own.
+        ledger: publish the ledger of a run too, as a config of its own.
         embeddings: publish the copy descriptors of the kept images too, as a config of their own.
-        licence: an identifier that the Hub knows, in the place of the recipe's.
+        licence: an identifier that the Hub knows, in the place of the recipe's; a training's recipe has none.
 
     Raises:
-        UserError: the run cannot be published, or the Hub refused.
+        UserError: the run or training cannot be published, or the Hub refused.
     """
     _check_names(repo, branch)
     if licence is not None:
@@ -55,14 +57,37 @@ def publish(
     for name in QUIET:  # their messages hold addresses with signatures
         logging.getLogger(name).setLevel(logging.ERROR)
     console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
-    repository = Repository(repo, branch, console.print)
+    repository = Repository(repo, branch, console.print, "model" if is_training(url) else "dataset")
     with tempfile.TemporaryDirectory(prefix="granary-") as scratch:
-        publication = gather(url, repo, repository.address, scratch, ledger, embeddings, licence)
+        publication = _gathered(url, repository, scratch, ledger, embeddings, licence)
         _preflight(publication)
         if dry_run:
             _print_plan(publication, repository)
             return
         _send(publication, repository, private, console)
+
+
+def is_training(url: str) -> bool:
+    """Say whether a directory is that of a training; any other is taken for a run's."""
+    path = storage.join(url, "run.json")
+    try:
+        return mapping(path, storage.read_bytes(path)).get("kind") == "train"
+    except (OSError, ValueError):
+        return False
+
+
+def _gathered(
+    url: str, repository: Repository, scratch: str, ledger: bool, embeddings: bool, licence: str | None
+) -> Publication:
+    if repository.kind == "dataset":
+        return gather(url, repository.name, repository.address, scratch, ledger, embeddings, licence)
+    for name, given in (("ledger", ledger), ("embeddings", embeddings)):
+        if given:
+            raise UserError(f"{name}: a training has none; leave --{name} out")
+    with needs("train"):
+        from granary.training.run.publication import gather_training
+
+        return gather_training(url, repository.name, scratch, licence)
 
 
 def _check_names(repo: str, branch: str) -> None:
@@ -77,7 +102,8 @@ def _check_names(repo: str, branch: str) -> None:
 
 
 def _preflight(publication: Publication) -> None:
-    _refuse(list(problems({**publication.parquet, "": publication.beside}, publication.texts, get_token())))
+    others = [*publication.beside, *publication.weights]
+    _refuse(list(problems({**publication.parquet, "": others}, publication.texts, get_token())))
 
 
 def _over(publication: Publication, card: str) -> Publication:
@@ -98,8 +124,7 @@ def _send(publication: Publication, repository: Repository, private: bool, conso
     publication = _over(publication, theirs)
     repository.validate(publication.texts["README.md"])
     repository.create(private)
-    shards = [upload for files in publication.parquet.values() for upload in files]
-    done = send(repository, publication.name, shards, publication.beside)
+    done = send(repository, publication.name, publication.large, publication.beside)
     removed = f", {done['removed']} old files removed" if done["removed"] else ""
     if changes := difference(theirs, publication.texts["README.md"]) if theirs else []:
         gone = sum(line.startswith("-") for line in changes[2:])
@@ -123,7 +148,7 @@ def _print_plan(publication: Publication, repository: Repository) -> None:
     if held:
         repository.check_free(held, publication.name)
     publication = _over(publication, theirs)
-    uploads = [upload for files in publication.parquet.values() for upload in files] + publication.beside
+    uploads = publication.large + publication.beside
     missing = [upload for upload in uploads if not upload.is_at(held.get(upload.path))]
     for upload in missing:
         print(f"{written_size(upload.size):>12}  {upload.path}")

@@ -1,4 +1,4 @@
-"""A stand-in of the Hugging Face Hub over real HTTP: dataset repositories, commits, large files, downloads.
+"""A stand-in of the Hugging Face Hub over real HTTP: repositories, commits, large files, downloads.
 
 It keeps what it received in memory and every request in `requests`, and can be told to misbehave. As on the Hub, large
 files are stored by their SHA-256 before they are committed, so that a whole one is never asked for again.
@@ -39,7 +39,7 @@ class Commit:
 
 @dataclasses.dataclass
 class Repo:
-    """A dataset repository: its commits, the newest last, by branch."""
+    """A repository: its commits, the newest last, by branch."""
 
     private: bool
     branches: dict[str, list[Commit]]
@@ -166,7 +166,7 @@ class Handler(loopback.Handler):
             self.create(json.loads(body))
         elif path.startswith("/lfs/"):
             self.large(path.split("/")[2], body)
-        elif found := re.fullmatch(r"/(?:api/)?datasets/([^/]+/[^/]+?)(\.git)?(?:/(.*))?", path):
+        elif found := re.fullmatch(r"/(?:(?:api/)?datasets/|api/models/|)([^/]+/[^/]+?)(\.git)?(?:/(.*))?", path):
             repo = self.server.repos.get(found[1])
             if repo is None or (repo.private and "Authorization" not in self.headers):
                 self.missing("RepoNotFound")
@@ -249,7 +249,7 @@ class Handler(loopback.Handler):
     def mode(self, commit: Commit, file: dict[str, Any]) -> dict[str, Any]:
         path = file["path"]
         held = commit.files.get(path)
-        large = path.endswith((".parquet", ".jpg"))
+        large = path.endswith((".parquet", ".jpg", ".safetensors"))
         oid = (held[0] if large else self.blob(held[0])) if held else None
         return {"path": path, "uploadMode": "lfs" if large else "regular", "shouldIgnore": False, "oid": oid}
 

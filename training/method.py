@@ -91,6 +91,7 @@ class Method(nn.Module, abc.ABC):
             backbone without such a field goes without.
         kinds: kinds of backbone that it can train, of `granary.training.models.backbone_config`.
         columns: columns of the shards it reads, where the options do not matter: "image", "label", "captions" or any.
+        derived: names of buffers that only repeat what options and `known` say.
         evaluated: name of the submodule that is the model to use: a `Backbone` of `config`, written into checkpoints.
     """
 
@@ -98,6 +99,7 @@ class Method(nn.Module, abc.ABC):
     MODEL: ClassVar[Mapping[str, object]] = {}
     kinds: ClassVar[tuple[str, ...]] = tuple(CONFIGS)
     columns: ClassVar[tuple[str, ...]] = ("image",)
+    derived: ClassVar[tuple[str, ...]] = ()
     evaluated: ClassVar[str]
     config: BackboneConfig
 

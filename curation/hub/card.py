@@ -28,7 +28,9 @@ if TYPE_CHECKING:
     from datasets.features.features import FeatureType
 
 Tree = dict[str, Any]  # YAML as it is read: a recipe, or the header of a card
-GENERATED = ("pretty_name", "configs", "dataset_info", "size_categories")  # header keys that always follow the run
+GENERATED = (  # header keys that always follow the run or the training
+    "pretty_name", "configs", "dataset_info", "size_categories", "library_name", "pipeline_tag", "model-index",
+)  # fmt: skip
 T = TypeVar("T")
 SHEET_IMAGES, SHEET_COLUMNS, SHEET_SIDE, SHEET_GROUPS = 32, 8, 128, 8
 SLOT = re.compile(r"<!-- yours: begin (\w+) -->\n(.*?)<!-- yours: end \1 -->", re.DOTALL)

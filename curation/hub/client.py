@@ -1,8 +1,8 @@
-"""Send files to a dataset repository of the Hugging Face Hub, and go on after a kill.
+"""Send files to a repository of the Hugging Face Hub, of a dataset or a model, and go on after a kill.
 
 What is to be sent is decided by asking the Hub which paths it holds with which SHA-256: there is no local state that
-could lie. Files land in batches of commits. `granary.json` says in the first of them that the dataset is not complete,
-and in the last one that it is, with every file and its SHA-256.
+could lie. Files land in batches of commits. `granary.json` says in the first of them that the repository is not
+complete, and in the last one that it is, with every file and its SHA-256.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from huggingface_hub import (
     CommitOperationAdd,
     CommitOperationDelete,
     DatasetCard,
     HfApi,
+    ModelCard,
     constants,
     get_token,
     hf_hub_url,
@@ -34,7 +35,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.hf_api import DatasetInfo, RepoFile
+from huggingface_hub.hf_api import DatasetInfo, ModelInfo, RepoFile
 from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_backoff
 
 from granary.curation.errors import UserError
@@ -44,24 +45,29 @@ T = TypeVar("T")
 Operation = CommitOperationAdd | CommitOperationDelete
 MANIFEST = "granary.json"
 HARMLESS = (".gitattributes", "README.md")  # what a repository holds that was only just created
-OURS = re.compile(r"(data|pairs|ledger|embeddings)/\w+-\d+-of-\d+\.parquet|contact-sheet\.jpg")
+OURS = re.compile(
+    r"(data|pairs|ledger|embeddings)/\w+-\d+-of-\d+\.parquet|contact-sheet\.jpg|checkpoints/step-\d+/\w+\.\w+"
+)
+CARDS: dict[str, type[DatasetCard | ModelCard]] = {"dataset": DatasetCard, "model": ModelCard}
 ATTEMPTS, PAUSE, LONGEST_PAUSE = 6, 1.0, 3600.0
 PASSING = (408, 429, 500, 502, 503, 504)
 
 
 @dataclasses.dataclass
 class Repository:
-    """A dataset repository on the Hub.
+    """A repository on the Hub.
 
     Args:
         name: ORG/NAME.
         branch: to write to.
         tell: shows a line to the user.
+        kind: what it holds.
     """
 
     name: str
     branch: str = "main"
     tell: Callable[[str], None] = lambda line: None
+    kind: Literal["dataset", "model"] = "dataset"
 
     def __post_init__(self) -> None:
         self.api = HfApi()
@@ -73,7 +79,7 @@ class Repository:
     @property
     def address(self) -> str:
         """The web address of the repository."""
-        return f"{constants.ENDPOINT}/datasets/{self.name}"
+        return f"{constants.ENDPOINT}/{'datasets/' if self.kind == 'dataset' else ''}{self.name}"
 
     def ask(self, action: Callable[[], T]) -> T:
         """Call the Hub, again after a pause when it is busy or out of reach.
@@ -100,7 +106,7 @@ class Repository:
         owner = self.name.split("/")[0]
         if isinstance(error, RepositoryNotFoundError):
             text = (
-                f"repo: there is no dataset {self.name} on the Hub that your token may see; "
+                f"repo: there is no {self.kind} {self.name} on the Hub that your token may see; "
                 "check the name, and that the token may write to it"
             )
         elif status == 401:
@@ -129,17 +135,18 @@ class Repository:
     def validate(self, card: str) -> None:
         """Let the Hub check the header of a card; raises UserError."""
         try:
-            self.ask(lambda: DatasetCard(card).validate(repo_type="dataset"))
+            self.ask(lambda: CARDS[self.kind](card).validate(repo_type=self.kind))
         except ValueError as error:
             reason = redacted(" ".join(str(error).split()))
             raise UserError(f"card: the Hub refuses the header of README.md: {reason}; correct it there") from None
 
-    def info(self) -> DatasetInfo | None:
+    def info(self) -> DatasetInfo | ModelInfo | None:
         """Return what the Hub says of the repository; None when it has none of that name."""
+        ask = self.api.dataset_info if self.kind == "dataset" else self.api.model_info
 
-        def look() -> DatasetInfo | None:
+        def look() -> DatasetInfo | ModelInfo | None:
             try:
-                return self.api.dataset_info(self.name)
+                return ask(self.name)
             except RepositoryNotFoundError:
                 return None
 
@@ -159,11 +166,11 @@ class Repository:
                 f"repo: {self.name} is there already and is public; make it private on the Hub, or leave --private out"
             )
         if self.branch != "main":
-            self.ask(lambda: self.api.create_branch(self.name, repo_type="dataset", branch=self.branch, exist_ok=True))
+            self.ask(lambda: self.api.create_branch(self.name, repo_type=self.kind, branch=self.branch, exist_ok=True))
 
     def _create(self, private: bool) -> None:
         try:
-            self.api.create_repo(self.name, repo_type="dataset", private=private or None, exist_ok=True)
+            self.api.create_repo(self.name, repo_type=self.kind, private=private or None, exist_ok=True)
         except HfHubHTTPError as error:
             if error.response.status_code in (400, 404):
                 raise UserError(
@@ -178,7 +185,7 @@ class Repository:
         def listed() -> dict[str, RepoFile]:
             try:
                 tree = self.api.list_repo_tree(
-                    self.name, repo_type="dataset", revision=self.branch, recursive=True, expand=False
+                    self.name, repo_type=self.kind, revision=self.branch, recursive=True, expand=False
                 )
                 return {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}
             except RevisionNotFoundError:
@@ -187,7 +194,7 @@ class Repository:
         return self.ask(listed)
 
     def check_free(self, files: Mapping[str, RepoFile], name: str) -> None:
-        """Raise UserError when the repository holds anything but this dataset, whole or half sent."""
+        """Raise UserError when the repository holds anything but this publication, whole or half sent."""
         others = [path for path in files if path not in HARMLESS]
         if not others:
             return
@@ -198,7 +205,7 @@ class Repository:
             )
         held = self.manifest().get("name")
         if held != name:
-            raise UserError(f"repo: {self.name} holds the dataset {held!r}, not {name!r}; give another --repo")
+            raise UserError(f"repo: {self.name} holds the {self.kind} {held!r}, not {name!r}; give another --repo")
 
     def manifest(self) -> dict[str, object]:
         """Return what granary.json of the branch says; {} when it says nothing."""
@@ -231,7 +238,7 @@ class Repository:
 
     def _fetch(self, path: str, branch: str) -> bytes:
         """Return the bytes of a small file."""
-        url = hf_hub_url(self.name, path, repo_type="dataset", revision=branch)
+        url = hf_hub_url(self.name, path, repo_type=self.kind, revision=branch)
         response = http_backoff("GET", url, headers=build_hf_headers())
         hf_raise_for_status(response)
         return bytes(response.content)
@@ -249,7 +256,7 @@ class Repository:
                     self.name,
                     operations,
                     commit_message=title,
-                    repo_type="dataset",
+                    repo_type=self.kind,
                     revision=self.branch,
                 )
                 try:
@@ -264,13 +271,13 @@ class Repository:
         self.ask(send)
 
 
-def send(repository: Repository, name: str, shards: Sequence[Upload], beside: Sequence[Upload]) -> dict[str, int]:
-    """Make the branch hold these files and granary.json, and no other shard; what it holds already is not sent.
+def send(repository: Repository, name: str, large: Sequence[Upload], beside: Sequence[Upload]) -> dict[str, int]:
+    """Make the branch hold these files and granary.json, no other shard or checkpoint; what is there is not sent.
 
     Args:
-        repository: created, and free for this dataset.
-        name: of the dataset.
-        shards: the Parquet files, sent in batches.
+        repository: created, and free for this dataset or model.
+        name: of the dataset or model.
+        large: shards, or files of weights, sent in batches.
         beside: the small files, sent with the commit that marks completion.
 
     Returns:
@@ -278,29 +285,30 @@ def send(repository: Repository, name: str, shards: Sequence[Upload], beside: Se
     """
     files = repository.files()
     repository.check_free(files, name)
-    missing = [upload for upload in shards if not upload.is_at(files.get(upload.path))]
+    missing = [upload for upload in large if not upload.is_at(files.get(upload.path))]
     begun = [_manifest(name, None)]
     for number, batch in enumerate(work := list(batches(missing)), 1):
         size = sum(upload.size for upload in batch)
         repository.commit(f"Add {name}, part {number} of {len(work)}", [*begun, *batch])
         repository.tell(f"commit {number} of {len(work)}: {len(batch)} files, {size / 1e6:,.1f} MB")
         begun = []
-    last = [*beside, _manifest(name, [*shards, *beside])]
-    listed = {upload.path for upload in (*shards, *last)}
+    last = [*beside, _manifest(name, [*large, *beside])]
+    listed = {upload.path for upload in (*large, *last)}
     removed = sorted(path for path in files if path not in listed and OURS.fullmatch(path))
     changed = last if missing else [upload for upload in last if not upload.is_at(files.get(upload.path))]
     if changed or removed:
-        repository.commit(f"Complete {name}: {len(shards)} shards", changed, removed)
+        what = "shards" if repository.kind == "dataset" else "files of weights"
+        repository.commit(f"Complete {name}: {len(large)} {what}", changed, removed)
     return {
         "sent": len(missing),
         "bytes": sum(upload.size for upload in missing),
-        "kept": len(shards) - len(missing),
+        "kept": len(large) - len(missing),
         "removed": len(removed),
     }
 
 
 def _manifest(name: str, files: Sequence[Upload] | None) -> Upload:
-    """Return granary.json: without files, the dataset is not complete yet."""
+    """Return granary.json: without files, the repository is not complete yet."""
     listed = {upload.path: {"size": upload.size, "sha256": upload.sha256} for upload in files or ()}
     data = json.dumps({"name": name, "complete": files is not None, "files": listed}, indent=1).encode()
     return Upload(MANIFEST, len(data), data=data)

@@ -85,7 +85,7 @@ def _licence(header: Tree) -> Iterator[str]:
     if licence in (None, "", "unknown", []):
         yield (
             "the card states no licence; give --licence, such as cc-by-4.0 or other, "
-            "or write `license:` into the header of dataset/README.md"
+            "or write `license:` into the header of the card (dataset/README.md of a run)"
         )
     else:
         reasons = (unknown_licence(str(one)) for one in _listed(licence))
@@ -101,7 +101,7 @@ def _secrets(path: str, text: str, token: str | None) -> Iterator[str]:
     if token and token in text:
         secrets.insert(0, "your Hub token")
     for what in secrets[:1]:
-        yield f"{path} holds what looks like {what}; take it out of dataset/README.md or the recipe"
+        yield f"{path} holds what looks like {what}; take it out of the card or the recipe"
 
 
 def _stated_features(header: Tree, config: str) -> Features | None:

@@ -1,4 +1,4 @@
-"""What of a run goes to the Hub: shards, card, contact sheet, Croissant, and on request ledger and embeddings."""
+"""What goes to the Hub; of a run: shards, card, contact sheet, Croissant, and on request ledger and embeddings."""
 
 from __future__ import annotations
 
@@ -47,11 +47,12 @@ class Publication:
     """What is sent.
 
     Args:
-        name: of the dataset.
-        parquet: for each config its Parquet files, "default" first.
-        texts: the text files by path: README.md, croissant.json.
+        name: of the dataset or model.
+        parquet: of a dataset, for each config its Parquet files, "default" first.
+        texts: the text files by path: README.md, croissant.json, recipe.yaml ...
         sheet: contact-sheet.jpg; None where there is none.
         write: returns the texts with what a card on the Hub has merged into them.
+        weights: of a model, the files of its weights.
     """
 
     name: str
@@ -59,6 +60,12 @@ class Publication:
     texts: dict[str, str]
     sheet: bytes | None
     write: Callable[[str], dict[str, str]]
+    weights: tuple[Upload, ...] = ()
+
+    @property
+    def large(self) -> list[Upload]:
+        """The files that are sent in batches: shards, or weights."""
+        return [upload for files in self.parquet.values() for upload in files] + list(self.weights)
 
     @property
     def beside(self) -> list[Upload]:

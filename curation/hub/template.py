@@ -17,28 +17,35 @@ from jinja2.sandbox import SandboxedEnvironment
 
 from granary.curation.errors import UserError
 
-TEMPLATE = "card.md.j2"
+TEMPLATE, MODEL_TEMPLATE = "card.md.j2", "model_card.md.j2"
 SECONDS, CARD_BYTES, MEMORY_BYTES = 20, 1 << 20, 1 << 30
 
 
-def shipped_template() -> str:
-    """Return the jinja2 template of the card that granary ships; a run's own card.md.j2 takes its place."""
-    return importlib.resources.files("granary.curation.hub").joinpath(TEMPLATE).read_text(encoding="utf-8")
+def shipped_template(name: str = TEMPLATE) -> str:
+    """Return a jinja2 template that granary ships; a run's own card.md.j2 takes its place.
+
+    Args:
+        name: TEMPLATE for the card of a dataset, MODEL_TEMPLATE for that of a model.
+    """
+    return importlib.resources.files("granary.curation.hub").joinpath(name).read_text(encoding="utf-8")
 
 
-def render(template: str | None, values: Mapping[str, object], yours: Mapping[str, str]) -> str:
+def render(
+    template: str | None, values: Mapping[str, object], yours: Mapping[str, str], shipped: str = TEMPLATE
+) -> str:
     """Return the card.
 
     Args:
         template: of the user; None takes the shipped one.
         values: what the template may name, as plain data.
         yours: the user's sections, for `slot(name)`.
+        shipped: the name of the shipped one.
 
     Raises:
         UserError: the user's template cannot be rendered, or not within SECONDS, CARD_BYTES and MEMORY_BYTES.
     """
     if template is None:
-        return filled(shipped_template(), values, yours)
+        return filled(shipped_template(shipped), values, yours)
     job = json.dumps([template, values, yours])
     words = [sys.executable, "-m", "granary.curation.hub.template"]
     try:

@@ -85,15 +85,15 @@ check = PlainCommand(
 def _publish(
     run: str | None, repo: str | None, print_template: bool, branch: str, licence: str | None, **switches: bool
 ) -> int:
-    if print_template:
-        from granary.curation.hub.template import shipped_template
+    from granary.pipelines.publish import is_training, publish
 
-        print(shipped_template(), end="")
+    if print_template:
+        from granary.curation.hub.template import MODEL_TEMPLATE, TEMPLATE, shipped_template
+
+        print(shipped_template(MODEL_TEMPLATE if run and is_training(run) else TEMPLATE), end="")
         return 0
     if run is None or repo is None:
-        raise click.UsageError("give the run directory and --repo ORG/NAME")
-    from granary.pipelines.publish import publish
-
+        raise click.UsageError("give the directory of a run or a training, and --repo ORG/NAME")
     publish(run, repo, branch=branch, licence=licence, **switches)
     return 0
 
@@ -101,11 +101,11 @@ def _publish(
 publish = PlainCommand(
     "publish",
     _publish,
-    "Publish the dataset of a run on the Hugging Face Hub. Killed, the same command goes on where it stopped. The "
-    "token comes from HF_TOKEN or `hf auth login`.",
+    "Publish the dataset of a run, or the model of a training, on the Hugging Face Hub. Killed, the same command goes "
+    "on where it stopped. The token comes from HF_TOKEN or `hf auth login`.",
     [
         click.Argument(["run"], required=False),
-        click.Option(["--repo"], metavar="ORG/NAME", help="the dataset repository"),
+        click.Option(["--repo"], metavar="ORG/NAME", help="the repository of the dataset or model"),
         click.Option(["--private"], is_flag=True, help="create the repository as private"),
         click.Option(["--dry-run"], is_flag=True, help="check everything and print what would be sent"),
         click.Option(
@@ -114,18 +114,19 @@ publish = PlainCommand(
         click.Option(
             ["--licence", "--license"],
             metavar="ID",
-            help="licence of the whole, as the Hub names it (cc-by-4.0, mit, other); default: the recipe's",
+            help="licence of the whole, as the Hub names it (cc-by-4.0, mit, other); default: that of a run's recipe",
         ),
         click.Option(["--ledger"], is_flag=True, help="publish the ledger too, as config `ledger`"),
         click.Option(["--embeddings"], is_flag=True, help="publish the copy descriptors of the kept images too"),
         click.Option(
             ["--print-template"],
             is_flag=True,
-            help="print the card's template; edited as RUN/card.md.j2 it is used",
+            help="print the card's template, with a training that of a model; edited as RUN/card.md.j2 it is used",
         ),
     ],
     [
         "granary publish runs/mine --repo ORG/NAME --dry-run",
+        "granary publish runs/first --repo ORG/NAME --licence mit",
         "granary publish --print-template > runs/mine/card.md.j2",
     ],
 )

@@ -96,6 +96,7 @@ class CLIP(Method, DualEncoder):
     kinds = ("vit",)
     KIND: ClassVar[Kind] = "clip"
     columns = ("image", "captions")
+    derived = ("described",)
     evaluated = "image"
     config: ViTConfig
     options: CLIPOptions | SigLIPOptions

@@ -99,15 +99,21 @@ def _restored(folder: str) -> Method:
     build = _builder(folder, facts, weights)
     try:
         with torch.device("meta"):  # which takes no memory, whatever sizes the files claim
-            wrong = misfit(weights, build().state_dict())
+            blank = build()
+        wrong = misfit(_trained(weights, blank), _trained(blank.state_dict(), blank))
         if wrong is None:
             with torch.random.fork_rng(devices=[]):
                 method = build()
-            method.load_state_dict(weights)
+            method.load_state_dict(_trained(weights, blank), strict=False)  # what is derived is there
             return method
     except UNLOADABLE as error:
         raise UserError(f"model: {folder} holds no training that granary can read ({reason(error)})") from error
     raise UserError(f"model: {folder} is a checkpoint of another architecture than its recipe: {wrong}")
+
+
+def _trained(state: Mapping[str, Tensor], method: Method) -> dict[str, Tensor]:
+    """Return a state without what only repeats the options: they may have more fields than when it was written."""
+    return {name: tensor for name, tensor in state.items() if name not in method.derived}
 
 
 def _builder(folder: str, facts: Facts, weights: Mapping[str, Tensor]) -> Callable[[], Method]:
