@@ -72,9 +72,29 @@ class ParameterGroup:
 def standard_groups(module: nn.Module, lr_scale: float = 1.0) -> list[ParameterGroup]:
     """Return the trained parameters in two groups: with weight decay, and (biases, norms, scales) without."""
     named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
-    plain = [p for name, p in named if p.ndim < 2 or name.endswith(".bias")]
-    decayed = [p for name, p in named if not (p.ndim < 2 or name.endswith(".bias"))]
+    plain = [p for name, p in named if not decays(name, p)]
+    decayed = [p for name, p in named if decays(name, p)]
     return [ParameterGroup(decayed, True, lr_scale), ParameterGroup(plain, False, lr_scale)]
+
+
+def layered_groups(backbone: Backbone, layer_decay: float) -> list[ParameterGroup]:
+    """Return the trained parameters of a backbone by layer, the factor of whose learning rate decays downwards.
+
+    Args:
+        backbone: whose.
+        layer_decay: the factor from one stage to that below, as BEiT (arXiv 2106.08254) and MAE fine-tune.
+    """
+    groups: dict[tuple[bool, float], list[Tensor]] = {}
+    for name, parameter in backbone.named_parameters():
+        if parameter.requires_grad:
+            key = decays(name, parameter), backbone.lr_scale(name, layer_decay)
+            groups.setdefault(key, []).append(parameter)
+    return [ParameterGroup(parameters, *key) for key, parameters in groups.items()]
+
+
+def decays(name: str, parameter: Tensor) -> bool:
+    """Say whether weight decay applies to a parameter: not to biases, norms and scales."""
+    return parameter.ndim > 1 and not name.endswith(".bias")
 
 
 class Method(nn.Module, abc.ABC):

@@ -10,6 +10,7 @@ import numpy as np
 from granary.curation.images.limits import DecodeLimits
 from granary.training.data.collate import Part
 from granary.training.data.crops import Crop, views_of
+from granary.training.data.grouped import PLAIN, Ordering
 
 Views = Callable[[Part, np.random.Generator, Mapping[str, Crop], DecodeLimits], Part]
 
@@ -27,12 +28,14 @@ class Reads:
             for every crop NAME (count, side, side, 3) uint8, and whatever else as arrays. It raises DecodeError. The
             row has `data`, the bytes of the picture, `size`, `key`, `uri`, `path`, that of the dataset, and the
             columns. It is sent to workers, so it must be a function or an object that can be pickled.
+        order: of the samples, where the recipe names none.
     """
 
     columns: Sequence[str] = ("image",)
     categories: Sequence[str] = ()
     config: str = "data"
     views: Views = views_of
+    order: Ordering = PLAIN
 
     @property
     def all_categories(self) -> list[str]:

@@ -16,29 +16,31 @@ from torch import Tensor
 Loss = Literal["cross-entropy", "balanced-softmax"]
 
 
-def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Return -log softmax(z)_y, the mean over the batch: (B, K) logits, (B,) targets -> scalar."""
-    return F.cross_entropy(logits, targets)
+def cross_entropy(logits: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
+    """Return -log softmax(z)_y: (B, K) logits, (B,) targets -> its mean, or (B,) with reduction none."""
+    return F.cross_entropy(logits, targets, reduction=reduction)
 
 
-def balanced_softmax(logits: Tensor, targets: Tensor, counts: Tensor) -> Tensor:
-    """Return -log(n_y exp(z_y) / sum_k n_k exp(z_k)), the mean over the batch.
+def balanced_softmax(logits: Tensor, targets: Tensor, counts: Tensor, reduction: str = "mean") -> Tensor:
+    """Return -log(n_y exp(z_y) / sum_k n_k exp(z_k)), its mean over the batch.
 
     Args:
         logits: (B, K).
         targets: (B,) class indices.
         counts: (K,) pictures of each class in the mixture that is trained on, real and synthetic together. A class
             without any takes no part in the sum.
+        reduction: mean, or none for that of each picture, (B,).
     """
-    return F.cross_entropy(logits + counts.to(logits.dtype).log(), targets)  # log 0 = -inf: a share of 0
+    weighted = logits + counts.to(logits.dtype).log()  # log 0 = -inf: a share of 0
+    return F.cross_entropy(weighted, targets, reduction=reduction)
 
 
-def classification_loss(kind: Loss, logits: Tensor, targets: Tensor, counts: Tensor) -> Tensor:
-    """Return the loss of that name; raises ValueError when there is none."""
+def classification_loss(kind: Loss, logits: Tensor, targets: Tensor, counts: Tensor, reduction: str = "mean") -> Tensor:
+    """Return the loss of that name, see `balanced_softmax`; raises ValueError when there is none."""
     if kind == "cross-entropy":
-        return cross_entropy(logits, targets)
+        return cross_entropy(logits, targets, reduction)
     if kind == "balanced-softmax":
-        return balanced_softmax(logits, targets, counts)
+        return balanced_softmax(logits, targets, counts, reduction)
     raise ValueError(f"loss '{kind}' is unknown; it is cross-entropy or balanced-softmax")
 
 

@@ -26,7 +26,7 @@ from granary.training.data.collate import Part
 from granary.training.data.crops import Crop
 from granary.training.losses.self_distillation import Centre, dino_losses, ibot_loss, koleo_loss, sinkhorn_knopp
 from granary.training.masking.block_wise import draw_block_masks
-from granary.training.method import Method, Moment, ParameterGroup
+from granary.training.method import Method, Moment, ParameterGroup, decays
 from granary.training.models.average import average
 from granary.training.models.backbone import Backbone
 from granary.training.models.backbone_config import BackboneConfig, config_of
@@ -294,7 +294,7 @@ class DINOv2(Method):
         groups: dict[tuple[bool, float, int, str], list[Tensor]] = {}
         for name, parameter, scale in self._trained():
             clip = name.split(".")[0] if name.startswith("student.") else ".".join(name.split(".")[:2])
-            decay = parameter.ndim > 1 and not name.endswith(".bias")
+            decay = decays(name, parameter)
             start = self.options.freeze if ".last_layer." in name else 0
             groups.setdefault((decay, scale, start, clip), []).append(parameter)
         return [ParameterGroup(parameters, *settings) for settings, parameters in groups.items()]
@@ -304,13 +304,11 @@ class DINOv2(Method):
         return [model for model in super().encoders() if model is not getattr(self, "frozen", None)]
 
     def _trained(self) -> Iterator[tuple[str, Tensor, float]]:
-        """Yield name, parameter and factor of the learning rate: layer_decay^(depth + 1 - layer) in the backbone."""
-        top = len(self.student.stages()) + 1
+        """Yield name, parameter and factor of the learning rate, which decays downwards in the backbone."""
         for name, parameter in self.named_parameters():
             if parameter.requires_grad:
                 part = name.removeprefix("student.")
-                layer = self.student.layer_of(part) if part != name else top
-                scale = self.options.layer_decay ** (top - layer)
+                scale = self.student.lr_scale(part, self.options.layer_decay) if part != name else 1.0
                 yield name, parameter, scale * (self.options.patch_lr if part.startswith("embed.") else 1.0)
 
 

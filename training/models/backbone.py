@@ -81,6 +81,15 @@ class Backbone(nn.Module, abc.ABC):
             return int(number) + 1
         return len(self.stages()) + 1 if part == "norm" else 0
 
+    def lr_scale(self, name: str, layer_decay: float) -> float:
+        """Return the factor of a parameter's learning rate: 1 after the stages, times layer_decay for each below.
+
+        Args:
+            name: of the parameter in this module.
+            layer_decay: in 0..1.
+        """
+        return layer_decay ** (len(self.stages()) + 1 - self.layer_of(name))
+
     @property
     def joinable(self) -> int:
         """The last so many stages give vectors of the same width; by default all."""

@@ -18,6 +18,7 @@ from granary.training.evaluation.heads import ridge_heads
 from granary.training.evaluation.protocols.knn import TEMPERATURE, votes
 from granary.training.models.backbone import Backbone
 from granary.training.recipe import TrainRecipe
+from granary.training.run.validation import evaluating
 
 RIDGE = 0.01  # penalty, as a multiple of the number of samples, on standardised features
 
@@ -41,10 +42,8 @@ class OnlineProbe:
 
     def scores(self, model: Backbone, device: torch.device) -> dict[str, float]:
         """Return the accuracies of kNN and ridge regression on the features of a model: its `Tokens.cls`."""
-        training = model.training
-        model.eval()
-        train, test = (features(model, pixels, device) for pixels, _ in (self.train, self.test))
-        model.train(training)
+        with evaluating(model):
+            train, test = (features(model, pixels, device) for pixels, _ in (self.train, self.test))
         labels, truth, count = self.train[1], self.test[1], len(self.classes)
         return {
             "knn": float((knn(train, labels, test, count, self.k) == truth).float().mean()),

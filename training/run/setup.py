@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from granary.curation.errors import UserError
 from granary.training.data import shards
-from granary.training.data.grouped import combined
+from granary.training.data.grouped import PLAIN, Ordering, combined
 from granary.training.data.loader import BatchPlan, check_plan
 from granary.training.data.reads import Reads
 from granary.training.method import Method
@@ -34,6 +34,7 @@ def open_sets(recipe: TrainRecipe, reads: Reads, split: str | None) -> list[shar
 
 def open_plan(recipe: TrainRecipe, reads: Reads, processes: int) -> BatchPlan:
     """Open the data of a recipe for what its method reads; the plan has no crops yet. Raises UserError on a misfit."""
+    recipe = recipe.model_copy(update={"order": _order(recipe, reads)})
     reads = dataclasses.replace(reads, categories=[*reads.categories, *recipe.order.columns])
     sets = open_sets(recipe, reads, recipe.split)
     weights, streams = [entry.weight for entry in recipe.data], recipe.parts(processes)
@@ -49,6 +50,16 @@ def open_plan(recipe: TrainRecipe, reads: Reads, processes: int) -> BatchPlan:
             "of a process"
         )
     return plan
+
+
+def _order(recipe: TrainRecipe, reads: Reads) -> Ordering:
+    """Return the order of a recipe, or that of its method. Raises UserError where they are two."""
+    if reads.order == PLAIN or recipe.order in (PLAIN, reads.order):
+        return recipe.order if reads.order == PLAIN else reads.order
+    raise UserError(
+        f"order: {recipe.order.kind} is not right: these options of {recipe.method} order the samples themselves, "
+        f"{reads.order.kind} by {reads.order.by}; leave it out"
+    )
 
 
 def groups_of(
