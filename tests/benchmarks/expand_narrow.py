@@ -7,8 +7,8 @@ projector keep what the loss would throw away.
 Trains configs/train/expand_narrow/simclr_tiny.yaml on CIFAR-10 of ../shared/data once for each width D of the last
 block, width K of the linear projector, and seed. linear is ridge regression on the D features of 2,000 pictures,
 penalty chosen on held-out ones; random is the same on a random projection with ReLU to 2,048; binary reads only which
-features are zero; Fashion-MNIST is what the same model is worth on other pictures. Numbers are kept in OUT/cells.json;
-the same command goes on.
+features are zero; MLP has a hidden layer of 512; Fashion-MNIST is what the same model is worth on other pictures.
+Numbers are kept in OUT/cells.json; the same command goes on.
 """
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ from pathlib import Path
 from tests.benchmarks.cells import Cells, Numbers, bar, mean, scores, shown, trained
 from tests.benchmarks.pictures import write_run
 
-CONTROL = 2048  # width of the random projection
+CONTROL, MLP_STEPS = 2048, 1500  # width of the random projection; steps of the MLP at most
 COLUMNS = {
     "linear %": "sparsity.accuracy",
     "random %": "sparsity.accuracy_random",
     "binary %": "sparsity.accuracy_binary",
+    "MLP %": "mlp.accuracy",
     "kNN %": "knn.accuracy",
     "Fashion %": "fashion.accuracy",
     "zeros %": "sparsity.zeros",
@@ -42,8 +43,11 @@ def cell(data: str, other: str, out: Path, corner: Corner, seed: int, epochs: fl
     fields = {"model__last_width": corner[0], "options__projector_width": corner[1], "order__kind": order}
     training = trained("expand_narrow/simclr_tiny.yaml", data, out, **fields, seed=seed, epochs=epochs, probe__every=0)
     numbers = scores(training, data, {"sparsity": {"random_width": CONTROL}, "knn": {"k": 20}})
+    mlp = scores(training, data, {"linear": {"head": "mlp", "layers": 1, "iterations": MLP_STEPS}})
     transfer = scores(training, other, {"linear": {"solver": "ridge", "layers": 1}})
-    return numbers | {key.replace("linear", "fashion", 1): value for key, value in transfer.items()}
+    for name, probe in (("mlp", mlp), ("fashion", transfer)):
+        numbers |= {key.replace("linear", name, 1): value for key, value in probe.items()}
+    return numbers
 
 
 def report(table: Table, corners: Sequence[Corner], seeds: Sequence[int]) -> None:
