@@ -43,14 +43,25 @@ DEMOS = {
         "granary.synth.feedback.diffusion.generator",
     ),
     "train": Demo(
-        "train a tiny model on a pool as it is, deduplicated and curated",
+        "train a tiny model on a pool as it is, deduplicated and curated, for several seeds",
         "train",
         "lightning_fabric",
     ),
 }
 OWN = {  # options of one demo alone
-    "curate": click.Option(["--world"], is_flag=True, help="curate a rendered pool"),
-    "train": click.Option(["--seed"], default=0, show_default=True, help="of pictures, weights and order"),
+    "curate": [click.Option(["--world"], is_flag=True, help="curate a rendered pool")],
+    "train": [
+        click.Option(
+            ["--seed"],
+            type=click.IntRange(min=0),
+            default=0,
+            show_default=True,
+            help="the first one, of pictures, weights and order",
+        ),
+        click.Option(
+            ["--seeds"], type=click.IntRange(min=1), default=3, show_default=True, help="how many, one after the other"
+        ),
+    ],
 }
 
 
@@ -78,7 +89,7 @@ def _command_of(name: str) -> PlainCommand:
     params = [
         click.Option(["--out"], default=out, show_default=True, help="folder for everything it makes"),
         click.Option(["--workers"], type=int, default=0, metavar="N", help="local workers; default: one per core"),
-        *([OWN[name]] if name in OWN else []),
+        *OWN.get(name, []),
     ]
     return PlainCommand(name, run, f"{text[:1].upper()}{text[1:]}.", params, [f"granary demo {name}"])
 
