@@ -59,7 +59,7 @@ OWN = {  # options of one demo alone
             help="the first one, of pictures, weights and order",
         ),
         click.Option(
-            ["--seeds"], type=click.IntRange(min=1), default=3, show_default=True, help="how many, one after the other"
+            ["--seeds"], type=click.IntRange(min=1), default=4, show_default=True, help="how many, one after the other"
         ),
     ],
 }

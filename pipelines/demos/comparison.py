@@ -12,7 +12,7 @@ from rich.table import Table
 
 KINDS = ("digits", "tiles", "copies", "leaks")  # of pictures in the pool
 SCORES = {"knn": "kNN", "linear": "linear"}  # protocol -> its name in the table
-CLEAR = 2.0  # a difference is clear when it is beyond so many standard deviations over seeds
+CONFIDENCE = 0.95  # of the interval that decides whether a difference is clear
 
 
 @dataclass(frozen=True)
@@ -69,13 +69,13 @@ def spread(values: Sequence[float], sign: str = "") -> str:
 
 
 def conclusion(results: Sequence[Result], others: Sequence[str]) -> str:
-    """Return one sentence for each score and each other selection, then how they were decided."""
+    """Return one line for each score and each of the other selections, then how they were decided."""
     lines = []
     for score, title in SCORES.items():
         for name in others:
             differences = [100 * (one.scores["curated"][score] - one.scores[name][score]) for one in results]
             lines.append(f"{title}: {verdict(name, differences)}")
-    rule = f"clear is a mean beyond {CLEAR:g} standard deviations of the differences, which are paired by seed"
+    rule = f"clear: the {CONFIDENCE:.0%} interval (Student's t) of the differences, paired by seed, is without 0"
     alone = "one seed cannot tell a difference from luck: give more --seeds"
     return "\n".join([*lines, f"{len(results)} seeds; {rule}." if len(results) > 1 else f"{alone}."])
 
@@ -88,6 +88,16 @@ def verdict(name: str, differences: Sequence[float]) -> str:
         differences: of each seed.
     """
     mean, points = float(np.mean(differences)), f"{spread(differences, '+')} points"
-    if len(differences) < 2 or abs(mean) <= CLEAR * np.std(differences, ddof=1):
+    if len(differences) < 2:
+        return f"curated compared with {name}: {points}"
+    if abs(mean) <= half_interval(differences):
         return f"no clear difference between curated and {name}: {points}"
     return f"curated is clearly {'better' if mean > 0 else 'worse'} than {name}: {points}"
+
+
+def half_interval(values: Sequence[float]) -> float:
+    """Return half the width of Student's confidence interval of the mean of two or more values."""
+    from scipy.special import stdtrit
+
+    count = len(values)
+    return float(stdtrit(count - 1, (1 + CONFIDENCE) / 2) * np.std(values, ddof=1) / np.sqrt(count))

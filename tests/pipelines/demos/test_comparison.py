@@ -22,12 +22,13 @@ def result(pool: float, curated: float) -> Result:
         ([10, 12, 14], "curated is clearly better than pool: +12.0 ± 2.0 points"),
         ([-10, -12, -14], "curated is clearly worse than pool: -12.0 ± 2.0 points"),
         ([1, 3, 5], "no clear difference between curated and pool: +3.0 ± 2.0 points"),
-        ([2, 4, 6], "no clear difference between curated and pool: +4.0 ± 2.0 points"),  # two deviations, not more
-        ([12], "no clear difference between curated and pool: +12.0 points"),
+        ([2.9, 4.9, 6.9], "no clear difference between curated and pool: +4.9 ± 2.0 points"),
+        ([3, 5, 7], "curated is clearly better than pool: +5.0 ± 2.0 points"),  # t of 2 degrees is 4.303: 4.97
+        ([12], "curated compared with pool: +12.0 points"),
         ([0, 0], "no clear difference between curated and pool: +0.0 ± 0.0 points"),
     ],
 )
-def test_a_difference_is_clear_beyond_two_deviations(differences: list[float], says: str) -> None:
+def test_a_difference_is_clear_when_zero_lies_outside_its_interval(differences: list[float], says: str) -> None:
     assert verdict("pool", differences) == says
 
 
@@ -39,10 +40,10 @@ def test_the_deviation_is_that_of_a_sample() -> None:
 def test_the_sentences_compare_seed_by_seed() -> None:
     text = conclusion([result(0.40, 0.50), result(0.60, 0.71)], ["pool"]).splitlines()
     assert text[:2] == [
-        "kNN: curated is clearly better than pool: +10.5 ± 0.7 points",  # though the scores spread by 14
+        "kNN: curated is clearly better than pool: +10.5 ± 0.7 points",  # though the scores differ by 20
         "linear: no clear difference between curated and pool: +0.0 ± 0.0 points",
     ]
-    assert text[2].startswith("2 seeds; clear is")
+    assert text[2].startswith("2 seeds; clear: the 95% interval")
     assert "give more --seeds" in conclusion([result(0.4, 0.5)], ["pool"])
 
 

@@ -97,13 +97,10 @@ def test_a_demo_of_other_arguments_is_made_anew(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_curated_wins_clearly(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_curated_wins_with_every_seed(tmp_path: Path) -> None:
     assert train_demo.demo(str(tmp_path / "demo"), Engine(), seeds=2) == 0
-    printed = capsys.readouterr().out
-    for name in ("pool", "deduplicated"):
-        for score in ("kNN", "linear"):
-            assert f"{score}: curated is clearly better than {name}" in printed
     for seed in (0, 1):
         scores = Result.read(tmp_path / "demo" / f"seed-{seed}" / "results.json").scores
-        baseline = max(scores["raw pixels"]["knn"], scores["random weights"]["knn"])
-        assert scores["curated"]["knn"] > baseline + 0.05
+        curated = scores.pop("curated")
+        for score in ("knn", "linear"):
+            assert curated[score] > max(other[score] for other in scores.values()) + 0.05
