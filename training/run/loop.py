@@ -25,7 +25,7 @@ from granary.training.evaluation import collapse
 from granary.training.method import Moment, ParameterGroup
 from granary.training.methods import load_method
 from granary.training.models.batch_norm import synchronise
-from granary.training.models.checkpoint import Best, Facts, prune, step_folder, write_checkpoint
+from granary.training.models.checkpoint import Best, Facts, method_weights, prune, step_folder, write_checkpoint
 from granary.training.recipe import TrainRecipe
 from granary.training.run import directory
 from granary.training.run.devices import make_fabric, slow_precision
@@ -35,7 +35,7 @@ from granary.training.run.optimisers import make_optimiser
 from granary.training.run.probe import OnlineProbe
 from granary.training.run.setup import build_method, open_plan, prepare_models
 from granary.training.run.signals import stop_signals
-from granary.training.run.state import encoder_weights, gather_state, restore_state
+from granary.training.run.state import gather_state, restore_state
 from granary.training.run.validation import Validation
 from granary.training.schedules import cosine, warmed_cosine
 
@@ -149,6 +149,8 @@ class TrainingSession:
                 if stop:
                     break
             facts = self._facts(step, bar.rate(step))
+        if facts["finished"] and self.fabric.is_global_zero:
+            self.method.finish(facts["checkpoint"], self.recipe.out)
         logs.close()
         if self.console is not None:
             self.console.print(directory.summary(facts, self.recipe.out), soft_wrap=True, highlight=False)
@@ -258,8 +260,7 @@ class TrainingSession:
             facts: Facts = {"step": step, "method": self.recipe.method, "alarms": self.alarms, "probe": self.scores}
             facts |= {"metrics": self.last, "validation": self.measured, "best": self.best}
             facts |= {"recipe": self.recipe.model_dump(mode="json"), "known": self.method.remembered}
-            weights = encoder_weights(tensors, self.method.evaluated)
-            config = self.method.evaluated_model().config
+            config, weights = self.method.model_to_use(method_weights(tensors))
             write_checkpoint(step_folder(self.recipe.out, step), config, weights, tensors, facts)
             prune(self.recipe.out, self.recipe.checkpoints.keep, self.best)
         self.fabric.barrier()
