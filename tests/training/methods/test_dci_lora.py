@@ -300,7 +300,7 @@ def test_nothing_written_is_pickled(setup: Setup) -> None:
     recipe = setup(epochs=1)
     train(recipe)
     endings = {path.suffix for path in Path(recipe.out).rglob("*") if path.is_file()}
-    assert endings == {".safetensors", ".json", ".csv", ".yaml"}
+    assert endings == {".safetensors", ".json", ".csv", ".yaml", ".html", ".jpg"}
 
 
 # -- going on --------------------------------------------------------------------------------------------------------
