@@ -186,6 +186,11 @@ class Training:
         """Whether all steps are done."""
         return bool(self.facts["finished"])
 
+    @property
+    def report(self) -> str:
+        """Path or URL of the report, a page for a browser."""
+        return storage.join(self.url, "report", "index.html")
+
     def model(self, device: str = "cpu") -> nn.Module:
         """Return the trained model, in evaluation mode, on a device."""
         from granary.training.models.registry import load_model
@@ -199,6 +204,10 @@ class Training:
     def probe(self) -> pd.DataFrame:
         """Return the scores of the online probe, a row for each time it ran."""
         return self._curve("probe")
+
+    def validation(self) -> pd.DataFrame:
+        """Return what was measured on the validation split, a row for each time."""
+        return self._curve("validation")
 
     def _curve(self, name: str) -> pd.DataFrame:
         import pandas as pd

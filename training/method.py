@@ -215,3 +215,30 @@ class Method(nn.Module, abc.ABC):
         model = self.get_submodule(self.evaluated)
         assert isinstance(model, Backbone)
         return model
+
+    def model_to_use(self, weights: Mapping[str, Tensor]) -> tuple[BackboneConfig, Mapping[str, Tensor]]:
+        """Return architecture and weights of the model to use, which checkpoints hold.
+
+        Args:
+            weights: of all modules, whole also where processes share them.
+        """
+        prefix = f"{self.evaluated}."
+        model = {name.removeprefix(prefix): weight for name, weight in weights.items() if name.startswith(prefix)}
+        return self.evaluated_model().config, model
+
+    def finish(self, checkpoint: str, out: str) -> None:
+        """Write what a finished training gives beside its checkpoints; by default nothing.
+
+        Args:
+            checkpoint: folder of the one to use.
+            out: the training directory.
+        """
+
+    @classmethod
+    def of_earlier(cls, tree: Mapping[str, object]) -> Mapping[str, object]:
+        """Return a recipe as it was written, perhaps for an earlier version, in the keys of now; by default as it is.
+
+        Raises:
+            ValueError: it says what can no longer be said.
+        """
+        return tree

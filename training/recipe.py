@@ -162,6 +162,7 @@ class TrainRecipe(Options, frozen=True):
     steps: int | None = Field(None, ge=1, description="optimiser steps")
     epochs: float | None = Field(None, gt=0, description="instead of steps: passes over the data")
     batch: int = Field(64, ge=1, description="pictures in a step, over all processes")
+    drop_last: bool = Field(False, description="end an epoch with its last whole batch; each leaves out other pictures")
     accumulate: int = Field(1, ge=1, description="parts a process cuts its pictures into, one after another")
     streams: int | None = Field(
         None, ge=1, description="parts of the order; a multiple of the processes that divides batch; default 8 or less"
@@ -202,12 +203,13 @@ class TrainRecipe(Options, frozen=True):
     @model_validator(mode="before")
     @classmethod
     def _fill_options(cls, tree: object) -> object:
-        """Check the method's options and fill in their defaults."""
+        """Read what an earlier version wrote; check the method's options and fill in their defaults."""
         if not isinstance(tree, dict) or tree.get("method") not in METHODS:
             return tree
-        options = tree.get("options") or {}
+        method = load_method(str(tree["method"]))
+        tree = method.of_earlier(tree)
         try:
-            filled = load_method(str(tree["method"])).Options.model_validate(options)
+            filled = method.Options.model_validate(tree.get("options") or {})
         except ValidationError as error:
             raise ValueError("; ".join(_sentence(problem) for problem in error.errors())) from None
         return {**tree, "options": filled.model_dump(mode="json")}
@@ -236,6 +238,7 @@ class TrainRecipe(Options, frozen=True):
 
     def total_steps(self, samples: int) -> int:
         """Return the number of steps, from the samples of one pass where epochs were given."""
+        samples = samples // self.batch * self.batch if self.drop_last else samples
         return self.steps or max(1, math.ceil((self.epochs or 1.0) * samples / self.batch))
 
 

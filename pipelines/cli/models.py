@@ -14,11 +14,6 @@ from granary.pipelines.cli.recipe_command import Further, Given, Page, RecipeCom
 
 
 def _train_recipe(given: Given) -> type[BaseModel]:
-    """Return the recipe of the method that was named; only that of dci_lora is another."""
-    if given.tree().get("method") == "dci_lora":
-        with needs("train"):
-            from granary.training.methods.dci_lora import FinetuneRecipe
-        return FinetuneRecipe
     from granary.training.recipe import TrainRecipe
 
     return TrainRecipe
@@ -35,8 +30,6 @@ def _method_options(given: Given) -> Iterator[Further]:
 
 
 def _train(given: Given, steal_lock: bool) -> int:
-    if given.tree().get("method") == "dci_lora":
-        return _finetune(given, steal_lock)
     from rich.console import Console
 
     from granary.pipelines.engine.recipe import load_recipe
@@ -49,16 +42,6 @@ def _train(given: Given, steal_lock: bool) -> int:
         facts = train(recipe, Console(stderr=True, highlight=False, markup=False), steal_lock)
     print(facts["checkpoint"])
     return 0 if facts["finished"] else 130
-
-
-def _finetune(given: Given, steal_lock: bool) -> int:
-    from granary.pipelines.engine.recipe import load_recipe
-
-    with needs("train"):
-        from granary.training.methods.dci_lora import FinetuneRecipe, finetune
-
-        finetune(load_recipe(FinetuneRecipe, given.config, given.overrides), steal_lock=steal_lock)
-    return 0
 
 
 train = RecipeCommand(

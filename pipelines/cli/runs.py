@@ -38,7 +38,12 @@ def _report(run: str) -> int:
 
     from granary.pipelines.engine.session import print_cost, read_facts
     from granary.pipelines.kinds.registry import KINDS
+    from granary.training.report import training_facts, write_report
 
+    training = training_facts(run)
+    if training is not None:
+        print(write_report(run, training))
+        return 0
     facts = read_facts(run)
     if facts["kind"] not in KINDS:
         raise UserError(f"run: {run} holds a run of granary {facts['kind']}; there are {', '.join(KINDS)}")
@@ -50,7 +55,8 @@ def _report(run: str) -> int:
 report = PlainCommand(
     "report",
     _report,
-    "Write RUN/report/index.html again, and print what each stage cost and what larger pools would take.",
+    "Write RUN/report/index.html again, of a run or a training; of a run, print what each stage cost and what larger "
+    "pools would take.",
     [click.Argument(["run"])],
     ["granary report runs/mine"],
 )

@@ -15,7 +15,6 @@ from tiny_shards import shapes, write_shards
 from granary.curation.errors import UserError
 from granary.pipelines.engine.recipe import load_recipe
 from granary.training.evaluation.protocols import linear
-from granary.training.methods.dci_lora import FinetuneRecipe
 from granary.training.models.classifier import Classifier, ClassifierConfig
 from granary.training.models.registry import load_model
 from granary.training.models.vit_config import FORMER, ViTConfig
@@ -67,7 +66,8 @@ def test_former_names_of_the_command_line_work_too() -> None:
 
 
 def test_options_of_other_parts() -> None:
-    assert FinetuneRecipe.model_validate({"model": "m", "data": "d", "out": "o", "rate": 0.5}).lr == 0.5
+    tree = {"method": "dci_lora", "model": "m", "data": "d", "out": "o", "rate": 0.5, "epochs": 1}
+    assert TrainRecipe.model_validate(tree).optimiser.lr == 0.5
     assert linear.PROTOCOL.read({"rates": "0.1,0.2", "k": 3}).lrs == (0.1, 0.2)
     assert load_model("random:tiny?side=16&patch=8").config.grid == 2
 

@@ -63,6 +63,7 @@ class BatchPlan(NamedTuple):
         views: makes the views of a row, see `Reads`.
         ordering: the order.
         groups: (n,) the group of each row by its number, -1 for none; None where the order is plain.
+        drop_last: end an epoch with its last whole batch.
     """
 
     datasets: Sequence[shards.Dataset]
@@ -78,6 +79,7 @@ class BatchPlan(NamedTuple):
     views: Views = views_of
     ordering: Ordering = PLAIN
     groups: NDArray[np.int32] | None = None
+    drop_last: bool = False
 
     @property
     def classes(self) -> Mapping[str, float]:
@@ -97,6 +99,8 @@ def check_plan(plan: BatchPlan, processes: int = 1) -> None:
     smallest = min(dataset.count for dataset in plan.datasets) if plan.groups is None else plan.rows
     if smallest < plan.batch and (len(plan.datasets) == 1 or plan.groups is not None):
         raise UserError(f"batch: {plan.batch} is not right: the data have {smallest} samples; give at most as many")
+    if plan.drop_last and (len(plan.datasets) > 1 or plan.groups is not None):
+        raise UserError("drop_last: true is not right: only one dataset in the plain order has epochs of whole batches")
     if smallest < plan.streams:
         raise UserError(f"data: {smallest} samples cannot feed {plan.streams} streams; give fewer streams")
     if plan.batch % plan.streams:
@@ -110,7 +114,8 @@ def order_of(plan: BatchPlan) -> Mixture | Chosen | Balanced | FewClasses:
     sizes = [[group.rows for group in dataset.groups] for dataset in plan.datasets]
     share = max(1, plan.window // plan.streams)
     if plan.groups is None:
-        orders = [Order(rows, plan.seed, plan.streams, share) for rows in sizes]
+        part = plan.batch // plan.streams if plan.drop_last else None
+        orders = [Order(rows, plan.seed, plan.streams, share, part) for rows in sizes]
         return Mixture(orders, plan.weights, plan.seed)
     rows, members = Rows(sizes), members_of(plan.groups)
     if plan.ordering.kind == "few_classes":

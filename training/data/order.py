@@ -3,6 +3,7 @@
 An epoch is a permutation of the row groups by (seed, epoch), cut into `streams` equal spans of rows. A stream reads its
 span from front to end, a window at a time, and shuffles inside the window by (seed, epoch, stream, window). Every row
 is read exactly once an epoch, by whatever number of processes and workers, and a stream touches few row groups at once.
+Where an epoch shall end with its last whole batch, the rows at the ends of the spans wait for another epoch.
 """
 
 from __future__ import annotations
@@ -35,12 +36,14 @@ class Order:
         seed: of the run.
         streams: spans an epoch is cut into.
         window: rows that are shuffled with one another.
+        part: rows of a stream in a batch, where an epoch ends with its last whole batch.
     """
 
-    def __init__(self, rows: Sequence[int], seed: int, streams: int, window: int) -> None:
+    def __init__(self, rows: Sequence[int], seed: int, streams: int, window: int, part: int | None = None) -> None:
         self.rows = np.asarray(rows, np.int64)
         self.total = int(self.rows.sum())
         self.seed, self.streams, self.size = seed, streams, max(1, window)
+        self.taken = part and self.total // streams // part * part  # of a stream in an epoch; None for all
         if self.total < streams:
             raise ValueError(f"{self.total} rows cannot feed {streams} streams")
         self._permuted = functools.lru_cache(maxsize=2)(self._permute)
@@ -53,7 +56,7 @@ class Order:
     def place(self, stream: int, position: int) -> tuple[int, int, int]:
         """Return (epoch, row group, row in it) of sample number `position` of a stream."""
         low, high = self.span(stream)
-        epoch, offset = divmod(position, high - low)
+        epoch, offset = divmod(position, self.taken or high - low)
         groups, rows = self._window(epoch, stream, offset // self.size)
         return epoch, int(groups[offset % self.size]), int(rows[offset % self.size])
 

@@ -1,17 +1,15 @@
 """Entries of the config `pairs` of a packed run: a crop, its summaries, its negatives.
 
 `read_entries` streams them in order, which is part of the benchmark: the rivals of a crop are its neighbours.
-`shuffled_entries` gives an epoch of training.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import NotRequired, TypedDict
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
@@ -23,7 +21,6 @@ from granary.curation.errors import UserError
 from granary.curation.images.decode import decode
 from granary.curation.images.limits import DecodeLimits
 from granary.curation.store import storage
-from granary.curation.store.sampling import priority
 
 TEXTS = ("id", "file", "key", "base", "split", "captions", "negatives")
 PICTURES = ("image", "box", "mask", "darkened")
@@ -35,6 +32,15 @@ class StoredPair(PairRow):
     """A row of the config `pairs`; without a picture, box and mask say what to cut out of the original."""
 
     image: ImageFile | None
+
+
+class Place(TypedDict):
+    """Where a crop is in a whole image, in a row of `pairs`."""
+
+    file: str
+    box: list[int]
+    mask: str
+    darkened: bool
 
 
 class Original(TypedDict):
@@ -54,6 +60,29 @@ class Negative:
 
 
 @dataclass(frozen=True)
+class Picture:
+    """The picture of a crop, not decoded yet.
+
+    Args:
+        data: bytes of the picture.
+        box: where the bytes are those of the whole image, what to cut out: x0, y0, x1, y1, x1 and y1 exclusive.
+        mask: outside of it the crop is darkened.
+    """
+
+    data: bytes = field(default=b"", repr=False)
+    box: tuple[int, int, int, int] | None = None
+    mask: StoredPixels | None = field(default=None, repr=False)
+
+    def image(self, limits: DecodeLimits = LIMITS) -> Image.Image:
+        """Decode the picture to RGB, and cut it where it must be; raises DecodeError."""
+        whole = decode(self.data, limits).image
+        if self.box is None:
+            return whole
+        shape = None if self.mask is None else pixels_of(self.mask["size"], self.mask["counts"], self.mask["png"])
+        return cut(whole, self.box, shape)
+
+
+@dataclass(frozen=True)
 class Entry:
     """One crop with its texts.
 
@@ -61,9 +90,7 @@ class Entry:
         id, file, key, base, split: as in the shard.
         captions: the first summary first, blank ones left out.
         negatives: in the order of the shard.
-        data: bytes of the picture.
-        box: where the bytes are those of the whole image, what to cut out: x0, y0, x1, y1, x1 and y1 exclusive.
-        mask: outside of it the crop is darkened.
+        picture: of the crop.
     """
 
     id: str
@@ -73,17 +100,11 @@ class Entry:
     split: str
     captions: tuple[str, ...]
     negatives: tuple[Negative, ...]
-    data: bytes = field(default=b"", repr=False)
-    box: tuple[int, int, int, int] | None = None
-    mask: StoredPixels | None = field(default=None, repr=False)
+    picture: Picture = field(default=Picture(), repr=False)
 
     def image(self) -> Image.Image:
         """Decode the picture to RGB, and cut it where it must be; raises DecodeError."""
-        whole = decode(self.data, LIMITS).image
-        if self.box is None:
-            return whole
-        shape = None if self.mask is None else pixels_of(self.mask["size"], self.mask["counts"], self.mask["png"])
-        return cut(whole, self.box, shape)
+        return self.picture.image()
 
     def first_negative(self, kind: str) -> str | None:
         """Return the first negative of a kind."""
@@ -135,41 +156,6 @@ def read_entries(data: str, split: str | None = None) -> Iterator[Entry]:
         raise UserError(f"split: {split!r} is not right; the splits of {data!r} are {there}")
 
 
-def row_groups(data: str, split: str | None = None) -> list[tuple[str, int]]:
-    """Return (shard, row group) of those that hold entries of a split, in order."""
-    groups = []
-    for shard in pair_shards(data):
-        with opened(shard, *TEXTS, *PICTURES) as parquet:
-            for group in range(parquet.num_row_groups):
-                splits = parquet.read_row_group(group, columns=["split"])["split"].unique().to_pylist()
-                if split in (None, *splits):
-                    groups.append((shard, group))
-    return groups
-
-
-def shuffled_entries(
-    data: str, groups: Sequence[tuple[str, int]], split: str | None, seed: int, epoch: int, together: int = 8
-) -> Iterator[Entry]:
-    """Yield every entry of a split once, in an order drawn from (seed, epoch).
-
-    Row groups are shuffled; then `together` of them are read at a time and their entries shuffled.
-    """
-    originals = Originals(data)
-    order = np.argsort(priority(seed, range(len(groups)), f"groups/{epoch}"))
-    for at in range(0, len(order), together):
-        rows = [row for number in order[at : at + together] for row in group_rows(groups[number], split)]
-        for place in np.argsort(priority(seed, [row["id"] for row in rows], f"entries/{epoch}"), kind="stable"):
-            yield entry_of(rows[place], originals)
-
-
-def group_rows(place: tuple[str, int], split: str | None) -> list[StoredPair]:
-    """Return the rows of a split in a (shard, row group)."""
-    shard, group = place
-    with opened(shard) as parquet:
-        rows = parquet.read_row_group(group, columns=[*TEXTS, *PICTURES]).to_pylist()
-    return [row for row in rows if split in (None, row["split"])]
-
-
 @contextlib.contextmanager
 def opened(shard: str, *columns: str) -> Iterator[pq.ParquetFile]:
     """Open a shard; raises UserError where it is broken or lacks a column."""
@@ -190,29 +176,47 @@ def entry_of(row: StoredPair, originals: Originals) -> Entry:
     Args:
         originals: where whole images are, for rows without a picture.
     """
-    entry = Entry(
+    data = row["image"]["bytes"] or b"" if row["image"] else b""
+    return Entry(
         id=row["id"],
         file=row["file"],
         key=row["key"],
         base=row["base"],
         split=row["split"],
-        captions=tuple(caption for caption in row["captions"] or [] if caption and caption.strip()),
-        negatives=tuple(_negatives(row["negatives"] or [])),
-        data=row["image"]["bytes"] or b"" if row["image"] else b"",
+        captions=captions_of(row["captions"]),
+        negatives=negatives_of(row["negatives"]),
+        picture=picture_of(data, row, originals),
     )
-    if entry.data:
-        return entry
-    whole = originals.read(row)
-    left, top, right, bottom = row["box"]
-    mask = next((mask for mask in whole.get("masks", []) if mask["key"] == row["mask"]), None)
-    return replace(entry, data=whole["image"]["bytes"], box=(left, top, right, bottom), mask=mask)
 
 
-def _negatives(rows: Sequence[NegativeRow]) -> Iterator[Negative]:
-    """Yield the negatives that are not blank."""
-    for row in rows:
-        if row["text"] and row["text"].strip():
-            yield Negative(row["kind"], row["text"], row["score"])
+def captions_of(texts: Sequence[str] | None) -> tuple[str, ...]:
+    """Return the captions of a row that are not blank."""
+    return tuple(text for text in texts or [] if text and text.strip())
+
+
+def negatives_of(rows: Sequence[NegativeRow] | None) -> tuple[Negative, ...]:
+    """Return the negatives of a row that are not blank."""
+    filled = (row for row in rows or [] if row["text"] and row["text"].strip())
+    return tuple(Negative(row["kind"], row["text"], row["score"]) for row in filled)
+
+
+def picture_of(data: bytes, place: Place, originals: Originals) -> Picture:
+    """Return the picture of a row.
+
+    Args:
+        data: what the row has of it; nothing where it must be cut out of a whole image.
+        place: the row.
+        originals: where whole images are.
+
+    Raises:
+        UserError: the whole image is not there.
+    """
+    if data:
+        return Picture(data)
+    whole = originals.read(place)
+    left, top, right, bottom = place["box"]
+    mask = next((mask for mask in whole.get("masks", []) if mask["key"] == place["mask"]), None)
+    return Picture(whole["image"]["bytes"], (left, top, right, bottom), mask)
 
 
 class Originals:
@@ -228,12 +232,12 @@ class Originals:
         self.group: tuple[str, int, tuple[str, ...]] | None = None
         self.rows: list[Original] = []
 
-    def read(self, row: StoredPair) -> Original:
+    def read(self, row: Place) -> Original:
         """Return image, and where needed masks, of a row of `pairs`. Raises UserError where they are not there."""
         if self.places is None:
             self.places = dict(self._index())
         if row["file"] not in self.places:
-            raise UserError(f"data: the image of entry {row['id']} is in no shard of {self.data!r}; pack it again")
+            raise UserError(f"data: the image of {row['file']!r} is in no shard of {self.data!r}; pack it again")
         shard, group, at = self.places[row["file"]]
         columns = ("image", "masks") if row["darkened"] else ("image",)
         if self.group != (shard, group, columns):

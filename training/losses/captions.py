@@ -6,6 +6,7 @@ Shapes: B entries of a batch, N captions of an entry. Logits are raw: exp(scale)
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -13,10 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from granary.curation.store.sampling import priority
-from granary.training.data.pairs import Entry
+from granary.training.data.pairs import Negative
 
 Pooling = Literal["mean", "hardest", "hardest_as_published"]
 Captions = Literal["first", "pick1", "pick5"]
+NegativeChoice = Literal["first", "random", "hardest"]
 PICK = 5
 
 
@@ -67,38 +69,47 @@ def negative_loss(positives: Tensor, negatives: Tensor) -> Tensor:
     return F.binary_cross_entropy_with_logits(logits, target)
 
 
-def choose_captions(entry: Entry, choice: Captions, seed: int, epoch: int) -> list[str]:
+def choose_captions(entry: str, captions: Sequence[str], choice: Captions, seed: int, visit: int) -> list[str]:
     """Return the captions of a visit: the first; a random one; or five.
 
     pick5 takes the first five. An entry with fewer repeats them in turn, so that every entry gives N texts.
+
+    Args:
+        entry: id of the entry.
+        captions: its captions, at least one.
+        choice: which.
+        seed, visit: decide a random choice.
     """
     if choice == "first":
-        return [entry.captions[0]]
+        return [captions[0]]
     if choice == "pick1":
-        return [entry.captions[_draw(entry, seed, f"caption/{epoch}", len(entry.captions))]]
-    return [entry.captions[at % len(entry.captions)] for at in range(PICK)]
+        return [captions[_draw(entry, seed, f"caption/{visit}", len(captions))]]
+    return [captions[at % len(captions)] for at in range(PICK)]
 
 
-def choose_negative(entry: Entry, kind: str, choice: str, seed: int, epoch: int) -> str | None:
+def choose_negative(
+    entry: str, negatives: Sequence[Negative], kind: str, choice: NegativeChoice, seed: int, visit: int
+) -> str | None:
     """Return the negative of a visit, or None.
 
     Args:
-        entry: that is visited.
+        entry: id of the entry.
+        negatives: its negatives.
         kind: swaps, basic, layout, ... or "any".
         choice: "first", "random" (another for each visit) or "hardest" (the highest score; the first where none has
             one).
-        seed, epoch: decide a random choice.
+        seed, visit: decide a random choice.
     """
-    fitting = [negative for negative in entry.negatives if kind in ("any", negative.kind)]
+    fitting = [negative for negative in negatives if kind in ("any", negative.kind)]
     if not fitting:
         return None
     if choice == "random":
-        return fitting[_draw(entry, seed, f"negative/{epoch}", len(fitting))].text
+        return fitting[_draw(entry, seed, f"negative/{visit}", len(fitting))].text
     if choice == "hardest":
         return max(fitting, key=lambda negative: float("-inf") if negative.score is None else negative.score).text
     return fitting[0].text
 
 
-def _draw(entry: Entry, seed: int, purpose: str, n: int) -> int:
+def _draw(entry: str, seed: int, purpose: str, n: int) -> int:
     """Return a number below n that depends on seed, purpose and the entry alone."""
-    return int(priority(seed, [entry.id], purpose)[0] % n)
+    return int(priority(seed, [entry], purpose)[0] % n)

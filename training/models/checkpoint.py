@@ -23,6 +23,7 @@ from granary.training.models.backbone_config import BackboneConfig
 FORMAT = 1
 FOLDER = "checkpoints"
 STATE = "state.json"
+METHOD = "method/"  # names of the weights of a method, among all tensors of its training, begin so
 FILES = ("config.json", "model.safetensors", "training.safetensors")
 
 
@@ -137,6 +138,11 @@ def misfit(saved: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str |
     there, here = ({name: tuple(t.shape) for name, t in state.items()} for state in (saved, expected))
     name = next((name for name in sorted(there | here) if there.get(name) != here.get(name)), None)
     return name and f"{name} is {there.get(name, 'not there')}, not {here.get(name, 'there')}"
+
+
+def method_weights(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the weights of a method's modules, by their names there, of the tensors of a training."""
+    return {name.removeprefix(METHOD): tensor for name, tensor in tensors.items() if name.startswith(METHOD)}
 
 
 def prune(out: str, keep: int, best: Best | None = None) -> None:

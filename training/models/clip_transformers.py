@@ -7,8 +7,10 @@ logits = exp(scale) * image . text + bias, where bias is 0 for CLIP.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -70,10 +72,10 @@ class ClipModel:
         if dtype not in DTYPES:
             raise UserError(f"dtype: {dtype!r} is not right; the types are {', '.join(dtypes)}")
         place = torch_device(device)
-        from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
+        from transformers import AutoModel, AutoTokenizer
 
         try:
-            processor = AutoImageProcessor.from_pretrained(folder, backend="pil", **where)
+            processor = load_processor(folder)
             tokenizer = AutoTokenizer.from_pretrained(folder, **where)
             model, report = AutoModel.from_pretrained(
                 folder, dtype=DTYPES[dtype], use_safetensors=True, output_loading_info=True, **where
@@ -90,6 +92,41 @@ class ClipModel:
         """Write weights (safetensors), configuration, tokenizer and image processor into a local folder."""
         for part in (self.model, self.tokenizer, self.processor):
             part.save_pretrained(folder)
+
+    def files(self) -> dict[str, str]:
+        """Return configuration, tokenizer and image processor by file name: all but the weights."""
+        with tempfile.TemporaryDirectory(prefix="granary-") as folder:
+            for part in (self.model.config, self.tokenizer, self.processor):
+                part.save_pretrained(folder)
+            return {path.name: path.read_text() for path in sorted(Path(folder).iterdir())}
+
+    @classmethod
+    def of_files(cls, files: Mapping[str, str]) -> ClipModel:
+        """Return the model that `files` describes, with initial weights. Raises UserError where it is none."""
+        from transformers import AutoConfig, AutoModel, AutoTokenizer
+
+        with tempfile.TemporaryDirectory(prefix="granary-") as folder:
+            for name, text in files.items():
+                Path(folder, os.path.basename(name)).write_text(text)
+            try:
+                config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+                tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+                model, processor = AutoModel.from_config(config, trust_remote_code=False), load_processor(folder)
+            except UNLOADABLE as error:
+                raise UserError(f"model: what is noted of its CLIP cannot be read ({reason(error)})") from error
+        check_model("the CLIP of a training", model, [])
+        return cls(model, tokenizer, processor)
+
+    @property
+    def side(self) -> int:
+        """Pixels of the square that the image encoder sees."""
+        return int(self.model.config.vision_config.image_size)
+
+    @property
+    def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and standard deviation that pictures in 0..1 are normalised by."""
+        processor: Any = self.processor  # there is no type of what the processors of CLIP and SigLIP have alike
+        return tuple(processor.image_mean), tuple(processor.image_std)
 
     @property
     def device(self) -> torch.device:
@@ -182,6 +219,15 @@ class ClipModel:
         if not torch.isfinite(logits).all():
             raise UserError(f"model: {self.name!r} gives logits that are not finite; check its weights, or the dtype")
         return logits
+
+
+def load_processor(source: str) -> BaseImageProcessor:
+    """Return the image processor of a folder or of the Hub, in its Pillow version."""
+    from transformers import AutoImageProcessor
+
+    folder = model_folder(source)
+    processor: BaseImageProcessor = AutoImageProcessor.from_pretrained(folder, backend="pil", trust_remote_code=False)
+    return processor
 
 
 def unit_rows(output: Tensor | BaseModelOutputWithPooling) -> Tensor:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
+import torch
 from pydantic import Field
 from safetensors.torch import save
-from torch import Tensor, nn
+from torch import Tensor
 
 from granary.curation.errors import UserError, needs
 from granary.curation.options import Options
@@ -19,7 +20,10 @@ from granary.training.models.clip_transformers import ClipModel
 
 if TYPE_CHECKING:  # in an extra
     from peft import PeftModel
+    from transformers import PreTrainedModel
 
+PART = "network."  # of a method
+WRAPPED = f"{PART}base_model.model."  # where peft puts the model
 TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2", "visual_projection", "text_projection")
 
 
@@ -65,16 +69,51 @@ def adapt(clip: ClipModel, lora: Lora) -> PeftModel:
         return get_peft_model(clip.model, config)
 
 
-def learning(network: nn.Module) -> dict[str, Tensor]:
-    """Return the parameters that learn, by name."""
-    return {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}
+def merged_weights(lora: Lora, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the weights of the model of `transformers` with the adapters added: W + alpha / rank * B A.
+
+    Args:
+        lora: sizes of the adapters.
+        weights: of what `adapt` returned; other names may begin otherwise and are left out.
+    """
+    merged = {}
+    for name, tensor in weights.items():
+        if not name.startswith(WRAPPED) or ".lora_" in name:
+            continue
+        if name.endswith(".base_layer.weight"):
+            layer = name.removesuffix("base_layer.weight")
+            down, up = (weights[f"{layer}lora_{part}.default.weight"] for part in "AB")
+            tensor = tensor + up @ down * (lora.alpha / lora.rank)
+        merged[name.removeprefix(WRAPPED).replace(".base_layer.", ".")] = tensor
+    return merged
 
 
-def save_adapter(network: PeftModel, url: str) -> None:
-    """Write adapters and biases as peft reads them: adapter_config.json and adapter_model.safetensors."""
+def merged_clip(clip: ClipModel, lora: Lora, weights: Mapping[str, Tensor]) -> PreTrainedModel:
+    """Return a model of `transformers` that computes what a CLIP with adapters does, without them.
+
+    Args:
+        clip: that was adapted.
+        lora: sizes of the adapters.
+        weights: of a module that has what `adapt` returned as its part `network`.
+    """
+    with torch.device("meta"):  # which draws no weights
+        model: PreTrainedModel = type(clip.model)(clip.model.config)
+    model.load_state_dict(merged_weights(lora, weights), assign=True)
+    return model.eval()
+
+
+def save_adapter(network: PeftModel, weights: Mapping[str, Tensor], url: str) -> None:
+    """Write adapters and biases as peft reads them: adapter_config.json and adapter_model.safetensors.
+
+    Args:
+        network: what `adapt` returned.
+        weights: of a module that has it as its part `network`.
+        url: the folder.
+    """
     from peft import get_peft_model_state_dict
 
-    tensors = get_peft_model_state_dict(network)
+    inner = {name.removeprefix(PART): tensor for name, tensor in weights.items() if name.startswith(PART)}
+    tensors = get_peft_model_state_dict(network, inner)
     storage.write_bytes(
         storage.join(url, "adapter_model.safetensors"),
         save({name: tensor.detach().cpu().contiguous() for name, tensor in sorted(tensors.items())}),
@@ -83,10 +122,10 @@ def save_adapter(network: PeftModel, url: str) -> None:
     save_folder(lambda folder: config.save_pretrained(folder), url)
 
 
-def save_merged(clip: ClipModel, network: PeftModel, url: str) -> None:
-    """Add the adapters to the weights, for good, and write the model as `transformers` reads it."""
-    clip.model = network.merge_and_unload()
-    save_folder(clip.save, url)
+def save_merged(clip: ClipModel, lora: Lora, weights: Mapping[str, Tensor], url: str) -> None:
+    """Write the merged model, with tokenizer and processor, as `transformers` reads it; arguments as above."""
+    model = merged_clip(clip, lora, weights)
+    save_folder(ClipModel(model, clip.tokenizer, clip.processor, clip.name).save, url)
 
 
 def save_folder(write: Callable[[str], object], url: str) -> None:

@@ -24,7 +24,14 @@ from granary.training.method import Method, Moment
 from granary.training.methods import METHODS, load_method
 from granary.training.models.backbone import Backbone
 from granary.training.models.backbone_config import read_config
-from granary.training.models.checkpoint import Damaged, Facts, checkpoint_folder, misfit, read_checkpoint
+from granary.training.models.checkpoint import (
+    Damaged,
+    Facts,
+    checkpoint_folder,
+    method_weights,
+    misfit,
+    read_checkpoint,
+)
 from granary.training.models.registry import load_model, read_name, read_recipe
 
 
@@ -95,7 +102,7 @@ def _restored(folder: str) -> Method:
         tensors, facts = read_checkpoint(folder)
     except Damaged as error:
         raise UserError(f"model: {folder} is damaged ({error})") from error
-    weights = {name.removeprefix("method/"): t for name, t in tensors.items() if name.startswith("method/")}
+    weights = method_weights(tensors)
     build = _builder(folder, facts, weights)
     try:
         with torch.device("meta"):  # which takes no memory, whatever sizes the files claim

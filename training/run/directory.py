@@ -7,7 +7,7 @@ import io
 import json
 import math
 from collections.abc import Iterator, Mapping
-from typing import Literal, TypedDict
+from typing import Literal, NamedTuple, TypedDict
 
 import yaml
 from pydantic import ValidationError
@@ -20,6 +20,7 @@ from granary.curation.store import storage
 from granary.curation.store.trees import yaml_tree
 from granary.training.models.checkpoint import STATE, Best, Damaged, Facts, read_checkpoint, usable
 from granary.training.recipe import TrainRecipe
+from granary.training.report import PAGE
 
 # What may differ from the recipe that began the run: how fast it is and how closely it is watched, not what it does.
 FREE = ("name", "out", "resume", "workers", "logs", "checkpoints", "alarm", "probe", "validation", "device")
@@ -45,6 +46,9 @@ class RunFacts(TypedDict):
     dead: int
     checkpoint: str
     pictures_per_second: float
+    pictures: int
+    seconds: float
+    processes: int
     versions: dict[str, str]
 
 
@@ -142,6 +146,23 @@ def write_facts(out: str, facts: RunFacts) -> None:
     storage.write_bytes(storage.join(out, "run.json"), json.dumps(facts, indent=2).encode())
 
 
+class Pace(NamedTuple):
+    """Pictures per second of the last session of a training that ended, and the seconds of all that did."""
+
+    rate: float = 0.0
+    seconds: float = 0.0
+
+
+def earlier_pace(out: str) -> Pace:
+    """Return the pace that run.json tells; 0 where it tells none."""
+    path = storage.join(out, "run.json")
+    try:
+        facts = json.loads(storage.read_bytes(path)) if storage.exists(path) else {}
+        return Pace(float(facts.get("pictures_per_second", 0)), float(facts.get("seconds", 0)))
+    except (ValueError, TypeError, AttributeError):
+        return Pace()
+
+
 class DeadLetters:
     """What could not be decoded, once each, in dead-letter.csv: uri, stage, error, message.
 
@@ -180,4 +201,4 @@ def summary(facts: RunFacts, out: str) -> str:
     ]
     if facts["dead"]:
         lines.append(f"{facts['dead']:,} samples could not be decoded: {out}/dead-letter.csv")
-    return "\n".join([*lines, f"model: granary:{out}, curves: {out}/metrics.csv"])
+    return "\n".join([*lines, f"model: granary:{out}, report: {out}/{PAGE}"])

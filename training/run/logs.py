@@ -145,9 +145,14 @@ class Bar:
             self.bar = Progress(*columns, TimeRemainingColumn(compact=True), console=console)
             self.task = self.bar.add_task("train", total=steps, completed=start, status="")
 
+    @property
+    def seconds(self) -> float:
+        """The seconds of this session."""
+        return max(1e-9, time.monotonic() - self.began)
+
     def rate(self, step: int) -> float:
         """Return the pictures per second of this session."""
-        return (step - self.start) * self.batch / max(1e-9, time.monotonic() - self.began)
+        return (step - self.start) * self.batch / self.seconds
 
     def show(self, step: int, loss: float) -> None:
         """Tell that `step` steps are done."""

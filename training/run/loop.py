@@ -7,7 +7,9 @@ branches are drawn from (seed, step), so that a run that was killed goes on as i
 from __future__ import annotations
 
 import math
+import platform
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -19,14 +21,16 @@ from torch.nn.utils import clip_grad_norm_
 
 from granary.curation.errors import UserError
 from granary.curation.runs.lock import held
+from granary.curation.store import storage
 from granary.training.data.collate import Part, on_device
 from granary.training.data.loader import Process, batches
 from granary.training.evaluation import collapse
 from granary.training.method import Moment, ParameterGroup
 from granary.training.methods import load_method
 from granary.training.models.batch_norm import synchronise
-from granary.training.models.checkpoint import Best, Facts, prune, step_folder, write_checkpoint
+from granary.training.models.checkpoint import Best, Facts, method_weights, prune, step_folder, write_checkpoint
 from granary.training.recipe import TrainRecipe
+from granary.training.report import SHEET, write_report
 from granary.training.run import directory
 from granary.training.run.devices import make_fabric, slow_precision
 from granary.training.run.directory import RunFacts
@@ -35,8 +39,9 @@ from granary.training.run.optimisers import make_optimiser
 from granary.training.run.probe import OnlineProbe
 from granary.training.run.setup import build_method, open_plan, prepare_models
 from granary.training.run.signals import stop_signals
-from granary.training.run.state import encoder_weights, gather_state, restore_state
+from granary.training.run.state import gather_state, restore_state
 from granary.training.run.validation import Validation
+from granary.training.run.views import keeping_views
 from granary.training.schedules import cosine, warmed_cosine
 
 if TYPE_CHECKING:  # needed when a run begins, and in an extra
@@ -121,6 +126,8 @@ class TrainingSession:
         self.last: dict[str, float] = {}
         self.measured: dict[str, float] = {}
         self.best: Best | None = None
+        self.unseen = fabric.is_global_zero and not storage.exists(storage.join(recipe.out, SHEET))
+        self.pace = directory.earlier_pace(recipe.out)
 
     def run(self) -> RunFacts:
         """Train to the end, or until a signal asks to stop."""
@@ -129,27 +136,34 @@ class TrainingSession:
         if step == 0 and self.recipe.device.strategy != "fsdp":  # which needs a step of the whole before its parts
             self._probe(step, logs)
         with Bar(self.console, step, self.steps, self.recipe.batch) as bar, stop_signals() as interrupted:
-            for batch in self._batches(step):
-                output = self._backward(batch, step)
-                finite, stop = self._agree(math.isfinite(self.last["loss"]), not interrupted.is_set())
-                if finite:
-                    self._update(step)
-                step, bad, stop = step + 1, 0 if finite else bad + 1, not stop
-                self._watch(step, output, logs)
-                bar.show(step, self.last["loss"])
-                lost = bad >= self.recipe.alarm.non_finite
-                better = self._validate(step, logs)
-                if better or step % self.recipe.checkpoints.every == 0 or step == self.steps or stop or lost:
-                    self._save(step, logs)
-                if lost:
-                    raise Stopped(
-                        f"the loss was not finite for {bad} steps in a row, up to step {step}; weights and state from "
-                        f"before them are saved in {step_folder(self.recipe.out, step)}; try a smaller optimiser.lr"
-                    )
-                if stop:
-                    break
-            facts = self._facts(step, bar.rate(step))
-        logs.close()
+            try:
+                for batch in self._batches(step):
+                    with self._showing(batch):
+                        output = self._backward(batch, step)
+                    finite, stop = self._agree(math.isfinite(self.last["loss"]), not interrupted.is_set())
+                    if finite:
+                        self._update(step)
+                    step, bad, stop = step + 1, 0 if finite else bad + 1, not stop
+                    self._watch(step, output, logs)
+                    bar.show(step, self.last["loss"])
+                    lost = bad >= self.recipe.alarm.non_finite
+                    better = self._validate(step, logs)
+                    if better or step % self.recipe.checkpoints.every == 0 or step == self.steps or stop or lost:
+                        self._save(step, logs)
+                    if lost:
+                        raise Stopped(
+                            f"the loss was not finite for {bad} steps in a row, up to step {step}; weights and state "
+                            f"from before them are saved in {step_folder(self.recipe.out, step)}; try a smaller "
+                            "optimiser.lr"
+                        )
+                    if stop:
+                        break
+            except Stopped:
+                self._end(step, bar, logs)
+                raise
+            facts = self._end(step, bar, logs)
+        if facts["finished"] and self.fabric.is_global_zero:
+            self.method.finish(facts["checkpoint"], self.recipe.out)
         if self.console is not None:
             self.console.print(directory.summary(facts, self.recipe.out), soft_wrap=True, highlight=False)
         return facts
@@ -159,6 +173,13 @@ class TrainingSession:
         process = Process(self.fabric.global_rank, self.fabric.world_size)
         place, pin = partial(on_device, device), device.type == "cuda"
         return batches(self.plan, range(start, self.steps), process, recipe.workers, place, pin)
+
+    def _showing(self, batch: Part) -> AbstractContextManager[None]:
+        """Return a context that keeps the views of the first batch of a training, on the first process."""
+        if not self.unseen:
+            return nullcontext()
+        self.unseen = False
+        return keeping_views(self.method, batch, self.recipe.accumulate, storage.join(self.recipe.out, SHEET))
 
     def _backward(self, batch: Part, step: int) -> dict[str, Tensor]:
         """Compute losses and gradients of a step; keeps the numbers to log, returns the last output of the method."""
@@ -258,8 +279,7 @@ class TrainingSession:
             facts: Facts = {"step": step, "method": self.recipe.method, "alarms": self.alarms, "probe": self.scores}
             facts |= {"metrics": self.last, "validation": self.measured, "best": self.best}
             facts |= {"recipe": self.recipe.model_dump(mode="json"), "known": self.method.remembered}
-            weights = encoder_weights(tensors, self.method.evaluated)
-            config = self.method.evaluated_model().config
+            config, weights = self.method.model_to_use(method_weights(tensors))
             write_checkpoint(step_folder(self.recipe.out, step), config, weights, tensors, facts)
             prune(self.recipe.out, self.recipe.checkpoints.keep, self.best)
         self.fabric.barrier()
@@ -285,9 +305,20 @@ class TrainingSession:
             for line in lines:
                 self.console.print(line, soft_wrap=True)
 
-    def _facts(self, step: int, rate: float) -> RunFacts:
-        recipe = self.recipe
-        facts: RunFacts = {
+    def _end(self, step: int, bar: Bar, logs: LogWriter) -> RunFacts:
+        """Write the last of the logs, run.json and the report."""
+        logs.close()
+        facts = self._facts(step, bar)
+        if self.fabric.is_global_zero:
+            directory.write_facts(self.recipe.out, facts)
+            write_report(self.recipe.out, facts)
+        return facts
+
+    def _facts(self, step: int, bar: Bar) -> RunFacts:
+        recipe, (rate, seconds) = self.recipe, self.pace
+        if step > bar.start:  # else this session did nothing
+            rate, seconds = round(bar.rate(step), 1), round(seconds + bar.seconds, 1)
+        return {
             "kind": "train",
             "name": recipe.name,
             "method": recipe.method,
@@ -301,12 +332,12 @@ class TrainingSession:
             "alarms": list(self.alarms.values()),
             "dead": len(self.dead.rows),
             "checkpoint": step_folder(recipe.out, self.best["step"] if self.best else step),
-            "pictures_per_second": round(rate, 1),
-            "versions": {"torch": torch.__version__},
+            "pictures_per_second": rate,
+            "pictures": step * recipe.batch,
+            "seconds": seconds,
+            "processes": self.fabric.world_size,
+            "versions": {"python": platform.python_version(), "torch": torch.__version__},
         }
-        if self.fabric.is_global_zero:
-            directory.write_facts(recipe.out, facts)
-        return facts
 
 
 def clip(groups: Sequence[ParameterGroup], largest: float) -> dict[str, float]:

@@ -40,7 +40,9 @@ def open_plan(recipe: TrainRecipe, reads: Reads, processes: int) -> BatchPlan:
     weights, streams = [entry.weight for entry in recipe.data], recipe.parts(processes)
     shares = {name: shards.class_shares(sets, weights, name) for name in reads.all_categories}
     numbers = (recipe.batch, streams, recipe.window, recipe.seed)
-    plan = BatchPlan(sets, weights, {}, reads.all_columns, shares, *numbers, views=reads.views)
+    plan = BatchPlan(
+        sets, weights, {}, reads.all_columns, shares, *numbers, views=reads.views, drop_last=recipe.drop_last
+    )
     if recipe.order.kind != "plain":
         plan = plan._replace(ordering=recipe.order, groups=groups_of(recipe, sets, shares))
     check_plan(plan, processes)
@@ -110,6 +112,8 @@ def start_from(init: str, method: Method) -> list[str]:
     Raises:
         UserError: it fits none.
     """
+    if not method.encoders():
+        raise UserError(f"init: {init!r} is not right: dci_lora starts from the CLIP that options.clip names")
     source, remarks, misfits = load_model(init), list[list[str]](), list[str]()
     for backbone in method.encoders():
         try:

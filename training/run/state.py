@@ -18,7 +18,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from granary.curation.errors import UserError
-from granary.training.models.checkpoint import flatten, misfit, nest
+from granary.training.models.checkpoint import METHOD, flatten, misfit, nest
 
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 LOCAL = StateDictOptions(full_state_dict=True)  # every process has read the whole and takes its own part
@@ -27,7 +27,7 @@ LOCAL = StateDictOptions(full_state_dict=True)  # every process has read the who
 def gather_state(method: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
     """Return all tensors by name: `method/NAME`, `optimiser/NAME/exp_avg` ...; whole on the first process."""
     weights = get_model_state_dict(method, options=WHOLE)
-    state = {f"method/{name}": tensor for name, tensor in weights.items() if isinstance(tensor, Tensor)}
+    state = {f"{METHOD}{name}": tensor for name, tensor in weights.items() if isinstance(tensor, Tensor)}
     inner: Any = get_optimizer_state_dict(method, optimiser, options=WHOLE)
     return {**state, **dict(flatten(inner.get("state", {}), "optimiser/"))}
 
@@ -44,9 +44,3 @@ def restore_state(method: nn.Module, optimiser: torch.optim.Optimizer, tensors: 
     inner: Any = get_optimizer_state_dict(method, optimiser)  # for the names in its groups
     state: Any = {"state": tree["optimiser"], "param_groups": inner["param_groups"]}
     set_optimizer_state_dict(method, optimiser, state, options=LOCAL)
-
-
-def encoder_weights(tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:
-    """Return the weights of the submodule `name` of the method."""
-    prefix = f"method/{name}."
-    return {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}

@@ -73,13 +73,8 @@ def test_the_options_of_a_method_that_is_named(capsys: pytest.CaptureFixture[str
     text = told(capsys, "train", "--help", "--method", method)
     check_fields(text.partition(f"Options of {method}:")[2], load_method(method).Options, "options.")
     assert "--optimiser.lr" in text
-    assert told(capsys, "train", "--config", f"train/{method}_tiny.yaml", "-h") == text
-
-
-def test_the_recipe_of_fine_tuning_has_fields_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
-    text = told(capsys, "train", "--method", "dci_lora", "--help")
-    assert "--lora.rank" in text
-    assert "--optimiser.lr" not in text
+    recipe = "sdci_lora" if method == "dci_lora" else f"{method}_tiny"
+    assert told(capsys, "train", "--config", f"train/{recipe}.yaml", "-h") == text
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)

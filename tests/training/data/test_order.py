@@ -94,3 +94,15 @@ def test_the_order_of_old_trainings_goes_on() -> None:
     for mixture, stream, position in itertools.product((one, two), range(2), range(2100)):
         digest.update(repr(tuple(mixture.place(stream, position))).encode())
     assert digest.hexdigest() == "80fb39f593182ff8cae6ee29d6a5fd4b30f228b8a7d5c3db1b8a1d6953ac6bfb"
+
+
+def test_epochs_may_end_with_their_last_whole_batch() -> None:
+    """27 rows in 2 streams and batches of 8: 3 whole batches an epoch, no row twice; the next leaves out others."""
+    order, left = Order([5, 9, 6, 7], 0, 2, 27, part=4), []
+    for epoch in range(6):
+        places = [order.place(stream, 12 * epoch + at) for stream in range(2) for at in range(12)]
+        assert {place[0] for place in places} == {epoch}
+        rows = {place[1:] for place in places}
+        assert len(rows) == 24
+        left.append(frozenset((group, row) for group, count in enumerate([5, 9, 6, 7]) for row in range(count)) - rows)
+    assert len(set(left)) == 6

@@ -121,6 +121,6 @@ def test_crops_cut_at_load_time_are_those_that_are_stored(
 ) -> None:
     boxes = packed(folder, tmp_path / "boxes", "boxes", True)
     assert [entry.id for entry in stored[1]] == [entry.id for entry in boxes]
-    assert all(entry.box is None for entry in stored[1])
+    assert all(entry.picture.box is None for entry in stored[1])
     for a, b in zip(stored[1], boxes, strict=True):
         assert a.image().tobytes() == b.image().tobytes()

@@ -9,15 +9,14 @@ import pytest
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from granary.training.data.pairs import Entry, Negative
+from granary.training.data.pairs import Negative
 from granary.training.losses import captions as dci
 
 GOLDEN = torch.tensor([[5.0, 1.0, 6.0, 0.0], [2.0, 3.0, 9.0, 4.0]])  # B = 2, N = 2
 
 
-def entry(captions: int = 6, name: str = "a") -> Entry:
-    negatives = (Negative("basic", "b0", 7.0), Negative("swaps", "s0", 1.0), Negative("swaps", "s1", 3.0))
-    return Entry(name, "f", "base", True, "train", tuple(f"c{at}" for at in range(captions)), negatives)
+CAPTIONS = tuple(f"c{at}" for at in range(6))
+NEGATIVES = (Negative("basic", "b0", 7.0), Negative("swaps", "s0", 1.0), Negative("swaps", "s1", 3.0))
 
 
 @pytest.mark.parametrize(
@@ -96,25 +95,25 @@ def test_hardest_gradients_reach_the_hardest_caption_only() -> None:
 
 
 def test_first_takes_the_first_and_pick5_five() -> None:
-    assert dci.choose_captions(entry(), "first", 0, 3) == ["c0"]
-    assert dci.choose_captions(entry(), "pick5", 0, 3) == ["c0", "c1", "c2", "c3", "c4"]
-    assert dci.choose_captions(entry(2), "pick5", 0, 3) == ["c0", "c1", "c0", "c1", "c0"]
+    assert dci.choose_captions("a", CAPTIONS, "first", 0, 3) == ["c0"]
+    assert dci.choose_captions("a", CAPTIONS, "pick5", 0, 3) == ["c0", "c1", "c2", "c3", "c4"]
+    assert dci.choose_captions("a", CAPTIONS[:2], "pick5", 0, 3) == ["c0", "c1", "c0", "c1", "c0"]
 
 
 def test_pick1_is_uniform_over_visits_and_depends_on_seed_epoch_and_entry_alone() -> None:
-    visits = [dci.choose_captions(entry(), "pick1", 0, epoch)[0] for epoch in range(3000)]
+    visits = [dci.choose_captions("a", CAPTIONS, "pick1", 0, epoch)[0] for epoch in range(3000)]
     counts = Counter(visits)
     assert set(counts) == {f"c{at}" for at in range(6)}
     assert max(abs(count - 500) for count in counts.values()) < 5 * math.sqrt(500 * 5 / 6)
-    assert visits == [dci.choose_captions(entry(), "pick1", 0, epoch)[0] for epoch in range(3000)]
-    assert visits != [dci.choose_captions(entry(), "pick1", 1, epoch)[0] for epoch in range(3000)]
-    assert visits != [dci.choose_captions(entry(name="b"), "pick1", 0, epoch)[0] for epoch in range(3000)]
+    assert visits == [dci.choose_captions("a", CAPTIONS, "pick1", 0, epoch)[0] for epoch in range(3000)]
+    assert visits != [dci.choose_captions("a", CAPTIONS, "pick1", 1, epoch)[0] for epoch in range(3000)]
+    assert visits != [dci.choose_captions("b", CAPTIONS, "pick1", 0, epoch)[0] for epoch in range(3000)]
 
 
 def test_negatives_by_kind_and_choice() -> None:
-    assert dci.choose_negative(entry(), "swaps", "first", 0, 0) == "s0"
-    assert dci.choose_negative(entry(), "swaps", "hardest", 0, 0) == "s1"
-    assert dci.choose_negative(entry(), "any", "hardest", 0, 0) == "b0"
-    assert dci.choose_negative(entry(), "layout", "first", 0, 0) is None
-    drawn = {dci.choose_negative(entry(), "swaps", "random", 0, epoch) for epoch in range(50)}
+    assert dci.choose_negative("a", NEGATIVES, "swaps", "first", 0, 0) == "s0"
+    assert dci.choose_negative("a", NEGATIVES, "swaps", "hardest", 0, 0) == "s1"
+    assert dci.choose_negative("a", NEGATIVES, "any", "hardest", 0, 0) == "b0"
+    assert dci.choose_negative("a", NEGATIVES, "layout", "first", 0, 0) is None
+    drawn = {dci.choose_negative("a", NEGATIVES, "swaps", "random", 0, epoch) for epoch in range(50)}
     assert drawn == {"s0", "s1"}

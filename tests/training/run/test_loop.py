@@ -225,7 +225,7 @@ def test_the_directory_holds_what_it_should(run: str, tmp_path: Path) -> None:
     recipe = recipe_of(run, out, logs={"every": 5}, probe=probe, holdout=0.4)
     facts = train(recipe)
     assert sorted(path.name for path in out.iterdir()) == [
-        "checkpoints", "metrics.csv", "probe.csv", "recipe.yaml", "run.json", "tensorboard",
+        "checkpoints", "metrics.csv", "probe.csv", "recipe.yaml", "report", "run.json", "tensorboard",
     ]  # fmt: skip
     assert json.loads((out / "run.json").read_text()) == facts
     assert [path.name for path in sorted((out / "checkpoints").iterdir())] == ["step-000000008", "step-000000012"]
