@@ -137,6 +137,14 @@ class Checkpoints(Options, frozen=True):
     keep: int = Field(2, ge=2, description="how many are kept; the one before the last is there if that is damaged")
 
 
+class Features(Options, frozen=True):
+    """Training on the features of a frozen encoder."""
+
+    model: str | None = Field(None, description="train on what this model says of the pictures; with its architecture")
+    output: Literal["cls", "mean"] = Field("cls", description="its vector of a picture, or the mean of its patches")
+    cache: str | None = Field(None, description="folder that keeps features, for several trainings; default: in out")
+
+
 class TrainRecipe(Options, frozen=True):
     """Train a model on the shards of granary."""
 
@@ -145,6 +153,7 @@ class TrainRecipe(Options, frozen=True):
     options: dict[str, object] = Field({}, description="options of the method")
     model: Model = Field(ViTArchitecture(), description="the backbone")
     init: str | None = Field(None, description="weights to start from: a training directory, a checkpoint, hf:ID")
+    features: Features = Field(Features(), description="train on features computed once in the place of pictures")
     data: list[Data] = Field(min_length=1, description="datasets and weights; as one line: RUN * 3 + RUN2")
     split: str | None = Field(
         None,
@@ -223,6 +232,10 @@ class TrainRecipe(Options, frozen=True):
         kinds = load_method(self.method).kinds
         if self.model.kind not in kinds:
             raise ValueError(f"model.kind is {self.model.kind}; {self.method} trains {' and '.join(kinds)} alone")
+        if self.features.model and self.init:
+            raise ValueError("init: leave it out; with features the weights are those of features.model")
+        if self.features.model and not load_method(self.method).takes_features:
+            raise ValueError(f"features: method {self.method} needs pictures; leave features out")
         self.config()
         return self
 

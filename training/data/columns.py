@@ -17,7 +17,7 @@ from granary.training.data.table import Columns
 
 NAMEABLE = ("image", "label", "captions", "id")
 TEXTS = pa.list_(pa.string())
-NONE: Mapping[str, float] = {"int64": -1, "float32": np.nan, "bool": False}  # what stands for no value in a tensor
+NONE: Mapping[str, float] = {"int64": -1, "float32": np.nan, "bool": 0}  # what stands for no value in a tensor
 Names = Sequence[str] | None  # of the classes, where a number stands for one
 
 
@@ -195,14 +195,18 @@ def values_of(array: pa.Array) -> Sequence[Any] | NDArray[Any]:
     kind, _, width = kind_of(array.type).partition(" x ")
     if kind not in NONE:
         return array.to_pylist()
-    shape = (len(array), int(width)) if width else (len(array),)
-    values: NDArray[Any] = np.full(shape, NONE[kind], kind)
-    there = array.drop_null()
-    flat = there.flatten().fill_null(NONE[kind]) if width else there
-    values[array.is_valid().to_numpy(zero_copy_only=False)] = flat.to_numpy(zero_copy_only=False).reshape(
-        -1, *shape[1:]
-    )
+    if not width:
+        return _numbers(array, kind)
+    values: NDArray[Any] = np.full((len(array), int(width)), NONE[kind], kind)
+    values[_numbers(array.is_valid(), "bool")] = _numbers(array.drop_null().flatten(), kind).reshape(-1, int(width))
     return values
+
+
+def _numbers(array: pa.Array, kind: str) -> NDArray[Any]:
+    """Return numbers as an array, without what imports pandas in every worker: `to_numpy`, and a scalar of Arrow."""
+    stored = array.cast({"int64": pa.int64(), "float32": pa.float32(), "bool": pa.int8()}[kind], safe=False)
+    numbers: NDArray[Any] = np.from_dlpack(stored.fill_null(NONE[kind]) if stored.null_count else stored)
+    return numbers.astype(kind)
 
 
 @dataclass(frozen=True)

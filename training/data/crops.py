@@ -131,8 +131,9 @@ def cut_views(
         name: np.stack([resized(_cut(pixels, box, scale), crop.side) for box in boxes[name]])
         for name, crop in crops.items()
     }
-    shares = {name: np.array(drawn, np.float32) / np.array([*size, *size], np.float32) for name, drawn in boxes.items()}
-    return views | {f"{name}_boxes": shares[name] for name, crop in crops.items() if crop.boxes}
+    for name in (name for name, crop in crops.items() if crop.boxes):
+        views[f"{name}_boxes"] = np.array(boxes[name], np.float32) / np.array([*size, *size], np.float32)
+    return views
 
 
 def views_of(row: Part, generator: np.random.Generator, crops: Mapping[str, Crop], limits: DecodeLimits) -> Part:

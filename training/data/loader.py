@@ -166,7 +166,8 @@ class Parts:
         dataset = self.plan.datasets[place.dataset]
         group = dataset.groups[place.group]
         row = read_row(self.readers[place.dataset].rows(group), place.row, self.plan.columns)
-        return {**row, "path": dataset.path, "row": np.int64(self.first[place.dataset] + group.start + place.row)}
+        row["path"], row["row"] = dataset.path, np.int64(self.first[place.dataset] + group.start + place.row)
+        return row
 
 
 def _reader(dataset: shards.Dataset, plan: BatchPlan, window: int) -> shards.GroupReader:
@@ -178,20 +179,19 @@ def _reader(dataset: shards.Dataset, plan: BatchPlan, window: int) -> shards.Gro
     keep = plan.streams * (window // rows + 3)
     if plan.groups is not None:
         keep = max(keep, ROOM * len(dataset.groups) // max(1, sum(group.size for group in dataset.groups)))
-    return shards.GroupReader(_stored(dataset, plan.columns), plan.categories, keep)
+    return shards.GroupReader(stored_columns(dataset, plan.columns), plan.categories, keep)
 
 
-def _stored(dataset: shards.Dataset, columns: Sequence[str]) -> list[str]:
+def stored_columns(dataset: shards.Dataset, columns: Sequence[str]) -> list[str]:
     """Return the columns to read: those asked for, and what views are made of and samples named by."""
     return list(dict.fromkeys([*columns, *(name for name in IMAGE_COLUMNS if name in dataset.columns)]))
 
 
 def read_row(rows: shards.GroupRows, row: int, columns: Sequence[str]) -> Part:
     """Return one row: data, size, key (row_id or id), uri, and the columns but for the picture."""
-    width, height = rows.cell("width", row) or 0, rows.cell("height", row) or 0
-    sample: Part = {"data": rows.image(row), "size": (int(width), int(height)) if min(width, height) > 0 else None}
-    sample["key"] = rows.cell("row_id", row) or rows.cell("id", row)
-    sample["uri"] = rows.cell("source", row) or sample["key"]
+    key = rows.cell("row_id", row) or rows.cell("id", row)
+    sample: Part = {"data": rows.image(row), "size": rows.sizes[row], "key": key}
+    sample["uri"] = rows.cell("source", row) or key
     return sample | {name: rows.cell(name, row) for name in columns if name != "image"}
 
 
@@ -301,52 +301,3 @@ def _as_is(part: T) -> T:
 def _context(plan: BatchPlan) -> str:
     """Fork where all is local; the threads of remote file systems do not survive a fork."""
     return "fork" if all(storage.is_local(dataset.path) for dataset in plan.datasets) else "forkserver"
-
-
-def in_order(
-    dataset: shards.Dataset,
-    crop: Crop,
-    columns: Sequence[str] = ("image",),
-    classes: Sequence[str] = (),
-    batch: int = 64,
-    limit: int | None = None,
-    seed: int = 0,
-) -> Iterator[Part]:
-    """Yield every row of a dataset once, in order, in batches: for evaluation.
-
-    Args:
-        dataset: of `open_dataset`.
-        crop: the only view, named "image"; `centre=True` draws nothing.
-        columns, classes: as in `BatchPlan`.
-        batch: rows at a time; what cannot be decoded is left out, and listed in `dead`.
-        limit: rows at most.
-        seed: of random crops.
-    """
-    categories = {"label": dict.fromkeys(classes)} if "label" in columns else {}
-    left = dataset.count if limit is None else min(limit, dataset.count)
-    for group in dataset.groups:
-        if not left:
-            return
-        batch_of_group = shards.read_group(group, _stored(dataset, columns), categories)
-        rows = shards.GroupRows(batch_of_group, categories)
-        taken = min(rows.count, left)
-        for start in range(0, taken, batch):
-            part = [
-                {**read_row(rows, row, columns), "row": np.int64(group.start + row)}
-                for row in range(start, min(start + batch, taken))
-            ]
-            yield _in_part(part, crop, seed)
-        left -= taken
-
-
-def _in_part(rows: Sequence[Part], crop: Crop, seed: int) -> Part:
-    """Return rows as a part, without those that cannot be decoded."""
-    samples, dead = [], list[Dead]()
-    for row in rows:
-        try:
-            views = views_of(row, sample_generator(seed, 0, row["key"]), {"image": crop}, DecodeLimits())
-            samples.append((row, views))
-        except DecodeError as error:
-            dead.append((row["uri"], error.kind, str(error)))
-    empty: Part = {"image": torch.empty(0, 1, crop.side, crop.side, 3, dtype=torch.uint8), "id": []}
-    return {**(stacked(samples) if samples else empty), "dead": dead}

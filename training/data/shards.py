@@ -312,6 +312,12 @@ class GroupRows:
             name: codes(batch[name], categories[name]) if name in categories else reader_of(name).values(batch[name])
             for name in small
         }
+        self.sizes = self._sizes()
+
+    def _sizes(self) -> list[tuple[int, int] | None]:
+        """Return width and height of each picture; None where they are not stated."""
+        both = [self.columns.get(name, [0] * self.count) for name in ("width", "height")]
+        return [(int(w), int(h)) if w > 0 and h > 0 else None for w, h in zip(*both, strict=True)]
 
     def image(self, row: int) -> bytes:
         """Return the bytes of a picture; none where there are none."""
@@ -325,9 +331,9 @@ class GroupRows:
 
 def codes(labels: pa.Array, names: Collection[str]) -> NDArray[np.int64]:
     """Return the numbers of labels, (n,): the places of their names, -1 for those without one."""
-    places = pc.index_in(labels, pa.array(list(names), pa.string())).fill_null(-1)
-    numbers: NDArray[np.int64] = places.to_numpy(zero_copy_only=False).astype(np.int64)
-    return numbers
+    coded, numbers = labels.dictionary_encode(null_encoding="encode"), {name: n for n, name in enumerate(names)}
+    of_entries = np.array([numbers.get(name, -1) for name in coded.dictionary.to_pylist()], np.int64)
+    return of_entries[np.from_dlpack(coded.indices)]
 
 
 class GroupReader:

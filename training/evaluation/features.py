@@ -7,24 +7,20 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
 from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
-from torch.utils.data import Dataset as TorchDataset
 
 from granary.curation.encoders.inference import torch_device
 from granary.curation.errors import UserError
-from granary.curation.store import storage
 from granary.training.data import shards
 from granary.training.data.augment import normalised, to_unit
-from granary.training.data.collate import Dead, Part
+from granary.training.data.collate import Dead
 from granary.training.data.crops import Crop
-from granary.training.data.loader import in_order
+from granary.training.data.passes import pieces
 from granary.training.evaluation.protocol import Measured
 from granary.training.evaluation.scores import DeadLetter, dead_letter
 from granary.training.evaluation.subjects import Subject, load_subject
@@ -32,7 +28,6 @@ from granary.training.models.clip_transformers import DTYPES
 
 LAYERS = 4  # kept where there is room: they cost no more time than one
 ROOM = 2 << 30  # bytes of features kept beyond what was asked for
-MANY = 4096  # pictures that are worth starting processes for
 BATCH = 256
 
 
@@ -120,7 +115,8 @@ def extract(
     """Run a model over a dataset: short edge to the model's side, the middle cut out, no augmentation."""
     config, encoded, labels, ids, dead = subject.config, [], [], [], []
     crop, device = Crop(1, config.img_size, centre=True), torch_device(measured.device)
-    for part in pieces(dataset, crop, ("image", "label") if classes else ("image",), classes, measured):
+    columns = ("image", "label") if classes else ("image",)
+    for part in pieces(dataset, crop, columns, classes, measured.limit, measured.seed):
         dead += part["dead"]
         ids += part["id"]
         if part["id"]:
@@ -156,39 +152,6 @@ def encode(
         outputs = subject.last(x, layers)
     cls = torch.stack([tokens.cls.float() for tokens in outputs], dim=1)
     return cls.cpu(), outputs[-1].patches.float().mean(dim=1).cpu()
-
-
-class _Pieces(TorchDataset[Part]):
-    """The row groups of a dataset, decoded: a map-style dataset, for worker processes."""
-
-    def __init__(
-        self, dataset: shards.Dataset, crop: Crop, columns: Sequence[str], classes: Sequence[str], measured: Measured
-    ) -> None:
-        self.dataset, self.arguments, self.seed = dataset, (crop, columns, classes), measured.seed
-        left = dataset.count if measured.limit is None else measured.limit
-        self.parts: list[tuple[shards.RowGroup, int]] = []
-        for group in dataset.groups:
-            if left > 0:
-                self.parts.append((group, min(group.rows, left)))
-                left -= group.rows
-
-    def __len__(self) -> int:
-        return len(self.parts)
-
-    def __getitem__(self, number: int) -> Part:
-        group, rows = self.parts[number]
-        alone = dataclasses.replace(self.dataset, groups=[group])
-        return next(in_order(alone, *self.arguments, batch=rows, limit=rows, seed=self.seed))
-
-
-def pieces(
-    dataset: shards.Dataset, crop: Crop, columns: Sequence[str], classes: Sequence[str], measured: Measured
-) -> Iterator[Part]:
-    """Yield the decoded row groups of a dataset in order; large datasets are decoded by worker processes."""
-    workers = min(8, os.cpu_count() or 1) if min(dataset.count, measured.limit or dataset.count) >= MANY else 0
-    context = ("fork" if storage.is_local(dataset.path) else "forkserver") if workers else None
-    source = _Pieces(dataset, crop, columns, classes, measured)
-    yield from DataLoader(source, batch_size=None, num_workers=workers, multiprocessing_context=context)
 
 
 def dead_letters(part: Features) -> list[DeadLetter]:

@@ -70,6 +70,7 @@ class Supervised(Method):
     Options = SupervisedOptions
     MODEL = {"layer_scale": 0.0}  # noqa: RUF012 read only
     columns = ("image", "label")
+    takes_features = True
     evaluated = "encoder"
     counts: Tensor
 
@@ -141,15 +142,19 @@ class Supervised(Method):
 
     def forward(self, batch: Part, moment: Moment) -> dict[str, Tensor]:
         """Return loss and accuracy over the labelled pictures, and the share of the batch that has no label."""
-        options = self.options
-        changes = Photometric(jitter=options.jitter, grey=options.grey, blur=options.blur)
-        pixels = photometric(to_unit(batch["image"][:, 0]), batch["image_draws"][:, 0], changes)
-        features = self.encoder(normalised(pixels, self.config.mean, self.config.std)).cls
+        features = batch["features"] if "features" in batch else self.features(batch)
         logits, labels = self.head(features), batch["label"]
         output = {**self.scores(logits, labels), "features": features.detach()}
         if self.groups is not None:
-            output |= self._of_groups(self.groups, logits, labels, batch[str(options.groups)], moment)
+            output |= self._of_groups(self.groups, logits, labels, batch[str(self.options.groups)], moment)
         return output
+
+    def features(self, batch: Part) -> Tensor:
+        """Return the vectors of a batch's pictures, (B, D)."""
+        options = self.options
+        changes = Photometric(jitter=options.jitter, grey=options.grey, blur=options.blur)
+        pixels = photometric(to_unit(batch["image"][:, 0]), batch["image_draws"][:, 0], changes)
+        return self.encoder(normalised(pixels, self.config.mean, self.config.std)).cls
 
     def scores(self, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Return loss, accuracy and share of unlabelled pictures: (B, K) logits, (B,) labels, -1 for none.

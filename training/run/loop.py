@@ -35,6 +35,7 @@ from granary.training.run import directory
 from granary.training.run.devices import make_fabric, slow_precision
 from granary.training.run.directory import RunFacts
 from granary.training.run.logs import Bar, LogWriter
+from granary.training.run.on_features import on_features
 from granary.training.run.optimisers import make_optimiser
 from granary.training.run.probe import OnlineProbe
 from granary.training.run.setup import build_method, open_plan, prepare_models
@@ -117,6 +118,8 @@ class TrainingSession:
         if fabric.is_global_zero:
             directory.write_recipe(recipe)
             directory.write_files(recipe.out, self.method.files)
+        if recipe.features.model:
+            self._take_features()
         self.module = fabric.setup_module(self.method)
         self.groups = self.method.parameter_groups()
         self.optimiser = make_optimiser(recipe.optimiser, self.groups)
@@ -128,6 +131,16 @@ class TrainingSession:
         self.best: Best | None = None
         self.unseen = fabric.is_global_zero and not storage.exists(storage.join(recipe.out, SHEET))
         self.pace = directory.earlier_pace(recipe.out)
+
+    def _take_features(self) -> None:
+        """Put features in the place of pictures in all batches."""
+
+        def say(sentence: str) -> None:
+            self._say([sentence])
+
+        self.plan = on_features(self.recipe, self.method, self.plan, self.fabric, say)
+        if self.validation is not None:
+            self.validation.plan = on_features(self.recipe, self.method, self.validation.plan, self.fabric, say)
 
     def run(self) -> RunFacts:
         """Train to the end, or until a signal asks to stop."""

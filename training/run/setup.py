@@ -94,7 +94,10 @@ def build_method(recipe: TrainRecipe, plan: BatchPlan) -> Method:
 
 def prepare_models(recipe: TrainRecipe, method: Method) -> list[str]:
     """Start the method's models from given weights; set what trades time for memory. Returns what `start_from` does."""
-    remarks = start_from(recipe.init, method) if recipe.init else []
+    init, key = (recipe.features.model, "features.model") if recipe.features.model else (recipe.init, "init")
+    remarks = start_from(init, method, key) if init else []
+    if recipe.features.model:
+        method.evaluated_model().requires_grad_(False)
     for backbone in (module for module in method.modules() if isinstance(module, Backbone)):
         backbone.recompute = recipe.device.recompute
         if recipe.device.compile:
@@ -103,8 +106,13 @@ def prepare_models(recipe: TrainRecipe, method: Method) -> list[str]:
     return remarks
 
 
-def start_from(init: str, method: Method) -> list[str]:
+def start_from(init: str, method: Method, key: str = "init") -> list[str]:
     """Give the weights of the model that `init` names to those that can take them.
+
+    Args:
+        init: name of a model.
+        method: whose models take them.
+        key: of the recipe, for messages.
 
     Returns:
         What was left out, begins anew or was changed, in sentences.
@@ -121,5 +129,5 @@ def start_from(init: str, method: Method) -> list[str]:
         except Misfit as error:
             misfits.append(str(error))
     if not remarks:
-        raise UserError(f"init: {init} is a model of another architecture: {misfits[0]}")
+        raise UserError(f"{key}: {init} is a model of another architecture: {misfits[0]}")
     return list(dict.fromkeys(remark for of_one in remarks for remark in of_one))

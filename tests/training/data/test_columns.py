@@ -16,7 +16,8 @@ from tiny_shards import encoded, shape, shapes, write_shards
 from granary.curation.errors import UserError
 from granary.training.data import shards
 from granary.training.data.crops import Crop
-from granary.training.data.loader import BatchPlan, batches, in_order
+from granary.training.data.loader import BatchPlan, batches
+from granary.training.data.passes import in_order
 from granary.training.data.table import Columns
 from granary.training.recipe import TrainRecipe
 

@@ -24,6 +24,7 @@ from granary.training.data import loader as data
 from granary.training.data.collate import Part
 from granary.training.data.crops import Crop
 from granary.training.data.loader import BatchPlan, Process, batches, check_plan
+from granary.training.data.passes import in_order
 from granary.training.data.splits import held_out
 
 LIMITS = DecodeLimits()
@@ -261,7 +262,7 @@ def test_splits_come_from_the_column_or_from_a_hash(run: Path, tmp_path: Path) -
     rows = [{**row, "split": "val" if i % 4 == 0 else "train"} for i, row in enumerate(shapes(20))]
     stated = write_shards(tmp_path, rows, shards=2, group=6, extra={"split": Value("string")})
     val = shards.open_dataset(str(stated), split="val")
-    ids = [name for part in data.in_order(val, Crop(1, 8, centre=True)) for name in part["id"]]
+    ids = [name for part in in_order(val, Crop(1, 8, centre=True)) for name in part["id"]]
     assert ids == [row["id"] for row in rows if row["split"] == "val"]
     with pytest.raises(UserError, match="no rows in split 'test'"):
         shards.open_dataset(str(stated), split="test")
@@ -323,7 +324,7 @@ def test_class_names_are_sorted_and_nothing_is_no_class(tmp_path: Path) -> None:
 
 def test_in_order_gives_every_row_once(run: Path) -> None:
     opened = shards.open_dataset(str(run))
-    parts = list(data.in_order(opened, Crop(1, 8, centre=True), ("image", "label"), ("circle",), batch=5, limit=21))
+    parts = list(in_order(opened, Crop(1, 8, centre=True), ("image", "label"), ("circle",), batch=5, limit=21))
     assert [name for part in parts for name in part["id"]] == [row["id"] for row in shapes(48)][:21]
     assert max(len(part["id"]) for part in parts) == 5
     image = Image.open(io.BytesIO(shapes(48)[7]["image"]["bytes"]))

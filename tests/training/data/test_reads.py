@@ -18,7 +18,8 @@ from granary.curation.images.limits import DecodeLimits
 from granary.training.data.collate import Part
 from granary.training.data.columns import values_of
 from granary.training.data.crops import Crop
-from granary.training.data.loader import BatchPlan, Process, batches, in_order
+from granary.training.data.loader import BatchPlan, Process, batches
+from granary.training.data.passes import in_order
 from granary.training.data.reads import Reads
 from granary.training.data.table import Columns
 from granary.training.recipe import TrainRecipe

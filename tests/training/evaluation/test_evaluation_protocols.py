@@ -20,8 +20,9 @@ from tiny_shards import encoded, sample, shapes, write_shards
 
 from granary.curation.errors import UserError
 from granary.pipelines.command import main
+from granary.training.data import passes
 from granary.training.data.crops import Crop
-from granary.training.data.loader import in_order
+from granary.training.data.passes import in_order
 from granary.training.data.shards import open_dataset
 from granary.training.evaluation import features
 from granary.training.evaluation.collapse import rank_me
@@ -104,7 +105,7 @@ def test_every_way_to_name_a_model_gives_the_same_scores(run: str, model: str, t
 def test_worker_processes_change_nothing(run: str, model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     dataset, measured = open_dataset(run), Measured(model, run, device="cpu", limit=33)
     alone = extract(load_subject(model), dataset, measured, ("blue", "red"))
-    monkeypatch.setattr(features, "MANY", 10)
+    monkeypatch.setattr(passes, "MANY", 10)
     several = extract(load_subject(model), dataset, measured, ("blue", "red"))
     assert torch.equal(alone.cls, several.cls)
     assert alone.ids == several.ids

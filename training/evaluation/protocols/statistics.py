@@ -115,7 +115,7 @@ def two_views(measured: Measured, dataset: shards.Dataset, scale: tuple[float, f
     crop = Crop(2, subject.config.img_size, scale)
     features = [
         encode(subject, pixels.flatten(0, 1), device, 1, measured.dtype)[0][:, -1].unflatten(0, (-1, 2))
-        for part in pieces(dataset, crop, ("image",), (), measured)
+        for part in pieces(dataset, crop, limit=measured.limit, seed=measured.seed)
         for pixels in part["image"].split(max(1, measured.batch // 2))
         if len(pixels)
     ]
