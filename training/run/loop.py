@@ -24,7 +24,7 @@ from granary.training.data.loader import Process, batches
 from granary.training.evaluation import collapse
 from granary.training.method import Moment, ParameterGroup
 from granary.training.methods import load_method
-from granary.training.models.batch_norm import synchronise
+from granary.training.models.batch_norm import running_statistics, synchronise
 from granary.training.models.checkpoint import Best, Facts, prune, step_folder, write_checkpoint
 from granary.training.recipe import TrainRecipe
 from granary.training.run import directory
@@ -113,6 +113,7 @@ class TrainingSession:
             directory.write_recipe(recipe)
             directory.write_files(recipe.out, self.method.files)
         self.module = fabric.setup_module(self.method)
+        self.running = running_statistics(self.method)
         self.groups = self.method.parameter_groups()
         self.optimiser = make_optimiser(recipe.optimiser, self.groups)
         self.dead = directory.DeadLetters(recipe.out, fabric.is_global_zero)
@@ -130,10 +131,14 @@ class TrainingSession:
             self._probe(step, logs)
         with Bar(self.console, step, self.steps, self.recipe.batch) as bar, stop_signals() as interrupted:
             for batch in self._batches(step):
+                before = [values.clone() for values in self.running]
                 output = self._backward(batch, step)
                 finite, stop = self._agree(math.isfinite(self.last["loss"]), not interrupted.is_set())
                 if finite:
                     self._update(step)
+                else:  # what was not finite is in the running statistics already
+                    for values, earlier in zip(self.running, before, strict=True):
+                        values.copy_(earlier)
                 step, bad, stop = step + 1, 0 if finite else bad + 1, not stop
                 self._watch(step, output, logs)
                 bar.show(step, self.last["loss"])
