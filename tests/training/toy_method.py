@@ -87,6 +87,10 @@ class ToyMemory(Toy):
     def forward(self, batch: Part, moment: Moment) -> dict[str, Tensor]:
         """Cross-entropy, and the mean square of the products with the queue."""
         features = self.encode(batch)
+        if 0 <= self.options.break_at <= moment.step:
+            features = features * torch.nan
+        if moment.part == 0:  # what a step that was not taken said is dropped
+            self.latest = []
         with torch.no_grad():
             self.latest.append(self.keys(features))
         likeness = (self.projector(features) @ self.queue.T).square().mean()

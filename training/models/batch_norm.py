@@ -14,8 +14,6 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
 
-RUNNING = ("running_mean", "running_var", "num_batches_tracked")
-
 
 class GlobalBatchNorm(_BatchNorm):
     """BatchNorm by the mean and variance of the batch of all processes; torch's SyncBatchNorm is for CUDA alone."""
@@ -35,11 +33,12 @@ class GlobalBatchNorm(_BatchNorm):
     @torch.no_grad()
     def _follow(self, mean: Tensor, var: Tensor) -> None:
         """Move the running statistics by those of a batch; with momentum None they are the mean of all batches."""
-        running_mean, running_var, batches = (self.get_buffer(name) for name in RUNNING)
-        batches.add_(1)
-        share = 1 / float(batches) if self.momentum is None else self.momentum
-        running_mean.lerp_(mean, share)
-        running_var.lerp_(var, share)
+        share = self.momentum
+        if self.num_batches_tracked is not None:  # a stage that is run again for its gradient has none
+            self.num_batches_tracked.add_(1)
+            share = 1 / float(self.num_batches_tracked) if share is None else share
+        self.get_buffer("running_mean").lerp_(mean, share or 0.0)
+        self.get_buffer("running_var").lerp_(var, share or 0.0)
 
 
 class _Normalised(torch.autograd.Function):
@@ -87,6 +86,11 @@ def global_moments(x: Tensor) -> tuple[Tensor, Tensor, int]:
     shares = counts / counts.sum()
     mean = (shares * means).sum(dim=0)
     return mean, (shares * (variances + (means - mean).square())).sum(dim=0), int(counts.sum())
+
+
+def running_statistics(module: nn.Module) -> list[Tensor]:
+    """Return the buffers of each BatchNorm inside a module."""
+    return [buffer for part in module.modules() if isinstance(part, _BatchNorm) for buffer in part.buffers()]
 
 
 def synchronise(module: nn.Module, device: torch.device) -> None:

@@ -27,7 +27,7 @@ from granary.training.data.loader import Process, batches
 from granary.training.evaluation import collapse
 from granary.training.method import Moment, ParameterGroup
 from granary.training.methods import load_method
-from granary.training.models.batch_norm import synchronise
+from granary.training.models.batch_norm import running_statistics, synchronise
 from granary.training.models.checkpoint import Best, Facts, method_weights, prune, step_folder, write_checkpoint
 from granary.training.recipe import TrainRecipe
 from granary.training.report import SHEET, write_report
@@ -121,6 +121,7 @@ class TrainingSession:
         if recipe.features.model:
             self._take_features()
         self.module = fabric.setup_module(self.method)
+        self.running = running_statistics(self.method)
         self.groups = self.method.parameter_groups()
         self.optimiser = make_optimiser(recipe.optimiser, self.groups)
         self.dead = directory.DeadLetters(recipe.out, fabric.is_global_zero)
@@ -151,12 +152,8 @@ class TrainingSession:
         with Bar(self.console, step, self.steps, self.recipe.batch) as bar, stop_signals() as interrupted:
             try:
                 for batch in self._batches(step):
-                    with self._showing(batch):
-                        output = self._backward(batch, step)
-                    finite, stop = self._agree(math.isfinite(self.last["loss"]), not interrupted.is_set())
-                    if finite:
-                        self._update(step)
-                    step, bad, stop = step + 1, 0 if finite else bad + 1, not stop
+                    output, finite, stop = self._step(batch, step, interrupted.is_set())
+                    step, bad = step + 1, 0 if finite else bad + 1
                     self._watch(step, output, logs)
                     bar.show(step, self.last["loss"])
                     lost = bad >= self.recipe.alarm.non_finite
@@ -193,6 +190,22 @@ class TrainingSession:
             return nullcontext()
         self.unseen = False
         return keeping_views(self.method, batch, self.recipe.accumulate, storage.join(self.recipe.out, SHEET))
+
+    def _step(self, batch: Part, step: int, interrupted: bool) -> tuple[dict[str, Tensor], bool, bool]:
+        """Take a step; returns the output of the method, whether all losses were finite, and whether to stop.
+
+        Where one is not finite nothing is changed: what it did to running statistics is taken back.
+        """
+        before = [values.clone() for values in self.running]
+        with self._showing(batch):
+            output = self._backward(batch, step)
+        finite, on = self._agree(math.isfinite(self.last["loss"]), not interrupted)
+        if finite:
+            self._update(step)
+        else:
+            for values, earlier in zip(self.running, before, strict=True):
+                values.copy_(earlier)
+        return output, finite, not on
 
     def _backward(self, batch: Part, step: int) -> dict[str, Tensor]:
         """Compute losses and gradients of a step; keeps the numbers to log, returns the last output of the method."""

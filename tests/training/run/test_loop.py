@@ -38,6 +38,11 @@ from granary.training.run.loop import Stopped, train
 
 MODEL = {"width": 16, "depth": 1, "heads": 2, "img_size": 16, "patch_size": 4}
 IJEPA = {"predictor_width": 8, "predictor_depth": 1, "predictor_heads": 2, "min_keep": 1, "target_scale": [0.2, 0.3]}
+RESNET: dict[str, Any] = {
+    "method": "supervised",
+    "model": {"kind": "resnet", "widths": [8, 16], "depths": [1, 1], "stem": "small", "img_size": 16},
+    "optimiser": {"kind": "sgd", "lr": 0.05},
+}
 MEMORY: dict[str, Any] = {"method": "memory", "optimiser": {"kind": "lars", "lr": 3.0, "warmup": 2, "clip": 1.0}}
 SIMPLE: dict[str, Any] = {
     "method": "toy",
@@ -328,6 +333,16 @@ def test_a_loss_that_is_not_finite_stops_with_the_weights_of_before(run: str, tm
     assert curve(tmp_path)[-1]["loss"] == "nan"
 
 
+def test_steps_that_are_not_taken_leave_no_trace_in_running_statistics(run: str, tmp_path: Path) -> None:
+    with pytest.raises(Stopped, match="not finite for 3 steps in a row, up to step 8"):
+        train(memory_of(run, tmp_path / "broken", options={"break_at": 5}, alarm={"non_finite": 3}, steps=8))
+    train(memory_of(run, tmp_path / "whole", steps=8, checkpoints={"every": 1, "keep": 8}))
+    before = load_file(str(tmp_path / "whole" / "checkpoints" / "step-000000005" / "training.safetensors"))
+    kept = weights(tmp_path / "broken")
+    assert kept.keys() == before.keys()
+    assert all(torch.equal(tensor, before[key]) for key, tensor in kept.items())
+
+
 def test_samples_that_cannot_be_decoded_are_written_down(tmp_path: Path) -> None:
     rows = shapes(16, 16)
     rows[4] = sample(b"no picture", (16, 16), label="circle")
@@ -542,14 +557,13 @@ def test_a_mixture_is_one_line() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-@pytest.mark.parametrize("name", ["toy", "memory", "ijepa"])
+@pytest.mark.parametrize("name", ["toy", "memory", "resnet", "ijepa"])
 def test_two_processes_train_what_one_does(strategy: str, name: str, run: str, tmp_path: Path) -> None:
     """The toy's loss is a mean over pictures: two halves of the batch on two processes give the same step."""
     out = tmp_path / "two"
     plain: dict[str, Any] = {"model": MODEL, "steps": 6, "streams": 4, "optimiser": {"lr": 1e-3, "clip": 0.5}}
-    chosen = {"method": name, "options": IJEPA if name == "ijepa" else {}, **(MEMORY if name == "memory" else {})}
-    plain |= chosen
-    device = {**SIMPLE["device"], "devices": 2, "strategy": strategy}
+    plain |= {"memory": MEMORY, "resnet": RESNET, "ijepa": {"method": name, "options": IJEPA}}.get(name, {})
+    device = {**SIMPLE["device"], "devices": 2, "strategy": strategy, "recompute": name == "resnet"}
     recipe = recipe_of(run, out, **plain, device=device)
     (tmp_path / "recipe.json").write_text(recipe.model_dump_json())
     script = tmp_path / "script.py"
