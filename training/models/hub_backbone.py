@@ -104,12 +104,10 @@ def _numbers(tree: object, key: str = "") -> Iterator[tuple[str, float]]:
 
 
 def _tokens(output: Any) -> Tokens:
-    """Return vector and map of what a model gave. Raises ValueError where that is no map."""
+    """Return vector and map of what a model gave."""
     patches: Tensor = output.last_hidden_state
     if patches.ndim == 4:
         patches = patches.flatten(2).transpose(1, 2)  # (B, h * w, D)
-    elif math.isqrt(patches.shape[1]) ** 2 != patches.shape[1]:
-        raise ValueError(f"its last_hidden_state, {tuple(patches.shape)}, is no map")
     pooled = getattr(output, "pooler_output", None)
     return Tokens(patches.mean(dim=1) if pooled is None else pooled.flatten(1), patches[:, :0], patches)
 
@@ -165,6 +163,8 @@ def _described(theirs: PreTrainedConfig, preparation: Preparation, name: str) ->
             if model.main_input_name != "pixel_values":
                 raise ValueError(f"it takes {model.main_input_name}, not pictures")
             tokens = _tokens(model(pixel_values=torch.empty(1, 3, side, side)))
+            if math.isqrt(tokens.patches.shape[1]) ** 2 != tokens.patches.shape[1]:
+                raise ValueError(f"its last_hidden_state, {tokens.patches.shape[1]} tokens, is no map")
     except (ValueError, TypeError, RuntimeError, AttributeError) as error:
         raise UserError(f"model: hf:{name}, a {theirs.model_type} model, is no backbone here: {error}") from error
     return HubConfig(

@@ -123,10 +123,12 @@ def test_what_is_no_backbone_is_one_sentence(tmp_path: Path) -> None:
     bert.save_pretrained(tmp_path / "bert")
     with pytest.raises(UserError, match="a bert model, is no backbone here: it takes input_ids, not pictures"):
         load_model(f"hf:{tmp_path / 'bert'}")
-    vit = transformers.ViTModel(transformers.ViTConfig(**small, image_size=224, patch_size=56))
-    vit.save_pretrained(tmp_path / "vit")
-    with pytest.raises(UserError, match=r"a vit model, is no backbone here: its last_hidden_state, .* is no map"):
-        load_model(f"hf:{tmp_path / 'vit'}")
+    deit = transformers.DeiTModel(transformers.DeiTConfig(**small, image_size=224, patch_size=56))
+    deit.save_pretrained(tmp_path / "deit")
+    with pytest.raises(
+        UserError, match=r"a deit model, is no backbone here: its last_hidden_state, 18 tokens, is no map"
+    ):
+        load_model(f"hf:{tmp_path / 'deit'}")
     words = {"method": "supervised", "data": "RUN", "out": "OUT", "steps": 1}
     with pytest.raises(UserError, match=r"model\.path: '.*none' is not right: there is no such model"):
         TrainRecipe.model_validate({**words, "model": {"kind": "hub", "path": str(tmp_path / "none")}})
