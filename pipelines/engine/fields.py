@@ -84,7 +84,7 @@ def fields(model: type[BaseModel], prefix: str = "", section: str = "") -> Itera
             yield RecipeField(key, section or (text if inner else ""), written, text, info)
 
 
-def members(info: FieldInfo) -> dict[str, type[BaseModel]]:
+def _members(info: FieldInfo) -> dict[str, type[BaseModel]]:
     """Return the groups that a union by `kind` is one of, by kind."""
     models = [member for member in _options(info.annotation) if isinstance(member, type)]
     return {str(model.model_fields["kind"].default): model for model in models if issubclass(model, BaseModel)}
@@ -92,7 +92,7 @@ def members(info: FieldInfo) -> dict[str, type[BaseModel]]:
 
 def _fields_of_union(info: FieldInfo, key: str, section: str) -> Iterator[RecipeField]:
     """Yield the fields that any kind has, each once: those of the first kind, then those that only others have."""
-    kinds, alike = members(info), dict[str, list[RecipeField]]()
+    kinds, alike = _members(info), dict[str, list[RecipeField]]()
     for kind, model in kinds.items():
         for field in fields(model, f"{key}.", section):
             alike.setdefault(field.key, []).append(field._replace(kinds=(kind,)))
