@@ -106,18 +106,12 @@ def _fields_of_union(info: FieldInfo, key: str, section: str) -> Iterator[Recipe
 
 def _merged(same: Sequence[RecipeField]) -> RecipeField:
     """Return one field for those of the same name in several kinds, with all that can be written and all texts."""
-    first, annotations = same[0], tuple(field.info.annotation for field in same)
-    text = (
-        first.text
-        if len({field.text for field in same}) == 1
-        else "; ".join(f"{field.kinds[0]}: {field.text}" for field in same)
-    )
-    union: typing.Any = typing.Union[annotations]  # noqa: UP007 of as many as there are kinds
+    first, kinds = same[0], tuple(field.kinds[0] for field in same)
+    default = " or ".join(dict.fromkeys(field.default for field in same))
+    alike = len({field.text for field in same}) == 1
+    text = first.text if alike else "; ".join(f"{field.kinds[0]}: {field.text}" for field in same)
+    union: typing.Any = typing.Union[tuple(field.info.annotation for field in same)]  # noqa: UP007 of any number
     info = first.info if union == first.info.annotation else FieldInfo(annotation=union)
-    default, kinds = (
-        " or ".join(dict.fromkeys(field.default for field in same)),
-        tuple(field.kinds[0] for field in same),
-    )
     return RecipeField(first.key, first.section, default, text, info, kinds)
 
 

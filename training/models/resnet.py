@@ -150,9 +150,9 @@ def _still(module: nn.Module) -> Iterator[None]:
     """
     norms = [norm for norm in module.modules() if isinstance(norm, _BatchNorm)]
     before = [(norm, norm.momentum, norm.num_batches_tracked) for norm in norms]
-    for norm in norms:
-        norm.momentum = 0.0
-        norm.num_batches_tracked = norm.num_batches_tracked.clone()  # a SyncBatchNorm must have one
+    for norm, _, count in before:
+        copied = None if count is None else count.clone()  # a SyncBatchNorm must have one
+        norm.momentum, norm.num_batches_tracked = 0.0, copied
     try:
         yield
     finally:
