@@ -84,7 +84,7 @@ def fields(model: type[BaseModel], prefix: str = "", section: str = "") -> Itera
             yield RecipeField(key, section or (text if inner else ""), written, text, info)
 
 
-def members(info: FieldInfo) -> dict[str, type[BaseModel]]:
+def _members(info: FieldInfo) -> dict[str, type[BaseModel]]:
     """Return the groups that a union by `kind` is one of, by kind."""
     models = [member for member in _options(info.annotation) if isinstance(member, type)]
     return {str(model.model_fields["kind"].default): model for model in models if issubclass(model, BaseModel)}
@@ -92,7 +92,7 @@ def members(info: FieldInfo) -> dict[str, type[BaseModel]]:
 
 def _fields_of_union(info: FieldInfo, key: str, section: str) -> Iterator[RecipeField]:
     """Yield the fields that any kind has, each once: those of the first kind, then those that only others have."""
-    kinds, alike = members(info), dict[str, list[RecipeField]]()
+    kinds, alike = _members(info), dict[str, list[RecipeField]]()
     for kind, model in kinds.items():
         for field in fields(model, f"{key}.", section):
             alike.setdefault(field.key, []).append(field._replace(kinds=(kind,)))
@@ -106,18 +106,12 @@ def _fields_of_union(info: FieldInfo, key: str, section: str) -> Iterator[Recipe
 
 def _merged(same: Sequence[RecipeField]) -> RecipeField:
     """Return one field for those of the same name in several kinds, with all that can be written and all texts."""
-    first, annotations = same[0], tuple(field.info.annotation for field in same)
-    text = (
-        first.text
-        if len({field.text for field in same}) == 1
-        else "; ".join(f"{field.kinds[0]}: {field.text}" for field in same)
-    )
-    union: typing.Any = typing.Union[annotations]  # noqa: UP007 of as many as there are kinds
+    first, kinds = same[0], tuple(field.kinds[0] for field in same)
+    default = " or ".join(dict.fromkeys(field.default for field in same))
+    alike = len({field.text for field in same}) == 1
+    text = first.text if alike else "; ".join(f"{field.kinds[0]}: {field.text}" for field in same)
+    union: typing.Any = typing.Union[tuple(field.info.annotation for field in same)]  # noqa: UP007 of any number
     info = first.info if union == first.info.annotation else FieldInfo(annotation=union)
-    default, kinds = (
-        " or ".join(dict.fromkeys(field.default for field in same)),
-        tuple(field.kinds[0] for field in same),
-    )
     return RecipeField(first.key, first.section, default, text, info, kinds)
 
 

@@ -7,7 +7,7 @@ import sys
 
 MODULES = (
     *("startup", "download", "join", "copies", "pipeline", "workers", "world", "guidance", "pack", "loader"),
-    *("ijepa", "dinov2"),
+    *("ijepa", "dinov2", "resnet"),
 )
 
 if __name__ == "__main__":

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
@@ -15,15 +16,15 @@ from granary.training.models.vit_config import FORMER
 Colour = tuple[float, float, float]
 
 
-class Architecture(Options, frozen=True):
+class Architecture(Options, abc.ABC, frozen=True):
     """What every kind of backbone has; what is left out is the method's choice."""
 
     kind: str = Field(description="family of the backbone")
-    size: str = Field(description="a size of the family")
     img_size: int = Field(224, ge=1, description="pixels of the square picture")
     mean: Colour | None = Field(None, description="mean of the RGB channels in 0..1")
     std: Colour | None = Field(None, description="their standard deviation")
 
+    @abc.abstractmethod
     def config(self, defaults: Mapping[str, object]) -> BackboneConfig:
         """Return the architecture.
 
@@ -32,7 +33,17 @@ class Architecture(Options, frozen=True):
 
         Raises:
             ValueError: numbers do not fit together.
+            UserError: there is no such model.
         """
+
+
+class SizedArchitecture(Architecture, frozen=True):
+    """A family of our own, with sizes that have names."""
+
+    size: str = Field(description="a size of the family")
+
+    def config(self, defaults: Mapping[str, object]) -> BackboneConfig:
+        """Return the architecture; see `Architecture.config`."""
         kind: Any = CONFIGS[self.kind]
         given = {name: value for name, value in self.model_dump(exclude={"size"}).items() if value is not None}
         known = {field.name for field in fields(kind)}
@@ -42,7 +53,7 @@ class Architecture(Options, frozen=True):
         return config
 
 
-class ViTArchitecture(Architecture, frozen=True):
+class ViTArchitecture(SizedArchitecture, frozen=True):
     """A Vision Transformer."""
 
     FORMER: ClassVar[Mapping[str, str]] = FORMER
@@ -67,7 +78,7 @@ class ViTArchitecture(Architecture, frozen=True):
     drop_path: float | None = Field(None, ge=0, lt=1, description="stochastic depth")
 
 
-class ResNetArchitecture(Architecture, frozen=True):
+class ResNetArchitecture(SizedArchitecture, frozen=True):
     """A ResNet."""
 
     kind: Literal["resnet"] = Field("resnet", description="family of the backbone")
@@ -89,4 +100,20 @@ class ResNetArchitecture(Architecture, frozen=True):
     zero_gamma: bool = Field(False, description="start each block as the identity: last norm of a branch at 0")
 
 
-Model = Annotated[ViTArchitecture | ResNetArchitecture, Field(discriminator="kind"), kind_where_none_is_named("vit")]
+class HubArchitecture(Architecture, frozen=True):
+    """A model of `transformers` of another family; its weights are random, those of the Hub come with `init`."""
+
+    kind: Literal["hub"] = Field("hub", description="family of the backbone")
+    path: str = Field(description="model of transformers whose architecture it is: an id of the Hub or a folder")
+
+    def config(self, defaults: Mapping[str, object]) -> BackboneConfig:
+        """Return the architecture; see `Architecture.config`. This takes torch and transformers."""
+        from granary.training.models.hub_backbone import hub_config
+
+        colours = {name: getattr(self, name) for name in ("mean", "std") if getattr(self, name) is not None}
+        return replace(hub_config(self.path, self.img_size), **colours)
+
+
+Model = Annotated[
+    ViTArchitecture | ResNetArchitecture | HubArchitecture, Field(discriminator="kind"), kind_where_none_is_named("vit")
+]

@@ -12,11 +12,12 @@ from dataclasses import fields
 from pydantic import TypeAdapter, ValidationError
 
 from granary.curation.store import storage
+from granary.training.models.hub_config import HubConfig
 from granary.training.models.resnet_config import ResNetConfig
 from granary.training.models.vit_config import FORMER, ViTConfig
 
-BackboneConfig = ViTConfig | ResNetConfig
-CONFIGS: dict[str, type[BackboneConfig]] = {"vit": ViTConfig, "resnet": ResNetConfig}
+BackboneConfig = ViTConfig | ResNetConfig | HubConfig
+CONFIGS: dict[str, type[BackboneConfig]] = {"vit": ViTConfig, "resnet": ResNetConfig, "hub": HubConfig}
 
 
 def read_config(folder: str) -> BackboneConfig:

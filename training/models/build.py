@@ -6,10 +6,11 @@ import torch
 
 from granary.training.models.backbone import Backbone
 from granary.training.models.backbone_config import BackboneConfig, read_config
+from granary.training.models.hub_backbone import HubBackbone
 from granary.training.models.resnet import ResNet
 from granary.training.models.vit import VisionTransformer
 
-BACKBONES: dict[str, type[Backbone]] = {"vit": VisionTransformer, "resnet": ResNet}
+BACKBONES: dict[str, type[Backbone]] = {"vit": VisionTransformer, "resnet": ResNet, "hub": HubBackbone}
 
 
 def build(config: BackboneConfig) -> Backbone:

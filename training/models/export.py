@@ -17,6 +17,7 @@ from granary.training.methods.supervised import Supervised
 from granary.training.models import clip_weights, resnet_weights, weights
 from granary.training.models.backbone_config import BackboneConfig
 from granary.training.models.dual_encoder import DualEncoder
+from granary.training.models.hub_backbone import HubBackbone
 from granary.training.models.image_classifier import to_image_classifier
 from granary.training.models.open_clip_weights import to_open_clip
 from granary.training.models.resnet import ResNet
@@ -32,7 +33,8 @@ if TYPE_CHECKING:  # takes seconds to import
 def export(model: str, out: str, format: str = "transformers") -> str:
     """Write the model that PATH names into a local folder, in a format of the field.
 
-    Of an image-text model both encoders and the tokenizer are written, of a supervised training the classifier too.
+    Of an image-text model both encoders and the tokenizer are written, of a supervised training the classifier too, but
+    not of a backbone of kind hub, of which its own model is.
 
     Args:
         model: a training directory, a checkpoint folder or hf:ID_OR_PATH.
@@ -68,6 +70,8 @@ def _converted(method: Method) -> PreTrainedModel:
     if isinstance(method, DualEncoder):
         return clip_weights.to_transformers(method)
     source = method.evaluated_model()
+    if isinstance(source, HubBackbone):
+        return source.model
     if isinstance(method, Supervised):
         return to_image_classifier(source, method.head, method.classes)
     if isinstance(source, ResNet):
@@ -79,7 +83,10 @@ def _converted(method: Method) -> PreTrainedModel:
 def _timm(method: Method, out: str) -> str:
     """Write config.json and model.safetensors, with the classifier of a supervised training."""
     classifier = (method.head, method.classes) if isinstance(method, Supervised) else ()
-    config, tensors = to_timm(method.evaluated_model(), *classifier)
+    source = method.evaluated_model()
+    if isinstance(source, HubBackbone):
+        raise UserError("export: timm takes a vit or a resnet; give --format transformers")
+    config, tensors = to_timm(source, *classifier)
     _write(out, "config.json", config, "model.safetensors", tensors)
     return f"timm.create_model('local-dir:{out}', pretrained=True)"
 

@@ -26,6 +26,7 @@ from granary.training.models.backbone import Backbone
 from granary.training.models.backbone_config import BackboneConfig, read_config
 from granary.training.models.build import build, load_backbone
 from granary.training.models.checkpoint import chosen
+from granary.training.models.hub_backbone import load_hub
 from granary.training.models.preparation import read_preparation
 from granary.training.models.resnet_config import SIZES as RESNETS
 from granary.training.models.resnet_config import ResNetConfig
@@ -120,6 +121,8 @@ def _from_hub(name: str) -> Backbone:
 
     try:
         kind = AutoConfig.from_pretrained(name, trust_remote_code=False).model_type
+        if kind not in (*weights.KINDS, "clip", "resnet"):
+            return load_hub(name)
         loader = CLIPVisionModel if kind.startswith("clip") else AutoModel
         model = loader.from_pretrained(name, trust_remote_code=False, use_safetensors=True, dtype=torch.float32)
         if kind == "resnet":

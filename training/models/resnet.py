@@ -144,14 +144,15 @@ def _stage(config: ResNetConfig, number: int, inputs: int) -> nn.Sequential:
 
 @contextlib.contextmanager
 def _still(module: nn.Module) -> Iterator[None]:
-    """Leave the running statistics of the norms inside as they are: their average moves by nothing, and is not counted.
+    """Leave the running statistics of the norms inside as they are: they move by nothing, and a copy counts.
 
     Without an update, autograd would not save the same tensors as in the forward pass.
     """
     norms = [norm for norm in module.modules() if isinstance(norm, _BatchNorm)]
     before = [(norm, norm.momentum, norm.num_batches_tracked) for norm in norms]
-    for norm in norms:
-        norm.momentum, norm.num_batches_tracked = 0.0, None
+    for norm, _, count in before:
+        copied = None if count is None else count.clone()  # a SyncBatchNorm must have one
+        norm.momentum, norm.num_batches_tracked = 0.0, copied
     try:
         yield
     finally:

@@ -15,6 +15,7 @@ from granary.curation.errors import UserError
 from granary.training.methods.ijepa import IJEPA, IJEPAOptions
 from granary.training.models.backbone_config import read_config
 from granary.training.models.convolutions import conv_stem
+from granary.training.models.image_classifier import to_image_classifier
 from granary.training.models.starting import Misfit, start
 from granary.training.models.vit import VisionTransformer, gather_tokens
 from granary.training.models.vit_config import ViTConfig
@@ -107,5 +108,7 @@ def test_where_it_does_not_fit_is_one_sentence() -> None:
         IJEPA(ViTConfig(**{**SIZES, **IJEPA.MODEL, "stem": "conv"}), IJEPAOptions())
     with pytest.raises(UserError, match="with a patch stem"):
         to_transformers(model())
+    with pytest.raises(UserError, match="transformers has no image classifier with these parts"):
+        to_image_classifier(model(), nn.Linear(24, 2), ["a", "b"])
     with pytest.raises(Misfit, match="its stem is patch, not conv"):
         start(model(), model(stem="patch"))
