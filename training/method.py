@@ -8,7 +8,8 @@ Randomness comes from `moment.generator(...)` or from torch's own generators, wh
 To add one: write training/methods/NAME.py (ijepa.py is the model to follow), add its line to
 training/methods/__init__.py, write configs/train/NAME_tiny.yaml and tests/training/methods/test_NAME.py. Views that
 need colours changed call `granary.training.data.augment.photometric(pixels, batch["NAME_draws"][:, i],
-Photometric(...))` on the device.
+Photometric(...))` on the device. What `learn` returns is kept in checkpoints, so that `load_training` builds the
+modules again without any data; where JSON cannot hold it, write `remembered` and `recalled`.
 """
 
 from __future__ import annotations

@@ -133,6 +133,15 @@ def read_checkpoint(folder: str) -> tuple[dict[str, Tensor], Facts]:
     return dict(sorted(tensors.items())), facts
 
 
+def shaped(saved: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return weights, those without any number in the shape expected: FSDP gathers (1, 0, D) as (0, 0, D)."""
+    empty = {name: tensor for name, tensor in expected.items() if not tensor.numel()}
+    return {
+        name: tensor.new_empty(empty[name].shape) if name in empty and not tensor.numel() else tensor
+        for name, tensor in saved.items()
+    }
+
+
 def misfit(saved: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str | None:
     """Return the first weight, by name, that is not there or of another shape, in a few words; None for none."""
     there, here = ({name: tuple(t.shape) for name, t in state.items()} for state in (saved, expected))

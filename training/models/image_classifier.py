@@ -62,9 +62,10 @@ def _classifier(config: PreTrainedConfig, classes: Sequence[str]) -> PreTrainedM
 
 def _kind(config: ViTConfig) -> str:
     """Return the model_type that has these parts, and classifies the class token or the mean of the patches."""
-    plain = config.class_token and not (config.layer_scale or config.registers or config.pre_norm)
+    plain = config.class_token and config.stem == "patch" and config.pos_embed != "rotary"
+    plain = plain and not (config.layer_scale or config.registers or config.pre_norm)
     kind = "vit" if plain and config.patch_bias and config.mlp != "swiglu" else weights.their_kind(config)
-    if kind not in CLASSES or config.pos_embed == "rotary" or config.stem == "conv":
+    if kind not in CLASSES:
         raise UserError(
             "export: transformers has no image classifier with these parts; give --format timm, or train a "
             "model without pre_norm"

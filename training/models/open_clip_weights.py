@@ -40,7 +40,7 @@ def to_open_clip(model: DualEncoder) -> tuple[dict[str, object], dict[str, Tenso
         UserError: open_clip has no model with these parts.
     """
     state = model.state_dict()
-    _check(model, state)
+    _check(model)
     settings: dict[str, object] = {
         "embed_dim": model.text.config.dimension,
         "quick_gelu": model.config.mlp == "quick_gelu",
@@ -54,7 +54,7 @@ def to_open_clip(model: DualEncoder) -> tuple[dict[str, object], dict[str, Tenso
     return {"model_cfg": settings, "preprocess_cfg": preparation}, dict(_tensors(state))
 
 
-def _check(model: DualEncoder, state: Mapping[str, Tensor]) -> None:
+def _check(model: DualEncoder) -> None:
     """Raise UserError for parts that open_clip's own encoders do not have."""
     config = model.config
     reasons = {
@@ -64,7 +64,7 @@ def _check(model: DualEncoder, state: Mapping[str, Tensor]) -> None:
         "a bias of the patches": config.patch_bias,
         "pos_embed: rotary": config.pos_embed == "rotary",
         "mlp: swiglu": config.mlp == "swiglu",
-        "a stem of convolutions": "image.embed.weight" not in state,
+        "stem: conv": config.stem == "conv",
     }
     if reason := next((reason for reason, holds in reasons.items() if holds), None):
         raise UserError(f"export: open_clip does not fit a model with {reason}; give --format transformers")

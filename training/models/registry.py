@@ -139,8 +139,8 @@ def _untrained(target: str) -> Backbone:
         return build(_of_size(spec))
     if read_name(target).way == "hub":
         return build(load_model(target).config)
-    recipe = target if target.endswith((".yaml", ".yml")) else storage.join(target, "recipe.yaml")
-    if recipe == target or storage.exists(recipe):
+    recipe = recipe_path(target)
+    if recipe is not None:
         return _of_recipe(recipe)
     folder = model_folder(target)
     try:
@@ -161,6 +161,12 @@ def _of_size(spec: EncoderSpec) -> BackboneConfig:
         return ResNetConfig.named(spec.target, img_size=side, stem=spec.choice("stem", "small", "small", "imagenet"))
     except ValueError as error:
         raise UserError(f"model: {spec.text} is not right: {error}") from error
+
+
+def recipe_path(target: str) -> str | None:
+    """Return the path of a recipe, or of that of a training directory; None for anything else."""
+    path = target if target.endswith((".yaml", ".yml")) else storage.join(target, "recipe.yaml")
+    return path if path == target or storage.exists(path) else None
 
 
 def read_recipe(path: str) -> TrainRecipe:

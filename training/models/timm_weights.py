@@ -94,7 +94,7 @@ def _of_vit(backbone: Backbone) -> Parts:
         "mlp: swiglu": config.mlp == "swiglu",
         f"norm_eps {config.norm_eps}": config.norm_eps != EPS,
         "a bias of the patches beside pre_norm, or neither": config.patch_bias == config.pre_norm,
-        "a stem of convolutions": "embed.weight" not in state,
+        "stem: conv": config.stem == "conv",
     }
     if reason := next((reason for reason, holds in reasons.items() if holds), None):
         raise UserError(

@@ -31,8 +31,9 @@ from granary.training.models.checkpoint import (
     method_weights,
     misfit,
     read_checkpoint,
+    shaped,
 )
-from granary.training.models.registry import load_model, read_name, read_recipe
+from granary.training.models.registry import load_model, read_name, read_recipe, recipe_path
 
 
 class BackboneAlone(Method):
@@ -59,21 +60,25 @@ def load_training(path: str, device: str | torch.device = "cpu", seed: int = 0) 
 
     Args:
         path: a training directory (its best or last checkpoint), a checkpoint, hf:ID of a published training, or
-            random:RECIPE for initial weights. Another model that `load_model` reads comes back with its backbone alone.
+            random:RECIPE_OR_TRAIN for initial weights. Another model that `load_model` reads comes back with its
+            backbone alone.
         device: where the weights are put.
         seed: of random weights.
 
     Raises:
         UserError: there is no such training, or it is damaged; the message says what is wrong.
     """
+    return _opened(path, seed).to(device).eval()
+
+
+def _opened(path: str, seed: int) -> Method:
     way, target = read_name(path)
-    if way == "random" and target.endswith((".yaml", ".yml")):
-        return _untrained(target, seed).to(device).eval()
-    folder = None
-    if way in ("path", "hub"):
-        folder = checkpoint_folder(target if way == "path" or storage.exists(target) else _downloaded(target))
-    method = BackboneAlone(load_model(path, seed=seed)) if folder is None else _restored(folder)
-    return method.to(device).eval()
+    if way == "random" and (recipe := recipe_path(target)) is not None:
+        return _untrained(recipe, seed)
+    if way == "hub" and not storage.exists(target):
+        target = _downloaded(target)
+    folder = checkpoint_folder(target) if way in ("path", "hub") else None
+    return BackboneAlone(load_model(path, seed=seed)) if folder is None else _restored(folder)
 
 
 def _downloaded(repository: str) -> str:
@@ -107,11 +112,13 @@ def _restored(folder: str) -> Method:
     try:
         with torch.device("meta"):  # which takes no memory, whatever sizes the files claim
             blank = build()
-        wrong = misfit(_trained(weights, blank), _trained(blank.state_dict(), blank))
+        expected = _trained(blank.state_dict(), blank)
+        weights = shaped(_trained(weights, blank), expected)
+        wrong = misfit(weights, expected)
         if wrong is None:
             with torch.random.fork_rng(devices=[]):
                 method = build()
-            method.load_state_dict(_trained(weights, blank), strict=False)  # what is derived is there
+            method.load_state_dict(weights, strict=False)  # what is derived is there
             return method
     except UNLOADABLE as error:
         raise UserError(f"model: {folder} holds no training that granary can read ({reason(error)})") from error

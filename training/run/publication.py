@@ -143,7 +143,7 @@ def _checkpoint(folder: str, state: Tree, scratch: str) -> tuple[list[Upload], T
     """
     place = f"{FOLDER}/{folder.rsplit('/', 1)[1]}"
     urls = {name: storage.join(folder, name) for name in FILES}
-    cleaned = _cleaned(state["method"], storage.read_bytes(urls[WEIGHTS]))
+    cleaned = _cleaned(state["method"], urls[WEIGHTS])
     if cleaned is not None:
         urls[WEIGHTS] = os.path.join(scratch, WEIGHTS)
         storage.write_bytes(urls[WEIGHTS], cleaned)
@@ -151,11 +151,11 @@ def _checkpoint(folder: str, state: Tree, scratch: str) -> tuple[list[Upload], T
     return [Upload(f"{place}/{name}", storage.size(path), path) for name, path in urls.items()], state
 
 
-def _cleaned(name: str, data: bytes) -> bytes | None:
+def _cleaned(name: str, url: str) -> bytes | None:
     """Return the weights of a method with nothing local in what they say of its options; None where they are clean."""
     if DESCRIBED not in load_method(name).derived:
         return None
-    tensors = load(data)
+    tensors = load(storage.read_bytes(url))
     tree = json.loads(bytes(tensors[f"method/{DESCRIBED}"].tolist()))
     clean = {**tree, "options": shared(tree["options"])}
     if clean == tree:

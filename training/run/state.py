@@ -18,7 +18,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from granary.curation.errors import UserError
-from granary.training.models.checkpoint import METHOD, flatten, misfit, nest
+from granary.training.models.checkpoint import METHOD, flatten, misfit, nest, shaped
 
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 LOCAL = StateDictOptions(full_state_dict=True)  # every process has read the whole and takes its own part
@@ -26,8 +26,9 @@ LOCAL = StateDictOptions(full_state_dict=True)  # every process has read the who
 
 def gather_state(method: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
     """Return all tensors by name: `method/NAME`, `optimiser/NAME/exp_avg` ...; whole on the first process."""
-    weights = get_model_state_dict(method, options=WHOLE)
-    state = {f"{METHOD}{name}": tensor for name, tensor in weights.items() if isinstance(tensor, Tensor)}
+    gathered = get_model_state_dict(method, options=WHOLE)
+    weights = {name: tensor for name, tensor in gathered.items() if isinstance(tensor, Tensor)}
+    state = {f"{METHOD}{name}": tensor for name, tensor in shaped(weights, method.state_dict()).items()}
     inner: Any = get_optimizer_state_dict(method, optimiser, options=WHOLE)
     return {**state, **dict(flatten(inner.get("state", {}), "optimiser/"))}
 
@@ -35,7 +36,9 @@ def gather_state(method: nn.Module, optimiser: torch.optim.Optimizer) -> dict[st
 def restore_state(method: nn.Module, optimiser: torch.optim.Optimizer, tensors: dict[str, Tensor], where: str) -> None:
     """Set what `gather_state` returned; raises UserError when it belongs to another architecture."""
     tree = nest(tensors)
-    wrong = misfit(tree["method"], method.state_dict())
+    expected = method.state_dict()
+    tree["method"] = shaped(tree["method"], expected)
+    wrong = misfit(tree["method"], expected)
     if wrong:
         raise UserError(f"out: {where} is a checkpoint of another architecture: {wrong}; give another --out")
     set_model_state_dict(method, tree["method"], options=LOCAL)

@@ -246,10 +246,13 @@ def test_files_of_timm_are_its_names(run: str, tmp_path: Path) -> None:
 def test_what_does_not_fit_a_format_is_a_sentence(run: str, tmp_path: Path) -> None:
     tiny_training("supervised", run, tmp_path / "rotary", model={**VIT, "heads": 1, "pos_embed": "rotary"})
     tiny_training("supervised", run, tmp_path / "small", model={**RESNET, "stem": "small"})
+    tiny_training("supervised", run, tmp_path / "conv", model={**VIT, "stem": "conv"})
     tiny_training("siglip", run, tmp_path / "siglip")
     cases = [
         ("rotary", "transformers", "transformers has no"),
         ("rotary", "timm", "does not fit a model with pos_embed: rotary"),
+        ("conv", "transformers", "transformers has no"),
+        ("conv", "timm", "does not fit a model with stem: conv"),
         ("small", "transformers", "transformers has no ResNet with these parts"),
         ("small", "timm", "timm's ResNet has the stem: imagenet of 64 channels, four stages"),
         ("small", "open_clip", "open_clip has models of images and texts"),

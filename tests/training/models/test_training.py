@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+import yaml
+from safetensors.torch import load_file, save_file
 from tiny_trainings import OPTIONS, tiny_recipe, tiny_run, tiny_training
 
 from granary.curation.errors import UserError
@@ -20,9 +21,10 @@ from granary.training.methods.clip import CLIP
 from granary.training.methods.dinov2 import DINOv2
 from granary.training.methods.supervised import Supervised
 from granary.training.models.checkpoint import STATE
+from granary.training.models.registry import load_model
 from granary.training.models.training import BackboneAlone, load_training
 from granary.training.models.vit import VisionTransformer
-from granary.training.models.vit_config import ViTConfig
+from granary.training.models.vit_config import FORMER, ViTConfig
 from granary.training.models.weights import to_transformers
 from granary.training.run.directory import write_recipe
 
@@ -51,12 +53,22 @@ def alone(checkpoint: str, folder: Path) -> Path:
 
 
 def of_version_0_1(checkpoint: str, folder: Path) -> Path:
-    """Copy a training as version 0.1 wrote it: the recipe and what was learnt are not in the checkpoint."""
+    """Copy a training as version 0.1 wrote it: former names, and nothing of recipe and data in the checkpoint."""
     source = Path(checkpoint)
     old = Path(shutil.copytree(source, folder / "old" / "checkpoints" / source.name))
-    shutil.copy(source.parents[1] / "recipe.yaml", folder / "old")
+    recipe = yaml.safe_load((source.parents[1] / "recipe.yaml").read_text())
+    recipe["options"] = in_former_names(recipe["options"], getattr(load_method(recipe["method"]).Options, "FORMER", {}))
+    (folder / "old" / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    config = {**json.loads((old / "config.json").read_text())}
+    config.pop("kind")
+    (old / "config.json").write_text(json.dumps(in_former_names(config, FORMER)))
     rewrite(old, recipe=None, known=None)
     return old
+
+
+def in_former_names(tree: dict[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    former = {now: before for before, now in names.items()}
+    return {former.get(name, name): value for name, value in tree.items()}
 
 
 def rewrite(checkpoint: Path, **changes: Any) -> None:
@@ -89,6 +101,26 @@ def test_a_training_directory_is_its_last_checkpoint(trained: Any) -> None:
     checkpoint = trained("supervised")
     back = load_training(str(Path(checkpoint).parents[1])).state_dict()
     assert all(torch.equal(back[name], tensor) for name, tensor in weights(checkpoint).items())
+
+
+def test_a_training_whose_weights_were_shared_out_comes_back(run: str, tmp_path: Path) -> None:
+    device = {"accelerator": "cpu", "threads": 1, "strategy": "fsdp"}
+    checkpoint = tiny_training("dinov2", run, tmp_path / "shared", device=device)
+    training, whole = load_training(checkpoint), weights(checkpoint)
+    back, model = training.state_dict(), load_model(checkpoint).state_dict()
+    assert back.keys() == whole.keys()
+    assert all(torch.equal(back[name], whole[name]) for name in whole)
+    assert all(torch.equal(back[f"teacher.{name}"], model[name]) for name in model)
+    assert tiny_training("dinov2", run, tmp_path / "shared", steps=3).endswith("3")  # goes on without FSDP
+
+
+def test_weights_that_fsdp_of_earlier_versions_gathered_come_back(trained: Any, tmp_path: Path) -> None:
+    checkpoint = alone(trained("dinov2"), tmp_path)
+    tensors = load_file(checkpoint / "training.safetensors")
+    tensors |= {name: t.new_empty(0, 0, 16) for name, t in tensors.items() if name.endswith(".registers")}
+    save_file(tensors, checkpoint / "training.safetensors")
+    rewrite(checkpoint)
+    assert load_training(str(checkpoint)).evaluated_model().get_parameter("registers").shape == (1, 0, 16)
 
 
 def test_what_was_learnt_of_the_data_comes_back(trained: Any, tmp_path: Path) -> None:
@@ -125,7 +157,11 @@ def test_the_teacher_of_a_distillation_is_not_needed_again(run: str, tmp_path: P
 @pytest.mark.parametrize("method", OPTIONS)
 def test_a_recipe_gives_initial_weights_by_seed(method: str, tmp_path: Path) -> None:
     write_recipe(tiny_recipe(method, "none", tmp_path))
-    first, same, other = (load_training(f"random:{tmp_path}/recipe.yaml", seed=seed).state_dict() for seed in (0, 0, 1))
+    names = (f"{tmp_path}/recipe.yaml", str(tmp_path), str(tmp_path))
+    seeds = (0, 0, 1)
+    models = [load_training(f"random:{name}", seed=seed) for name, seed in zip(names, seeds, strict=True)]
+    assert type(models[0]) is load_method(method)
+    first, same, other = (model.state_dict() for model in models)
     assert all(torch.equal(first[name], same[name]) for name in first)
     assert any(not torch.equal(first[name], other[name]) for name in first)
 
