@@ -52,14 +52,15 @@ def cell(data: str, other: str, out: Path, corner: Corner, seed: int, epochs: fl
 
 def report(table: Table, corners: Sequence[Corner], seeds: Sequence[int]) -> None:
     """Print mean and deviation of each corner, and whether what the paper says was seen."""
-    print(f"\n{'D':>6}{'K':>6}" + "".join(f"{title:>15}" for title in COLUMNS))
+    columns = {title: key for title, key in COLUMNS.items() if all(key in numbers for numbers in table.values())}
+    print(f"\n{'D':>6}{'K':>6}" + "".join(f"{title:>15}" for title in columns))
     for corner in corners:
-        values = {key: [table[corner, seed][key] for seed in seeds] for key in COLUMNS.values()}
+        values = {key: [table[corner, seed][key] for seed in seeds] for key in columns.values()}
         print(f"{corner[0]:>6}{corner[1]:>6}" + "".join(f"{shown(column, 100):>15}" for column in values.values()))
     widths, projectors = sorted({d for d, _ in corners}), sorted({k for _, k in corners})
     if len(widths) < 2 or len(projectors) < 2:
         return
-    average = {(c, key): mean(table[c, seed][key] for seed in seeds) for c in corners for key in COLUMNS.values()}
+    average = {(c, key): mean(table[c, seed][key] for seed in seeds) for c in corners for key in columns.values()}
     wide, narrow = (widths[-1], projectors[0]), (widths[0], projectors[-1])
     bars(average, wide, narrow)
     for projector in projectors:
