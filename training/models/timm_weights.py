@@ -87,7 +87,8 @@ def _preparation(config: BackboneConfig) -> dict[str, object]:
 
 
 def _of_vit(backbone: Backbone) -> Parts:
-    assert isinstance(backbone, VisionTransformer)
+    if not isinstance(backbone, VisionTransformer):
+        raise UserError("export: timm is written from ViTs and ResNets; give --format transformers")
     config, state = backbone.config, backbone.state_dict()
     reasons = {
         "pos_embed: rotary": config.pos_embed == "rotary",

@@ -36,12 +36,13 @@ TASKS = {
     "supervised": "image-classification",
     "clip": "zero-shot-image-classification",
     "siglip": "zero-shot-image-classification",
+    "dci_lora": "zero-shot-image-classification",
 }
 HUB = "hf://datasets/"
 WEIGHTS = FILES[2]
 SCORES = "scores.json"
 DESCRIBED = "described"  # what image-text methods keep of their options among the weights
-KINDS = {"vit": "Vision Transformer", "resnet": "ResNet"}
+KINDS = {"vit": "Vision Transformer", "resnet": "ResNet", "hub": "model of transformers"}
 
 
 def gather_training(url: str, repository: str, scratch: str, licence: str | None = None) -> Publication:
@@ -120,7 +121,16 @@ def _written(tree: Mapping[str, object]) -> str:
 
 
 def _exported(url: str, out: str, repository: str) -> str:
-    """Write the model as transformers reads it; returns the call that does, "" where transformers has no such model."""
+    """Write the model as transformers reads it; returns the call that does, "" where transformers has no such model.
+
+    What a training wrote into its `model/` itself, as LoRA does the merged one, is taken as it is.
+    """
+    ready = storage.join(url, "model")
+    if storage.exists(storage.join(ready, "config.json")):
+        for name in storage.names(ready):
+            storage.write_bytes(os.path.join(out, name), storage.read_bytes(storage.join(ready, name)))
+        kind = _tree(ready, "config.json").get("architectures") or ["AutoModel"]
+        return f"transformers.{kind[0]}.from_pretrained({repository!r})"
     try:
         return export(url, out).replace(repr(out), repr(repository))
     except UserError as error:

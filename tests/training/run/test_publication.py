@@ -131,6 +131,17 @@ def test_a_model_that_transformers_does_not_have_goes_as_a_training(run: str, tm
     assert {upload.path.split("/")[0] for upload in publication.large} == {"checkpoints"}
 
 
+def test_a_model_that_the_training_wrote_itself_is_taken_as_it_is(trained: Path, tmp_path: Path) -> None:
+    out = Path(shutil.copytree(trained, tmp_path / "out"))
+    (out / "model").mkdir()
+    (out / "model" / "config.json").write_text('{"architectures": ["CLIPModel"]}')
+    (out / "model" / "model.safetensors").write_bytes(b"merged")
+    publication = gather_training(str(out), REPO, str(tmp_path / "scratch"))
+    copy = written(publication, tmp_path / "copy")
+    assert (copy / "model.safetensors").read_bytes() == b"merged"
+    assert "transformers.CLIPModel.from_pretrained('org/shapes')" in publication.texts["README.md"]
+
+
 def test_a_training_without_a_checkpoint_is_a_sentence(trained: Path, tmp_path: Path) -> None:
     bare = Path(shutil.copytree(trained, tmp_path / "bare"))
     shutil.rmtree(bare / "checkpoints")
