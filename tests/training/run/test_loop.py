@@ -397,7 +397,7 @@ def test_a_wrong_recipe_is_a_sentence(changes: dict[str, Any], sentence: str, tm
         ({"batch": 64}, "batch: 64 is not right: the data have 40 samples"),
         ({"data": "/nowhere"}, "data: /nowhere has no Parquet shards"),
         ({"accumulate": 3}, "accumulate: 3 is not right"),
-        ({"split": "validation"}, "split: 'validation' is not right"),
+        ({"split": "validation"}, "has no rows in split 'validation'; it has test, train"),
         ({"device": {"accelerator": "cpu", "devices": 1}, "init": "/nowhere"}, "model: /nowhere is neither"),
         ({"logs": {"wandb": "project"}}, "logs.wandb: the package wandb is missing"),
     ],
