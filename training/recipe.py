@@ -10,7 +10,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 
 from granary.curation.options import Options, kind_where_none_is_named
-from granary.training.data.grouped import PLAIN, Ordering
+from granary.training.data.ordering import PLAIN, Ordering
 from granary.training.data.table import Table
 from granary.training.methods import METHODS, load_method
 from granary.training.models.architecture import Model, ViTArchitecture

@@ -42,7 +42,10 @@ def test_the_version_is_that_of_the_distribution(capsys):
         (["--frobnicate"], "no such option '--frobnicate'; see granary --help"),
         (["explain"], "missing argument 'RUN'; see granary explain --help"),
         (["explain", "a", "b", "c"], "got unexpected extra argument (c); see granary explain --help"),
-        (["publish", "runs/mine"], "give the run directory and --repo ORG/NAME; see granary publish --help"),
+        (
+            ["publish", "runs/mine"],
+            "give the directory of a run or a training, and --repo ORG/NAME; see granary publish --help",
+        ),
         (["unreal", "serve", "--port", "x"], "'x' is not a valid integer; see granary unreal serve --help"),
         (["curate", "--config"], "option '--config' requires an argument; see granary --help"),
         (["completion", "tcsh"], "'tcsh' is not one of 'bash', 'zsh', 'fish'; see granary completion --help"),

@@ -25,17 +25,9 @@ from granary.curation.store import storage
 from granary.training.data import shards
 from granary.training.data.collate import Dead, Part, divided, joined, stacked
 from granary.training.data.crops import Crop, sample_generator, views_of
-from granary.training.data.grouped import (
-    PLAIN,
-    Balanced,
-    Chosen,
-    FewClasses,
-    Ordering,
-    Rows,
-    members_of,
-    subsampled,
-)
+from granary.training.data.grouped import Balanced, Chosen, FewClasses, Rows, members_of, subsampled
 from granary.training.data.order import Mixture, Order, Place
+from granary.training.data.ordering import PLAIN, Ordering
 from granary.training.data.reads import Views
 from granary.training.data.ring import Ring
 

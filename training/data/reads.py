@@ -10,7 +10,7 @@ import numpy as np
 from granary.curation.images.limits import DecodeLimits
 from granary.training.data.collate import Part
 from granary.training.data.crops import Crop, views_of
-from granary.training.data.grouped import PLAIN, Ordering
+from granary.training.data.ordering import PLAIN, Ordering
 
 Views = Callable[[Part, np.random.Generator, Mapping[str, Crop], DecodeLimits], Part]
 

@@ -19,8 +19,8 @@ from granary.training.data import shards
 from granary.training.data.augment import Photometric, normalised, photometric, to_unit
 from granary.training.data.collate import Part
 from granary.training.data.crops import Crop
-from granary.training.data.grouped import PLAIN, Kind, Ordering
 from granary.training.data.loader import BatchPlan
+from granary.training.data.ordering import PLAIN, Kind, Ordering
 from granary.training.data.reads import Reads
 from granary.training.losses.classification import Loss, classification_loss
 from granary.training.losses.processes import gathered

@@ -44,18 +44,16 @@ class Section(TypedDict):
 
 
 def training_facts(url: str) -> dict[str, Any] | None:
-    """Return run.json of a training directory; None where there is none, or it is of another kind of run.
+    """Return run.json of a training directory; None where there is none, it is damaged, or of another kind of run.
 
     Args:
         url: the directory.
-
-    Raises:
-        ValueError: it is damaged.
     """
     path = storage.join(url, "run.json")
-    if not storage.exists(path):
+    try:
+        facts = mapping(path, storage.read_bytes(path))
+    except (OSError, ValueError):
         return None
-    facts = mapping(path, storage.read_bytes(path))
     return facts if facts.get("kind") == "train" else None
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import platform
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,6 +20,21 @@ if TYPE_CHECKING:  # needed when a run begins, and in an extra
     from lightning_fabric import Fabric
     from lightning_fabric.strategies import Strategy
     from torch.distributed.device_mesh import DeviceMesh
+
+
+@contextlib.contextmanager
+def limited_threads(count: int | None) -> Iterator[None]:
+    """Compute with so many threads of the CPU inside of the block, and with as many as before after it.
+
+    Args:
+        count: None changes nothing.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def make_fabric(device: Device) -> Fabric:

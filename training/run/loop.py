@@ -32,7 +32,7 @@ from granary.training.models.checkpoint import Best, Facts, method_weights, prun
 from granary.training.recipe import TrainRecipe
 from granary.training.report import SHEET, write_report
 from granary.training.run import directory
-from granary.training.run.devices import make_fabric, slow_precision
+from granary.training.run.devices import limited_threads, make_fabric, slow_precision
 from granary.training.run.directory import RunFacts
 from granary.training.run.logs import Bar, LogWriter
 from granary.training.run.on_features import on_features
@@ -89,10 +89,9 @@ def _trained(fabric: Fabric, recipe: TrainRecipe, console: Console | Callable[[]
         recipe: what to train on what.
         console: for the first process, or what makes it.
     """
-    if recipe.device.threads:
-        torch.set_num_threads(recipe.device.threads)
     shown = console if console is None or isinstance(console, Console) else console()
-    return TrainingSession(fabric, recipe, shown if fabric.is_global_zero else None).run()
+    with limited_threads(recipe.device.threads):
+        return TrainingSession(fabric, recipe, shown if fabric.is_global_zero else None).run()
 
 
 class TrainingSession:

@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 
 from granary.curation.errors import UserError
 from granary.training.data import shards
-from granary.training.data.grouped import PLAIN, Ordering, combined
+from granary.training.data.grouped import combined
 from granary.training.data.loader import BatchPlan, check_plan
+from granary.training.data.ordering import PLAIN, Ordering
 from granary.training.data.reads import Reads
 from granary.training.method import Method
 from granary.training.methods import load_method

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from granary.curation.errors import UserError
 from granary.training.data.collate import Dead, Part, on_device
-from granary.training.data.grouped import PLAIN
 from granary.training.data.loader import BatchPlan, Process, batches
+from granary.training.data.ordering import PLAIN
 from granary.training.data.reads import Reads
 from granary.training.method import Moment
 from granary.training.recipe import TrainRecipe

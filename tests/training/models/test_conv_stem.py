@@ -108,7 +108,7 @@ def test_where_it_does_not_fit_is_one_sentence() -> None:
         IJEPA(ViTConfig(**{**SIZES, **IJEPA.MODEL, "stem": "conv"}), IJEPAOptions())
     with pytest.raises(UserError, match="with a patch stem"):
         to_transformers(model())
-    with pytest.raises(UserError, match="transformers has no image classifier with these parts"):
+    with pytest.raises(UserError, match="transformers has no model with these parts"):
         to_image_classifier(model(), nn.Linear(24, 2), ["a", "b"])
     with pytest.raises(Misfit, match="its stem is patch, not conv"):
         start(model(), model(stem="patch"))

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -58,10 +59,13 @@ SIMPLE: dict[str, Any] = {
 }
 
 
+TOYS = {"toy": "toy_method:Toy", "memory": "toy_method:ToyMemory"}
+
+
 @pytest.fixture(autouse=True)
 def _toy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(methods.METHODS, "toy", "toy_method:Toy")
-    monkeypatch.setitem(methods.METHODS, "memory", "toy_method:ToyMemory")
+    for name, place in TOYS.items():
+        monkeypatch.setitem(methods.METHODS, name, place)
 
 
 @pytest.fixture(scope="module")
@@ -121,10 +125,23 @@ def test_a_run_that_fails_at_a_step_goes_on_as_if_it_had_not(
     assert equal_runs(tmp_path / "whole", tmp_path / "broken")
 
 
+def apart(recipe: TrainRecipe) -> BaseProcess:
+    """Begin to train in a process of its own, made anew: a fork would wait for locks that threads of this one hold."""
+    child = multiprocessing.get_context("forkserver").Process(target=alone, args=(recipe,))
+    child.start()
+    return child
+
+
+def alone(recipe: TrainRecipe) -> None:
+    """Train as the leader of a group of processes."""
+    os.setpgrp()
+    methods.METHODS.update(TOYS)
+    train(recipe)
+
+
 def killed_after(recipe: TrainRecipe, rows: int, pause: float) -> None:
     """Train in a child process; kill it a moment after metrics.csv has a number of rows."""
-    child = multiprocessing.get_context("fork").Process(target=train, args=(recipe,))
-    child.start()
+    child = apart(recipe)
     metrics = Path(recipe.out, "metrics.csv")
     while child.is_alive() and (not metrics.exists() or metrics.read_bytes().count(b"\n") <= rows):
         time.sleep(0.005)
@@ -170,14 +187,7 @@ def test_sigterm_saves_and_the_same_call_goes_on(run: str, tmp_path: Path, monke
 
 def test_a_signal_to_the_whole_group_saves_too(run: str, tmp_path: Path) -> None:
     """As a batch system sends it: the decoding workers get it as well."""
-    recipe = recipe_of(run, tmp_path, workers=2, steps=500)
-
-    def alone() -> None:
-        os.setpgrp()
-        train(recipe)
-
-    child = multiprocessing.get_context("fork").Process(target=alone)
-    child.start()
+    child = apart(recipe_of(run, tmp_path, workers=2, steps=500))
     metrics = tmp_path / "metrics.csv"
     while not metrics.exists() or metrics.read_bytes().count(b"\n") < 5:
         time.sleep(0.01)
@@ -194,6 +204,12 @@ def test_workers_and_streams_of_one_run_may_change_where_nothing_else_does(run: 
     train(recipe_of(run, tmp_path / "a"))
     train(recipe_of(run, tmp_path / "b", workers=2, checkpoints={"every": 5}))
     assert equal_runs(tmp_path / "a", tmp_path / "b")
+
+
+def test_the_threads_of_a_run_are_those_of_its_recipe_and_of_nothing_after_it(run: str, tmp_path: Path) -> None:
+    before = torch.get_num_threads()
+    train(recipe_of(run, tmp_path, device={**SIMPLE["device"], "threads": before + 1}))
+    assert torch.get_num_threads() == before
 
 
 def test_a_finished_run_is_left_alone(run: str, tmp_path: Path) -> None:
