@@ -126,7 +126,7 @@ def part_of_sinkhorn(rank: int, file: str, logits: Tensor, sizes: list[int], ans
 def test_targets_of_two_processes_are_those_of_one(sizes: list[int], tmp_path: Path) -> None:
     """R counts the rows of all processes, also where they have unlike numbers of masked patches, or none."""
     torch.manual_seed(10)
-    logits, context = torch.randn(12, 6), multiprocessing.get_context("fork")
+    logits, context = torch.randn(12, 6), multiprocessing.get_context("forkserver")
     answers = context.Queue()
     work = [
         context.Process(target=part_of_sinkhorn, args=(rank, str(tmp_path / "store"), logits, sizes, answers))

@@ -88,7 +88,7 @@ def test_two_processes_have_loss_and_gradients_of_one(tmp_path: Path) -> None:
     first, second = views(8)
     loss = nt_xent(first, second, 0.2)
     whole = torch.autograd.grad(loss, (first, second))
-    context = multiprocessing.get_context("fork")
+    context = multiprocessing.get_context("forkserver")
     answers = context.Queue()
     rows = first.detach().numpy(), second.detach().numpy()
     work = [context.Process(target=half, args=(rank, str(tmp_path / "store"), rows, answers)) for rank in range(2)]
