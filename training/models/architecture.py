@@ -90,8 +90,10 @@ class ResNetArchitecture(SizedArchitecture, frozen=True):
     block: Literal["basic", "bottleneck"] | None = Field(
         None, description="two 3 x 3 convolutions, or 1 x 1, 3 x 3 and 1 x 1"
     )
-    stem: Literal["small", "imagenet"] = Field(
-        "imagenet", description="small: 3 x 3, for pictures of about 32 px; imagenet: 7 x 7 and pooling, a quarter"
+    stem: Literal["small", "half", "imagenet"] = Field(
+        "imagenet",
+        description="small: 3 x 3, for pictures of about 32 px; half: the same with stride 2; imagenet: 7 x 7 and "
+        "pooling, a quarter",
     )
     stem_width: int | None = Field(None, ge=1, description="channels after the stem, when not those of stage 1")
     last_width: int | None = Field(

@@ -158,7 +158,9 @@ def _of_size(spec: EncoderSpec) -> BackboneConfig:
     try:
         if vit:
             return ViTConfig.named(spec.target, img_size=side, patch_size=spec.positive("patch_size", 4))
-        return ResNetConfig.named(spec.target, img_size=side, stem=spec.choice("stem", "small", "small", "imagenet"))
+        return ResNetConfig.named(
+            spec.target, img_size=side, stem=spec.choice("stem", "small", "small", "half", "imagenet")
+        )
     except ValueError as error:
         raise UserError(f"model: {spec.text} is not right: {error}") from error
 

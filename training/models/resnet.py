@@ -21,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from granary.training.models.backbone import Backbone, Tokens
 from granary.training.models.backbone_config import BackboneConfig
 from granary.training.models.convolutions import ConvNorm
-from granary.training.models.resnet_config import REDUCTION, ResNetConfig
+from granary.training.models.resnet_config import REDUCTION, STRIDES, ResNetConfig
 
 
 class Block(nn.Module):
@@ -69,7 +69,7 @@ class ResNet(Backbone):
         if config.stem == "imagenet":
             self.stem = nn.Sequential(ConvNorm(3, config.stem_channels, 7, 2), nn.MaxPool2d(3, 2, 1))
         else:
-            self.stem = nn.Sequential(ConvNorm(3, config.stem_channels, 3))
+            self.stem = nn.Sequential(ConvNorm(3, config.stem_channels, 3, STRIDES[config.stem]))
         inputs = (config.stem_channels, *config.widths[:-1])
         self.layers = nn.ModuleList(_stage(config, number, channels) for number, channels in enumerate(inputs))
 

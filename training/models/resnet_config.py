@@ -14,6 +14,7 @@ SIZES: dict[str, dict[str, object]] = {  # He et al. 2015, table 1; thin: a quar
     "resnet34": {"widths": (64, 128, 256, 512), "depths": (3, 4, 6, 3), "block": "basic"},
     "resnet50": {"widths": (256, 512, 1024, 2048), "depths": (3, 4, 6, 3), "block": "bottleneck"},
 }
+STRIDES = {"small": 1, "half": 2, "imagenet": 4}  # of the stems
 REDUCTION = 4  # outputs of a bottleneck block for each channel of its 3 x 3 convolution
 
 
@@ -26,7 +27,8 @@ class ResNetConfig:
         widths: channels after each stage.
         depths: blocks of each stage; every stage but the first halves the map.
         block: "basic", two 3 x 3 convolutions, or "bottleneck", 1 x 1, 3 x 3, 1 x 1.
-        stem: "small", 3 x 3 of stride 1, or "imagenet", 7 x 7 of stride 2 and a pooling of stride 2.
+        stem: "small", 3 x 3 of stride 1, "half", 3 x 3 of stride 2, or "imagenet", 7 x 7 of stride 2 and a pooling of
+            stride 2.
         stem_width: channels after the stem; None: as wide as the 3 x 3 convolutions of the first stage.
         last_width: D, channels of the very last block alone (arXiv 2304.05369); None: those of its stage.
         zero_gamma: whether the last norm of a block starts at 0, so that the block starts as the identity.
@@ -40,7 +42,7 @@ class ResNetConfig:
     widths: tuple[int, ...] = (64, 128, 256, 512)
     depths: tuple[int, ...] = (2, 2, 2, 2)
     block: Literal["basic", "bottleneck"] = "basic"
-    stem: Literal["small", "imagenet"] = "imagenet"
+    stem: Literal["small", "half", "imagenet"] = "imagenet"
     stem_width: int | None = None
     last_width: int | None = None
     zero_gamma: bool = False
@@ -57,7 +59,7 @@ class ResNetConfig:
         numbers = (self.img_size, *self.widths, *self.depths, self.stem_width or 1, self.last_width or 1)
         if min(numbers) < 1 or min(self.std) <= 0:
             raise ValueError("img_size, widths, depths, stem_width, last_width and std must be above 0")
-        if self.block not in ("basic", "bottleneck") or self.stem not in ("small", "imagenet"):
+        if self.block not in ("basic", "bottleneck") or self.stem not in STRIDES:
             raise ValueError(f"block '{self.block}' or stem '{self.stem}' is unknown")
         if self.block == "bottleneck" and any(width % REDUCTION for width in self.widths):
             raise ValueError(f"widths are {list(self.widths)}; those of bottleneck blocks must be multiples of 4")
@@ -80,7 +82,7 @@ class ResNetConfig:
     @property
     def patch_size(self) -> int:
         """Pixels from one place of the output map to the next."""
-        return (4 if self.stem == "imagenet" else 1) * 2 ** (len(self.widths) - 1)
+        return STRIDES[self.stem] * 2 ** (len(self.widths) - 1)
 
     @property
     def grid(self) -> int:

@@ -63,7 +63,7 @@ def reference(resnet: ResNet, pixels: Tensor) -> Tensor:
         x = (x - mean[:, None, None]) / (variance[:, None, None] + 1e-5).sqrt()
         return x * state[f"{name}.1.weight"][:, None, None] + state[f"{name}.1.bias"][:, None, None]
 
-    x = conv_norm(pixels, "stem.0").clamp(min=0)
+    x = conv_norm(pixels, "stem.0", 2 if resnet.config.stem == "half" else 1).clamp(min=0)
     for stage, depth in enumerate(resnet.config.depths):
         for number in range(depth):
             name, stride = f"layers.{stage}.{number}", 2 if stage and not number else 1
@@ -73,9 +73,10 @@ def reference(resnet: ResNet, pixels: Tensor) -> Tensor:
     return x
 
 
+@pytest.mark.parametrize("stem", ["small", "half"])
 @pytest.mark.parametrize("last_width", [None, 48])
-def test_the_output_is_that_of_the_equations(last_width: int | None) -> None:
-    resnet, pixels = model(last_width=last_width), torch.randn(4, 3, 24, 24)
+def test_the_output_is_that_of_the_equations(last_width: int | None, stem: str) -> None:
+    resnet, pixels = model(last_width=last_width, stem=stem), torch.randn(4, 3, 24, 24)
     resnet(pixels * 2 + 1)  # moves the running statistics
     resnet.eval()
     tokens, x = resnet(pixels), reference(resnet, pixels)
