@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from rich.table import Table
 
+from granary.curation.store import storage
+
 KINDS = ("digits", "tiles", "copies", "leaks")  # of pictures in the pool
 SCORES = {"knn": "kNN", "linear": "linear"}  # protocol -> its name in the table
 CONFIDENCE = 0.95  # of the interval that decides whether a difference is clear
@@ -31,7 +33,7 @@ class Result:
 
     def write(self, path: pathlib.Path) -> None:
         """Write the result as JSON."""
-        path.write_text(json.dumps(asdict(self), indent=2) + "\n")
+        storage.write_bytes(str(path), (json.dumps(asdict(self), indent=2) + "\n").encode())
 
     @classmethod
     def read(cls, path: pathlib.Path) -> Result:

@@ -21,6 +21,7 @@ from rich.console import Console
 
 from granary.curation.recipe import CurateRecipe
 from granary.curation.runs.lookup import ledger_tables, open_run
+from granary.curation.store import storage
 from granary.curation.store.threads import limit_threads
 from granary.pipelines.demos.comparison import SCORES, Result, conclusion, table_of
 from granary.pipelines.demos.digits import FULL_SIZE, Sizes, make_pictures
@@ -83,7 +84,7 @@ def prepared(out: str, sizes: Sizes, overrides: Sequence[str]) -> pathlib.Path:
     note = folder / "asked.json"
     if not ((folder / MARK).exists() and note.exists() and note.read_text() == asked):
         own_folder(out)
-        note.write_text(asked)
+        storage.write_bytes(str(note), asked.encode())
     return folder
 
 
