@@ -334,9 +334,13 @@ def _check(config: BackboneConfig, options: DINOv2Options) -> None:
 
 
 def _check_tokens(config: ViTConfig, options: DINOv2Options) -> None:
-    """Raise UserError for a Vision Transformer without a class token, or views that are not whole patches."""
+    """Raise UserError where class tokens are missing, tokens see masked patches, or views are not whole patches."""
     if not config.class_token:
         raise UserError("model.class_token: False is not right: DINOv2 compares class tokens; leave it out")
+    if config.stem == "conv" and options.ibot:
+        raise UserError(
+            "model.stem: conv is not right: tokens beside a masked patch would have seen it; give options.ibot 0"
+        )
     sides = {"local_size": options.local_size if options.local_crops else 0, "global_size": options.global_size or 0}
     for name, side in sides.items():
         if side % config.patch_size:

@@ -390,3 +390,10 @@ def test_options_that_do_not_fit_are_sentences(options: dict[str, Any], sentence
 def test_a_model_without_class_token_is_a_sentence() -> None:
     with pytest.raises(UserError, match=r"model.class_token: False is not right"):
         DINOv2(ViTConfig(**{**CONFIG.__dict__, "class_token": False}), DINOv2Options(**OPTIONS))
+
+
+def test_tokens_that_see_masked_patches_are_a_sentence() -> None:
+    config = ViTConfig(**{**CONFIG.__dict__, "stem": "conv"})
+    with pytest.raises(UserError, match=r"model.stem: conv is not right"):
+        DINOv2(config, DINOv2Options(**OPTIONS))
+    DINOv2(config, DINOv2Options(**{**OPTIONS, "ibot": 0.0}))
