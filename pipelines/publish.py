@@ -19,8 +19,7 @@ from granary.curation.hub.licences import check_licence
 from granary.curation.hub.merging import difference
 from granary.curation.hub.preflight import problems
 from granary.curation.hub.publication import Publication, gather
-from granary.curation.store import storage
-from granary.curation.store.trees import mapping
+from granary.training.report import training_facts
 
 QUIET = ("huggingface_hub", "httpx", "httpx2", "httpcore", "httpcore2", "urllib3", "fsspec")
 
@@ -57,7 +56,7 @@ def publish(
     for name in QUIET:  # their messages hold addresses with signatures
         logging.getLogger(name).setLevel(logging.ERROR)
     console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
-    repository = Repository(repo, branch, console.print, "model" if is_training(url) else "dataset")
+    repository = Repository(repo, branch, console.print, "dataset" if training_facts(url) is None else "model")
     with tempfile.TemporaryDirectory(prefix="granary-") as scratch:
         publication = _gathered(url, repository, scratch, ledger, embeddings, licence)
         _preflight(publication)
@@ -65,15 +64,6 @@ def publish(
             _print_plan(publication, repository)
             return
         _send(publication, repository, private, console)
-
-
-def is_training(url: str) -> bool:
-    """Say whether a directory is that of a training; any other is taken for a run's."""
-    path = storage.join(url, "run.json")
-    try:
-        return mapping(path, storage.read_bytes(path)).get("kind") == "train"
-    except (OSError, ValueError):
-        return False
 
 
 def _gathered(

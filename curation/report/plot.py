@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+WIDTH, HEIGHT = 360, 180
+LEFT, RIGHT, FLOOR, CEILING = 56, 350, 150.0, 10.0  # of the box that the line is in
 POINTS = 300  # of a line at most, about: more cannot be seen
 Point = tuple[float, float]
 
@@ -25,10 +27,10 @@ class Plot:
     lowest: float
     highest: float
     last: float
-    width: int = 360
-    height: int = 180
-    left: int = 56
-    right: int = 350
+    width: int = WIDTH
+    height: int = HEIGHT
+    left: int = LEFT
+    right: int = RIGHT
 
 
 def plot(points: Sequence[Point]) -> Plot | None:
@@ -38,16 +40,15 @@ def plot(points: Sequence[Point]) -> Plot | None:
         return None
     values = [y for _, y in finite]
     (low, high), (bottom, top) = _range([x for x, _ in finite]), _range(values)
-    left, right, floor, ceiling = 56, 350, 150.0, 10.0
 
     def place(x: float, y: float) -> str:
         across, up = (x - low) / (high - low), (y - bottom) / (top - bottom)
-        return f"{left + (right - left) * across:.1f} {floor - (floor - ceiling) * up:.1f}"
+        return f"{LEFT + (RIGHT - LEFT) * across:.1f} {FLOOR - (FLOOR - CEILING) * up:.1f}"
 
     return Plot(
         "".join(f"M{'L'.join(place(x, y) for x, y in run)}h0" for run in _runs(_thinned(points))),
-        [(left, _text(low)), (right - 10, _text(high))],
-        [(floor, _text(bottom)), ((floor + ceiling) / 2, _text((bottom + top) / 2)), (ceiling, _text(top))],
+        [(LEFT, _text(low)), (RIGHT - 10, _text(high))],
+        [(FLOOR, _text(bottom)), ((FLOOR + CEILING) / 2, _text((bottom + top) / 2)), (CEILING, _text(top))],
         min(values),
         max(values),
         values[-1],

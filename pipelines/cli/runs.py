@@ -91,12 +91,13 @@ check = PlainCommand(
 def _publish(
     run: str | None, repo: str | None, print_template: bool, branch: str, licence: str | None, **switches: bool
 ) -> int:
-    from granary.pipelines.publish import is_training, publish
+    from granary.pipelines.publish import publish
+    from granary.training.report import training_facts
 
     if print_template:
         from granary.curation.hub.template import MODEL_TEMPLATE, TEMPLATE, shipped_template
 
-        print(shipped_template(MODEL_TEMPLATE if run and is_training(run) else TEMPLATE), end="")
+        print(shipped_template(TEMPLATE if run is None or training_facts(run) is None else MODEL_TEMPLATE), end="")
         return 0
     if run is None or repo is None:
         raise click.UsageError("give the directory of a run or a training, and --repo ORG/NAME")

@@ -44,9 +44,13 @@ def on_one_of_two(rank: int, file: str, norm: nn.Module, batches: list[Tensor], 
 
 
 def of_two(norm: nn.Module, batches: list[Tensor], sizes: list[int], out: Path) -> list[dict[str, Tensor]]:
-    context = multiprocessing.get_context("fork")
-    arguments: list[Any] = [str(out / "store"), norm, batches, sizes, out]
-    work = [context.Process(target=on_one_of_two, args=(rank, *arguments)) for rank in range(2)]
+    context = multiprocessing.get_context("forkserver")
+    norms = [copy.deepcopy(norm) for _ in range(2)]  # tensors are handed to processes in memory that they share
+    arguments: list[Any] = [batches, sizes, out]
+    work = [
+        context.Process(target=on_one_of_two, args=(rank, str(out / "store"), norms[rank], *arguments))
+        for rank in range(2)
+    ]
     for process in work:
         process.start()
     for process in work:
@@ -105,7 +109,9 @@ def half_precision(rank: int, file: str) -> None:
 
 def test_bfloat16_goes_in_and_out_with_statistics_in_float32(tmp_path: Path) -> None:
     torch.manual_seed(1)
-    process = multiprocessing.get_context("fork").Process(target=half_precision, args=(0, str(tmp_path / "store")))
+    process = multiprocessing.get_context("forkserver").Process(
+        target=half_precision, args=(0, str(tmp_path / "store"))
+    )
     process.start()
     process.join(60)
     assert process.exitcode == 0
