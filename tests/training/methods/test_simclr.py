@@ -18,9 +18,9 @@ from slow_pairs import slow_nt_xent
 from tiny_shards import shapes, write_shards
 
 from granary.curation.errors import UserError
+from granary.training import two_views
 from granary.training.data.augment import Photometric
 from granary.training.method import Moment
-from granary.training.methods import simclr
 from granary.training.methods.simclr import SimCLR, SimCLROptions
 from granary.training.models.vit_config import ViTConfig
 from granary.training.recipe import TrainRecipe
@@ -35,8 +35,8 @@ NOW = Moment(0, 10, 0)
 class Precise(SimCLR):
     """In float64, so that references can be compared to many digits."""
 
-    def changed(self, views: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
-        return super().changed(views, draws).double()
+    def pixels(self, batch: dict[str, Any], name: str = "image") -> torch.Tensor:
+        return super().pixels(batch, name).double()
 
 
 def method(**changes: Any) -> SimCLR:
@@ -110,7 +110,7 @@ def test_pictures_that_are_all_one_have_the_loss_of_a_guess() -> None:
 @pytest.mark.parametrize("s", [0.5, 1.0])
 def test_the_strength_scales_all_four_colour_changes(s: float, monkeypatch: pytest.MonkeyPatch) -> None:
     changes: list[Photometric] = []
-    monkeypatch.setattr(simclr, "photometric", lambda pixels, draws, options: changes.append(options) or pixels)
+    monkeypatch.setattr(two_views, "photometric", lambda pixels, draws, options: changes.append(options) or pixels)
     method(strength=s, jitter=0.7, grey=0.3, blur=0.1)(batch_of(), NOW)
     (used,) = changes
     assert (used.brightness, used.contrast, used.saturation, used.hue) == (0.8 * s, 0.8 * s, 0.8 * s, 0.2 * s)
@@ -120,10 +120,24 @@ def test_the_strength_scales_all_four_colour_changes(s: float, monkeypatch: pyte
 def test_each_view_is_changed_by_its_own_numbers() -> None:
     model, batch = method(blur=0.0, grey=0.0), batch_of()
     batch["image"] = batch["image"][:, :1].expand(-1, 2, -1, -1, -1).clone()
-    pixels = model.changed(batch["image"], batch["image_draws"]).unflatten(0, (4, 2))
-    assert not torch.isclose(pixels[:, 0], pixels[:, 1]).flatten(1).all(dim=1).any()
-    again = model.changed(batch["image"][2:3], batch["image_draws"][2:3])
-    torch.testing.assert_close(again, pixels[2])
+    pixels = model.pixels(batch)
+    assert not torch.isclose(pixels[0], pixels[1]).flatten(1).all(dim=1).any()
+    again = model.pixels({name: rows[2:3] for name, rows in batch.items()})
+    torch.testing.assert_close(again[:, 0], pixels[:, 2])
+
+
+def test_the_second_view_may_be_blurred_and_solarized_by_chances_of_its_own() -> None:
+    model = method(blur=1.0, second_blur=0.1, second_solarize=0.2, saturation=0.4, strength=0.5)
+    first, second, third = (model.changes(view) for view in range(3))
+    assert (first.blur, first.solarize, second.blur, second.solarize) == (1.0, 0.0, 0.1, 0.2)
+    assert first == third
+    assert (first.brightness, first.saturation, first.hue) == (0.4, 0.2, 0.1)
+
+
+def test_batchnorm_may_see_each_view_alone() -> None:
+    model, batch = method(**PLAIN, joint_norm=False), batch_of()
+    expected = [projections(model, batch["image"][:, view : view + 1])[0] for view in range(2)]
+    torch.testing.assert_close([*model.embedded(model.pixels(batch))[1]], expected)
 
 
 def test_what_is_evaluated_is_the_backbone_and_not_the_projector() -> None:
