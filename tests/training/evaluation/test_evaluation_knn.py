@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from measuring import measure
 from sklearn.neighbors import KNeighborsClassifier
 
+from granary.training.evaluation.features import Features
 from granary.training.evaluation.protocols import knn
-from granary.training.evaluation.protocols.knn import votes
+from granary.training.evaluation.protocols.knn import ranked_votes, votes
+from granary.training.evaluation.tasks import Task
 
 
 def random_features(n: int, m: int, width: int = 6, classes: int = 4, seed: int = 0) -> tuple[torch.Tensor, ...]:
@@ -81,3 +85,33 @@ def test_more_neighbours_than_pictures_are_all_of_them_and_cold_weights_stay_fin
     cold = votes(train, labels, test, 4, [12], 1e-4)[12]
     assert cold.tolist() == votes(train, labels, test, 4, [1])[1].tolist()
     assert np.isin(cold.numpy(), labels.numpy()).all()
+
+
+def test_the_best_classes_are_those_with_most_votes_and_without_a_vote_none() -> None:
+    train, labels, test = random_features(80, 30, classes=9)
+    for k, ranked in ranked_votes(train, labels, test, 9, [1, 20], 0.5, top=5).items():
+        assert ranked[:, 0].tolist() == votes(train, labels, test, 9, [k], 0.5)[k].tolist()
+        for query, row in zip(test.double(), ranked.tolist(), strict=True):
+            cosines = torch.nn.functional.cosine_similarity(query[None], train.double())
+            tally = [0.0] * 9
+            for i in cosines.argsort(descending=True)[:k].tolist():
+                tally[int(labels[i])] += math.exp(float(cosines[i]) / 0.5)
+            best = sorted((c for c in range(9) if tally[c]), key=lambda c: -tally[c])[:5]
+            assert row == best + [-1] * (5 - len(best))
+
+
+def test_one_of_five_is_right_where_the_class_is_among_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    train, labels, test = random_features(200, 60, classes=12, seed=4)
+    truth = torch.randint(0, 12, (60,), generator=torch.Generator().manual_seed(1))
+    ids = [[f"{name}{i}" for i in range(n)] for name, n in (("a", 200), ("b", 60))]
+    sides = [
+        Features(x[:, None], None, y, names, []) for x, y, names in ((train, labels, ids[0]), (test, truth, ids[1]))
+    ]
+    left: Any = {"left_out": {}}
+    task = Task(*sides, classes=[str(n) for n in range(12)], shared=False, notes=[], settings=left)
+    monkeypatch.setattr(knn, "train_and_test", lambda *_, **__: task)
+    scores = measure(knn, "pixels", "data", device="cpu", k=[10])
+    ranked = ranked_votes(train, labels, test, 12, [10], top=5)[10]
+    assert scores["accuracy_top5"] == np.mean([int(y) in row for y, row in zip(truth, ranked.tolist(), strict=True)])
+    assert scores["accuracy_top5"] > scores["accuracy"]
+    assert scores["accuracy_top5.chance"] == 5 / 12

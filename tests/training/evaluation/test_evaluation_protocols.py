@@ -392,6 +392,8 @@ def test_closed_forms_of_the_statistics() -> None:
     found = statistics.statistics(torch.eye(32))
     assert found["rank_me"] == pytest.approx(32, rel=1e-4)
     assert found["effective_rank"] == pytest.approx(31, rel=1e-4)  # centring takes one direction
+    assert found["participation_ratio"] == pytest.approx(31)
+    assert statistics.statistics(torch.ones(10, 4))["participation_ratio"] is None
     assert found["rank_me.most"] == 32
     assert found["uniformity"] == pytest.approx(-4)  # all pairs at squared distance 2
     assert rank_me(torch.diag(torch.tensor([2.0, 1.0, 1.0]))) == pytest.approx(2 * math.sqrt(2), rel=1e-4)

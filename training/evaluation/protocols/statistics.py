@@ -27,6 +27,7 @@ from granary.training.evaluation.features import (
 )
 from granary.training.evaluation.protocol import Measured, Protocol, SplitOptions
 from granary.training.evaluation.scores import Scores
+from granary.training.evaluation.similarity import centred, participation_ratio
 from granary.training.models.registry import resolved
 
 NOTES = (
@@ -51,7 +52,8 @@ def evaluate(measured: Measured, options: FeatureOptions) -> Scores:
     """Measure the vectors of the last block, class tokens or mean patches; labels are not read.
 
     Returns:
-        rank_me; effective_rank, RankMe of centred features; feature_std, the mean standard deviation of a feature, with
+        rank_me; effective_rank, RankMe of centred features; participation_ratio of them, None where all are the same;
+        feature_std, the mean standard deviation of a feature, with
         `.relative` to the root mean square of all values and `.unit`, of unit rows (1 / sqrt(D) when spread evenly);
         uniformity and alignment of unit rows (Wang and Isola 2020, arXiv 2005.10242; lower is better).
     """
@@ -63,7 +65,7 @@ def evaluate(measured: Measured, options: FeatureOptions) -> Scores:
     if len(x) < 2 or not torch.isfinite(x).all():
         what = f"{len(x)} picture" if len(x) < 2 else "features that are not finite"
         raise UserError(f"data: {what} in {dataset.path}: no statistics; give two pictures or more, and a sound model")
-    scores: dict[str, float | None] = {**statistics(x.to(torch_device(measured.device)))}
+    scores = statistics(x.to(torch_device(measured.device)))
     scores |= {"rank_me.pictures": len(x), "rank_me.unreadable": len(features.dead)}
     if options.views:
         views = min(options.views, measured.limit or options.views)
@@ -76,13 +78,14 @@ def evaluate(measured: Measured, options: FeatureOptions) -> Scores:
 PROTOCOL = Protocol(evaluate, FeatureOptions, ("split", "batch", "limit", "seed"), BATCH, NOTES)
 
 
-def statistics(x: Tensor) -> dict[str, float]:
+def statistics(x: Tensor) -> dict[str, float | None]:
     """Return the statistics of features (n, D)."""
     unit = F.normalize(x.float(), dim=1)
     return {
         "rank_me": rank_me(x),
         "rank_me.most": min(x.shape),
         "effective_rank": effective_rank(x),
+        "participation_ratio": participation_ratio(x) if centred(x).any() else None,
         "feature_std": float(x.float().std(dim=0).mean()),
         "feature_std.relative": relative_std(x),
         "feature_std.unit": float(unit.std(dim=0).mean()),
