@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.benchmarks import dinov2, expand_narrow, ijepa, stop_noise
+from tests.benchmarks import cookbook, dinov2, expand_narrow, ijepa, stop_noise
 from tests.benchmarks.__main__ import MODULES
 from tests.benchmarks.cells import Cells, shown
 
@@ -77,3 +77,25 @@ def test_a_wide_backbone_must_gain_more_than_its_weights_alone(
     assert f"BAR {'holds' if holds else 'DOES NOT HOLD'}: D 2048, K 16 against D 32, K 256: linear gains" in printed
     assert f"BAR {'holds' if holds else 'DOES NOT HOLD'}: of that a random projection" in printed
     assert "BAR holds: with K 16 the share of zeros rises with D" in printed
+
+
+@pytest.mark.parametrize(("gain", "holds"), [(0.13, True), (0.11, False)])
+def test_contrastive_methods_must_be_twelve_points_above_their_random_weights(
+    gain: float, holds: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    numbers = {f"{of}{probe}.accuracy": 0.4 for of in ("", "random.") for probe in ("knn", "linear")}
+    numbers |= {"knn.accuracy": 0.4 + gain, "share": 0.2}
+    table = {(method, seed): numbers for method in ("simclr", "mae") for seed in (0, 1)}
+    cookbook.report(table, {"simclr": 120.0, "mae": 200.0}, [0, 1])
+    printed = capsys.readouterr().out
+    assert f"BAR {'holds' if holds else 'DOES NOT HOLD'}: simclr is 12 points of kNN" in printed
+    assert "BAR holds: mae is 5 points of kNN" in printed
+    assert "BAR holds: RankMe of mae is above a tenth of the width, 20.0%" in printed
+
+
+def test_the_pace_is_that_of_the_steps_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0.0, 7.0, 100.0, 117.0])  # five steps in 7 s, of which 4.5 to begin with; 25 in 17 s
+    monkeypatch.setattr(cookbook.time, "process_time", lambda: next(clock))
+    monkeypatch.setattr(cookbook, "trained", lambda *_, **__: "")
+    monkeypatch.setattr(cookbook, "batch_of", lambda _: 256)
+    assert cookbook.pace("x", "data", tmp_path) == {"pictures": 512.0}
