@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
 import torch
+from joblib import cpu_count
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
@@ -107,7 +107,7 @@ def pieces(
         dataset, crop, columns, classes, limit, seed: as in `in_order`.
     """
     rows = min(dataset.count, limit or dataset.count)
-    workers = min(8, os.cpu_count() or 1) if rows >= MANY else 0
+    workers = min(8, int(cpu_count())) if rows >= MANY else 0
     context = ("fork" if storage.is_local(dataset.path) else "forkserver") if workers else None
     source = _Pieces(dataset, crop, columns, classes, rows, seed)
     yield from DataLoader(source, batch_size=None, num_workers=workers, multiprocessing_context=context)

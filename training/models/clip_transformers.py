@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
+from joblib import cpu_count
 from PIL import Image
 from torch import Tensor
 
@@ -29,7 +30,7 @@ if TYPE_CHECKING:  # takes seconds to import
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 PADDED = ("siglip", "siglip2")  # trained on texts padded to the whole context, without an attention mask
-THREADS = min(8, os.cpu_count() or 1)
+THREADS = min(8, int(cpu_count()))
 ENDLESS = 1_000_000  # transformers writes 1e30 where a tokenizer states no length
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+
+from joblib import cpu_count
 
 from granary.synth.pug.recipe import RendererOptions
 from granary.synth.pug.renderer.capture import UnrealCVRenderer
@@ -29,7 +30,7 @@ class Pool:
         self, options: RendererOptions, modes: Sequence[str], meshes: Mapping[str, str], workers: int = 0
     ) -> None:
         self.options, self.modes, self.meshes = options, tuple(modes), dict(meshes)
-        self.limit = options.servers or workers or os.cpu_count() or 1
+        self.limit = options.servers or workers or cpu_count()
         self.condition = threading.Condition()
         self.idle: list[UnrealCVRenderer] = []
         self.started = 0
