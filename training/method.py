@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from granary.curation.options import Options as OptionGroup
 from granary.training.data.collate import Part
-from granary.training.data.crops import Crop
+from granary.training.data.crops import Crop, sample_generator
 from granary.training.data.loader import BatchPlan
 from granary.training.data.reads import Reads
 from granary.training.models.backbone import Backbone
@@ -49,6 +49,10 @@ class Moment(NamedTuple):
         """Return the generator of this moment; a shared one is the same on all processes and parts."""
         place = () if shared else (self.rank, self.part)
         return np.random.default_rng([self.seed, self.step, *purpose, *place])
+
+    def picture_generator(self, identity: str, purpose: int) -> np.random.Generator:
+        """Return the generator of a picture, by its id: the same in any batch, on any process."""
+        return sample_generator(self.seed, self.step, f"{purpose}/{identity}")
 
 
 @dataclass(frozen=True)

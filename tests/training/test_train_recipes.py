@@ -34,6 +34,7 @@ OWN = {
     "clip": TEXT,
     "siglip": TEXT,
     "simclr": "--model.img_size {side}",
+    "mae": "--model.img_size {side} --options.decoder_depth 1",
     "supervised": "--model.img_size {side} --device.precision 32-true",
 }
 

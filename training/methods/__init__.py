@@ -15,6 +15,7 @@ METHODS = {  # name in a recipe -> module:class
     "siglip": "granary.training.methods.clip:SigLIP",
     "dinov2": "granary.training.methods.dinov2:DINOv2",
     "simclr": "granary.training.methods.simclr:SimCLR",
+    "mae": "granary.training.methods.mae:MAE",
     "dci_lora": "granary.training.methods.dci_lora:DciLora",
     "supervised": "granary.training.methods.supervised:Supervised",
 }
