@@ -26,6 +26,8 @@ MODELS = {
 }
 TEXT = "--model.img_size {side} --options.text_width 16 --options.text_depth 1 --options.text_heads 2 "
 TEXT += "--options.vocabulary 600 --options.context 16"
+TWO_VIEWS = "--model.img_size {side} --options.crop_size null --options.projector_hidden [16] "
+TWO_VIEWS += "--options.projector_width 8"
 OWN = {
     "ijepa": "--options.predictor_depth 1 --options.predictor_width 16",
     "stop": "--options.predictor_depth 1 --options.predictor_width 16 --options.predictor_heads 2",
@@ -35,6 +37,8 @@ OWN = {
     "siglip": TEXT,
     "simclr": "--model.img_size {side}",
     "mae": "--model.img_size {side} --options.decoder_depth 1",
+    "barlow": TWO_VIEWS,
+    "vicreg": TWO_VIEWS,
     "supervised": "--model.img_size {side} --device.precision 32-true",
 }
 

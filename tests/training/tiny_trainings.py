@@ -17,6 +17,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "ijepa": {"predictor_width": 16, "predictor_depth": 1, "min_keep": 0},
     "stop": {"predictor_width": 16, "predictor_depth": 1, "min_keep": 0},
     "simclr": {"projector_hidden": [8], "projector_width": 4},
+    "barlow": {"projector_hidden": [8], "projector_width": 4},
+    "vicreg": {"projector_hidden": [8], "projector_width": 4},
     "dinov2": {"prototypes": 12, "hidden": 10, "bottleneck": 6, "local_crops": 1, "local_size": 8},
     "mae": {"decoder_width": 8, "decoder_depth": 1, "decoder_heads": 2},
     "clip": {**TEXT, "dimension": 8},

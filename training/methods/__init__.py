@@ -16,6 +16,8 @@ METHODS = {  # name in a recipe -> module:class
     "dinov2": "granary.training.methods.dinov2:DINOv2",
     "simclr": "granary.training.methods.simclr:SimCLR",
     "mae": "granary.training.methods.mae:MAE",
+    "barlow": "granary.training.methods.barlow:BarlowTwins",
+    "vicreg": "granary.training.methods.vicreg:VICReg",
     "dci_lora": "granary.training.methods.dci_lora:DciLora",
     "supervised": "granary.training.methods.supervised:Supervised",
 }
