@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 
@@ -109,25 +109,48 @@ def load(measured: Measured) -> Subject:
     return load_subject(measured.model, torch_device(measured.device), measured.seed)
 
 
+Encode = Callable[[Tensor], tuple[Tensor, Tensor | None]]  # (B, side, side, 3) uint8 -> cls and mean of `Features`
+
+
 def extract(
     subject: Subject, dataset: shards.Dataset, measured: Measured, classes: Sequence[str] = (), layers: int = 1
 ) -> Features:
     """Run a model over a dataset: short edge to the model's side, the middle cut out, no augmentation."""
-    config, encoded, labels, ids, dead = subject.config, [], [], [], []
-    crop, device = Crop(1, config.img_size, centre=True), torch_device(measured.device)
+    config, device = subject.config, torch_device(measured.device)
+
+    def vectors(pixels: Tensor) -> tuple[Tensor, Tensor | None]:
+        cls, mean = encode(subject, pixels, device, layers, measured.dtype)
+        return cls, mean if config.class_token else None
+
+    return encoded_by(vectors, config.img_size, dataset, measured, classes)
+
+
+def encoded_by(
+    encode: Encode, side: int, dataset: shards.Dataset, measured: Measured, classes: Sequence[str] = ()
+) -> Features:
+    """Return what a function makes of the pictures of a dataset, in its order.
+
+    Args:
+        encode: is given batches of pictures.
+        side: of the pictures: short edge to it, the middle cut out, no augmentation.
+        dataset, measured, classes: as in `features_of`.
+
+    Raises:
+        UserError: no picture can be decoded.
+    """
+    encoded, labels, ids, dead = list[tuple[Tensor, Tensor | None]](), list[Tensor](), list[str](), list[Dead]()
     columns = ("image", "label") if classes else ("image",)
-    for part in pieces(dataset, crop, columns, classes, measured.limit, measured.seed):
+    for part in pieces(dataset, Crop(1, side, centre=True), columns, classes, measured.limit, measured.seed):
         dead += part["dead"]
         ids += part["id"]
         if part["id"]:
             labels.append(part.get("label", torch.full((len(part["id"]),), -1)))
-            encoded += [
-                encode(subject, x, device, layers, measured.dtype) for x in part["image"][:, 0].split(measured.batch)
-            ]
+            encoded += [encode(x) for x in part["image"][:, 0].split(measured.batch)]
     if not encoded:
         raise UserError(f"data: none of the {len(dead):,} pictures of {dataset.path} can be decoded: {dead[0][2]}")
-    mean = torch.cat([mean for _, mean in encoded]) if config.class_token else None
-    return Features(torch.cat([cls for cls, _ in encoded]), mean, torch.cat(labels), ids, dead)
+    means = [mean for _, mean in encoded if mean is not None]
+    cls = torch.cat([cls for cls, _ in encoded])
+    return Features(cls, torch.cat(means) if means else None, torch.cat(labels), ids, dead)
 
 
 @torch.inference_mode()

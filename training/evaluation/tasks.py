@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NotRequired, TypedDict
 
@@ -16,6 +16,7 @@ from granary.training.evaluation.protocol import Measured, Shared
 from granary.training.evaluation.scores import DeadLetter
 from granary.training.models.registry import resolved
 
+Read = Callable[[shards.Dataset, str | None, Sequence[str]], Features]  # (dataset, its split, classes) -> its features
 PROBE: tuple[Shared, ...] = ("split", "test_data", "batch", "limit", "seed")  # what every probe goes by
 
 
@@ -64,7 +65,9 @@ class Task:
         return {f"{name}.{key}": value for key, value in details.items()}
 
 
-def train_and_test(measured: Measured, holdout: float = 0.1, layers: int = 1, why: str = "a probe") -> Task:
+def train_and_test(
+    measured: Measured, holdout: float = 0.1, layers: int = 1, why: str = "a probe", read: Read | None = None
+) -> Task:
     """Return the features of training and test pictures.
 
     The split "train" of the data teaches; their split "test", or the one that is measured on, is tested. Another run
@@ -76,16 +79,18 @@ def train_and_test(measured: Measured, holdout: float = 0.1, layers: int = 1, wh
         holdout: share of the ids that is test, where it is drawn.
         layers: last blocks.
         why: who needs labels, for messages.
+        read: gives the features; by default those of the last layers, see `features_of`.
 
     Raises:
         UserError: no label column, no labels, one class, an empty split, a model that cannot be read.
     """
-    opened = list(_opened(measured, holdout, why))
+    opened = list(opened_sides(measured, holdout, why))
     classes = shards.class_names([dataset for dataset, _ in opened])
     if len(classes) < 2:
         problem = f"have one class, {classes[0]!r}" if classes else "are all missing"
         raise UserError(f"data: the labels of {measured.data} {problem}; {why} needs two classes or more")
-    both_features = [features_of(measured, dataset, part, classes, layers) for dataset, part in opened]
+    read = read or (lambda dataset, part, names: features_of(measured, dataset, part, names, layers))
+    both_features = [read(dataset, part, classes) for dataset, part in opened]
     train, test = (
         labelled(features, f"{dataset.path}, split {part}" if part else dataset.path)
         for features, (dataset, part) in zip(both_features, opened, strict=True)
@@ -106,9 +111,19 @@ def train_and_test(measured: Measured, holdout: float = 0.1, layers: int = 1, wh
     return Task(train, test, classes, not set(train.ids).isdisjoint(test.ids), notes, settings)
 
 
-def _opened(measured: Measured, holdout: float, why: str) -> Iterator[tuple[shards.Dataset, str | None]]:
-    """Yield training and test dataset and the split each was opened for."""
-    needs, other, split = ("image", "label"), measured.test_data, measured.split
+def opened_sides(
+    measured: Measured, holdout: float, why: str, needs: Sequence[str] = ("image", "label")
+) -> Iterator[tuple[shards.Dataset, str | None]]:
+    """Yield training and test dataset and the split each was opened for; see `train_and_test`.
+
+    Args:
+        measured, holdout, why: as there.
+        needs: columns that must be there.
+
+    Raises:
+        UserError: as there.
+    """
+    other, split = measured.test_data, measured.split
     whole = shards.open_dataset(measured.data, needs, why=why, columns=measured.columns)
     train = "train" if other is None or whole.states_split else None
     yield shards.open_dataset(measured.data, needs, train, holdout, why, measured.columns), train
@@ -157,6 +172,20 @@ def without_test(task: Task, why: str) -> Task:
     return dataclasses.replace(
         task, train=task.train.rows(apart), shared=False, notes=[*task.notes, note], settings=settings
     )
+
+
+def changed(task: Task, change: Callable[[torch.Tensor], torch.Tensor]) -> Task:
+    """Return a task in which the last features are changed and the only ones.
+
+    Args:
+        task: whose.
+        change: (n, D) -> (n, E).
+    """
+
+    def part(features: Features) -> Features:
+        return dataclasses.replace(features, cls=change(features.last)[:, None], mean=None)
+
+    return dataclasses.replace(task, train=part(task.train), test=part(task.test))
 
 
 def number_of(task: Task) -> Mapping[str, int]:

@@ -210,7 +210,7 @@ class VisionTransformer(Backbone):
         for number, block in enumerate(self.blocks):
             x = checkpoint(block, x, angles, use_reentrant=False) if self.recompute else block(x, angles)
             if number in layers:
-                outputs.append(self._split(self.norm(x)))
+                outputs.append(self.split(self.norm(x)))
         return outputs
 
     def tokens(self, pixels: Tensor, keep: Tensor | None = None, masked: Tensor | None = None) -> Tensor:
@@ -247,7 +247,8 @@ class VisionTransformer(Backbone):
             angles = gather_tokens(angles.expand(len(keep), -1, -1), keep)
         return F.pad(angles, (0, 0, int(config.class_token) + config.registers, 0))[:, None]
 
-    def _split(self, x: Tensor) -> Tokens:
+    def split(self, x: Tensor) -> Tokens:
+        """Return tokens (B, T, D) by what they are."""
         first = int(self.config.class_token)
         second = first + self.config.registers
         patches = x[:, second:]

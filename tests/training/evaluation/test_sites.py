@@ -10,8 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from granary.training.evaluation.sites import attention_maps, sites
+from granary.training.evaluation.sites import Site, attention_maps, sites, sites_of, tokens_at
+from granary.training.evaluation.subjects import Pixels
 from granary.training.models.positions import rotary_angles
+from granary.training.models.resnet import ResNet
+from granary.training.models.resnet_config import ResNetConfig
 from granary.training.models.vit import Block, VisionTransformer
 from granary.training.models.vit_config import ViTConfig
 
@@ -98,3 +101,38 @@ def test_a_failing_model_keeps_no_hooks() -> None:
     with pytest.raises(RuntimeError):
         sites(vit, torch.randn(1, 5, 16, 16), [0])
     assert not any(module._forward_hooks for module in vit.modules())
+
+
+def test_tokens_at_the_sites_of_a_vision_transformer_are_those_of_its_own_functions() -> None:
+    vit, pixels = model(registers=2), torch.randn(2, 3, 16, 16)
+    names = [str(site) for site in sites_of(vit)]
+    assert names[:3] == ["0.embed", "1.norm1", "1.attention"]
+    assert names[-2:] == ["3.block", "4.norm"]
+    assert len(names) == 6 * 3 + 2
+    seen = dict(zip(names, tokens_at(vit, pixels, sites_of(vit)), strict=True))
+    vit.eval()
+    torch.testing.assert_close(seen["0.embed"], vit.split(vit.tokens(pixels)))
+    torch.testing.assert_close(seen["4.norm"], vit(pixels))
+    torch.testing.assert_close(seen["2.block"].patches, sites(vit, pixels, [1])[0]["block"][:, 3:])
+    added = seen["1.block"].patches + seen["2.attention"].patches  # trap: before or after the residual
+    torch.testing.assert_close(added, seen["2.res1"].patches)
+    assert torch.equal(seen["2.mlp"].cls, tokens_at(vit, pixels, [Site(2, "mlp")])[0].cls)
+
+
+def test_tokens_at_the_stages_of_a_resnet_are_its_maps() -> None:
+    torch.manual_seed(0)
+    resnet = ResNet(ResNetConfig(img_size=16, widths=(8, 16), depths=(1, 1), stem="small")).eval()
+    pixels = torch.randn(2, 3, 16, 16)
+    assert [str(site) for site in sites_of(resnet)] == ["0.stem", "1.stage", "2.stage"]
+    stem, *stages = tokens_at(resnet, pixels, sites_of(resnet))
+    torch.testing.assert_close(stem.patches, resnet.stem(pixels).flatten(2).transpose(1, 2))
+    for seen, expected in zip(stages, resnet.intermediate(pixels, [0, 1]), strict=True):
+        torch.testing.assert_close(seen, expected)  # nothing was changed in its place afterwards
+    assert stages[1].patches.shape == (2, 64, 16)
+    assert torch.equal(tokens_at(resnet, pixels, [Site(1, "stage")])[0].patches, stages[0].patches)
+
+
+def test_a_model_without_blocks_has_one_site() -> None:
+    pixels = torch.rand(2, 3, 32, 32)
+    assert [str(site) for site in sites_of(Pixels())] == ["0.pixels"]
+    assert tokens_at(Pixels(), pixels, [Site(0, "pixels")])[0].patches.shape == (2, 16, 192)

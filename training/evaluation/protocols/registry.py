@@ -18,6 +18,8 @@ PROTOCOLS = {  # name on the command line -> module, which has a PROTOCOL
     "few-shot": "granary.training.evaluation.protocols.fewshot",
     "features": "granary.training.evaluation.protocols.statistics",
     "sparsity": "granary.training.evaluation.protocols.sparsity",
+    "layers": "granary.training.evaluation.protocols.layers",
+    "spread": "granary.training.evaluation.protocols.spread",
     "factors": "granary.training.evaluation.protocols.by_factor",
     "video-segmentation": "granary.training.evaluation.protocols.segmentation",
 }

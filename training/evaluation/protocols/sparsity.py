@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -19,12 +18,12 @@ from pydantic import Field
 from torch import Tensor
 
 from granary.curation.encoders.inference import torch_device
-from granary.training.evaluation.features import BATCH, Features
+from granary.training.evaluation.features import BATCH
 from granary.training.evaluation.heads import LinearHead, logistic_heads, ridge_heads
 from granary.training.evaluation.protocol import Measured, Protocol, SplitOptions
 from granary.training.evaluation.protocols.linear import PENALTIES, probe
 from granary.training.evaluation.scores import Real, Scores, accuracies
-from granary.training.evaluation.tasks import PROBE, Task, train_and_test, without_test
+from granary.training.evaluation.tasks import PROBE, changed, train_and_test, without_test
 
 QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
 
@@ -60,7 +59,7 @@ def evaluate(measured: Measured, options: SparsityOptions) -> Scores:
 
     scores: dict[str, float | None] = {**zeros(task.test.last)}
     for name, change in _inputs(options.random_width, measured.seed).items():
-        best, predicted = probe(_changed(task, change), [1], options.penalties, fit)
+        best, predicted = probe(changed(task, change), [1], options.penalties, fit)
         scores |= {**accuracies(predicted, task.test.labels, name), f"{name}.penalty": best.point}
     negative = float((task.test.last < 0).double().mean())
     notes = [f"{negative:.0%} of the features are negative: without a ReLU at the end zeros say little"]
@@ -110,12 +109,3 @@ def _inputs(random_width: int, seed: int) -> dict[str, Callable[[Tensor], Tensor
     if random_width:
         read["accuracy_random"] = lambda x: random_features(x, random_width, seed)
     return read
-
-
-def _changed(task: Task, change: Callable[[Tensor], Tensor]) -> Task:
-    """Return a task in which the last features are changed and the only ones."""
-
-    def part(features: Features) -> Features:
-        return replace(features, cls=change(features.last)[:, None], mean=None)
-
-    return replace(task, train=part(task.train), test=part(task.test))
