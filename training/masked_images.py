@@ -6,12 +6,13 @@ Shapes: B pictures, N patches of a picture.
 from __future__ import annotations
 
 import abc
+import math
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from granary.curation.errors import UserError
 from granary.curation.options import Options
@@ -80,3 +81,28 @@ class MaskedImages(Method):
         """Return the masks of a batch, (B, N) bool: those of other pictures and processes change none."""
         drawn = [self.draw_mask(moment.picture_generator(identity, MASKS)) for identity in batch["id"]]
         return torch.from_numpy(np.stack(drawn)).to(batch["image"].device, non_blocking=True)
+
+
+class MaskTokens(MaskedImages):
+    """An encoder through which mask tokens go in the place of masked patches, with BEiT's initial weights."""
+
+    MODEL = {"mask_token": True, "layer_scale": 0.1}  # noqa: RUF012 read only
+
+    def __init__(self, config: ViTConfig, options: MaskedOptions, known: object = None) -> None:
+        super().__init__(config, options, known)
+        if not config.mask_token:
+            raise UserError("model.mask_token: False is not right: it takes the place of masked patches; leave it out")
+        nn.init.trunc_normal_(self.encoder.mask_token, std=0.02)
+        rescale_branches(self.encoder)
+
+
+@torch.no_grad()
+def rescale_branches(encoder: VisionTransformer) -> None:
+    """Divide the last matrices of both branches of block l, from 1, by sqrt(2 l) (BEiT, arXiv 2106.08254, section 2.5).
+
+    Args:
+        encoder: with initial weights.
+    """
+    for name, weight in encoder.named_parameters():
+        if name.endswith(("attention.out.weight", "mlp.down.weight")):
+            weight.div_(math.sqrt(2 * int(name.split(".")[1]) + 2))  # blocks.0 is block 1

@@ -12,7 +12,10 @@ import torch
 from places import ROOT
 from safetensors.torch import load_file
 from tiny_trainings import tiny_recipe, tiny_run
+from torch import nn
 
+from granary.training.masked_images import MaskedImages
+from granary.training.method import Method, Moment
 from granary.training.recipe import TrainRecipe
 from granary.training.run.loop import train
 
@@ -22,6 +25,42 @@ from granary.training.run.loop import train
 if __name__ == "__main__":
     train(TrainRecipe.model_validate_json(open({recipe!r}).read()))
 """
+
+
+def batch_of(count: int = 6) -> dict[str, Any]:
+    """Return a batch of pictures of 16 px."""
+    torch.manual_seed(2)
+    pixels = torch.randint(0, 256, (count, 1, 16, 16, 3), dtype=torch.uint8)
+    return {"image": pixels, "image_draws": torch.rand(count, 1, 16), "id": [f"picture {n}" for n in range(count)]}
+
+
+def disturbed(model: Method) -> Any:
+    """Return a method in float64 whose weights are far from their initial values: references are told apart."""
+    with torch.no_grad():
+        for name, parameter in model.double().named_parameters():
+            if parameter.requires_grad and not name.endswith("positions"):
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    return model
+
+
+def masks_hang_on_nothing_but_the_id_and_the_step(model: MaskedImages) -> None:
+    """The mask of a picture is the same beside other pictures, in another place, process and length of the run."""
+    batch, now = batch_of(), Moment(3, 10, 0)
+    masks = model.masks(batch, now)
+    assert (masks.sum(dim=1) == model.masked_patches).all()
+    assert len({tuple(row.tolist()) for row in masks}) > 1
+    mates = {name: rows[4:1:-1] if isinstance(rows, list) else rows[2:5].flip(0) for name, rows in batch.items()}
+    assert torch.equal(model.masks(mates, Moment(3, 77, 0, rank=1, part=2)), masks[2:5].flip(0))
+    assert not torch.equal(model.masks(batch, now._replace(step=4)), masks)
+    assert not torch.equal(model.masks(batch, now._replace(seed=1)), masks)
+
+
+def compare_gradients(fast: nn.Module, slow: nn.Module) -> None:
+    """Every trained weight has the gradient of the reference."""
+    for (name, ours), theirs in zip(fast.named_parameters(), slow.parameters(), strict=True):
+        if ours.requires_grad:
+            assert theirs.grad is not None, name
+            torch.testing.assert_close(ours.grad, theirs.grad, atol=1e-7, rtol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
 
 
 def goes_on(method: str, folder: Path) -> None:

@@ -24,9 +24,9 @@ def slow_block(block: Any, x: Tensor) -> Tensor:
         own = slice(head * size, (head + 1) * size)
         weights = torch.exp(q[:, own] @ k[:, own].T / size**0.5)
         parts.append(weights / weights.sum(dim=1, keepdim=True) @ v[:, own])
-    x = x + block.attention.out(torch.cat(parts, dim=1))
+    x = x + block.scale1(block.attention.out(torch.cat(parts, dim=1)))
     hidden = block.mlp.up(block.norm2(x))
-    return x + block.mlp.down(0.5 * hidden * (1 + torch.erf(hidden / 2**0.5)))
+    return x + block.scale2(block.mlp.down(0.5 * hidden * (1 + torch.erf(hidden / 2**0.5))))
 
 
 def slow_positions(width: int, grid: int = 8) -> Tensor:

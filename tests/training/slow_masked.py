@@ -65,3 +65,24 @@ def slow_mae(mae: Any, pixels: Tensor, masked: Tensor) -> Tensor:
                 squares = [(guess - true) ** 2 for guess, true in zip(painted[number], truth, strict=True)]
                 errors.append(sum(squares) / len(squares))
     return sum(errors) / len(errors)
+
+
+def slow_tokens(vit: Any, picture: Tensor, mask: list[bool]) -> Tensor:
+    """Return the patch tokens of an encoder with mask tokens in the place of masked patches, (N, D)."""
+    tokens = [vit.cls[0, 0]]
+    for number, hidden in enumerate(mask):
+        patch = vit.mask_token[0] if hidden else slow_embedded(vit, picture, number)
+        tokens.append(patch + vit.positions[0, number])
+    return vit.norm(slow_blocks(vit.blocks, torch.stack(tokens)))[1:]
+
+
+def slow_simmim(simmim: Any, pixels: Tensor, masked: Tensor) -> Tensor:
+    """SimMIM's loss: the L1 distance of all masked numbers over their count."""
+    total, count = pixels.new_zeros(()), 0
+    for picture, mask in zip(pixels, masked.tolist(), strict=True):
+        painted = simmim.decoder(slow_tokens(simmim.encoder, picture, mask))
+        for number, hidden in enumerate(mask):
+            if hidden:
+                truth = torch.stack(numbers_of(patch_of(picture, number, simmim.config.patch_size)))
+                total, count = total + (painted[number] - truth).abs().sum(), count + len(truth)
+    return total / count

@@ -36,6 +36,7 @@ OWN = {
     "clip": TEXT,
     "siglip": TEXT,
     "simclr": "--model.img_size {side}",
+    "simmim": "--model.img_size {side} --options.mask_block 1",
     "mae": "--model.img_size {side} --options.decoder_depth 1",
     "barlow": TWO_VIEWS,
     "vicreg": TWO_VIEWS,

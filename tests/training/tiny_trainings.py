@@ -21,6 +21,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "vicreg": {"projector_hidden": [8], "projector_width": 4},
     "dinov2": {"prototypes": 12, "hidden": 10, "bottleneck": 6, "local_crops": 1, "local_size": 8},
     "mae": {"decoder_width": 8, "decoder_depth": 1, "decoder_heads": 2},
+    "simmim": {},
     "clip": {**TEXT, "dimension": 8},
     "siglip": TEXT,
 }

@@ -18,6 +18,7 @@ METHODS = {  # name in a recipe -> module:class
     "mae": "granary.training.methods.mae:MAE",
     "barlow": "granary.training.methods.barlow:BarlowTwins",
     "vicreg": "granary.training.methods.vicreg:VICReg",
+    "simmim": "granary.training.methods.simmim:SimMIM",
     "dci_lora": "granary.training.methods.dci_lora:DciLora",
     "supervised": "granary.training.methods.supervised:Supervised",
 }

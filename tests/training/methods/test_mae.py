@@ -8,7 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from masked_trainings import goes_on, two_processes_train_what_one_does
+from masked_trainings import (
+    batch_of,
+    compare_gradients,
+    disturbed,
+    goes_on,
+    masks_hang_on_nothing_but_the_id_and_the_step,
+    two_processes_train_what_one_does,
+)
 from pydantic import ValidationError
 from slow_masked import slow_mae
 from torch import Tensor
@@ -26,13 +33,8 @@ NOW = Moment(3, 10, 0)
 
 
 def method(config: ViTConfig = CONFIG, **changes: Any) -> MAE:
-    """In float64 and with weights far from their initial values, so that references can be told apart."""
     torch.manual_seed(0)
-    built = MAE(config, MAEOptions(**{**OPTIONS, **changes})).double()
-    with torch.no_grad():
-        for name, parameter in built.named_parameters():
-            if "positions" not in name:
-                parameter.add_(0.1 * torch.randn_like(parameter))
+    built: MAE = disturbed(MAE(config, MAEOptions(**{**OPTIONS, **changes})))
     return built
 
 
@@ -40,12 +42,6 @@ def inputs(count: int = 3) -> tuple[Tensor, Tensor]:
     torch.manual_seed(1)
     hidden = torch.stack([torch.randperm(16) < 12 for _ in range(count)])
     return torch.randn(count, 3, 16, 16).double(), hidden
-
-
-def batch_of(count: int = 6) -> dict[str, Any]:
-    torch.manual_seed(2)
-    pixels = torch.randint(0, 256, (count, 1, 16, 16, 3), dtype=torch.uint8)
-    return {"image": pixels, "image_draws": torch.rand(count, 1, 16), "id": [f"picture {n}" for n in range(count)]}
 
 
 def loss_of(mae: MAE, pixels: Tensor, masked: Tensor) -> Tensor:
@@ -64,9 +60,7 @@ def test_loss_and_gradients_equal_the_slow_reference(changes: dict[str, Any], st
     torch.testing.assert_close(loss, reference, atol=1e-7, rtol=1e-7)
     loss.backward()
     reference.backward()
-    for (name, ours), theirs in zip(fast.named_parameters(), slow.parameters(), strict=True):
-        if ours.requires_grad:
-            torch.testing.assert_close(ours.grad, theirs.grad, atol=1e-7, rtol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
+    compare_gradients(fast, slow)
 
 
 def test_loss_and_gradients_are_those_of_transformers() -> None:
@@ -125,7 +119,11 @@ def part(ours: dict[str, Tensor], name: str, theirs: Tensor) -> Tensor:
 def test_what_is_painted_on_visible_patches_does_not_change_the_loss(monkeypatch: pytest.MonkeyPatch) -> None:
     mae, batch = method().float(), batch_of()
     loss, masked, predict = mae(batch, NOW)["loss"], mae.masks(batch, NOW), mae.predict
-    painted = lambda pixels, mask: (torch.where(mask[..., None], predict(pixels, mask)[0], 7.0), torch.zeros(6, 24))  # noqa: E731
+
+    def painted(pixels: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        said, features = predict(pixels, hidden)
+        return torch.where(hidden[..., None], said, 7.0), features
+
     monkeypatch.setattr(mae, "predict", painted)
     assert torch.equal(mae(batch, NOW)["loss"], loss)
     monkeypatch.setattr(mae, "masks", lambda *_: masked.roll(1, dims=1))
@@ -184,15 +182,7 @@ def test_the_model_to_use_sees_the_whole_picture(class_token: bool, count: int) 
 
 
 def test_the_mask_of_a_picture_hangs_on_nothing_but_its_id_and_the_step() -> None:
-    mae, batch = method(), batch_of()
-    masks = mae.masks(batch, NOW)
-    assert (masks.sum(dim=1) == 12).all()
-    assert len({tuple(row.tolist()) for row in masks}) == 6
-    mates = {name: rows[4:1:-1] if isinstance(rows, list) else rows[2:5].flip(0) for name, rows in batch.items()}
-    other = Moment(NOW.step, 77, NOW.seed, rank=1, part=2)
-    assert torch.equal(mae.masks(mates, other), masks[2:5].flip(0))
-    assert not torch.equal(mae.masks(batch, NOW._replace(step=4)), masks)
-    assert not torch.equal(mae.masks(batch, NOW._replace(seed=1)), masks)
+    masks_hang_on_nothing_but_the_id_and_the_step(method())
 
 
 def test_what_is_reconstructed_is_exact_where_nothing_was_hidden_and_where_the_decoder_is_right() -> None:
