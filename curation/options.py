@@ -5,17 +5,39 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar
 
-from pydantic import BaseModel, BeforeValidator, model_validator
+from pydantic import BaseModel, BeforeValidator, ValidationError, model_validator
+from pydantic_core import InitErrorDetails, PydanticCustomError
+
+from granary.curation.values import as_written
 
 
 class Options(BaseModel, frozen=True, extra="forbid"):
-    """A group of options; unknown keys are errors.
+    """A group of options; unknown keys are errors. A list of plain values may be written with commas: `64,128`.
 
     Attributes:
         FORMER: another name of a field, of version 0.1 or of the Hub -> its name; a recipe may use either.
     """
 
     FORMER: ClassVar[Mapping[str, str]] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_written(cls, tree: object) -> object:
+        """Read lists that are written with commas; raise for a list where one value is right. Runs after `_renamed`."""
+        if not isinstance(tree, dict):
+            return tree
+        wrong, read = list[InitErrorDetails](), dict(tree)
+        for name, info in cls.model_fields.items():
+            key = info.alias or name
+            if key in tree:
+                try:
+                    read[key] = as_written(tree[key], info)
+                except ValueError as error:
+                    problem = PydanticCustomError("value_error", "{text}", {"text": str(error)})
+                    wrong.append({"type": problem, "loc": (key,), "input": tree[key]})
+        if wrong:
+            raise ValidationError.from_exception_data(cls.__name__, wrong)
+        return read
 
     @model_validator(mode="before")
     @classmethod

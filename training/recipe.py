@@ -213,9 +213,10 @@ class TrainRecipe(Options, frozen=True):
     @classmethod
     def _fill_options(cls, tree: object) -> object:
         """Read what an earlier version wrote; check the method's options and fill in their defaults."""
-        if not isinstance(tree, dict) or tree.get("method") not in METHODS:
+        name = tree.get("method") if isinstance(tree, dict) else None
+        if not isinstance(tree, dict) or not isinstance(name, str) or name not in METHODS:
             return tree
-        method = load_method(str(tree["method"]))
+        method = load_method(name)
         tree = method.of_earlier(tree)
         try:
             filled = method.Options.model_validate(tree.get("options") or {})
@@ -265,4 +266,5 @@ def _sentence(problem: ErrorDetails) -> str:
     key = ".".join(["options", *(str(word) for word in problem["loc"])])
     if problem["type"] == "extra_forbidden":
         return f"{key}: there is no such key"
-    return f"{key}: {problem['input']!r} is not right: {problem['msg'].removeprefix('Value error, ')}"
+    text = problem["msg"].removeprefix("Value error, ")
+    return f"{key}: {problem['input']!r} is not right: {text[:1].lower()}{text[1:]}"

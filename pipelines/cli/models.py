@@ -24,9 +24,9 @@ def _method_options(given: Given) -> Iterator[Further]:
     from granary.training.methods import METHODS, load_method
 
     method = given.tree().get("method")
-    if method in METHODS:
+    if isinstance(method, str) and method in METHODS:
         with needs("train"):
-            yield Further(f"Options of {method}", load_method(str(method)).Options)
+            yield Further(f"Options of {method}", load_method(method).Options)
 
 
 def _train(given: Given, steal_lock: bool) -> int:

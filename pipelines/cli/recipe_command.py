@@ -15,6 +15,7 @@ import click
 from click.shell_completion import CompletionItem
 from pydantic import BaseModel
 
+from granary.curation.errors import UserError
 from granary.pipelines.cli.plain_command import debug_option, write_examples
 from granary.pipelines.engine.fields import RecipeField, fields
 from granary.pipelines.engine.recipe import read_tree
@@ -139,7 +140,13 @@ class RecipeCommand(click.Command):
         params: Sequence[click.Parameter] = (),
         passes_on: bool = False,
     ) -> None:
-        config = click.Option(["--config"], metavar="FILE", help="a recipe; the options below override its fields")
+        config = click.Option(
+            ["--config"],
+            multiple=True,
+            callback=_one,
+            metavar="FILE",
+            help="a recipe; the options below override its fields",
+        )
         asked = click.Option(["-h", "--help"], is_flag=True, help=f"show this message{page.naming}")
         super().__init__(name, params=[config, *params, debug_option(), asked], add_help_option=False)
         self.context_settings = {"ignore_unknown_options": True, "allow_extra_args": True, "max_content_width": 120}
@@ -200,6 +207,13 @@ class RecipeCommand(click.Command):
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the examples, each on a line of its own so that it can be copied."""
         write_examples(formatter, self.page.examples)
+
+
+def _one(ctx: click.Context, param: click.Parameter, given: Sequence[str]) -> str | None:
+    """Return what an option was given; raises UserError where it was given twice."""
+    if len(given) > 1 and not ctx.resilient_parsing:
+        raise UserError(f"{param.name}: it takes one value, and {len(given)} are given")
+    return given[-1] if given else None
 
 
 def steal_lock_option() -> click.Option:

@@ -12,6 +12,8 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined, to_jsonable_python
 
+from granary.curation.values import members
+
 BOUNDS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
 PLAIN_TYPES: dict[object, str] = {bool: "true|false", int: "INTEGER", float: "NUMBER", str: "TEXT"}
 
@@ -43,12 +45,12 @@ class RecipeField(NamedTuple):
     @property
     def choices(self) -> list[str]:
         """The values that can be written, where they are few and known."""
-        return [value for option in _options(self.info.annotation) for value in _choices(option)]
+        return [value for option in members(self.info.annotation) for value in _choices(option)]
 
     @property
     def type_name(self) -> str:
         """What can be written: the choices, or INTEGER, NUMBER, TEXT, PATH, LIST, MAPPING."""
-        return "|".join(dict.fromkeys(map(_type_name, _options(self.info.annotation))))
+        return "|".join(dict.fromkeys(map(_type_name, members(self.info.annotation))))
 
     @property
     def bounds(self) -> str:
@@ -86,7 +88,7 @@ def fields(model: type[BaseModel], prefix: str = "", section: str = "") -> Itera
 
 def _members(info: FieldInfo) -> dict[str, type[BaseModel]]:
     """Return the groups that a union by `kind` is one of, by kind."""
-    models = [member for member in _options(info.annotation) if isinstance(member, type)]
+    models = [member for member in members(info.annotation) if isinstance(member, type)]
     return {str(model.model_fields["kind"].default): model for model in models if issubclass(model, BaseModel)}
 
 
@@ -132,13 +134,6 @@ def _model_of(annotation: object) -> type[BaseModel] | None:
     if isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias):
         return annotation if issubclass(annotation, BaseModel) else None
     return next(filter(None, map(_model_of, typing.get_args(annotation))), None)
-
-
-def _options(annotation: object) -> list[object]:
-    """Return the members of a union, without None."""
-    union = isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is typing.Union
-    members = typing.get_args(annotation) if union else (annotation,)
-    return [member for member in members if member is not type(None)]
 
 
 def _choices(annotation: object) -> list[str]:

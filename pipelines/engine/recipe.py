@@ -147,6 +147,8 @@ def _sentences(model: type[BaseModel], error: ValidationError) -> Iterator[str]:
             yield f"{key}: there is no such key{_of_kind(known, key, kind)}; {_hint(there, words)}"
         elif problem["type"] == "union_tag_invalid":
             yield f"{key}.kind: {problem['ctx']['tag']!r} is not right: the kinds are {problem['ctx']['expected_tags']}"
+        elif problem["type"] in ("list_type", "tuple_type"):
+            yield f"{key}: {shortened(problem['input'])} is not right: it takes a list; write it as [..., ...]"
         elif problem["type"] == "missing":
             yield f"{key}: missing; give --{key} or write it in the recipe"
         else:

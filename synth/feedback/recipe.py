@@ -10,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 from granary.curation.images.limits import DecodeLimits
 from granary.curation.options import Options, RunRecipe, named_sources
 from granary.curation.sources import Source
+from granary.curation.values import Sentence
 from granary.synth.feedback.guidance.options import GuidanceOptions
 from granary.synth.feedback.prompts import check_template
 
@@ -46,19 +47,14 @@ class FillOptions(Options, frozen=True):
     )
     groups: Groups = Field(Groups(), description="fill classes within groups")
     empty_cells: bool = Field(False, description="fill pairs of a class and a group that no real picture has, too")
-    templates: tuple[str, ...] = Field(
+    templates: tuple[Sentence, ...] = Field(
         ("a photo of a {class}",), min_length=1, description="prompts with {class} and {group}; a hash chooses one"
     )
     names: dict[str, str] = Field({}, description="label of the dataset: name that the models and prompts use")
 
-    @field_validator("templates", mode="before")
-    @classmethod
-    def _one_or_many(cls, value: Any) -> Any:
-        return [value] if isinstance(value, str) else value
-
     @field_validator("templates")
     @classmethod
-    def _known_fields(cls, templates: tuple[str, ...]) -> tuple[str, ...]:
+    def _known_fields(cls, templates: tuple[Sentence, ...]) -> tuple[str, ...]:
         return tuple(map(check_template, templates))
 
     @model_validator(mode="after")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from granary.curation.options import Options, RunRecipe
+from granary.curation.values import Sentence
 from granary.synth.pug.plan.factors import Factor
 from granary.synth.pug.plan.plans import PlanOptions
 from granary.synth.pug.plan.scenes import SceneOptions
@@ -35,7 +36,7 @@ class Captions(Options, frozen=True):
     """The captions of a picture."""
 
     style: Literal["none", "spar", "templates"] = Field("none", description="spar: the captions of PUG: SPAR")
-    templates: tuple[str, ...] = Field((), description="templates: texts with {column} in them")
+    templates: tuple[Sentence, ...] = Field((), description="templates: texts with {column} in them")
 
 
 class Settle(Options, frozen=True):
@@ -55,7 +56,7 @@ class RendererOptions(Options, frozen=True):
         (), description="unrealcv: HOST:PORT or the path of a Unix socket, comma between"
     )
     binary: str | None = Field(None, description="unrealcv: a packaged game to launch instead, on free ports")
-    arguments: tuple[str, ...] = Field(
+    arguments: tuple[Sentence, ...] = Field(
         ("-RenderOffScreen", "-cvport={port}"), description="unrealcv: command line of the binary"
     )
     servers: int = Field(0, ge=0, description="servers to start at most in one process; 0: one for each worker")
@@ -67,11 +68,6 @@ class RendererOptions(Options, frozen=True):
     retries: int = Field(3, ge=0, description="further attempts at a row before it goes to the dead letter")
     give_up: int = Field(10, ge=1, description="rows in succession that lose their connections and so stop the run")
     settle: Settle = Field(Settle(), description="guard against stale frames")
-
-    @field_validator("addresses", mode="before")
-    @classmethod
-    def _commas(cls, value: Any) -> Any:
-        return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
 
 class Checks(Options, frozen=True):

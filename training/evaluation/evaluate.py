@@ -45,11 +45,6 @@ class EvaluateRecipe(Options, frozen=True):
     def _path_alone(cls, value: object) -> object:
         return {"path": value} if isinstance(value, str) else value
 
-    @field_validator("protocols", mode="before")
-    @classmethod
-    def _one_or_many(cls, value: object) -> object:
-        return [value] if isinstance(value, str) else value
-
     @field_validator("protocols")
     @classmethod
     def _known(cls, protocols: list[str]) -> list[str]:

@@ -88,7 +88,8 @@ class Protocol(Generic[OwnOptions]):
         except ValidationError as error:
             problem = error.errors()[0]
             key = ".".join(str(word) for word in problem["loc"])
-            raise UserError(f"options.{key}: {problem['input']!r} is not right: {problem['msg'].lower()}") from None
+            text = problem["msg"].removeprefix("Value error, ")
+            raise UserError(f"options.{key}: {problem['input']!r} is not right: {text[:1].lower()}{text[1:]}") from None
 
     def has(self, option: str) -> bool:
         """Say whether an option is one of its own."""

@@ -41,6 +41,8 @@ class Factor(Options, frozen=True):
     def _plain_values(cls, data: Any) -> Any:
         if isinstance(data, Factor | Mapping):
             return data
+        if isinstance(data, str) and "," in data:
+            raise ValueError("is it one value or several? write it as a list: [..., ...]")
         return {"values": data if isinstance(data, list | tuple) else [data]}
 
     @field_validator("values", mode="before")

@@ -195,3 +195,32 @@ def test_fields_are_those_of_the_dump():
     keys = [field.key for field in fields(CurateRecipe)]
     assert len(keys) == len(set(keys))
     assert set(leaves(yaml.safe_load(dump_recipe(recipe())))) <= set(keys)
+
+
+@pytest.mark.parametrize(
+    ("words", "value"),
+    [
+        (["--balance.levels", "90,8"], (90, 8)),
+        (["--balance.levels", " 90, 8 "], (90, 8)),
+        (["--balance.levels", "90"], (90,)),
+        (["--balance.levels", "90", "--balance.levels", "8"], (90, 8)),
+        (["--balance.levels=[90, 8]"], (90, 8)),
+    ],
+)
+def test_a_list_is_written_with_commas_in_brackets_or_by_repeating(words, value):
+    assert recipe(*words).balance.levels == value
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--seed", "1", "--seed", "2"], "seed: ['1', '2'] is not right: it takes one value, and 2 are given"),
+        (["--retrieval.k", "[1, 2]"], "retrieval.k: [1, 2] is not right: it takes one value, and 2 are given"),
+        (["--balance.levels", "9,x"], "balance.levels: 'x' is not right: input should be a valid integer"),
+    ],
+)
+def test_a_list_where_one_value_is_right_is_one_sentence(words, said):
+    with pytest.raises(UserError) as error:
+        recipe(*words)
+    assert str(error.value).startswith(said)
+    assert ";" not in str(error.value)

@@ -32,6 +32,8 @@ def test_a_recipe_without_a_kind_is_a_vit() -> None:
 def test_a_resnet_by_size_and_by_its_parts() -> None:
     assert read("--model.kind", "resnet").config() == ResNetConfig.named("resnet18")
     changes = ["--model.last_width", "64", "--model.img_size", "24"]
+    commas = [word.strip("[]").replace(" ", "") for word in SMALL]
+    assert read(*commas, *changes) == read(*SMALL, *changes)
     assert read(*SMALL, *changes).config() == ResNetConfig(
         img_size=24, widths=(8, 16), depths=(1, 1), stem="small", last_width=64
     )
@@ -53,6 +55,8 @@ def test_a_recipe_with_its_defaults_filled_in_is_the_same() -> None:
         (["--model.widths", "[8]"], r"model.widths: there is no such key in kind vit, only in resnet; did you mean"),
         (["--model.kind", "resnet", "--model.depth", "3"], "depth: there is no such key in kind resnet, only in vit"),
         (["--model.kind", "resnet", "--model.widht", "3"], r"no such key in kind resnet; did you mean model.widths\?"),
+        (["--method", "ijepa"], r"method: \['supervised', 'ijepa'\] is not right: it takes one value, and 2 are given"),
+        (["--options.crop_scale", "0.2"], "options.crop_scale: '0.2' is not right: it takes 2 values, and 1 is given"),
         (["--model.kind", "resnet", "--model.stem", "big"], "model.stem: 'big' is not right: input should be"),
         (["--model.kind", "resnet", "--model.widths", "[8]"], r"widths are \[8\] and depths \[2, 2, 2, 2\]"),
     ],
