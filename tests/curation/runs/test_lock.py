@@ -12,6 +12,8 @@ import sys
 import threading
 import uuid
 from collections.abc import Iterator
+from multiprocessing.queues import SimpleQueue
+from multiprocessing.synchronize import Barrier
 
 import pytest
 
@@ -109,30 +111,27 @@ def test_of_many_threads_one_wins(out):
         assert sum(pool.map(attempt, range(8))) == 1
 
 
-def race(out: str, gate: object, won: object) -> None:
-    gate.wait()  # type: ignore[attr-defined]
+def race(out: str, gate: Barrier, answers: SimpleQueue[bool]) -> None:
+    gate.wait()
     try:
         Lock(out).acquire()
     except UserError:
+        answers.put(False)
         return
-    won.release()  # type: ignore[attr-defined]
-    gate.wait()  # type: ignore[attr-defined]  # the winner stays alive until all have tried
+    answers.put(True)
+    gate.wait()  # the winner stays alive until all have tried
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="processes are forked")
 def test_of_many_processes_one_takes_over_what_a_dead_one_left(tmp_path):
-    out, context, count = str(tmp_path / "run"), multiprocessing.get_context("fork"), 6
-    gate, won = context.Barrier(count), context.Semaphore(0)
+    out, context, count = str(tmp_path / "run"), multiprocessing.get_context("spawn"), 6
+    gate, answers = context.Barrier(count), context.SimpleQueue()
     stale = Lock(out)
     stale.holder = dataclasses.replace(stale.holder, begun="earlier")
     stale.acquire()
-    racers = [context.Process(target=race, args=(out, gate, won)) for _ in range(count)]
+    racers = [context.Process(target=race, args=(out, gate, answers)) for _ in range(count)]
     for racer in racers:
         racer.start()
-    assert won.acquire(timeout=60)
-    losers = [racer for racer in racers if racer.join(2) is None and racer.exitcode is not None]
-    assert len(losers) == count - 1
-    assert not won.acquire(block=False)
+    assert sorted(answers.get() for _ in racers) == [False] * (count - 1) + [True]
     for racer in racers:
         racer.kill()
         racer.join()
