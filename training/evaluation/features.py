@@ -153,7 +153,6 @@ def encoded_by(
     return Features(cls, torch.cat(means) if means else None, torch.cat(labels), ids, dead)
 
 
-@torch.inference_mode()
 def encode(
     subject: Subject, pixels: Tensor, device: torch.device, layers: int = 1, dtype: str = "float32"
 ) -> tuple[Tensor, Tensor]:
@@ -169,9 +168,15 @@ def encode(
     Returns:
         cls (B, L, D) and the mean patch of the last block (B, D), float32 on the CPU.
     """
+    return encode_unit(subject, to_unit(pixels.to(device, non_blocking=True)), layers, dtype)
+
+
+@torch.inference_mode()
+def encode_unit(subject: Subject, unit: Tensor, layers: int = 1, dtype: str = "float32") -> tuple[Tensor, Tensor]:
+    """Return the features of pictures (B, 3, side, side) in 0..1 that are where the model is; else as `encode`."""
     config = subject.config
-    x = normalised(to_unit(pixels.to(device, non_blocking=True)), config.mean, config.std)
-    with torch.autocast(device.type, DTYPES[dtype], enabled=dtype != "float32"):
+    x = normalised(unit, config.mean, config.std)
+    with torch.autocast(unit.device.type, DTYPES[dtype], enabled=dtype != "float32"):
         outputs = subject.last(x, layers)
     cls = torch.stack([tokens.cls.float() for tokens in outputs], dim=1)
     return cls.cpu(), outputs[-1].patches.float().mean(dim=1).cpu()

@@ -43,12 +43,8 @@ class Column(NamedTuple):
         return vectors.float()
 
 
-def columns_of(subject: Subject, kinds: Sequence[str] = ()) -> list[Column]:
-    """Return what can be measured of a model, site by site; without a class token only mean patches.
-
-    Args:
-        subject: the model.
-        kinds: of sites; none stands for all.
+def sites_named(subject: Subject, kinds: Sequence[str] = ()) -> list[Site]:
+    """Return the sites of a model that are of some kinds, in their order; none stands for all.
 
     Raises:
         UserError: there is no such kind of site, or the model has none of these.
@@ -60,8 +56,23 @@ def columns_of(subject: Subject, kinds: Sequence[str] = ()) -> list[Column]:
     if not sites:
         there = ", ".join(dict.fromkeys(site.kind for site in sites_of(subject)))
         raise UserError(f"sites: {', '.join(kinds)} is not right: the model has {there}")
-    reductions: tuple[Reduction, ...] = ("cls", "mean") if subject.config.class_token else ("mean",)
-    return [Column(site, reduction) for site in sites for reduction in reductions]
+    return sites
+
+
+def columns_of(subject: Subject, kinds: Sequence[str] = ()) -> list[Column]:
+    """Return what can be measured of a model, site by site; without a class token only mean patches.
+
+    Args:
+        subject: the model.
+        kinds: of sites, as in `sites_named`, which raises.
+    """
+    reductions: tuple[Reduction, ...] = ("cls", "mean") if has_class_token(subject) else ("mean",)
+    return [Column(site, reduction) for site in sites_named(subject, kinds) for reduction in reductions]
+
+
+def has_class_token(subject: Subject) -> bool:
+    """Say whether the vector of a picture is more than the mean of its map."""
+    return subject.config.class_token
 
 
 @torch.inference_mode()

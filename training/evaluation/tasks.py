@@ -90,19 +90,40 @@ def train_and_test(
         problem = f"have one class, {classes[0]!r}" if classes else "are all missing"
         raise UserError(f"data: the labels of {measured.data} {problem}; {why} needs two classes or more")
     read = read or (lambda dataset, part, names: features_of(measured, dataset, part, names, layers))
-    both_features = [read(dataset, part, classes) for dataset, part in opened]
+    both = [read(dataset, part, classes) for dataset, part in opened]
+    return task_of(measured, opened, both, classes, holdout)
+
+
+Sides = Sequence[tuple[shards.Dataset, str | None]]  # training and test dataset, each with the split it was opened for
+
+
+def task_of(
+    measured: Measured, opened: Sides, both: Sequence[Features], classes: list[str], holdout: float = 0.1
+) -> Task:
+    """Return a task from the features of its two sides.
+
+    Args:
+        measured: see `Measured`.
+        opened: of `opened_sides`.
+        both: the features of each.
+        classes: names of the labels; where there are none, labels are not looked at.
+        holdout: share of the ids that is test, where it is drawn.
+
+    Raises:
+        UserError: a side has no labels.
+    """
     train, test = (
-        labelled(features, f"{dataset.path}, split {part}" if part else dataset.path)
-        for features, (dataset, part) in zip(both_features, opened, strict=True)
+        labelled(features, f"{dataset.path}, split {part}" if part else dataset.path) if classes else features
+        for features, (dataset, part) in zip(both, opened, strict=True)
     )
-    both = zip(("train", "test"), both_features, strict=True)
-    left_out = {f"{name}_{what}": count for name, part in both for what, count in _lost(part)}
+    sides = zip(("train", "test"), both, strict=True)
+    left_out = {f"{name}_{what}": count for name, part in sides for what, count in _lost(part, bool(classes))}
     settings: TaskSettings = {
         "model": resolved(measured.model),
         "train": {"data": opened[0][0].path, "split": opened[0][1]},
         "test": {"data": opened[1][0].path, "split": opened[1][1]},
         "left_out": left_out,
-        "dead": [row for part in both_features for row in dead_letters(part)],
+        "dead": [row for part in both for row in dead_letters(part)],
     }
     drawn = [dataset for dataset, part in opened if part and not dataset.states_split]
     if drawn:
@@ -143,8 +164,9 @@ def labelled(features: Features, where: str) -> Features:
     return features if known.all() else features.rows(known)
 
 
-def _lost(part: Features) -> Iterator[tuple[str, int]]:
-    yield "unlabelled", int((part.labels < 0).sum())
+def _lost(part: Features, labels: bool) -> Iterator[tuple[str, int]]:
+    if labels:
+        yield "unlabelled", int((part.labels < 0).sum())
     yield "unreadable", len(part.dead)
 
 

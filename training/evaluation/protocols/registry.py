@@ -20,6 +20,9 @@ PROTOCOLS = {  # name on the command line -> module, which has a PROTOCOL
     "sparsity": "granary.training.evaluation.protocols.sparsity",
     "layers": "granary.training.evaluation.protocols.layers",
     "spread": "granary.training.evaluation.protocols.spread",
+    "position": "granary.training.evaluation.protocols.position",
+    "invariance": "granary.training.evaluation.protocols.invariance",
+    "attention": "granary.training.evaluation.protocols.attention",
     "factors": "granary.training.evaluation.protocols.by_factor",
     "video-segmentation": "granary.training.evaluation.protocols.segmentation",
 }
