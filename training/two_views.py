@@ -6,6 +6,7 @@ view-major, (V, B, ...).
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import torch
@@ -17,10 +18,12 @@ from granary.curation.options import Options
 from granary.training.data.augment import Photometric, normalised, photometric, to_unit
 from granary.training.data.collate import Part
 from granary.training.data.crops import Crop
-from granary.training.method import Method
+from granary.training.method import Method, Moment
+from granary.training.models.average import average
 from granary.training.models.backbone_config import BackboneConfig
 from granary.training.models.build import build
 from granary.training.models.projector import build_projector
+from granary.training.schedules import cosine
 
 Share = tuple[float, float]
 
@@ -53,6 +56,24 @@ class MultiCropOptions(TwoViewOptions, frozen=True):
     local_crops: int = Field(0, ge=0, description="smaller crops of a picture")
     local_size: int = Field(96, ge=1, description="pixels of a smaller crop's side")
     local_scale: Share = Field((0.05, 0.14), description="share of the picture's area in a smaller crop")
+
+
+class BYOLViewOptions(TwoViewOptions, frozen=True):
+    """Options whose defaults are the views of BYOL (arXiv 2006.07733, appendix B), each with a BatchNorm of its own."""
+
+    strength: float = Field(0.5, ge=0, le=2.5, description="of that: brightness and contrast by 0.8 of it, hue by 0.2")
+    saturation: float = Field(0.4, ge=0, description="of that: saturation by this times strength")
+    blur: float = Field(1.0, ge=0, le=1, description="chance that a view is blurred")
+    second_blur: float | None = Field(0.1, ge=0, le=1, description="that of the second view; null the same")
+    second_solarize: float | None = Field(0.2, ge=0, le=1, description="chance that the second view is solarized")
+    joint_norm: bool = Field(False, description="whether BatchNorm sees all views of a kind as one batch")
+
+
+class TargetOptions(TwoViewOptions, frozen=True):
+    """Options of methods with a target, the moving average of backbone and projector."""
+
+    momentum: float = Field(0.996, ge=0, le=1, description="of the target's average at step 0")
+    final_momentum: float = Field(1.0, ge=0, le=1, description="at the last step, by a half cosine")
 
 
 class TwoViews(Method):
@@ -126,6 +147,34 @@ class TwoViews(Method):
         if self.options.joint_norm:
             return module(views.flatten(0, 1)).unflatten(0, views.shape[:2])
         return torch.stack([module(view) for view in views])
+
+
+class TargetViews(TwoViews):
+    """With a target: the moving average of backbone and projector, whose projections have no gradient.
+
+    What is evaluated is the backbone that is trained. The target is in training mode, as in the code of BYOL and MoCo:
+    its BatchNorm normalises by the batch.
+    """
+
+    Options = TargetOptions
+    options: TargetOptions
+
+    def __init__(self, config: BackboneConfig, options: TargetOptions, known: object = None) -> None:
+        super().__init__(config, options, known)
+        self.target_encoder = copy.deepcopy(self.encoder).requires_grad_(False)
+        self.target_projector = copy.deepcopy(self.projector).requires_grad_(False)
+
+    @torch.no_grad()
+    def targets(self, pixels: Tensor) -> Tensor:
+        """Return the target's projections (V, B, K) of views (V, B, 3, S, S)."""
+        features = self.apart(lambda views: self.target_encoder(views).cls, pixels)
+        return self.apart(self.target_projector, features)
+
+    def after_step(self, moment: Moment) -> None:
+        """Move the target: target <- m target + (1 - m) what is trained, m a half cosine."""
+        momentum = cosine(self.options.momentum, self.options.final_momentum, moment.progress)
+        average(self.target_encoder, self.encoder, momentum)
+        average(self.target_projector, self.projector, momentum)
 
 
 def _check(config: BackboneConfig, options: TwoViewOptions) -> None:

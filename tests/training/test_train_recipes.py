@@ -40,6 +40,8 @@ OWN = {
     "mae": "--model.img_size {side} --options.decoder_depth 1",
     "barlow": TWO_VIEWS,
     "vicreg": TWO_VIEWS,
+    "moco": TWO_VIEWS + " --options.queue 16",
+    "moco_v3": TWO_VIEWS + " --options.predictor_hidden [8]",
     "supervised": "--model.img_size {side} --device.precision 32-true",
 }
 

@@ -33,3 +33,54 @@ def nt_xent(first: Tensor, second: Tensor, temperature: float) -> Tensor:
         places = torch.arange(2 * len(rows), device=rows.device) + 2 * start
         logits = logits.scatter(1, places[:, None], -math.inf)  # not with itself
         return F.cross_entropy(logits, places ^ 1)
+
+
+def info_nce(queries: Tensor, keys: Tensor, temperature: float) -> Tensor:
+    """Return InfoNCE of each query against the keys of the whole batch (MoCo v3, arXiv 2104.02057, equation 1).
+
+    The mean over n of -log exp(q_i k_i / t) / sum_j exp(q_i k_j / t), rows of unit length; j runs over the N pictures,
+    i among them. Gradients go through both, where they have any: detach what is a target. Computed in float32 or above;
+    constant rows give ln N.
+
+    Args:
+        queries, keys: (n, K) of any length, row i of both is picture i.
+        temperature: t.
+    """
+    wide = torch.promote_types(queries.dtype, torch.float32)
+    with torch.autocast(queries.device.type, enabled=False):
+        everyone, start = gathered(F.normalize(keys.to(wide), dim=1))
+        logits = F.normalize(queries.to(wide), dim=1) / temperature @ everyone.T  # (n, N)
+        return F.cross_entropy(logits, torch.arange(len(queries), device=queries.device) + start)
+
+
+def queue_info_nce(queries: Tensor, keys: Tensor, queue: Tensor, temperature: float) -> Tensor:
+    """Return InfoNCE of each query against its key and a queue of others (MoCo, arXiv 1911.05722, equation 1).
+
+    The mean over n of -log exp(q k / t) / (exp(q k / t) + sum_j exp(q k_j / t)), rows of unit length. There is no
+    gradient through keys and queue. Computed in float32 or above; constant rows, the queue's too, give ln(Q + 1).
+
+    Args:
+        queries, keys: (n, K) of any length, row i of both is picture i.
+        queue: (Q, K) unit rows, the k_j.
+        temperature: t.
+    """
+    wide = torch.promote_types(queries.dtype, torch.float32)
+    with torch.autocast(queries.device.type, enabled=False):
+        sharp = F.normalize(queries.to(wide), dim=1) / temperature
+        positive = (sharp * F.normalize(keys.detach().to(wide), dim=1)).sum(dim=1)
+        others = (sharp @ queue.detach().T).logsumexp(dim=1)
+        return (torch.logaddexp(positive, others) - positive).mean()
+
+
+def negative_cosine(predictions: Tensor, targets: Tensor) -> Tensor:
+    """Return the mean over n of -cos(p, z), in -1..1 (SimSiam, arXiv 2011.10566, equation 1).
+
+    There is no gradient through targets. Computed in float32 or above.
+
+    Args:
+        predictions, targets: (n, K) of any length, row i of both is picture i.
+    """
+    wide = torch.promote_types(predictions.dtype, torch.float32)
+    with torch.autocast(predictions.device.type, enabled=False):
+        unit = F.normalize(targets.detach().to(wide), dim=1)
+        return -(F.normalize(predictions.to(wide), dim=1) * unit).sum(dim=1).mean()

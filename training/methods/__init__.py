@@ -11,6 +11,8 @@ if TYPE_CHECKING:  # the recipe is read, and --help printed, without torch
 METHODS = {  # name in a recipe -> module:class
     "ijepa": "granary.training.methods.ijepa:IJEPA",
     "stop": "granary.training.methods.stop:StoP",
+    "moco": "granary.training.methods.moco:MoCo",
+    "moco_v3": "granary.training.methods.moco:MoCoV3",
     "clip": "granary.training.methods.clip:CLIP",
     "siglip": "granary.training.methods.clip:SigLIP",
     "dinov2": "granary.training.methods.dinov2:DINOv2",
