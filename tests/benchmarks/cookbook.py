@@ -78,7 +78,7 @@ def batch_of(config: str) -> int:
 
 
 def _recipe(config: str) -> TrainRecipe:
-    return load_recipe(TrainRecipe, str(CONFIGS / "train" / config), ["--data", "none", "--out", "none"])
+    return load_recipe(TrainRecipe, str(CONFIGS / "train" / config), ["--data", "RUN", "--out", "TRAIN"])
 
 
 def _short(config: str, data: str, out: Path, seed: int, steps: int) -> str:
