@@ -11,8 +11,9 @@ import torch
 from safetensors.torch import load_file
 from same_training import RESNET, VIT, check_near, one_and_two, whole_and_cut
 from slow_info_nce import slow_info_nce, slow_queue_info_nce
+from slow_models import check_gradients, precise
 from tiny_trainings import tiny_recipe, tiny_run
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import normalize
 from two_view_batches import PLAIN, batch_of, plain_pixels
 
@@ -31,48 +32,16 @@ UNCHANGED = {**PLAIN, "second_blur": None, "second_solarize": None}
 NOW = Moment(0, 10, 0)
 
 
-class PreciseMoCo(MoCo):
-    """In float64."""
-
-    def pixels(self, batch: dict[str, Any], name: str = "image") -> Tensor:
-        return super().pixels(batch, name).double()
-
-
-class PreciseMoCoV3(MoCoV3):
-    """In float64."""
-
-    def pixels(self, batch: dict[str, Any], name: str = "image") -> Tensor:
-        return super().pixels(batch, name).double()
-
-
 def method(**changes: Any) -> MoCo:
     torch.manual_seed(0)
-    return apart(PreciseMoCo(CONFIG, MoCoOptions(**{**V2, **PLAIN, **changes})).double())
+    model = MoCo(CONFIG, MoCoOptions(**{**V2, **PLAIN, **changes}))
+    return precise(model, [model.target_encoder, model.target_projector])
 
 
 def method_v3(**changes: Any) -> MoCoV3:
     torch.manual_seed(0)
-    return apart(PreciseMoCoV3(CONFIG, MoCoV3Options(**{**V3, **UNCHANGED, **changes})).double())
-
-
-def apart(model: Any) -> Any:
-    """Move the key encoder away from the other, as after some steps."""
-    with torch.no_grad():
-        for parameter in [*model.target_encoder.parameters(), *model.target_projector.parameters()]:
-            parameter += 0.1 * torch.randn_like(parameter)
-    return model
-
-
-def check_gradients(fast: nn.Module, slow: nn.Module, loss: Tensor, reference: Tensor) -> None:
-    """The loss and its gradients are those of the reference, and nothing that is a target has any."""
-    torch.testing.assert_close(loss, reference, atol=1e-9, rtol=1e-9)
-    loss.backward()
-    reference.backward()
-    for (name, ours), theirs in zip(fast.named_parameters(), slow.parameters(), strict=True):
-        trained = not name.startswith("target_") and theirs.requires_grad
-        assert (ours.grad is not None) == trained, name
-        if trained:
-            torch.testing.assert_close(ours.grad, theirs.grad, atol=1e-9, rtol=1e-7, msg=lambda m, n=name: f"{n}: {m}")
+    model = MoCoV3(CONFIG, MoCoV3Options(**{**V3, **UNCHANGED, **changes}))
+    return precise(model, [model.target_encoder, model.target_projector])
 
 
 def test_loss_and_gradients_of_v2_equal_the_slow_reference() -> None:
