@@ -65,6 +65,7 @@ class ParameterGroup:
         lr_scale: factor of the learning rate.
         start: the first step that changes them.
         clip: a name; gradients of the groups of one name are clipped together.
+        scheduled: whether the learning rate follows its schedule; else it is the peak, from the first step to the last.
     """
 
     params: Sequence[Tensor]
@@ -72,6 +73,7 @@ class ParameterGroup:
     lr_scale: float = 1.0
     start: int = 0
     clip: str = "gradient"
+    scheduled: bool = True
 
 
 def standard_groups(module: nn.Module, lr_scale: float = 1.0) -> list[ParameterGroup]:

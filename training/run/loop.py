@@ -239,7 +239,7 @@ class TrainingSession:
         last = options.weight_decay if options.final_weight_decay is None else options.final_weight_decay
         decay = cosine(options.weight_decay, last, progress)
         for settings, group in zip(self.optimiser.param_groups, self.groups, strict=True):
-            settings["lr"] = rate * group.lr_scale * (step >= group.start)
+            settings["lr"] = (rate if group.scheduled else options.lr) * group.lr_scale * (step >= group.start)
             settings["weight_decay"] = decay if group.decay else 0.0
         if options.clip:
             self.last |= clip(self.groups, options.clip)
