@@ -202,6 +202,27 @@ def test_views_are_those_that_the_model_was_given(tmp_path: Path) -> None:
     model["encoder"](given)  # is no longer watched
 
 
+class Twins(torch.nn.Module):
+    """Two encoders that are given each view alone."""
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        self.encoder, self.target = build(config), build(config)
+
+    def forward(self, views: torch.Tensor) -> None:
+        for view in views:
+            self.encoder(view)
+            self.target(view)
+
+
+def test_views_that_are_given_one_by_one_are_on_the_sheet_once_each(tmp_path: Path) -> None:
+    model, url = Twins(ViTConfig(**MODEL)), str(tmp_path / "views.jpg")  # type: ignore[arg-type]
+    with keeping_views(model, {"id": list("abcdef")}, 2, url):
+        model(torch.rand(2, 3, 3, 16, 16))
+        model(torch.rand(2, 3, 3, 16, 16))  # the second part of the batch
+    assert Image.open(url).size == (2 * (SIDE + 4) - 4, 3 * (SIDE + 4) - 4)  # two views of three pictures
+
+
 def test_without_a_backbone_the_views_are_as_the_workers_cut_them(tmp_path: Path) -> None:
     url = str(tmp_path / "views.jpg")
     with keeping_views(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from granary.curation.report.thumbnails import contact_sheet
 from granary.curation.store import storage
@@ -24,28 +26,42 @@ def keeping_views(method: nn.Module, batch: Part, pieces: int, url: str) -> Iter
     """Write a sheet of the views of the first pictures of a batch that a method works on in this context.
 
     Args:
-        method: whose backbones are watched: each shape of what they are given is a kind of view. Where none is given
-            pictures, the sheet has them as the workers cut them.
+        method: whose backbones are watched in its first call: each shape of what they are given is a kind of view, of
+            which the same pixels count once. Where none is given pictures, the sheet has them as the workers cut them.
         batch: of this process.
         pieces: that it is worked on in.
         url: of the sheet, a JPEG.
     """
-    count, given = len(batch["id"]) // pieces, dict[tuple[int, ...], Tensor]()
+    count, given = len(batch["id"]) // pieces, dict[tuple[int, ...], list[Tensor]]()
+    calls = itertools.count()
 
     def note(model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         pixels = inputs[0].detach()
-        if isinstance(model, Backbone) and tuple(pixels.shape) not in given and not len(pixels) % count:
-            given[tuple(pixels.shape)] = unnormalised(by_picture(pixels, count), model.config.mean, model.config.std)
+        if isinstance(model, Backbone) and not len(pixels) % count:
+            views = unnormalised(by_picture(pixels, count), model.config.mean, model.config.std)
+            kind = given.setdefault(tuple(pixels.shape), [])
+            if not any(torch.equal(views, earlier) for earlier in kind):
+                kind.append(views)
 
-    hooks = [module.register_forward_pre_hook(note) for module in method.modules() if isinstance(module, Backbone)]
+    def stop(method: nn.Module, inputs: object) -> None:
+        if next(calls):
+            remove(hooks)
+
+    hooks = [method.register_forward_pre_hook(stop)]
+    hooks += [module.register_forward_pre_hook(note) for module in method.modules() if isinstance(module, Backbone)]
     try:
         yield
     finally:
-        for hook in hooks:
-            hook.remove()
-    kinds = list(given.values()) or list(as_cut(batch))
+        remove(hooks)
+    kinds = [torch.cat(views, dim=1) for views in given.values()] or list(as_cut(batch))
     if kinds:
         storage.write_bytes(url, sheet(kinds))
+
+
+def remove(hooks: Iterable[RemovableHandle]) -> None:
+    """Remove hooks; those that are removed already stay so."""
+    for hook in hooks:
+        hook.remove()
 
 
 def by_picture(pixels: Tensor, count: int) -> Tensor:
