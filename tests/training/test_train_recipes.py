@@ -45,6 +45,7 @@ OWN = {
     "simsiam": TWO_VIEWS + " --options.predictor_hidden [4]",
     "moco": TWO_VIEWS + " --options.queue 16",
     "moco_v3": TWO_VIEWS + " --options.predictor_hidden [8]",
+    "swav": TWO_VIEWS + " --options.local_size {patch} --options.prototypes 8",
     "supervised": "--model.img_size {side} --device.precision 32-true",
 }
 

@@ -24,6 +24,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "simsiam": {"projector_hidden": [8], "projector_width": 4, "predictor_hidden": [2]},
     "moco": {"projector_hidden": [8], "projector_width": 4, "queue": 16},
     "moco_v3": {"projector_hidden": [8], "projector_width": 4, "predictor_hidden": [8]},
+    "swav": {"projector_hidden": [8], "projector_width": 4, "prototypes": 6, "local_crops": 1, "local_size": 8},
     "dinov2": {"prototypes": 12, "hidden": 10, "bottleneck": 6, "local_crops": 1, "local_size": 8},
     "mae": {"decoder_width": 8, "decoder_depth": 1, "decoder_heads": 2},
     "simmim": {},

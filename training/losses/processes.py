@@ -26,6 +26,13 @@ def gathered(rows: Tensor) -> tuple[Tensor, int]:
     return everyone, dist.get_rank() * len(rows)
 
 
+def scattered(rows: Tensor) -> Tensor:
+    """Return the part of this process of rows (N, ...) that all processes have: every one falls to one of them."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return rows
+    return rows[dist.get_rank() :: dist.get_world_size()]
+
+
 class _Context(Protocol):
     """What the backward pass must know."""
 

@@ -24,6 +24,7 @@ METHODS = {  # name in a recipe -> module:class
     "barlow": "granary.training.methods.barlow:BarlowTwins",
     "vicreg": "granary.training.methods.vicreg:VICReg",
     "simmim": "granary.training.methods.simmim:SimMIM",
+    "swav": "granary.training.methods.swav:SwAV",
     "dci_lora": "granary.training.methods.dci_lora:DciLora",
     "supervised": "granary.training.methods.supervised:Supervised",
 }
