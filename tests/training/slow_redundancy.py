@@ -49,3 +49,47 @@ def whitened_columns(count: int, width: int, seed: int = 0) -> Tensor:
     rows = torch.randn(count, width, dtype=torch.float64, generator=generator)
     q, _ = torch.linalg.qr(rows - rows.mean(dim=0))  # columns stay orthogonal to the constant
     return q * math.sqrt(count)
+
+
+def slow_wmse(views: Tensor, parts: Tensor, unit_length: bool, shrinkage: float = 0.0) -> Tensor:
+    """Algorithm of arXiv 2007.06346: Gram-Schmidt sub-batch by sub-batch, then picture by picture.
+
+    Args:
+        views: (V, N, K).
+        parts: (I, S, m) numbers of pictures.
+        unit_length: 2 - 2 cos in the place of the mean squared difference.
+        shrinkage: share of the identity in the covariance.
+    """
+    terms = []
+    for part in parts.flatten(0, 1):
+        white = [_slow_whitened([view[i] for i in part], shrinkage) for view in views]
+        for a in range(len(white)):
+            for b in range(a + 1, len(white)):
+                for x, y in zip(white[a], white[b], strict=True):
+                    if unit_length:
+                        terms.append(2 - 2 * (x @ y) / (x.square().sum().sqrt() * y.square().sum().sqrt()))
+                    else:
+                        terms.append((x - y).square().sum() / len(x))
+    return torch.stack(terms).mean()
+
+
+def _slow_whitened(rows: list[Tensor], shrinkage: float) -> list[Tensor]:
+    """Rows times the inverse of the Cholesky factor of their covariance, found entry by entry."""
+    count, width = len(rows), len(rows[0])
+    mean = torch.stack(rows).sum(dim=0) / count
+    centred = [row - mean for row in rows]
+    covariance = (1 - shrinkage) * sum((torch.outer(row, row) for row in centred), torch.zeros(())) / (count - 1)
+    covariance = covariance + shrinkage * torch.eye(width, dtype=mean.dtype)
+    factor: dict[tuple[int, int], Tensor] = {}
+    for i in range(width):
+        for j in range(i + 1):
+            rest = covariance[i, j] - sum((factor[i, k] * factor[j, k] for k in range(j)), torch.zeros(()))
+            factor[i, j] = rest.sqrt() if i == j else rest / factor[j, j]
+    white = []
+    for row in centred:
+        solved: list[Tensor] = []
+        for i in range(width):
+            rest = row[i] - sum((factor[i, k] * solved[k] for k in range(i)), torch.zeros(()))
+            solved.append(rest / factor[i, i])
+        white.append(torch.stack(solved))
+    return white

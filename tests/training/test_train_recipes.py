@@ -46,6 +46,8 @@ OWN = {
     "moco": TWO_VIEWS + " --options.queue 16",
     "moco_v3": TWO_VIEWS + " --options.predictor_hidden [8]",
     "swav": TWO_VIEWS + " --options.local_size {patch} --options.prototypes 8",
+    "msn": TWO_VIEWS + " --options.local_size {patch} --options.prototypes 8",
+    "wmse": TWO_VIEWS.replace("width 8", "width 3") + " --options.sub_batch 4 --options.shrinkage 0.1",
     "supervised": "--model.img_size {side} --device.precision 32-true",
 }
 

@@ -25,6 +25,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "moco": {"projector_hidden": [8], "projector_width": 4, "queue": 16},
     "moco_v3": {"projector_hidden": [8], "projector_width": 4, "predictor_hidden": [8]},
     "swav": {"projector_hidden": [8], "projector_width": 4, "prototypes": 6, "local_crops": 1, "local_size": 8},
+    "msn": {"projector_hidden": [8], "projector_width": 4, "prototypes": 6, "local_crops": 1, "local_size": 8},
+    "wmse": {"projector_hidden": [8], "projector_width": 2, "sub_batch": 4},
     "dinov2": {"prototypes": 12, "hidden": 10, "bottleneck": 6, "local_crops": 1, "local_size": 8},
     "mae": {"decoder_width": 8, "decoder_depth": 1, "decoder_heads": 2},
     "simmim": {},

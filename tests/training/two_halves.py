@@ -35,7 +35,7 @@ def halves(losses: Sequence[Loss], views: Sequence[Tensor], folder: Path) -> lis
     ]
     for process in work:
         process.start()
-    parts = [part for _, part in sorted(answers.get(timeout=60) for _ in work)]
+    parts = [part for _, part in sorted(answers.get(timeout=300) for _ in work)]
     for process in work:
         process.join()
     return [

@@ -1,4 +1,4 @@
-"""Losses that keep the dimensions of an embedding alive and different: Barlow Twins and VICReg.
+"""Losses that keep the dimensions of an embedding alive and different: Barlow Twins, VICReg and W-MSE.
 
 Shapes: n pictures of this process, N of all; K dimensions of the projector's output; z and z' the two views, row i of
 both is picture i. Means, variances and correlations are those of all N, with gradients, so that several processes
@@ -7,8 +7,10 @@ compute what one would. All is computed in float32 or above.
 
 from __future__ import annotations
 
+import itertools
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -81,6 +83,62 @@ def off_diagonal(matrix: Tensor) -> Tensor:
     """
     # without the first entry, each run of K + 1 ends with one of the diagonal
     return matrix.flatten()[1:].view(len(matrix) - 1, len(matrix) + 1)[:, :-1]
+
+
+def sub_batches(count: int, size: int, iterations: int, generator: np.random.Generator) -> Tensor:
+    """Return pictures in random sub-batches, (I, S, size) int64 numbers below `count`; what is left over is left out.
+
+    Args:
+        count: pictures.
+        size: of a sub-batch.
+        iterations: I, how often they are cut anew.
+        generator: of this step, the same on all processes.
+
+    Raises:
+        ValueError: there are fewer pictures than a sub-batch has.
+    """
+    if count < size:
+        raise ValueError(f"{size} is not right: the batch of all processes has {count} pictures")
+    orders = generator.permuted(np.tile(np.arange(count), (iterations, 1)), axis=1)
+    return torch.from_numpy(orders[:, : count // size * size]).unflatten(1, (-1, size))
+
+
+def whitened(rows: Tensor, shrinkage: float = 0.0) -> Tensor:
+    """Return rows whose mean is 0 and whose covariance is the identity: L^-1 (z - mean), L L' the covariance.
+
+    W-MSE (arXiv 2007.06346), section 3, with the Cholesky factor L. Where the covariance is singular all is NaN, so
+    that the step is not taken.
+
+    Args:
+        rows: (..., m, K), m above K; the covariance is divided by m - 1.
+        shrinkage: s, takes (1 - s) covariance + s identity in the covariance's place.
+    """
+    centred = rows - rows.mean(dim=-2, keepdim=True)
+    covariance = centred.mT @ centred / (rows.shape[-2] - 1)
+    eye = torch.eye(rows.shape[-1], dtype=rows.dtype, device=rows.device)
+    factor, failed = torch.linalg.cholesky_ex((1 - shrinkage) * covariance + shrinkage * eye)
+    factor = factor.masked_fill(failed[..., None, None] != 0, torch.nan)
+    return torch.linalg.solve_triangular(factor, centred.mT, upper=False).mT
+
+
+def wmse(views: Tensor, parts: Tensor, unit_length: bool = True, shrinkage: float = 0.0) -> Tensor:
+    """Return the loss of W-MSE: the mean distance of two views of a picture, whitened, over all pairs of views.
+
+    Each view of each sub-batch is whitened alone. The distance is 2 - 2 cos, or the mean over dimensions of the squared
+    difference.
+
+    Args:
+        views: (V, N, K), of all processes.
+        parts: (I, S, m), numbers of the pictures of each sub-batch, see `sub_batches`.
+        unit_length: which distance; true is 2 - 2 cos.
+        shrinkage: see `whitened`.
+    """
+    wide = torch.promote_types(views.dtype, torch.float32)
+    with torch.autocast(views.device.type, enabled=False):
+        rows = whitened(views.to(wide)[:, parts], shrinkage)  # (V, I, S, m, K)
+        rows = F.normalize(rows, dim=-1) if unit_length else rows
+        pairs = [F.mse_loss(one, two) for one, two in itertools.combinations(rows, 2)]
+        return torch.stack(pairs).mean() * (rows.shape[-1] if unit_length else 1)  # |a - b|^2 = 2 - 2 cos
 
 
 def _everyone(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:

@@ -25,6 +25,8 @@ METHODS = {  # name in a recipe -> module:class
     "vicreg": "granary.training.methods.vicreg:VICReg",
     "simmim": "granary.training.methods.simmim:SimMIM",
     "swav": "granary.training.methods.swav:SwAV",
+    "msn": "granary.training.methods.msn:MSN",
+    "wmse": "granary.training.methods.wmse:WMSE",
     "dci_lora": "granary.training.methods.dci_lora:DciLora",
     "supervised": "granary.training.methods.supervised:Supervised",
 }
