@@ -67,13 +67,54 @@ class LARS(Optimizer):
         weights = local(parameters)
         steps = local([parameter.grad for parameter in parameters if parameter.grad is not None])
         velocities = local([self.state[parameter]["momentum_buffer"] for parameter in parameters])
-        torch._foreach_add_(steps, weights, alpha=group["weight_decay"])
-        torch._foreach_mul_(velocities, group["momentum"])
-        if group["adapted"]:
-            torch._foreach_addcmul_(velocities, steps, trust_ratios(parameters, steps, group["trust"]))
-        else:
-            torch._foreach_add_(velocities, steps)
-        torch._foreach_add_(weights, velocities, alpha=-group["lr"])
+        if group["weight_decay"]:
+            torch._foreach_add_(steps, weights, alpha=group["weight_decay"])
+        ratios = trust_ratios(parameters, steps, group["trust"]) if group["adapted"] else None
+        one_pass = weights[0].device.type == "cpu" and group["momentum"] > 0
+        follow = follow_in_one_pass if one_pass else follow_op_by_op
+        follow(weights, steps, velocities, ratios, group["momentum"], group["lr"])
+
+
+def follow_op_by_op(
+    weights: list[Tensor],
+    steps: list[Tensor],
+    velocities: list[Tensor],
+    ratios: list[Tensor] | None,
+    momentum: float,
+    lr: float,
+) -> None:
+    """Set v <- momentum v + ratio d and w <- w - lr v, without asking the device for a number."""
+    torch._foreach_mul_(velocities, momentum)
+    if ratios is None:
+        torch._foreach_add_(velocities, steps)
+    else:
+        torch._foreach_addcmul_(velocities, steps, ratios)
+    torch._foreach_add_(weights, velocities, alpha=-lr)
+
+
+def follow_in_one_pass(
+    weights: list[Tensor],
+    steps: list[Tensor],
+    velocities: list[Tensor],
+    ratios: list[Tensor] | None,
+    momentum: float,
+    lr: float,
+) -> None:
+    """Do what `follow_op_by_op` does in one pass over a weight: by the kernel of SGD, whose dampening is 1 - ratio."""
+    factors = [1.0] * len(weights) if ratios is None else torch.stack(ratios).tolist()
+    for weight, step, velocity, factor in zip(weights, steps, velocities, factors, strict=True):
+        torch._fused_sgd_(
+            [weight],
+            [step],
+            [velocity],
+            weight_decay=0.0,
+            momentum=momentum,
+            lr=lr,
+            dampening=1 - factor,
+            nesterov=False,
+            maximize=False,
+            is_first_step=False,
+        )
 
 
 def trust_ratios(parameters: Sequence[Tensor], steps: Sequence[Tensor], trust: float) -> list[Tensor]:

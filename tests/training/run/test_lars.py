@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from granary.training.run.lars import LARS
+from granary.training.run.lars import LARS, follow_in_one_pass, follow_op_by_op
 
 Array = NDArray[np.float64]
 
@@ -66,6 +66,16 @@ def test_steps_equal_those_written_out_in_numpy(decay: float) -> None:
     )
     for parameter, weights in zip(parameters, expected, strict=True):
         np.testing.assert_allclose(parameter.detach().numpy(), weights, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("ratios", [None, [1e-7, 1.0, 3e3]])
+def test_one_pass_over_a_weight_is_what_each_operation_does(ratios: list[float] | None) -> None:
+    factors = None if ratios is None else list(torch.tensor(ratios).unbind())
+    one, two = ([drawn(SHAPES, seed) for seed in range(3)] for _ in range(2))
+    follow_in_one_pass(*one, factors, 0.9, 0.3)
+    follow_op_by_op(*two, factors, 0.9, 0.3)
+    for weights, expected in zip([*one[0], *one[2]], [*two[0], *two[2]], strict=True):
+        torch.testing.assert_close(weights, expected)
 
 
 def test_what_is_not_adapted_is_torchs_sgd() -> None:
