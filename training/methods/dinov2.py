@@ -8,7 +8,8 @@ Views are stacked view-major: row v * B + b is view v of picture b.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import ClassVar, Literal, NamedTuple
 
@@ -112,6 +113,38 @@ class TeacherSizes(NamedTuple):
         return backbone.requires_grad_(False), heads.requires_grad_(False)
 
 
+class TeacherShapes(NamedTuple):
+    """What a distillation wrote of its frozen teacher before its sizes were remembered: the shapes of its weights."""
+
+    shapes: Mapping[str, Sequence[int]]
+
+    def sizes(self, student: ViTConfig) -> TeacherSizes:
+        """Return the sizes these weights have. The number of heads is in none: they are taken as wide as the student's.
+
+        Args:
+            student: its architecture, which is that of the teacher where weights do not say it.
+        """
+        shapes = self.shapes
+        width, _, patch, _ = shapes["frozen.embed.weight"]
+        depth = 1 + max(int(name.split(".")[2]) for name in shapes if name.startswith("frozen.blocks."))
+        config = replace(
+            student,
+            width=width,
+            depth=depth,
+            heads=max(1, width * student.heads // student.width),
+            mlp_ratio=shapes["frozen.blocks.0.mlp.down.weight"][1] / width,
+            registers=shapes["frozen.registers"][-2],
+            img_size=patch * math.isqrt(shapes["frozen.positions"][-2]),
+        )
+        heads = dict[str, HeadSizes]()
+        for name in ("dino", "ibot"):
+            head = f"frozen_heads.{name}"
+            if prototypes := shapes.get(f"{head}.last_layer.parametrizations.weight.original1"):
+                hidden, bottleneck = (shapes[f"{head}.mlp.{layer}.weight"][0] for layer in (0, 4))
+                heads[name] = (width, hidden, bottleneck, prototypes[0])
+        return TeacherSizes(asdict(config), heads)
+
+
 class Masked(NamedTuple):
     """Which patches are masked: chosen (2B, N) bool, None for none; places (M,) in 2B * N; weights (M,) of each."""
 
@@ -138,6 +171,9 @@ class DINOv2(Method):
         if not (options.untied and options.ibot):
             del prototypes["ibot"]
         if options.teacher is not None:
+            if isinstance(known, TeacherShapes):
+                assert isinstance(config, ViTConfig)
+                known = known.sizes(config)
             self.frozen, self.frozen_heads = (
                 known.build()
                 if isinstance(known, TeacherSizes)
@@ -166,9 +202,12 @@ class DINOv2(Method):
         return {"config": asdict(self.frozen.config), "heads": _sizes(self.frozen_heads)}
 
     @classmethod
-    def recalled(cls, remembered: object, weights: Mapping[str, Tensor]) -> TeacherSizes | None:
+    def recalled(cls, remembered: object, weights: Mapping[str, Tensor]) -> TeacherSizes | TeacherShapes | None:
         """Return the sizes of a frozen teacher, whose weights are among those of the training."""
-        return TeacherSizes(**remembered) if isinstance(remembered, dict) and remembered else None
+        if isinstance(remembered, dict) and remembered:
+            return TeacherSizes(**remembered)
+        shapes = {name: tuple(tensor.shape) for name, tensor in weights.items() if name.startswith("frozen")}
+        return TeacherShapes(shapes) if shapes else None
 
     def train(self, mode: bool = True) -> DINOv2:
         """Set the mode of the student; what gives targets is always in evaluation mode."""

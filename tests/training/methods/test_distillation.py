@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -13,6 +16,7 @@ from tiny_shards import shapes, write_shards
 from granary.curation.errors import UserError
 from granary.training.method import Moment
 from granary.training.methods.dinov2 import DINOv2, DINOv2Options
+from granary.training.models.training import load_training
 from granary.training.models.vit import VisionTransformer, ViTConfig
 from granary.training.models.weights import to_transformers
 from granary.training.recipe import TrainRecipe
@@ -89,3 +93,25 @@ def test_a_teacher_that_does_not_fit_is_a_sentence(taught: str, run: str, tmp_pa
     train(recipe_of(run, tmp_path / "other", **other, steps=2))
     with pytest.raises(UserError, match="has no heads; give a training directory of method dinov2"):
         DINOv2(CONFIG, DINOv2Options(**{**OPTIONS, "teacher": str(tmp_path / "other")}))
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_distillation_comes_back_without_its_teacher(known: bool, taught: str, run: str, tmp_path: Path) -> None:
+    """Whether its sizes were written down or, as before that, have to be told from its weights."""
+    teacher = shutil.copytree(taught, tmp_path / "teacher")
+    model = {**RECIPE["model"], "heads": RECIPE["model"]["width"] // 8}  # heads of 8, as those of the teacher
+    options = {**OPTIONS, "teacher": str(teacher), "freeze": 0}
+    folder = Path(train(recipe_of(run, tmp_path / "out", model=model, options=options))["checkpoint"])
+    whole = load_training(str(folder))
+    shutil.rmtree(teacher)
+    if not known:
+        state = json.loads((folder / "state.json").read_text())
+        (folder / "state.json").write_text(json.dumps({**state, "known": None}))
+    back = load_training(str(folder))
+    assert isinstance(whole, DINOv2)
+    assert isinstance(back, DINOv2)
+    assert dataclasses.replace(back.frozen.config, drop_path=0.2) == whole.frozen.config
+    pixels = torch.randn(2, 3, 16, 16)
+    assert torch.equal(
+        back.frozen_heads["dino"](back.frozen(pixels).cls), whole.frozen_heads["dino"](whole.frozen(pixels).cls)
+    )
