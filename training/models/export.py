@@ -33,8 +33,7 @@ if TYPE_CHECKING:  # takes seconds to import
 def export(model: str, out: str, format: str = "transformers") -> str:
     """Write the model that PATH names into a local folder, in a format of the field.
 
-    Of an image-text model both encoders and the tokenizer are written, of a supervised training the classifier too, but
-    not of a backbone of kind hub, of which its own model is.
+    Of an image-text model both encoders and the tokenizer are written, of a supervised training the classifier too.
 
     Args:
         model: a training directory, a checkpoint folder or hf:ID_OR_PATH.
@@ -70,10 +69,10 @@ def _converted(method: Method) -> PreTrainedModel:
     if isinstance(method, DualEncoder):
         return clip_weights.to_transformers(method)
     source = method.evaluated_model()
-    if isinstance(source, HubBackbone):
-        return source.model
     if isinstance(method, Supervised):
         return to_image_classifier(source, method.head, method.classes)
+    if isinstance(source, HubBackbone):
+        return source.model
     if isinstance(source, ResNet):
         return resnet_weights.to_transformers(source)
     assert isinstance(source, VisionTransformer)

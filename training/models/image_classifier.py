@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ from torch import nn
 from granary.curation.errors import UserError
 from granary.training.models import resnet_weights, weights
 from granary.training.models.backbone import Backbone
+from granary.training.models.hub_backbone import HubBackbone
 from granary.training.models.resnet import ResNet
 from granary.training.models.vit import VisionTransformer
 from granary.training.models.vit_config import ViTConfig
@@ -31,13 +33,15 @@ def to_image_classifier(backbone: Backbone, head: nn.Linear, classes: Sequence[s
     """Return a classifier of `transformers` whose logits are those of the head on the backbone's vector.
 
     Args:
-        backbone: a ViT or a ResNet.
+        backbone: of any kind.
         head: from its vector (D) to K logits.
         classes: K names.
 
     Raises:
         UserError: transformers has no classifier with these parts.
     """
+    if isinstance(backbone, HubBackbone):
+        return _of_its_family(backbone, head, classes)
     if isinstance(backbone, ResNet):
         theirs = _classifier(resnet_weights.their_config(backbone.config), classes)
         resnet_weights.fill(theirs.base_model, backbone)
@@ -54,9 +58,35 @@ def _classifier(config: PreTrainedConfig, classes: Sequence[str]) -> PreTrainedM
     import transformers
 
     name = CLASSES[config.model_type]
-    labels = {"id2label": dict(enumerate(classes)), "label2id": {name: i for i, name in enumerate(classes)}}
-    config.update({**labels, "architectures": [name]})
+    config.update({**_labels(classes), "architectures": [name]})
     theirs: PreTrainedModel = getattr(transformers, name)(config).eval()
+    return theirs
+
+
+def _labels(classes: Sequence[str]) -> dict[str, object]:
+    return {"id2label": dict(enumerate(classes)), "label2id": {name: i for i, name in enumerate(classes)}}
+
+
+def _of_its_family(backbone: HubBackbone, head: nn.Linear, classes: Sequence[str]) -> PreTrainedModel:
+    """Return the classifier that transformers has of the family of a model. Raises UserError where it does not fit."""
+    from transformers import AutoModelForImageClassification
+
+    config, side = copy.deepcopy(backbone.model.config), backbone.config.img_size
+    config.update({**_labels(classes), "architectures": None})
+    pixels = torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(0))
+    try:
+        theirs: PreTrainedModel = AutoModelForImageClassification.from_config(config, trust_remote_code=False).eval()
+        theirs.base_model.load_state_dict(backbone.model.state_dict())
+        _fill_head(theirs, head)
+        with torch.no_grad():
+            fits = torch.allclose(theirs(pixels).logits, head(backbone(pixels).cls), atol=1e-4, rtol=1e-3)
+    except (ValueError, RuntimeError, AttributeError):  # there is none, or its parts have other names or sizes
+        fits = False
+    if not fits:
+        raise UserError(
+            f"export: transformers has no image classifier of a {config.model_type} model on the vector that the head "
+            "was trained on; load the training by granary.load_training"
+        )
     return theirs
 
 

@@ -10,12 +10,16 @@ import pytest
 import torch
 import transformers
 from tiny_shards import shapes, write_shards
+from tiny_trainings import tiny_run, tiny_training
 
 from granary.curation.errors import UserError
 from granary.training.evaluation.evaluate import EvaluateRecipe, evaluate
+from granary.training.methods.supervised import Supervised
 from granary.training.models.export import export
 from granary.training.models.hub_backbone import HubBackbone, hub_config
+from granary.training.models.image_classifier import to_image_classifier
 from granary.training.models.registry import load_model
+from granary.training.models.training import load_training
 from granary.training.recipe import TrainRecipe
 from granary.training.run.loop import train
 
@@ -102,6 +106,27 @@ def test_a_student_of_another_family_is_trained_resumed_and_measured(tmp_path: P
     for model in (str(tmp_path / "out"), f"hf:{tmp_path / 'theirs'}"):
         measured = {"protocols": ["knn", "linear"], "model": model, "data": run, "device": "cpu"}
         assert evaluate(EvaluateRecipe.model_validate({**measured, "options": {"holdout": 0.4}}))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_supervised_training_is_exported_with_its_classes(family: str, tmp_path: Path) -> None:
+    saved(family, tmp_path / "theirs")
+    model = {"kind": "hub", "path": str(tmp_path / "theirs"), "img_size": 32}
+    tiny_training("supervised", tiny_run(tmp_path / "run"), tmp_path / "out", model=model)
+    export(str(tmp_path / "out"), str(tmp_path / "export"))
+    theirs = transformers.AutoModelForImageClassification.from_pretrained(tmp_path / "export").eval()
+    ours, pixels = load_training(str(tmp_path / "out")), torch.randn(3, 3, 32, 32)
+    assert isinstance(ours, Supervised)
+    assert [theirs.config.id2label[number] for number in range(4)] == ours.classes
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(pixels).logits, ours.head(ours.encoder(pixels).cls))
+
+
+def test_a_family_without_a_classifier_on_that_vector_is_one_sentence(tmp_path: Path) -> None:
+    saved("convnext", tmp_path / "theirs")
+    backbone = HubBackbone(hub_config(str(tmp_path / "theirs"), 32))
+    with pytest.raises(UserError, match="no image classifier of a convnext model on the vector"):
+        to_image_classifier(backbone, torch.nn.Linear(5, 2), ["a", "b"])
 
 
 def test_recomputing_is_left_to_transformers_or_refused(tmp_path: Path) -> None:
