@@ -118,9 +118,9 @@ class Method(nn.Module, abc.ABC):
             backbone without such a field goes without.
         kinds: kinds of backbone that it can train, of `granary.training.models.backbone_config`.
         columns: columns of the shards it reads, where the options do not matter: "image", "label", "captions" or any.
-        derived: names of buffers that only repeat what options and `known` say.
         takes_features: whether it can do without pictures: a batch then has, in the place of views, features (B, D) of
             the model to use, which is frozen and has the weights that made them.
+        shardable: whether FSDP can share its weights out.
         evaluated: name of the submodule that is the model to use: a `Backbone` of `config`, written into checkpoints.
     """
 
@@ -128,8 +128,8 @@ class Method(nn.Module, abc.ABC):
     MODEL: ClassVar[Mapping[str, object]] = {}
     kinds: ClassVar[tuple[str, ...]] = tuple(CONFIGS)
     columns: ClassVar[tuple[str, ...]] = ("image",)
-    derived: ClassVar[tuple[str, ...]] = ()
     takes_features: ClassVar[bool] = False
+    shardable: ClassVar[bool] = True
     evaluated: ClassVar[str]
     config: BackboneConfig
 

@@ -233,6 +233,8 @@ class TrainRecipe(Options, frozen=True):
         kinds = load_method(self.method).kinds
         if self.model.kind not in kinds:
             raise ValueError(f"model.kind is {self.model.kind}; {self.method} trains {' and '.join(kinds)} alone")
+        if self.device.strategy == "fsdp" and not load_method(self.method).shardable:
+            raise ValueError(f"device.strategy: fsdp cannot share out the weights of {self.method}; give ddp")
         if self.features.model and self.init:
             raise ValueError("init: leave it out; with features the weights are those of features.model")
         if self.features.model and not load_method(self.method).takes_features:

@@ -91,6 +91,7 @@ class DciLora(Method):
 
     Options = DciLoraOptions
     kinds = ("vit",)
+    shardable = False  # CLIP's scale is a parameter without an axis
     evaluated = "network"
     skipped: Tensor
     truncated: Tensor

@@ -381,6 +381,8 @@ def test_mistakes_are_sentences(setup: Setup, tmp_path: Path) -> None:
         train(setup("a", batch=64))
     with pytest.raises(UserError, match="batch: 1 is not right: a picture is compared with the captions of others"):
         train(setup("a", batch=1))
+    with pytest.raises(ValueError, match=r"device\.strategy: fsdp cannot share out the weights of dci_lora; give ddp"):
+        setup("a", device={"accelerator": "cpu", "strategy": "fsdp"})
     with pytest.raises(UserError, match="has no rows in split 'dev'"):
         train(setup("b", split="dev"))
     with pytest.raises(UserError, match="init: 'random:tiny' is not right: dci_lora starts"):
