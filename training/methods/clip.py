@@ -5,7 +5,6 @@ Shapes: B pictures, T texts of L tokens, D dimensions of the shared space.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from hashlib import blake2b
@@ -29,6 +28,7 @@ from granary.training.method import Method, Moment
 from granary.training.models.backbone import Backbone
 from granary.training.models.backbone_config import BackboneConfig
 from granary.training.models.build import build
+from granary.training.models.checkpoint import described
 from granary.training.models.dual_encoder import DualEncoder, DualEncoderOptions, Kind
 from granary.training.models.vit_config import ViTConfig
 from granary.training.models.weights import CLIP_MEAN, CLIP_STD
@@ -96,20 +96,16 @@ class CLIP(Method, DualEncoder):
     kinds = ("vit",)
     KIND: ClassVar[Kind] = "clip"
     columns = ("image", "captions")
-    derived = ("described",)
     evaluated = "image"
     config: ViTConfig
     options: CLIPOptions | SigLIPOptions
     skipped: Tensor
 
     def __init__(self, config: ViTConfig, options: CLIPOptions | SigLIPOptions, tokenizer: str) -> None:
-        plain = options.model_dump(mode="json")
-        DualEncoder.__init__(self, self.KIND, config, DualEncoderOptions.model_validate(plain), tokenizer)
+        architecture = DualEncoderOptions.model_validate(options.model_dump())
+        DualEncoder.__init__(self, self.KIND, config, architecture, tokenizer)
         self.options = options
         self.register_buffer("skipped", torch.zeros((), dtype=torch.int64))  # samples without a caption so far
-        data = bytearray(json.dumps({"options": plain, "tokenizer": self.tokenizer.json}).encode())
-        self.register_buffer("described", torch.frombuffer(data, dtype=torch.uint8).clone())  # a checkpoint has it all
-        self._ddp_params_and_buffers_to_ignore = ["described"]  # else DDP would send it round at every step
 
     @classmethod
     def learn(cls, options: OptionGroup, plan: BatchPlan, out: str) -> str:
@@ -129,13 +125,14 @@ class CLIP(Method, DualEncoder):
         return train_tokenizer(islice(captions, options.corpus), options.vocabulary)
 
     @property
-    def remembered(self) -> None:
-        """Nothing: the tokenizer is in `described`, among the weights."""
+    def remembered(self) -> str:
+        """The JSON of the tokenizer."""
+        return self.tokenizer.json
 
     @classmethod
     def recalled(cls, remembered: object, weights: Mapping[str, Tensor]) -> str:
-        """Return the JSON of the tokenizer."""
-        return str(json.loads(bytes(weights["described"].tolist()))["tokenizer"])
+        """Return the JSON of the tokenizer; before it was written in words it was among the weights."""
+        return str(described(weights)["tokenizer"] if remembered is None else remembered)
 
     @classmethod
     def imagined(cls, options: OptionGroup) -> str:

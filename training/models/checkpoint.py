@@ -23,6 +23,7 @@ from granary.training.models.backbone_config import BackboneConfig
 FORMAT = 1
 FOLDER = "checkpoints"
 STATE = "state.json"
+DESCRIBED = "described"  # a buffer of earlier image-text trainings: their options and tokenizer, as bytes of JSON
 METHOD = "method/"  # names of the weights of a method, among all tensors of its training, begin so
 FILES = ("config.json", "model.safetensors", "training.safetensors")
 
@@ -152,6 +153,21 @@ def misfit(saved: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str |
 def method_weights(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the weights of a method's modules, by their names there, of the tensors of a training."""
     return {name.removeprefix(METHOD): tensor for name, tensor in tensors.items() if name.startswith(METHOD)}
+
+
+def described(weights: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Return what an earlier image-text training said of itself among its weights: options, tokenizer; {} for others.
+
+    Args:
+        weights: of a method's modules.
+    """
+    tree: dict[str, Any] = json.loads(bytes(weights[DESCRIBED].tolist())) if DESCRIBED in weights else {}
+    return tree
+
+
+def undescribed(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the weights of a method's modules as they are now, without what `described` reads."""
+    return {name: tensor for name, tensor in weights.items() if name != DESCRIBED}
 
 
 def prune(out: str, keep: int, best: Best | None = None) -> None:

@@ -6,7 +6,6 @@ data. Checkpoints of earlier versions lack these two; then recipe.yaml of the tr
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 
 import torch
@@ -28,10 +27,12 @@ from granary.training.models.checkpoint import (
     Damaged,
     Facts,
     checkpoint_folder,
+    described,
     method_weights,
     misfit,
     read_checkpoint,
     shaped,
+    undescribed,
 )
 from granary.training.models.registry import load_model, read_name, read_recipe, recipe_path
 
@@ -112,22 +113,17 @@ def _restored(folder: str) -> Method:
     try:
         with torch.device("meta"):  # which takes no memory, whatever sizes the files claim
             blank = build()
-        expected = _trained(blank.state_dict(), blank)
-        weights = shaped(_trained(weights, blank), expected)
+        expected = blank.state_dict()
+        weights = shaped(undescribed(weights), expected)
         wrong = misfit(weights, expected)
         if wrong is None:
             with torch.random.fork_rng(devices=[]):
                 method = build()
-            method.load_state_dict(weights, strict=False)  # what is derived is there
+            method.load_state_dict(weights)
             return method
     except UNLOADABLE as error:
         raise UserError(f"model: {folder} holds no training that granary can read ({reason(error)})") from error
     raise UserError(f"model: {folder} is a checkpoint of another architecture than its recipe: {wrong}")
-
-
-def _trained(state: Mapping[str, Tensor], method: Method) -> dict[str, Tensor]:
-    """Return a state without what only repeats the options: they may have more fields than when it was written."""
-    return {name: tensor for name, tensor in state.items() if name not in method.derived}
 
 
 def _builder(folder: str, facts: Facts, weights: Mapping[str, Tensor]) -> Callable[[], Method]:
@@ -152,7 +148,7 @@ def _options(folder: str, facts: Facts, weights: Mapping[str, Tensor]) -> object
     """Return the method's options: of the checkpoint, in earlier ones of its weights (CLIP) or of recipe.yaml."""
     if "recipe" in facts:
         return facts["recipe"].get("options", {})
-    if "described" in weights:
-        return json.loads(bytes(weights["described"].tolist()))["options"]
+    if said := described(weights):
+        return said["options"]
     recipe = storage.join(folder.rsplit("/", 2)[0], "recipe.yaml")
     return mapping(recipe, storage.read_bytes(recipe)).get("options", {})

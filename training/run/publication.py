@@ -28,8 +28,16 @@ from granary.curation.runs.run import Run
 from granary.curation.store import storage
 from granary.curation.store.addresses import without_secrets
 from granary.curation.store.trees import mapping
-from granary.training.methods import load_method
-from granary.training.models.checkpoint import FILES, FOLDER, STATE, chosen
+from granary.training.models.checkpoint import (
+    DESCRIBED,
+    FILES,
+    FOLDER,
+    METHOD,
+    STATE,
+    chosen,
+    described,
+    method_weights,
+)
 from granary.training.models.export import export
 
 TASKS = {
@@ -41,7 +49,6 @@ TASKS = {
 HUB = "hf://datasets/"
 WEIGHTS = FILES[2]
 SCORES = "scores.json"
-DESCRIBED = "described"  # what image-text methods keep of their options among the weights
 KINDS = {"vit": "Vision Transformer", "resnet": "ResNet", "hub": "model of transformers"}
 
 
@@ -153,7 +160,7 @@ def _checkpoint(folder: str, state: Tree, scratch: str) -> tuple[list[Upload], T
     """
     place = f"{FOLDER}/{folder.rsplit('/', 1)[1]}"
     urls = {name: storage.join(folder, name) for name in FILES}
-    cleaned = _cleaned(state["method"], urls[WEIGHTS])
+    cleaned = _cleaned(state, urls[WEIGHTS])
     if cleaned is not None:
         urls[WEIGHTS] = os.path.join(scratch, WEIGHTS)
         storage.write_bytes(urls[WEIGHTS], cleaned)
@@ -161,17 +168,17 @@ def _checkpoint(folder: str, state: Tree, scratch: str) -> tuple[list[Upload], T
     return [Upload(f"{place}/{name}", storage.size(path), path) for name, path in urls.items()], state
 
 
-def _cleaned(name: str, url: str) -> bytes | None:
-    """Return the weights of a method with nothing local in what they say of its options; None where they are clean."""
-    if DESCRIBED not in load_method(name).derived:
+def _cleaned(state: Tree, url: str) -> bytes | None:
+    """Return weights with nothing local in what an earlier version wrote of its options there; None for others."""
+    if state.get("known") is not None:
         return None
     tensors = load(storage.read_bytes(url))
-    tree = json.loads(bytes(tensors[f"method/{DESCRIBED}"].tolist()))
-    clean = {**tree, "options": shared(tree["options"])}
-    if clean == tree:
+    tree = described(method_weights(tensors))
+    clean = {**tree, "options": shared(tree.get("options", {}))}
+    if not tree or clean == tree:
         return None
     text = bytearray(json.dumps(clean).encode())
-    return save({**tensors, f"method/{DESCRIBED}": torch.frombuffer(text, dtype=torch.uint8)})
+    return save({**tensors, f"{METHOD}{DESCRIBED}": torch.frombuffer(text, dtype=torch.uint8)})
 
 
 def _curves(url: str) -> Iterator[tuple[str, str]]:

@@ -18,7 +18,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from granary.curation.errors import UserError
-from granary.training.models.checkpoint import METHOD, flatten, misfit, nest, shaped
+from granary.training.models.checkpoint import METHOD, flatten, misfit, nest, shaped, undescribed
 
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 LOCAL = StateDictOptions(full_state_dict=True)  # every process has read the whole and takes its own part
@@ -37,7 +37,7 @@ def restore_state(method: nn.Module, optimiser: torch.optim.Optimizer, tensors: 
     """Set what `gather_state` returned; raises UserError when it belongs to another architecture."""
     tree = nest(tensors)
     expected = method.state_dict()
-    tree["method"] = shaped(tree["method"], expected)
+    tree["method"] = shaped(undescribed(tree["method"]), expected)
     wrong = misfit(tree["method"], expected)
     if wrong:
         raise UserError(f"out: {where} is a checkpoint of another architecture: {wrong}; give another --out")

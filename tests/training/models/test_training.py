@@ -62,8 +62,20 @@ def of_version_0_1(checkpoint: str, folder: Path) -> Path:
     config = {**json.loads((old / "config.json").read_text())}
     config.pop("kind")
     (old / "config.json").write_text(json.dumps(in_former_names(config, FORMER)))
+    describe(old)
     rewrite(old, recipe=None, known=None)
     return old
+
+
+def describe(checkpoint: Path) -> None:
+    """Write options and tokenizer of an image-text training among the weights, as it was before `known` had them."""
+    facts = json.loads((checkpoint / STATE).read_text())
+    if facts["method"] in ("clip", "siglip"):
+        text = json.dumps({"options": facts["recipe"]["options"], "tokenizer": facts["known"]}).encode()
+        tensors = load_file(checkpoint / "training.safetensors")
+        tensors["method/described"] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
+        save_file(tensors, checkpoint / "training.safetensors")
+    rewrite(checkpoint, known=None)
 
 
 def in_former_names(tree: dict[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
@@ -93,8 +105,23 @@ def test_all_modules_come_back_with_their_weights(method: str, way: Any, trained
     assert type(back) is load_method(method)
     assert not any(module.training for module in back.modules())
     ours, written = back.state_dict(), weights(moved)
-    assert ours.keys() == written.keys()
-    assert all(torch.equal(ours[name], written[name]) for name in written)
+    assert ours.keys() == written.keys() - {"described"}
+    assert all(torch.equal(ours[name], written[name]) for name in ours)
+
+
+def test_a_tokenizer_is_in_a_checkpoint_once(trained: Any) -> None:
+    checkpoint = Path(trained("clip"))
+    tokenizer = (checkpoint.parents[1] / "tokenizer.json").read_text()
+    assert json.loads((checkpoint / STATE).read_text())["known"] == tokenizer
+    assert b"ByteLevel" not in (checkpoint / "training.safetensors").read_bytes()
+
+
+def test_a_training_with_its_tokenizer_among_the_weights_goes_on(trained: Any, run: str, tmp_path: Path) -> None:
+    source = Path(trained("clip")).parents[1]
+    new, old = (Path(shutil.copytree(source, tmp_path / name)) for name in ("new", "old"))
+    describe(next((old / "checkpoints").iterdir()))
+    one, two = (tiny_training("clip", run, out, steps=3) for out in (new, old))
+    assert (Path(one) / "training.safetensors").read_bytes() == (Path(two) / "training.safetensors").read_bytes()
 
 
 def test_a_training_directory_is_its_last_checkpoint(trained: Any) -> None:

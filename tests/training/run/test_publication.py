@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import shutil
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tiny_trainings import SETTINGS, tiny_run, tiny_training
 
 from granary.curation.errors import UserError
@@ -119,8 +120,19 @@ def test_a_tokenizer_of_this_machine_is_not_named(run: str, tmp_path: Path) -> N
     assert isinstance(back, CLIP)
     (file,) = (tmp_path / "out").rglob("training.safetensors")
     trained = load_file(file)
-    kept = {name: tensor for name, tensor in back.state_dict().items() if name != "described"}
-    assert all(torch.equal(tensor, trained[f"method/{name}"]) for name, tensor in kept.items())
+    assert all(torch.equal(tensor, trained[f"method/{name}"]) for name, tensor in back.state_dict().items())
+    text = bytearray(
+        json.dumps({"options": {"tokenizer": f"{place}/words.json"}, "tokenizer": back.tokenizer.json}).encode()
+    )
+    save_file({**trained, "method/described": torch.frombuffer(text, dtype=torch.uint8)}, file)  # of before
+    state = json.loads((file.parent / "state.json").read_text()) | {"known": None}
+    state["sha256"][file.name] = hashlib.sha256(file.read_bytes()).hexdigest()
+    (file.parent / "state.json").write_text(json.dumps(state))
+    old = written(gather_training(str(tmp_path / "out"), REPO, str(tmp_path / "second")), tmp_path / "old")
+    assert not any(b"secret-place" in path.read_bytes() for path in old.rglob("*") if path.is_file())
+    again = load_training(str(old))
+    assert isinstance(again, CLIP)
+    assert again.tokenizer.json == back.tokenizer.json
 
 
 def test_a_model_that_transformers_does_not_have_goes_as_a_training(run: str, tmp_path: Path) -> None:
