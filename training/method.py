@@ -147,12 +147,13 @@ class Method(nn.Module, abc.ABC):
         return Reads(cls.columns)
 
     @classmethod
-    def learn(cls, options: OptionGroup, plan: BatchPlan, out: str) -> object:
+    def learn(cls, config: BackboneConfig, options: OptionGroup, plan: BatchPlan, out: str) -> object:
         """Return what must be known of the data before the modules can be built; it is done before any is written.
 
         By default that is label -> its share of the samples. Image-text models return their tokenizer.
 
         Args:
+            config: architecture of its backbones.
             options: of the method.
             plan: the opened datasets, without crops; its `categories` have column -> class -> share.
             out: the training directory, with the `files` of an earlier session when a run goes on.

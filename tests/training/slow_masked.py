@@ -86,3 +86,18 @@ def slow_simmim(simmim: Any, pixels: Tensor, masked: Tensor) -> Tensor:
                 truth = torch.stack(numbers_of(patch_of(picture, number, simmim.config.patch_size)))
                 total, count = total + (painted[number] - truth).abs().sum(), count + len(truth)
     return total / count
+
+
+def slow_beit(beit: Any, pixels: Tensor, masked: Tensor) -> Tensor:
+    """BEiT's loss: the negative log-likelihood of the word of every masked patch, the nearest centre to its pixels."""
+    terms = []
+    for picture, mask in zip(pixels, masked.tolist(), strict=True):
+        tokens = slow_tokens(beit.encoder, picture, mask)
+        for number, hidden in enumerate(mask):
+            if hidden:
+                truth = torch.stack(numbers_of(patch_of(picture, number, beit.config.patch_size)))
+                distances = [float((truth - code).square().sum()) for code in beit.codebook]
+                word = distances.index(min(distances))
+                scores = beit.head(tokens[number]).exp()
+                terms.append(-(scores[word] / scores.sum()).log())
+    return torch.stack(terms).mean()

@@ -36,6 +36,7 @@ OWN = {
     "clip": TEXT,
     "siglip": TEXT,
     "simclr": "--model.img_size {side}",
+    "beit": "--model.img_size {side} --options.codes 8 --options.codebook_pictures 8",
     "simmim": "--model.img_size {side} --options.mask_block 1",
     "mae": "--model.img_size {side} --options.decoder_depth 1",
     "barlow": TWO_VIEWS,

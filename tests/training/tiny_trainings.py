@@ -30,6 +30,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "dinov2": {"prototypes": 12, "hidden": 10, "bottleneck": 6, "local_crops": 1, "local_size": 8},
     "mae": {"decoder_width": 8, "decoder_depth": 1, "decoder_heads": 2},
     "simmim": {},
+    "beit": {"codes": 16, "codebook_pictures": 12, "smallest_block": 2},
     "clip": {**TEXT, "dimension": 8},
     "siglip": TEXT,
 }

@@ -66,5 +66,13 @@ def absolute_error(predicted: Tensor, patches: Tensor, masked: Tensor) -> Tensor
         return masked_mean(_wide(predicted).sub(_wide(patches)).abs().mean(dim=2), masked)
 
 
+@torch.no_grad()
+def nearest_codes(patches: Tensor, codebook: Tensor) -> Tensor:
+    """Return the numbers of the nearest codes (K, P) of patches (..., P) by Euclidean distance, (...) int64."""
+    with torch.autocast(patches.device.type, enabled=False):
+        patches, codebook = _wide(patches), _wide(codebook)
+        return (patches @ codebook.T - codebook.square().sum(dim=1) / 2).argmax(dim=-1)
+
+
 def _wide(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))

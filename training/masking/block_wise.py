@@ -1,4 +1,4 @@
-"""Block-wise masks of iBOT and DINOv2: some crops of a batch, each with its own share of its patches masked.
+"""Block-wise masks: of one picture (BEiT), or of some crops of a batch, each with a share of its own (iBOT, DINOv2).
 
 Zhou et al. 2022 (arXiv 2111.07832), after BEiT (arXiv 2106.08254); shares stratified as in DINOv2 (arXiv 2304.07193).
 """
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 TRIES = 10  # blocks proposed before a mask is left as it is
-SMALLEST = 4  # patches of a block
+SMALLEST = 4  # patches of a block of iBOT and DINOv2
 ASPECT = 0.3  # to 1 / 0.3, height to width
 
 
@@ -37,21 +37,39 @@ def draw_block_masks(
     return generator.permutation(masks, axis=0)
 
 
-def fill_blocks(mask: NDArray[np.bool_], count: int, generator: np.random.Generator) -> None:
+def draw_block_mask(grid: int, count: int, smallest: int, generator: np.random.Generator) -> NDArray[np.bool_]:
+    """Return a mask of one picture (grid * grid,) with exactly `count` patches: blocks, then single ones to fill it up.
+
+    BEiT (arXiv 2106.08254, algorithm 1) leaves a mask as it is where no more blocks fit.
+
+    Args:
+        grid: patches along a side.
+        count: of masked patches.
+        smallest: patches of a block, before it is rounded to whole rows and columns.
+        generator: of this picture.
+    """
+    mask = np.zeros((grid, grid), bool)
+    fill_blocks(mask, count, generator, smallest)
+    free = np.flatnonzero(~mask)
+    mask.ravel()[generator.permutation(free)[: count - int(mask.sum())]] = True
+    return mask.ravel()
+
+
+def fill_blocks(mask: NDArray[np.bool_], count: int, generator: np.random.Generator, smallest: int = SMALLEST) -> None:
     """Add blocks to a mask (grid, grid) until `count` patches are masked or ten proposals in a row do not fit."""
     left = count - int(mask.sum())
     while left > 0:
-        added = _add_block(mask, left, generator)
+        added = _add_block(mask, left, generator, smallest)
         if not added:
             return
         left -= added
 
 
-def _add_block(mask: NDArray[np.bool_], left: int, generator: np.random.Generator) -> int:
+def _add_block(mask: NDArray[np.bool_], left: int, generator: np.random.Generator, smallest: int) -> int:
     """Add a block that masks 1 to `left` further patches; returns how many, 0 where none of the proposals does."""
     grid, largest = len(mask), min(left, mask.size / 2)
     for size, shape, down, across in generator.random((TRIES, 4)).tolist():
-        area, aspect = SMALLEST + size * (largest - SMALLEST), ASPECT ** (1 - 2 * shape)
+        area, aspect = smallest + size * (largest - smallest), ASPECT ** (1 - 2 * shape)
         height, width = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if height >= grid or width >= grid:
             continue

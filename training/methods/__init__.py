@@ -27,6 +27,7 @@ METHODS = {  # name in a recipe -> module:class
     "swav": "granary.training.methods.swav:SwAV",
     "msn": "granary.training.methods.msn:MSN",
     "wmse": "granary.training.methods.wmse:WMSE",
+    "beit": "granary.training.methods.beit:BEiT",
     "dci_lora": "granary.training.methods.dci_lora:DciLora",
     "supervised": "granary.training.methods.supervised:Supervised",
 }

@@ -108,7 +108,7 @@ class CLIP(Method, DualEncoder):
         self.register_buffer("skipped", torch.zeros((), dtype=torch.int64))  # samples without a caption so far
 
     @classmethod
-    def learn(cls, options: OptionGroup, plan: BatchPlan, out: str) -> str:
+    def learn(cls, config: BackboneConfig, options: OptionGroup, plan: BatchPlan, out: str) -> str:
         """Return the JSON of the tokenizer: of the run that goes on in `out`, the given one, or one trained now.
 
         Raises:

@@ -112,7 +112,7 @@ class DciLora(Method):
         return Reads(COLUMNS, config="pairs", views=ClipViews(options.clip))
 
     @classmethod
-    def learn(cls, options: OptionGroup, plan: BatchPlan, out: str) -> ClipModel:
+    def learn(cls, config: BackboneConfig, options: OptionGroup, plan: BatchPlan, out: str) -> ClipModel:
         """Return the CLIP to start from. Raises UserError where there is none, or `out` is of an earlier version."""
         assert isinstance(options, DciLoraOptions)
         if storage.exists(storage.join(out, FORMER_STATE)):

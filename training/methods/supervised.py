@@ -103,7 +103,7 @@ class Supervised(Method):
         return Reads(cls.columns, [options.groups], order=order)
 
     @classmethod
-    def learn(cls, options: OptionGroup, plan: BatchPlan, out: str) -> Mapping[str, Any]:
+    def learn(cls, config: BackboneConfig, options: OptionGroup, plan: BatchPlan, out: str) -> Mapping[str, Any]:
         """Return label -> share; with groups those as `classes`, and `rows`: for each class those of each value."""
         assert isinstance(options, SupervisedOptions)
         if options.groups is None:

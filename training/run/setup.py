@@ -90,7 +90,8 @@ def build_method(recipe: TrainRecipe, plan: BatchPlan) -> Method:
     """Return the method of a recipe with its initial weights, and what it must know of the data."""
     kind = load_method(recipe.method)
     options = kind.Options.model_validate(recipe.options)
-    return kind(recipe.config(), options, kind.learn(options, plan, recipe.out))
+    config = recipe.config()
+    return kind(config, options, kind.learn(config, options, plan, recipe.out))
 
 
 def prepare_models(recipe: TrainRecipe, method: Method) -> list[str]:

@@ -10,6 +10,7 @@ from torch import Tensor
 from granary.training.losses.reconstruction import (
     absolute_error,
     masked_mean,
+    nearest_codes,
     patchify,
     squared_error,
     standardised,
@@ -92,3 +93,15 @@ def test_losses_are_in_float32_whatever_the_precision_of_the_step() -> None:
             assert torch.equal(loss(predicted, truth, masked), loss(predicted.float(), truth, masked))
         assert low.dtype == torch.float32
         assert torch.equal(low, loss(predicted.bfloat16().float(), truth, masked))
+
+
+def test_the_nearest_code_is_that_of_a_search_over_all() -> None:
+    torch.manual_seed(5)
+    patches, codebook = torch.randn(2, 4, 12), torch.randn(7, 12) * torch.rand(7, 1) * 3
+    expected = [
+        [min(range(7), key=lambda k: float((patches[b, n] - codebook[k]).norm())) for n in range(4)] for b in range(2)
+    ]
+    assert nearest_codes(patches, codebook).tolist() == expected
+    assert nearest_codes(codebook, codebook).tolist() == list(range(7))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert nearest_codes(patches, codebook).tolist() == expected

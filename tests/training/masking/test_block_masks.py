@@ -7,7 +7,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from granary.training.masking.block_wise import draw_block_masks, fill_blocks
+from granary.training.masking.block_wise import draw_block_mask, draw_block_masks, fill_blocks
 
 
 def test_half_of_the_crops_are_masked_in_shares_from_every_interval() -> None:
@@ -42,3 +42,22 @@ def test_masks_are_at_any_crop_and_any_place_and_made_of_blocks() -> None:
     mask = np.zeros((8, 8), bool)
     fill_blocks(mask, 20, generator)
     assert 4 <= mask.sum() <= 20
+
+
+@pytest.mark.parametrize(("grid", "count", "smallest"), [(14, 75, 16), (8, 26, 5), (4, 7, 2), (2, 2, 16), (2, 3, 1)])
+def test_a_mask_of_one_picture_has_exactly_as_many_patches(grid: int, count: int, smallest: int) -> None:
+    for seed in range(50):
+        mask = draw_block_mask(grid, count, smallest, np.random.default_rng(seed))
+        assert mask.shape == (grid * grid,)
+        assert mask.sum() == count
+        assert np.array_equal(mask, draw_block_mask(grid, count, smallest, np.random.default_rng(seed)))
+
+
+def test_large_blocks_make_masks_of_fewer_pieces() -> None:
+    """Neighbours of a masked patch are masked more often than by chance, and the more so the larger the blocks."""
+    alike = []
+    for smallest in (1, 16):
+        masks = [draw_block_mask(14, 75, smallest, np.random.default_rng(s)).reshape(14, 14) for s in range(300)]
+        alike.append(float(np.mean([(m[:, 1:] == m[:, :-1]).mean() for m in masks])))
+    by_chance = 1 - 2 * (75 * 121) / (196 * 195)
+    assert by_chance + 0.15 < alike[0] < alike[1]
