@@ -53,11 +53,11 @@ class MoCo(TargetViews):
         self.queue = Queue(options.queue, options.projector_width)
 
     @classmethod
-    def learn(cls, options: OptionGroup, plan: BatchPlan, out: str) -> object:
+    def learn(cls, config: BackboneConfig, options: OptionGroup, plan: BatchPlan, out: str) -> object:
         """Return what every method learns of the data. Raises UserError where the queue cannot hold a batch."""
         assert isinstance(options, MoCoOptions)
         check_queue(options.queue, plan.batch)
-        return super().learn(options, plan, out)
+        return super().learn(config, options, plan, out)
 
     def forward(self, batch: Part, moment: Moment) -> dict[str, Tensor]:
         """Return the loss of a batch, and keep its keys for the queue."""
