@@ -45,11 +45,11 @@ class NNCLR(TwoViews):
         self.queue = Queue(options.queue, width)
 
     @classmethod
-    def learn(cls, options: OptionGroup, plan: BatchPlan, out: str) -> object:
+    def learn(cls, config: BackboneConfig, options: OptionGroup, plan: BatchPlan, out: str) -> object:
         """Return what every method learns of the data. Raises UserError where the queue cannot hold a batch."""
         assert isinstance(options, NNCLROptions)
         check_queue(options.queue, plan.batch)
-        return super().learn(options, plan, out)
+        return super().learn(config, options, plan, out)
 
     def forward(self, batch: Part, moment: Moment) -> dict[str, Tensor]:
         """Return the loss of a batch, and keep the first views for the support set.
