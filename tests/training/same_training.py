@@ -26,6 +26,10 @@ from granary.training.run.loop import train
 if __name__ == "__main__":
     train(TrainRecipe.model_validate_json(open({recipe!r}).read()))
 """
+SGD = {
+    "kind": "sgd",
+    "lr": 0.1,
+}  # where gradients are 0, as before a BatchNorm, Adam would take steps of their rounding
 Weights = dict[str, Tensor]
 
 
@@ -63,4 +67,4 @@ def check_near(one: Weights, two: Weights) -> None:
     assert one.keys() == two.keys()
     distances = {name: float((one[name] - two[name]).double().norm()) for name in one}
     far = {name: d for name, d in distances.items() if d > 1e-5 + 5e-3 * float(one[name].double().norm())}
-    assert not far
+    assert not far, far

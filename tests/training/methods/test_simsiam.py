@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from same_training import RESNET, VIT, check_near, one_and_two, whole_and_cut
+from same_training import RESNET, SGD, VIT, check_near, one_and_two, whole_and_cut
 from slow_info_nce import slow_distance
 from slow_models import check_gradients, precise
 from tiny_trainings import tiny_recipe, tiny_run
@@ -120,4 +120,5 @@ def test_a_training_goes_on_as_if_it_had_not_stopped(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("strategy", "model"), [("ddp", RESNET), ("fsdp", VIT)])
 def test_two_processes_train_what_one_does(strategy: str, model: dict[str, Any], tmp_path: Path) -> None:
-    check_near(*one_and_two({"method": "simsiam", "model": model, "options": OPTIONS}, tmp_path, strategy))
+    tree = {"method": "simsiam", "model": model, "options": OPTIONS, "optimiser": SGD}
+    check_near(*one_and_two(tree, tmp_path, strategy))
