@@ -206,8 +206,8 @@ class Method(nn.Module, abc.ABC):
             moment: where the run is.
 
         Returns:
-            "loss", a scalar. Further scalars are logged; "features" (B, D) and "teacher" (B, K), probabilities, both
-            detached, are watched by the collapse alarm.
+            "loss", a scalar. Further scalars are logged; "features" (B, D), "projections" (B, K), what the loss
+            compares, and "teacher" (B, K), probabilities, all detached, are watched by the collapse alarm.
         """
 
     def after_step(self, moment: Moment) -> None:

@@ -99,6 +99,9 @@ class Alarm(Options, frozen=True):
     every: int = Field(50, ge=0, description="steps between checks; 0: off")
     std: float = Field(0.01, ge=0, description="smallest standard deviation of a feature, relative to its size")
     rank: float = Field(2.0, ge=0, description="smallest effective rank of the centred features")
+    projection_std: float = Field(
+        0.1, ge=0, description="smallest standard deviation of a projection on the sphere, where 1 is spread evenly"
+    )
     entropy: float = Field(0.02, ge=0, le=1, description="smallest entropy of the teacher's mean answer, of ln K")
     stop: bool = Field(False, description="stop, with the state saved, instead of a warning")
     non_finite: int = Field(5, ge=1, description="stop after so many steps in a row whose loss is not finite")

@@ -177,6 +177,16 @@ class TargetViews(TwoViews):
         average(self.target_projector, self.projector, momentum)
 
 
+def watched(features: Tensor, projections: Tensor) -> dict[str, Tensor]:
+    """Return what the collapse alarm looks at, detached: of the first view, features and projections.
+
+    Args:
+        features: (V, B, D).
+        projections: (B, K).
+    """
+    return {"features": features[0].detach(), "projections": projections.detach()}
+
+
 def _check(config: BackboneConfig, options: TwoViewOptions) -> None:
     """Raise UserError for crops that cannot be cut into patches."""
     sizes = {"crop_size": options.crop_size}

@@ -77,6 +77,16 @@ def test_the_alarm_sees_each_kind_of_collapse_and_not_health() -> None:
     assert set(symptoms(measure(5 + 1e-3 * healthy), Alarm())) == {"std"}
     line = torch.outer(torch.randn(64), torch.randn(16))
     assert set(symptoms(measure(line), Alarm())) == {"rank"}
+    assert symptoms(measure(healthy, projections=healthy), Alarm()) == {}
+    assert set(symptoms(measure(healthy, projections=5 + healthy / 4), Alarm())) == {"projections"}
     broken = healthy.clone()
     broken[3, 4] = math.inf
     assert symptoms(measure(broken), Alarm()) == {"not finite": "features are not finite"}
+
+
+def test_the_std_of_projections_is_that_on_the_sphere() -> None:
+    torch.manual_seed(0)
+    rows = torch.randn(4000, 8)
+    assert measure(rows, projections=rows)["projection_std"] == pytest.approx(1, abs=0.01)
+    lengths = torch.rand(4000, 1)
+    assert measure(rows, projections=lengths * torch.ones(8))["projection_std"] == pytest.approx(0, abs=1e-6)

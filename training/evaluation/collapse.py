@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from granary.training.recipe import Alarm
@@ -57,8 +58,20 @@ def teacher_entropy(probabilities: Tensor) -> tuple[float, float]:
     return float(single / scale), float(mean / scale)
 
 
-def measure(features: Tensor, teacher: Tensor | None = None) -> dict[str, float]:
-    """Return what the alarm looks at: relative_std, rank_me, effective_rank and, with a teacher, its two entropies."""
+def measure(features: Tensor, teacher: Tensor | None = None, projections: Tensor | None = None) -> dict[str, float]:
+    """Return what the alarm looks at.
+
+    Args:
+        features: (n, D).
+        teacher: (n, K), probabilities.
+        projections: (n, K), what a loss compares.
+
+    Returns:
+        relative_std, rank_me and effective_rank of features; with a teacher its two entropies; with projections
+        projection_std, the standard deviation of unit rows times the root of K, as SimSiam watches it (arXiv
+        2011.10566, section 4.1): 1 when they are spread over the sphere, 0 when all are one.
+    """
+    features = features.detach()
     if not torch.isfinite(features).all():
         return {"relative_std": math.nan}
     measures = {
@@ -68,6 +81,8 @@ def measure(features: Tensor, teacher: Tensor | None = None) -> dict[str, float]
     }
     if teacher is not None:
         measures["teacher_entropy"], measures["teacher_mean_entropy"] = teacher_entropy(teacher)
+    if projections is not None:
+        measures["projection_std"] = relative_std(F.normalize(projections.float(), dim=1))
     return measures
 
 
@@ -81,6 +96,12 @@ def symptoms(measures: Mapping[str, float], limits: Alarm) -> dict[str, str]:
         sentences["std"] = f"features hardly differ: their relative std is {std:.4g}, below {limits.std:g}"
     if measures["effective_rank"] < limits.rank:
         sentences["rank"] = f"features vary in {measures['effective_rank']:.3g} directions, fewer than {limits.rank:g}"
+    spread = measures.get("projection_std", 1.0)
+    if spread < limits.projection_std:
+        sentences["projections"] = (
+            f"what the loss compares is nearly the same for all pictures: projection std {spread:.3g}, below "
+            f"{limits.projection_std:g}"
+        )
     if measures.get("teacher_mean_entropy", 1.0) < limits.entropy:
         mean = measures["teacher_mean_entropy"]
         sentences["same answer"] = f"the teacher gives all pictures the same answer: entropy {mean:.3g} ln K"

@@ -11,7 +11,7 @@ from torch import Tensor
 from granary.training.data.collate import Part
 from granary.training.losses.redundancy import barlow_terms
 from granary.training.method import Moment, ParameterGroup, standard_groups
-from granary.training.two_views import TwoViewOptions, TwoViews
+from granary.training.two_views import TwoViewOptions, TwoViews, watched
 
 
 class BarlowOptions(TwoViewOptions, frozen=True):
@@ -39,7 +39,7 @@ class BarlowTwins(TwoViews):
         features, (first, second) = self.embedded(self.pixels(batch))
         terms = barlow_terms(first, second)
         loss = terms.invariance + self.options.redundancy * terms.redundancy
-        return {"loss": loss, **terms._asdict(), "features": features[0].detach()}
+        return {"loss": loss, **terms._asdict(), **watched(features, first)}
 
     def parameter_groups(self) -> list[ParameterGroup]:
         """All weights; biases and norms without decay and with a learning rate of their own."""

@@ -13,7 +13,7 @@ from granary.training.losses.pairs import negative_cosine
 from granary.training.method import Moment
 from granary.training.models.backbone_config import BackboneConfig
 from granary.training.models.projector import build_projector
-from granary.training.two_views import BYOLViewOptions, TargetOptions, TargetViews
+from granary.training.two_views import BYOLViewOptions, TargetOptions, TargetViews, watched
 
 
 class BYOLOptions(BYOLViewOptions, TargetOptions, frozen=True):
@@ -44,4 +44,4 @@ class BYOL(TargetViews):
         first, second = self.apart(self.predictor, projections)
         first_target, second_target = self.targets(pixels)
         loss = 4 + 2 * (negative_cosine(first, second_target) + negative_cosine(second, first_target))
-        return {"loss": loss, "features": features[0].detach()}
+        return {"loss": loss, **watched(features, projections[0])}

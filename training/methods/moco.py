@@ -26,7 +26,7 @@ from granary.training.models.backbone_config import BackboneConfig
 from granary.training.models.projector import build_projector
 from granary.training.models.queue import Queue, check_queue
 from granary.training.models.vit import VisionTransformer
-from granary.training.two_views import BYOLViewOptions, Share, TargetOptions, TargetViews
+from granary.training.two_views import BYOLViewOptions, Share, TargetOptions, TargetViews, watched
 
 
 class MoCoOptions(TargetOptions, frozen=True):
@@ -66,7 +66,7 @@ class MoCo(TargetViews):
         (keys,) = self.targets(pixels[1:])
         loss = queue_info_nce(queries[0], keys, self.queue.rows, self.options.temperature)
         self.queue.add(keys, moment)
-        return {"loss": loss, "features": features[0].detach()}
+        return {"loss": loss, **watched(features, queries[0])}
 
     def after_step(self, moment: Moment) -> None:
         """Move the key encoder; put the keys of the step into the queue."""
@@ -115,4 +115,4 @@ class MoCoV3(TargetViews):
         first, second = self.apart(self.predictor, projections)
         first_keys, second_keys = self.targets(pixels)
         loss = 2 * t * (info_nce(first, second_keys, t) + info_nce(second, first_keys, t))
-        return {"loss": loss, "features": features[0].detach()}
+        return {"loss": loss, **watched(features, projections[0])}

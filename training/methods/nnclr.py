@@ -16,7 +16,7 @@ from granary.training.method import Moment
 from granary.training.models.backbone_config import BackboneConfig
 from granary.training.models.projector import build_projector
 from granary.training.models.queue import Queue, check_queue
-from granary.training.two_views import BYOLViewOptions, TwoViews
+from granary.training.two_views import BYOLViewOptions, TwoViews, watched
 
 
 class NNCLROptions(BYOLViewOptions, frozen=True):
@@ -63,7 +63,7 @@ class NNCLR(TwoViews):
         t = self.options.temperature
         loss = (info_nce(near_first, second, t) + info_nce(near_second, first, t)) / 2
         self.queue.add(projections[0], moment)
-        return {"loss": loss, "features": features[0].detach()}
+        return {"loss": loss, **watched(features, projections[0])}
 
     def after_step(self, moment: Moment) -> None:
         """Put the first views of the step into the support set."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from granary.training.data.collate import Part
 from granary.training.losses.pairs import nt_xent
 from granary.training.method import Moment
-from granary.training.two_views import MultiCropOptions, TwoViews
+from granary.training.two_views import MultiCropOptions, TwoViews, watched
 
 
 class SimCLROptions(MultiCropOptions, frozen=True):
@@ -35,4 +35,4 @@ class SimCLR(TwoViews):
             local = self.embedded(self.pixels(batch, "local"))[1]
             pairs += [(large, small) for small in local for large in (first, second)]
         losses = [nt_xent(*pair, self.options.temperature) for pair in pairs]
-        return {"loss": torch.stack(losses).mean(), "features": features[0].detach()}
+        return {"loss": torch.stack(losses).mean(), **watched(features, first)}

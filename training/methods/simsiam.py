@@ -16,7 +16,7 @@ from granary.training.losses.pairs import negative_cosine
 from granary.training.method import Moment, ParameterGroup, standard_groups
 from granary.training.models.backbone_config import BackboneConfig
 from granary.training.models.projector import build_projector
-from granary.training.two_views import Share, TwoViewOptions, TwoViews
+from granary.training.two_views import Share, TwoViewOptions, TwoViews, watched
 
 
 class SimSiamOptions(TwoViewOptions, frozen=True):
@@ -50,7 +50,7 @@ class SimSiam(TwoViews):
         features, projections = self.embedded(self.pixels(batch))
         first, second = self.apart(self.predictor, projections)
         loss = (negative_cosine(first, projections[1]) + negative_cosine(second, projections[0])) / 2
-        return {"loss": loss, "features": features[0].detach()}
+        return {"loss": loss, **watched(features, projections[0])}
 
     def parameter_groups(self) -> list[ParameterGroup]:
         """All weights; the predictor's learning rate is not scheduled."""

@@ -17,7 +17,7 @@ from granary.training.losses.prototypes import swapped_prediction
 from granary.training.losses.self_distillation import sinkhorn_knopp
 from granary.training.method import Moment, ParameterGroup, standard_groups
 from granary.training.models.backbone_config import BackboneConfig
-from granary.training.two_views import MultiCropOptions, Share, TwoViews
+from granary.training.two_views import MultiCropOptions, Share, TwoViews, watched
 
 
 class SwAVOptions(MultiCropOptions, frozen=True):
@@ -67,7 +67,7 @@ class SwAV(TwoViews):
         if moment.part == 0:
             self.seen.clear()
         self.seen.append(rows[:2].detach())
-        return {"loss": loss, "features": features[0][0].detach(), "teacher": codes[0]}
+        return {"loss": loss, **watched(features[0], rows[0]), "teacher": codes[0]}
 
     @torch.no_grad()
     def codes(self, rows: Tensor, scores: Tensor) -> Tensor:

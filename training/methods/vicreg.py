@@ -11,7 +11,7 @@ from torch import Tensor
 from granary.training.data.collate import Part
 from granary.training.losses.redundancy import vicreg_terms
 from granary.training.method import Moment
-from granary.training.two_views import TwoViewOptions, TwoViews
+from granary.training.two_views import TwoViewOptions, TwoViews, watched
 
 
 class VICRegOptions(TwoViewOptions, frozen=True):
@@ -42,4 +42,4 @@ class VICReg(TwoViews):
             + options.variance * terms.variance
             + options.covariance * terms.covariance
         )
-        return {"loss": loss, **terms._asdict(), "features": features[0].detach()}
+        return {"loss": loss, **terms._asdict(), **watched(features, first)}

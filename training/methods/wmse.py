@@ -18,7 +18,7 @@ from granary.training.losses.processes import gathered
 from granary.training.losses.redundancy import sub_batches, wmse
 from granary.training.method import Moment
 from granary.training.models.backbone_config import BackboneConfig
-from granary.training.two_views import TwoViewOptions, TwoViews
+from granary.training.two_views import TwoViewOptions, TwoViews, watched
 
 ORDERS = 1  # purpose of random draws
 
@@ -66,4 +66,4 @@ class WMSE(TwoViews):
         except ValueError as error:
             raise UserError(f"options.sub_batch: {error}") from error
         loss = wmse(rows, parts.to(rows.device, non_blocking=True), options.unit_length, options.shrinkage)
-        return {"loss": loss, "features": features[0].detach()}
+        return {"loss": loss, **watched(features, projected[0])}

@@ -24,7 +24,7 @@ SHEET = "report/views.jpg"
 ROWS = 40  # of a table of numbers
 DEAD = 100  # dead letters that are listed
 MORE = (1, 2, 10)  # times as many steps, for the cost
-COLLAPSE = ("relative_std", "effective_rank", "rank_me", "teacher_entropy", "teacher_mean_entropy")
+COLLAPSE = ("relative_std", "effective_rank", "rank_me", "projection_std", "teacher_entropy", "teacher_mean_entropy")
 Rows = list[dict[str, str]]
 
 

@@ -251,7 +251,7 @@ class TrainingSession:
         """Log, raise the alarm, probe: each every so many steps."""
         recipe = self.recipe
         if recipe.alarm.every and step % recipe.alarm.every == 0 and "features" in output:
-            measures = collapse.measure(output["features"].detach(), output.get("teacher"))
+            measures = collapse.measure(output["features"], output.get("teacher"), output.get("projections"))
             self.last |= measures
             self._alarm(step, collapse.symptoms(measures, recipe.alarm), logs)
         if step % recipe.logs.every == 0 or step in (1, self.steps):
