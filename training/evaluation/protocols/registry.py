@@ -23,6 +23,8 @@ PROTOCOLS = {  # name on the command line -> module, which has a PROTOCOL
     "position": "granary.training.evaluation.protocols.position",
     "invariance": "granary.training.evaluation.protocols.invariance",
     "attention": "granary.training.evaluation.protocols.attention",
+    "attentive": "granary.training.evaluation.protocols.attentive",
+    "fine-tune": "granary.training.evaluation.protocols.finetune",
     "factors": "granary.training.evaluation.protocols.by_factor",
     "video-segmentation": "granary.training.evaluation.protocols.segmentation",
 }
