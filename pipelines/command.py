@@ -43,6 +43,7 @@ COMMANDS = {
     "train": Command("models", "train a model on the dataset of a run"),
     "evaluate": Command("models", "measure a model by protocols"),
     "results": Command("models", "show the scores of several models side by side"),
+    "compare": Command("models", "compare models on the same pictures: CKA, probes of all layers, attention"),
     "export": Command("models", "write a trained model in the format of transformers"),
     "unreal": Command("demos", "serve the embedded world to any UnrealCV client"),
     "explain": Command("runs", "tell the story of one image of a run"),

@@ -35,24 +35,29 @@ class Plot:
 
 def plot(points: Sequence[Point]) -> Plot | None:
     """Draw (x, y) pairs, x ascending; pairs that are not finite leave a gap. None where no pair is finite."""
-    finite = [(x, y) for x, y in points if math.isfinite(x) and math.isfinite(y)]
+    return plots([points])[0]
+
+
+def plots(curves: Sequence[Sequence[Point]]) -> list[Plot | None]:
+    """Draw several curves in one box, whose ranges and ticks are those of all of them; each as `plot` does."""
+    finite = [(x, y) for points in curves for x, y in points if math.isfinite(x) and math.isfinite(y)]
     if not finite:
-        return None
-    values = [y for _, y in finite]
-    (low, high), (bottom, top) = _range([x for x, _ in finite]), _range(values)
+        return [None] * len(curves)
+    (low, high), (bottom, top) = (_range(values) for values in zip(*finite, strict=True))
 
     def place(x: float, y: float) -> str:
         across, up = (x - low) / (high - low), (y - bottom) / (top - bottom)
         return f"{LEFT + (RIGHT - LEFT) * across:.1f} {FLOOR - (FLOOR - CEILING) * up:.1f}"
 
-    return Plot(
-        "".join(f"M{'L'.join(place(x, y) for x, y in run)}h0" for run in _runs(_thinned(points))),
-        [(LEFT, _text(low)), (RIGHT - 10, _text(high))],
-        [(FLOOR, _text(bottom)), ((FLOOR + CEILING) / 2, _text((bottom + top) / 2)), (CEILING, _text(top))],
-        min(values),
-        max(values),
-        values[-1],
-    )
+    x_ticks = [(float(LEFT), _text(low)), (float(RIGHT - 10), _text(high))]
+    y_ticks = [(FLOOR, _text(bottom)), ((FLOOR + CEILING) / 2, _text((bottom + top) / 2)), (CEILING, _text(top))]
+    drawings = list[Plot | None]()
+    for points in curves:
+        values = [y for x, y in points if math.isfinite(x) and math.isfinite(y)]
+        line = "".join(f"M{'L'.join(place(x, y) for x, y in run)}h0" for run in _runs(_thinned(points)))
+        drawn = Plot(line, x_ticks, y_ticks, min(values), max(values), values[-1]) if values else None
+        drawings.append(drawn)
+    return drawings
 
 
 def _range(values: Sequence[float]) -> tuple[float, float]:

@@ -1,4 +1,4 @@
-"""The commands about models: train, evaluate, results, export."""
+"""The commands about models: train, evaluate, results, compare, export."""
 
 from __future__ import annotations
 
@@ -153,6 +153,42 @@ results = PlainCommand(
         click.Option(["--plot"], metavar="FILE", help="picture to write: .svg, .png or .pdf"),
     ],
     ["granary results trained=runs/first random=runs/random.json --plot runs/table.svg"],
+)
+
+
+class _Compare(RecipeCommand):
+    """Takes the models before the options."""
+
+    def spelt_out(self, overrides: list[str]) -> list[str]:
+        """Return the words with the models written as options."""
+        count = next((place for place, word in enumerate(overrides) if word.startswith("-")), len(overrides))
+        return [*(word for model in overrides[:count] for word in ("--models", model)), *overrides[count:]]
+
+
+def _compare_recipe(given: Given) -> type[BaseModel]:
+    from granary.training.evaluation.compare import CompareRecipe
+
+    return CompareRecipe
+
+
+def _compare(given: Given) -> int:
+    from granary.pipelines.engine.recipe import load_recipe
+    from granary.training.evaluation.compare import CompareRecipe
+    from granary.training.evaluation.compare import compare as work
+
+    with needs("train"):
+        work(load_recipe(CompareRecipe, given.config, given.overrides))
+    return 0
+
+
+compare = _Compare(
+    "compare",
+    _compare,
+    _compare_recipe,
+    Page(
+        ["[NAME=]MODEL...", "--data RUN", "--out PAGE.html"],
+        ["granary compare trained=runs/first random=random:runs/first --data runs/animals --out runs/compared.html"],
+    ),
 )
 
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 LEAST = 4  # pictures of an unbiased HSIC
-EQUAL = 1e-10  # variance relative to the mean square below which features differ by rounding alone
+EQUAL = 1e-12  # variance relative to the mean square below which features differ by rounding alone
 
 
 def cka(x: Tensor, y: Tensor) -> float:

@@ -133,7 +133,7 @@ def tuned(
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
-    return method.eval(), float(loss)
+    return method.eval(), float(loss.detach())
 
 
 def _first(dataset: shards.Dataset, limit: int | None) -> shards.Dataset:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from granary.curation.encoders.inference import torch_device
 from granary.training.data import shards
+from granary.training.data.drawn import drawn
 from granary.training.evaluation.features import BATCH, ROOM, Features, load
 from granary.training.evaluation.heads import LinearHead, ridge_heads
 from granary.training.evaluation.protocol import Measured, Protocol, SplitOptions
@@ -35,6 +36,9 @@ class LayersOptions(SplitOptions, frozen=True):
         (),
         description="kinds of sites: embed, norm1, attention, res1, norm2, mlp, block, norm of a Vision Transformer, "
         "stem and stage of others; default: all",
+    )
+    pictures: int | None = Field(
+        None, ge=10, description="training pictures at most, and test pictures, drawn by hash; default: all"
     )
     penalties: Real = Field((1e2, 1e1, *PENALTIES), min_length=1, description="of ridge regression")
     validation: float = Field(0.1, gt=0, lt=1, description="share of the training ids that decides the penalty")
@@ -83,10 +87,11 @@ def probed_sites(subject: Subject, measured: Measured, options: LayersOptions) -
     columns = columns_of(subject, options.sites)
     widths = dict(zip(columns, widths_of(subject, columns, torch_device(measured.device)), strict=True))
     sides = opened_sides(measured, options.holdout, "layers")
-    rows = sum(min(dataset.count, measured.limit or dataset.count) for dataset, _ in sides)
+    limits = [most for most in (measured.limit, options.pictures) if most]
+    rows = sum(min(dataset.count, *limits) if limits else dataset.count for dataset, _ in sides)
     probed = list[Probed]()
     for group in in_room(widths, rows, ROOM):
-        task = _task(subject, measured, options.holdout, group)
+        task = _task(subject, measured, options, group)
         start = 0
         for column in group:
             alone = changed(task, partial(_some, start, start + widths[column]))
@@ -99,13 +104,14 @@ def _some(start: int, end: int, x: Tensor) -> Tensor:
     return x[:, start:end]
 
 
-def _task(subject: Subject, measured: Measured, holdout: float, columns: Sequence[Column]) -> Task:
+def _task(subject: Subject, measured: Measured, options: LayersOptions, columns: Sequence[Column]) -> Task:
     """Return a task whose features are the vectors of some columns, side by side."""
 
     def read(dataset: shards.Dataset, part: str | None, classes: Sequence[str]) -> Features:
-        return joined_features(subject, dataset, measured, columns, classes)
+        some = drawn(dataset, options.pictures or dataset.count, measured.seed, "layers")
+        return joined_features(subject, some, measured, columns, classes)
 
-    return without_test(train_and_test(measured, holdout, why="layers", read=read), "layers")
+    return without_test(train_and_test(measured, options.holdout, why="layers", read=read), "layers")
 
 
 def _probed(column: Column, task: Task, device: torch.device, options: LayersOptions) -> Probed:
