@@ -11,7 +11,7 @@ import hashlib
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -37,13 +37,8 @@ from granary.training.evaluation.subjects import Subject
 from granary.training.models.registry import resolved
 from granary.training.models.vit import VisionTransformer
 
-ROLES = {
-    "embed": "input",
-    "stem": "input",
-    "pixels": "input",
-    "block": "output",
-    "stage": "output",
-}  # of kinds of sites
+# What kinds of sites have in common, whatever the kind of model.
+ROLES = {"embed": "input", "stem": "input", "pixels": "input", "block": "output", "stage": "output"}
 DRAWN = ("embed", "block", "norm", "stem", "stage", "pixels")  # kinds of sites of the curves by layer
 
 
@@ -86,18 +81,9 @@ def compared(recipe: CompareRecipe, models: Mapping[str, str]) -> dict[str, Any]
     dataset = drawn(shards.open_dataset(*where), recipe.samples, recipe.seed, "compare")
     labelled = recipe.probes and "label" in dataset.columns and len(shards.class_names([dataset])) > 1
     seen, told = dict[str, Seen](), dict[str, Any]()
-    shared = Measured(
-        "",
-        recipe.data.path,
-        recipe.split,
-        device=recipe.device,
-        dtype=recipe.dtype,
-        batch=recipe.batch,
-        seed=recipe.seed,
-        columns=recipe.data.columns,
-    )
+    given = {key: getattr(recipe, key) for key in ("split", "device", "dtype", "batch", "seed")}
     for name, model in models.items():
-        measured = replace(shared, model=model)
+        measured = Measured(model, recipe.data.path, columns=recipe.data.columns, **given)
         subject = load(measured)
         seen[name] = activations(subject, dataset, measured, recipe.cka_batch)
         if seen[name].ids != next(iter(seen.values())).ids:

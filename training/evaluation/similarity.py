@@ -66,7 +66,7 @@ def minibatch_cka(x: Tensor, y: Tensor, batch: int = 128) -> float:
 
 
 def hsic1(k: Tensor, m: Tensor) -> float:
-    """Return the unbiased HSIC of two kernels (Song et al. 2012, equation 5).
+    """Return the unbiased HSIC of two kernels (Song et al. 2012, JMLR 13).
 
     It is [tr(KL) + 1'K1 1'L1 / ((n - 1)(n - 2)) - 2 1'KL1 / (n - 2)] / (n (n - 3)) of kernels with zero diagonals, and
     is computed as the product of the two `u_centred`.

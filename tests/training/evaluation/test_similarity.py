@@ -38,7 +38,7 @@ def related(n: int = 64) -> tuple[Tensor, Tensor]:
 
 
 def u_statistic(k: Tensor, m: Tensor) -> float:
-    """HSIC as the mean of its kernel over all tuples of four distinct pictures (Song et al. 2012, equation 4)."""
+    """HSIC as the mean of its kernel over all tuples of four distinct pictures (Song et al. 2012)."""
     total, count = 0.0, 0
     for i, j, q, r in itertools.permutations(range(len(k)), 4):
         total += float(k[i, j] * (m[i, j] + m[q, r] - 2 * m[i, q]))

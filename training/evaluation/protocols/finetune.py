@@ -109,17 +109,8 @@ def tuned(
     method.encoder.load_state_dict(subject.state_dict())
     method.to(device)
     size = min(options.batch_size, train.count)
-    categories = {"label": shares}
-    plan = BatchPlan(
-        [train],
-        [1.0],
-        method.views(),
-        ("image", "label"),
-        categories,
-        size,
-        math.gcd(size, STREAMS),
-        seed=measured.seed,
-    )
+    columns, categories, streams = ("image", "label"), {"label": shares}, math.gcd(size, STREAMS)
+    plan = BatchPlan([train], [1.0], method.views(), columns, categories, size, streams, seed=measured.seed)
     groups = method.parameter_groups()
     optimiser = torch.optim.AdamW([{"params": group.params} for group in groups], options.lr)
     loss = torch.zeros(())
