@@ -166,17 +166,18 @@ class _Compare(RecipeCommand):
 
 
 def _compare_recipe(given: Given) -> type[BaseModel]:
-    from granary.training.evaluation.compare import CompareRecipe
+    from granary.training.evaluation.comparison_recipe import CompareRecipe
 
     return CompareRecipe
 
 
 def _compare(given: Given) -> int:
     from granary.pipelines.engine.recipe import load_recipe
-    from granary.training.evaluation.compare import CompareRecipe
-    from granary.training.evaluation.compare import compare as work
+    from granary.training.evaluation.comparison_recipe import CompareRecipe
 
     with needs("train"):
+        from granary.training.evaluation.comparison import compare as work
+
         work(load_recipe(CompareRecipe, given.config, given.overrides))
     return 0
 

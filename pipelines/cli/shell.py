@@ -18,7 +18,7 @@ RECIPES = {  # the recipes that can be written, and where their models are
     **{name: kind.recipe for name, kind in KINDS.items()},
     "train": "granary.training.recipe:TrainRecipe",
     "evaluate": "granary.training.evaluation.evaluate:EvaluateRecipe",
-    "compare": "granary.training.evaluation.compare:CompareRecipe",
+    "compare": "granary.training.evaluation.comparison_recipe:CompareRecipe",
 }
 
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,12 +21,13 @@ from torch import Tensor
 
 from granary.curation.encoders.inference import torch_device
 from granary.curation.errors import UserError
+from granary.curation.store import storage
 from granary.curation.store.sampling import priority
 from granary.training.data import shards
 from granary.training.data.crops import Crop
 from granary.training.data.drawn import drawn
 from granary.training.data.passes import pieces
-from granary.training.evaluation.compare import CompareRecipe
+from granary.training.evaluation.comparison_recipe import CompareRecipe
 from granary.training.evaluation.features import distinct, load
 from granary.training.evaluation.protocol import Measured
 from granary.training.evaluation.protocols.attention import PICTURES, attention_of
@@ -36,6 +38,7 @@ from granary.training.evaluation.sites import Site
 from granary.training.evaluation.subjects import Subject
 from granary.training.models.registry import resolved
 from granary.training.models.vit import VisionTransformer
+from granary.training.report.compare import compare_page, pairs_table
 
 # What kinds of sites have in common, whatever the kind of model.
 ROLES = {"embed": "input", "stem": "input", "pixels": "input", "block": "output", "stage": "output"}
@@ -60,6 +63,28 @@ class Seen:
         """Return the sites of a reduction, and their kernels."""
         chosen = [number for number, column in enumerate(self.columns) if column.reduction == reduction]
         return [self.columns[number].site for number in chosen], [part[chosen] for part in self.kernels]
+
+
+def compare(recipe: CompareRecipe, say: Callable[[str], None] = print) -> dict[str, Any]:
+    """Compare models, write the page and the numbers, and print a table of the pairs.
+
+    Args:
+        recipe: what is compared, and how.
+        say: prints lines.
+
+    Returns:
+        What the JSON file holds, see `compared`.
+
+    Raises:
+        UserError: a model or the data cannot be read.
+    """
+    tree = compared(recipe, recipe.named())
+    storage.write_bytes(recipe.out, compare_page(tree).encode())
+    numbers = f"{recipe.out.removesuffix('.html')}.json"
+    storage.write_bytes(numbers, (json.dumps(tree, indent=1, allow_nan=False) + "\n").encode())
+    say(pairs_table(tree))
+    say(f"written to {recipe.out} and {numbers}")
+    return tree
 
 
 def compared(recipe: CompareRecipe, models: Mapping[str, str]) -> dict[str, Any]:

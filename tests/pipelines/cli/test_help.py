@@ -98,7 +98,7 @@ def test_every_example_is_a_call_that_is_understood(
     for kind in KINDS.values():
         monkeypatch.setattr(kind.run.replace(":", "."), lambda *recipe, **flags: ran.append(recipe))
     monkeypatch.setattr("granary.training.evaluation.evaluate.evaluate", ran.append)
-    monkeypatch.setattr("granary.training.evaluation.compare.compare", ran.append)
+    monkeypatch.setattr("granary.training.evaluation.comparison.compare", ran.append)
     monkeypatch.setattr(
         "granary.training.run.loop.train", lambda *recipe: ran.append(recipe) or {"checkpoint": "", "finished": True}
     )

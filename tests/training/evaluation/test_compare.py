@@ -19,8 +19,8 @@ from granary.curation.errors import UserError
 from granary.pipelines.command import main
 from granary.training.data.shards import open_dataset
 from granary.training.evaluation import comparison
-from granary.training.evaluation.compare import CompareRecipe, compare
-from granary.training.evaluation.comparison import activations, matches, summaries
+from granary.training.evaluation.comparison import activations, compare, matches, summaries
+from granary.training.evaluation.comparison_recipe import CompareRecipe
 from granary.training.evaluation.features import load
 from granary.training.evaluation.protocol import Measured
 from granary.training.evaluation.similarity import cka_map, minibatch_cka
@@ -143,7 +143,7 @@ def test_equal_calls_write_equal_files_and_another_seed_another_order(folder: Pa
     first = json.loads(numbers.read_text())["settings"]["order_sha256"]
     assert first == tree["settings"]["order_sha256"]
     other = compare(recipe(folder, str(folder / "one"), out=str(page), probes=False, seed=1), lambda _: None)
-    assert other["settings"]["order_sha256"] != first  # type: ignore[index]
+    assert other["settings"]["order_sha256"] != first
 
 
 def test_data_without_labels_have_no_curves(folder: Path) -> None:

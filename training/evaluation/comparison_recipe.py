@@ -1,10 +1,8 @@
-"""`granary compare`: models side by side on the same pictures, as a page and as numbers."""
+"""What `granary compare` is told; read without torch."""
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Callable, Mapping
 
 from pydantic import Field, field_validator
 
@@ -67,28 +65,3 @@ class CompareRecipe(Options, frozen=True):
                 raise UserError(f"models: two have the name {name!r}; write NAME={model}")
             names[name] = model
         return names
-
-
-def compare(recipe: CompareRecipe, say: Callable[[str], None] = print) -> Mapping[str, object]:
-    """Compare models, write the page and the numbers, and print a table of the pairs.
-
-    Args:
-        recipe: what is compared, and how.
-        say: prints lines.
-
-    Returns:
-        What the JSON file holds, see `granary.training.evaluation.comparison.compared`.
-
-    Raises:
-        UserError: a model or the data cannot be read.
-    """
-    from granary.training.evaluation.comparison import compared
-    from granary.training.report.compare import compare_page, pairs_table
-
-    tree = compared(recipe, recipe.named())
-    storage.write_bytes(recipe.out, compare_page(tree).encode())
-    numbers = f"{recipe.out.removesuffix('.html')}.json"
-    storage.write_bytes(numbers, (json.dumps(tree, indent=1, allow_nan=False) + "\n").encode())
-    say(pairs_table(tree))
-    say(f"written to {recipe.out} and {numbers}")
-    return tree
