@@ -1,4 +1,4 @@
-"""What masked image models share: one crop of a picture, and its mask, which hangs on nothing but the picture's id.
+"""What masked image models share: one crop of a picture, and its mask, which depends on its id and the step alone.
 
 Shapes: B pictures, N patches of a picture.
 """

@@ -83,3 +83,60 @@ def slow_loss(dino: DINOv2, whole: Tensor, local: Tensor, chosen: Tensor, temper
     found["koleo"] = sum(spread)
     found["loss"] = found["dino"] + found["ibot"] + 0.1 * found["koleo"]
     return found
+
+
+class SlowCentred:
+    """The losses of DINO (arXiv 2104.14294, algorithm 1) and iBOT (arXiv 2111.07832, equations 2 and 3) by loops.
+
+    A centre follows what the teacher says of all views, one of pictures and one of patches, masked or not.
+    """
+
+    def __init__(self, prototypes: int) -> None:
+        self.centres = {name: torch.zeros(prototypes) for name in ("cls", "patch")}
+        self.answers: dict[str, list[Tensor]] = {}
+
+    def losses(
+        self, dino: DINOv2, whole: Tensor, local: Tensor, chosen: Tensor | None, temperature: float
+    ) -> dict[str, Tensor]:
+        """Return `dino`, the mean over pairs of unlike views, and with masks `ibot`, that over masked patches."""
+        batch, teacher, student = len(whole) // 2, dino.teacher_heads["dino"], dino.student_heads["dino"]
+        with torch.no_grad():
+            answers = [dino.teacher(view[None]) for view in whole]
+            said = {"cls": [slow_head(teacher, tokens.cls[0]) for tokens in answers], "patch": []}
+            if chosen is not None:
+                said["patch"] = [slow_head(teacher, token) for tokens in answers for token in tokens.patches[0]]
+        self.answers = said
+        masks = [None if chosen is None else chosen[c : c + 1] for c in range(len(whole))]
+        seen = [dino.student(view[None], masked=mask) for view, mask in zip(whole, masks, strict=True)]
+        views = [tokens.cls[0] for tokens in seen] + [dino.student(view[None]).cls[0] for view in local]
+        logits = [slow_head(student, token) for token in views]
+        total, terms = torch.zeros(()), 0
+        for t in range(2):
+            for s in range(len(views) // batch):
+                if s == t:
+                    continue  # never the same view
+                for b in range(batch):
+                    target = self.target("cls", said["cls"][t * batch + b], temperature)
+                    total = total + slow_entropy(target, logits[s * batch + b]) / batch
+                terms += 1
+        found = {"dino": total / terms}
+        if chosen is not None:
+            found["ibot"] = torch.zeros(())
+            for crop, mask in enumerate(chosen.tolist()):
+                for patch, hidden in enumerate(mask):
+                    if hidden:
+                        target = self.target("patch", said["patch"][crop * len(mask) + patch], temperature)
+                        entropy = slow_entropy(target, slow_head(student, seen[crop].patches[0, patch]))
+                        found["ibot"] = found["ibot"] + entropy / sum(mask) / len(whole)
+        return found
+
+    def target(self, name: str, logits: Tensor, temperature: float) -> Tensor:
+        """Return softmax((z - c) / t)."""
+        scores = ((logits - self.centres[name]) / temperature).exp()
+        return scores / scores.sum()
+
+    def follow(self) -> None:
+        """Move the centres, after the step: c <- 0.9 c + 0.1 of the mean answer."""
+        for name, rows in self.answers.items():
+            if rows:
+                self.centres[name] = 0.9 * self.centres[name] + 0.1 * sum(rows) / len(rows)

@@ -80,10 +80,17 @@ class Centre(nn.Module):
         self.seen: list[tuple[Tensor, int]] = []
 
     @torch.no_grad()
-    def forward(self, logits: Tensor, temperature: float) -> Tensor:
-        """(R, K) logits -> (R, K) targets, by the centre of the steps before; `follow` then takes these logits in."""
+    def forward(self, logits: Tensor, temperature: float, seen: Tensor | None = None) -> Tensor:
+        """(R, K) logits -> (R, K) targets, by the centre of the steps before.
+
+        Args:
+            logits: of the teacher.
+            temperature: of the teacher.
+            seen: (S, K) what `follow` then takes in; by default the logits.
+        """
         logits = logits.float()
-        self.seen.append((logits.sum(dim=0), len(logits)))
+        seen = logits if seen is None else seen.float()
+        self.seen.append((seen.sum(dim=0), len(seen)))
         return ((logits - self.value) / temperature).softmax(dim=1)
 
     def forget(self) -> None:

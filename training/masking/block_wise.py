@@ -17,7 +17,12 @@ ASPECT = 0.3  # to 1 / 0.3, height to width
 
 
 def draw_block_masks(
-    crops: int, grid: int, share: float, ratio: tuple[float, float], generator: np.random.Generator
+    crops: int,
+    grid: int,
+    share: float,
+    ratio: tuple[float, float],
+    generator: np.random.Generator,
+    smallest: int = SMALLEST,
 ) -> NDArray[np.bool_]:
     """Return masks (crops, grid * grid), true where a patch is masked.
 
@@ -28,12 +33,13 @@ def draw_block_masks(
         ratio: least and largest share of patches; it is cut into as many equal intervals as there are masks, and each
             mask draws its own share from its interval.
         generator: of this step.
+        smallest: patches of a block, before it is rounded to whole rows and columns.
     """
     masked, patches = math.floor(crops * share), grid * grid
     masks = np.zeros((crops, patches), bool)
     edges = np.linspace(*ratio, masked + 1)
     for mask, (low, high) in zip(masks[:masked], pairwise(edges), strict=True):
-        fill_blocks(mask.reshape(grid, grid), math.floor(patches * generator.uniform(low, high)), generator)
+        fill_blocks(mask.reshape(grid, grid), math.floor(patches * generator.uniform(low, high)), generator, smallest)
     return generator.permutation(masks, axis=0)
 
 

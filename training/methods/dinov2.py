@@ -54,6 +54,7 @@ class DINOv2Options(Options, frozen=True):
     bottleneck: int = Field(256, ge=1, description="width before the prototypes, DINO head (paper, large models: 384)")
     patch_bottleneck: int = Field(256, ge=1, description="width before the prototypes, iBOT head")
     untied: bool = Field(True, description="give patches a head of their own")
+    fixed_gain: bool = Field(False, description="leave the lengths of prototypes at 1 (DINO, iBOT: but for ViT-S)")
     global_size: int | None = Field(None, ge=1, description="pixels of a global view; default the model's side")
     local_crops: int = Field(8, ge=0, description="L, local views of a picture")
     local_size: int = Field(96, ge=1, description="pixels of a local view; a multiple of the patch")
@@ -66,6 +67,9 @@ class DINOv2Options(Options, frozen=True):
     solarize: float = Field(0.2, ge=0, le=1, description="chance that the second global view is solarized")
     targets: Literal["sinkhorn", "centring"] = Field("sinkhorn", description="how the teacher's answers are balanced")
     centre_momentum: float = Field(0.9, ge=0, le=1, description="of the centre, with targets: centring")
+    centre_patches: Literal["masked", "all"] = Field(
+        "masked", description="which patches' answers their centre follows: masked as DINOv2, all as iBOT"
+    )
     student_temperature: float = Field(0.1, gt=0, description="of the student's softmax")
     start_temperature: float = Field(0.04, gt=0, description="of the teacher at step 0")
     teacher_temperature: float = Field(0.07, gt=0, description="of the teacher after its warmup")
@@ -75,15 +79,16 @@ class DINOv2Options(Options, frozen=True):
     koleo: float = Field(0.1, ge=0, description="weight of KoLeo, for each global view")
     mask_share: float = Field(0.5, ge=0, le=1, description="share of global views that are masked")
     mask_ratio: Share = Field((0.1, 0.5), description="least and largest share of masked patches in one")
+    smallest_block: int = Field(4, ge=1, description="least patches of a block that is masked as one (iBOT: 16)")
     freeze: int = Field(1250, ge=0, description="first steps in which the heads' last layers stay as they are")
     layer_decay: float = Field(1.0, gt=0, le=1, description="factor of the learning rate from one block to that below")
     patch_lr: float = Field(0.2, gt=0, description="factor of the patch embedding's learning rate")
 
 
 class DINOHead(nn.Module):
-    """Tokens (R, D) -> logits (R, K): an MLP of three layers, unit length, then prototypes of learned length."""
+    """Tokens (R, D) -> logits (R, K): an MLP of three layers, unit length, prototypes of learned or unit length."""
 
-    def __init__(self, width: int, hidden: int, bottleneck: int, prototypes: int) -> None:
+    def __init__(self, width: int, hidden: int, bottleneck: int, prototypes: int, fixed_gain: bool = False) -> None:
         super().__init__()
         self.sizes = (width, hidden, bottleneck, prototypes)
         self.mlp = nn.Sequential(
@@ -92,8 +97,8 @@ class DINOHead(nn.Module):
         for name, parameter in self.mlp.named_parameters():
             nn.init.zeros_(parameter) if name.endswith("bias") else nn.init.trunc_normal_(parameter, std=0.02)
         self.last_layer = weight_norm(nn.Linear(bottleneck, prototypes, bias=False))
-        lengths = self.last_layer.get_parameter("parametrizations.weight.original0")  # (K, 1), trained
-        nn.init.ones_(lengths)
+        lengths = self.last_layer.get_parameter("parametrizations.weight.original0")  # (K, 1)
+        nn.init.ones_(lengths).requires_grad_(not fixed_gain)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(R, D) -> (R, K)."""
@@ -183,7 +188,10 @@ class DINOv2(Method):
         bottlenecks = {"dino": options.bottleneck, "ibot": options.patch_bottleneck}
         self.student = build(self.config)
         self.student_heads = nn.ModuleDict(
-            {name: DINOHead(config.width, options.hidden, bottlenecks[name], k) for name, k in prototypes.items()}
+            {
+                name: DINOHead(config.width, options.hidden, bottlenecks[name], k, options.fixed_gain)
+                for name, k in prototypes.items()
+            }
         )
         if isinstance(self.student, VisionTransformer) and (distilled or not options.ibot):
             self.student.mask_token.requires_grad_(False)
@@ -261,7 +269,8 @@ class DINOv2(Method):
         if options.teacher is not None:
             places = torch.arange(crops * grid**2, device=device)
             return Masked(None, places, torch.ones_like(places, dtype=torch.float32) / grid**2)
-        masks = draw_block_masks(crops, grid, options.mask_share, options.mask_ratio, moment.generator(MASKS))
+        drawing = (options.mask_share, options.mask_ratio, moment.generator(MASKS), options.smallest_block)
+        masks = draw_block_masks(crops, grid, *drawing)
         weights = np.repeat(1 / np.maximum(masks.sum(axis=1), 1), masks.sum(axis=1)).astype(np.float32)
         drawn = (masks, np.flatnonzero(masks), weights)
         return Masked(*(torch.from_numpy(part).to(device, non_blocking=True) for part in drawn))
@@ -310,14 +319,17 @@ class DINOv2(Method):
         targets = self._balanced("dino", heads["dino"](tokens.cls), temperature).unflatten(0, (2, -1))
         if not self.options.ibot:
             return targets, None
-        patches = tokens.patches.flatten(0, 1)[masked.places]
-        head = heads["ibot" if "ibot" in heads else "dino"]
-        return targets, self._balanced("ibot", head(patches), temperature)
+        patches, head = tokens.patches.flatten(0, 1), heads["ibot" if "ibot" in heads else "dino"]
+        if self.options.targets == "centring" and self.options.centre_patches == "all":
+            logits = head(patches)
+            return targets, self._balanced("ibot", logits[masked.places], temperature, logits)
+        return targets, self._balanced("ibot", head(patches[masked.places]), temperature)
 
-    def _balanced(self, name: str, logits: Tensor, temperature: float) -> Tensor:
+    def _balanced(self, name: str, logits: Tensor, temperature: float, seen: Tensor | None = None) -> Tensor:
+        """Return the targets of logits; a centre follows them, or others that were `seen`."""
         if self.options.targets == "sinkhorn":
             return sinkhorn_knopp(logits, temperature)
-        return self.centres[name](logits, temperature)
+        return self.centres[name](logits, temperature, seen)
 
     def after_step(self, moment: Moment) -> None:
         """Move backbone and heads of the average: teacher <- m teacher + (1 - m) student, m a cosine; move centres."""
