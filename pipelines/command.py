@@ -44,6 +44,7 @@ COMMANDS = {
     "evaluate": Command("models", "measure a model by protocols"),
     "results": Command("models", "show the scores of several models side by side"),
     "compare": Command("models", "compare models on the same pictures: CKA, probes of all layers, attention"),
+    "environments": Command("models", "write a dataset with the groups that trainings of xrm discovered"),
     "export": Command("models", "write a trained model in the format of transformers"),
     "unreal": Command("demos", "serve the embedded world to any UnrealCV client"),
     "explain": Command("runs", "tell the story of one image of a run"),

@@ -1,4 +1,4 @@
-"""The commands about models: train, evaluate, results, compare, export."""
+"""The commands about models: train, evaluate, results, compare, environments, export."""
 
 from __future__ import annotations
 
@@ -190,6 +190,31 @@ compare = _Compare(
         ["[NAME=]MODEL...", "--data RUN", "--out PAGE.html"],
         ["granary compare trained=runs/first random=random:runs/first --data runs/animals --out runs/compared.html"],
     ),
+)
+
+
+def _environments(model: Sequence[str], data: str, out: str, device: str) -> int:
+    with needs("train"):
+        from granary.training.evaluation.environments import write_environments
+
+        write_environments(model, data, out, device=device)
+    return 0
+
+
+environments = PlainCommand(
+    "environments",
+    _environments,
+    "Write a dataset again with the environment of every picture in a column, as trainings of method xrm tell it: "
+    "1 for the pictures that contradict a shortcut. Of several trainings that with the largest flip rate decides.",
+    [
+        click.Option(
+            ["--model"], required=True, multiple=True, metavar="TRAIN", help="a training of xrm; repeat for more"
+        ),
+        click.Option(["--data"], required=True, metavar="RUN", help="a run or its dataset; a path or URL"),
+        click.Option(["--out"], required=True, metavar="RUN", help="the run directory to write; it must be new"),
+        click.Option(["--device"], default="cpu", show_default=True, help="cpu, cuda or cuda:N"),
+    ],
+    ["granary environments --model runs/xrm --data runs/birds --out runs/birds-environments"],
 )
 
 

@@ -49,6 +49,7 @@ OWN = {
     "swav": TWO_VIEWS + " --options.local_size {patch} --options.prototypes 8",
     "msn": TWO_VIEWS + " --options.local_size {patch} --options.prototypes 8",
     "wmse": TWO_VIEWS.replace("width 8", "width 3") + " --options.sub_batch 4 --options.shrinkage 0.1",
+    "xrm": "--model.img_size {side} --features.model null",
     "supervised": "--model.img_size {side} --device.precision 32-true",
 }
 

@@ -14,6 +14,7 @@ from granary.training.run.loop import train
 TEXT = {"vocabulary": 600, "context": 12, "text_width": 16, "text_depth": 1, "text_heads": 2}
 OPTIONS: dict[str, dict[str, Any]] = {
     "supervised": {},
+    "xrm": {"frozen": False},
     "ijepa": {"predictor_width": 16, "predictor_depth": 1, "min_keep": 0},
     "stop": {"predictor_width": 16, "predictor_depth": 1, "min_keep": 0},
     "simclr": {"projector_hidden": [8], "projector_width": 4},

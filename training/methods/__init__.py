@@ -29,6 +29,7 @@ METHODS = {  # name in a recipe -> module:class
     "wmse": "granary.training.methods.wmse:WMSE",
     "beit": "granary.training.methods.beit:BEiT",
     "dci_lora": "granary.training.methods.dci_lora:DciLora",
+    "xrm": "granary.training.methods.xrm:XRM",
     "supervised": "granary.training.methods.supervised:Supervised",
 }
 
