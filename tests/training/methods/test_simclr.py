@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import copy
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from places import ROOT
-from safetensors.torch import load_file
+from same_training import RESNET, VIT, check_near, one_and_two, whole_and_cut
 from slow_pairs import slow_nt_xent
-from tiny_shards import shapes, write_shards
 
 from granary.curation.errors import UserError
 from granary.training import two_views
@@ -23,8 +18,6 @@ from granary.training.data.augment import Photometric
 from granary.training.method import Moment
 from granary.training.methods.simclr import SimCLR, SimCLROptions
 from granary.training.models.vit_config import ViTConfig
-from granary.training.recipe import TrainRecipe
-from granary.training.run.loop import train
 
 CONFIG = ViTConfig(img_size=16, patch_size=4, width=24, depth=2, heads=2, **SimCLR.MODEL)  # type: ignore[arg-type]
 OPTIONS: dict[str, Any] = {"projector_hidden": [16], "projector_width": 8, "temperature": 0.2}
@@ -149,33 +142,12 @@ def test_what_is_evaluated_is_the_backbone_and_not_the_projector() -> None:
     assert method(projector_hidden=[]).projector[0].weight.shape == (8, 24)  # type: ignore[union-attr]
 
 
-VIT = {"width": 16, "depth": 1, "heads": 2, "img_size": 16, "patch_size": 4}
-RESNET = {"kind": "resnet", "widths": [8, 16], "depths": [1, 1], "stem": "small", "img_size": 16}
-
-
 @pytest.mark.parametrize("model", [VIT, RESNET], ids=["vit", "resnet"])
 def test_a_training_with_running_statistics_goes_on_as_if_it_had_not_stopped(
     model: dict[str, Any], tmp_path: Path
 ) -> None:
-    run = write_shards(tmp_path / "run", shapes(40, 16), group=8)
-    tree = {
-        "method": "simclr",
-        "model": model,
-        "options": {**OPTIONS, "local_crops": 1, "local_size": 8},
-        "data": str(run),
-        "out": str(tmp_path / "out"),
-        "steps": 6,
-        "batch": 8,
-        "workers": 0,
-        "device": {"accelerator": "cpu", "threads": 1},
-        "checkpoints": {"every": 2},
-    }
-    recipe, last = TrainRecipe.model_validate(tree), tmp_path / "out" / "checkpoints" / "step-000000006"
-    train(recipe)
-    whole = load_file(last / "training.safetensors")
-    (last / "state.json").unlink()
-    train(recipe)
-    again = load_file(last / "training.safetensors")
+    options = {**OPTIONS, "local_crops": 1, "local_size": 8}
+    whole, again = whole_and_cut({"method": "simclr", "model": model, "options": options}, tmp_path)
     assert any("running_mean" in name for name in whole)
     assert all(torch.equal(whole[name], again[name]) for name in whole)
 
@@ -183,38 +155,10 @@ def test_a_training_with_running_statistics_goes_on_as_if_it_had_not_stopped(
 @pytest.mark.slow
 @pytest.mark.parametrize(("strategy", "model"), [("ddp", RESNET), ("fsdp", VIT), ("fsdp", RESNET)])
 def test_two_processes_train_what_one_does(strategy: str, model: dict[str, Any], tmp_path: Path) -> None:
-    """Every row is compared with those of both processes, and BatchNorm sees both."""
-    run = write_shards(tmp_path / "run", shapes(40, 16), group=8)
-    tree = {
-        "method": "simclr",
-        "model": model,
-        "options": OPTIONS,
-        "data": str(run),
-        "steps": 4,
-        "batch": 8,
-        "streams": 4,
-        "workers": 0,
-        "logs": {"every": 1, "tensorboard": False},
-        "optimiser": {"lr": 1e-3, "eps": 1e-4},
-    }
-    device = {"accelerator": "cpu", "threads": 1}
-    train(TrainRecipe.model_validate({**tree, "out": str(tmp_path / "one"), "device": device}))
-    device |= {"devices": 2, "strategy": strategy}
-    recipe = TrainRecipe.model_validate({**tree, "out": str(tmp_path / "two"), "device": device})
-    (tmp_path / "recipe.json").write_text(recipe.model_dump_json())
-    script = tmp_path / "script.py"
-    script.write_text(SCRIPT.format(recipe=str(tmp_path / "recipe.json")))
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    subprocess.run([sys.executable, str(script)], check=True, timeout=300, env=environment)
-    one, two = (load_file(tmp_path / name / LAST / "training.safetensors") for name in ("one", "two"))
-    for name in one:
-        torch.testing.assert_close(one[name], two[name], atol=2e-4, rtol=2e-3, msg=lambda m, n=name: f"{n}: {m}")
+    """Every row is compared with those of both processes, and BatchNorm sees both.
 
-
-LAST = "checkpoints/step-000000004"
-SCRIPT = """
-from granary.training.recipe import TrainRecipe
-from granary.training.run.loop import train
-if __name__ == "__main__":
-    train(TrainRecipe.model_validate_json(open({recipe!r}).read()))
-"""
+    Momentum, the sum of the gradients, is compared too. Another convolution on one process moves it by 0.8 %: where
+    pictures are flat, a sum of rounding errors decides on which side of 0 a ReLU is.
+    """
+    tree = {"method": "simclr", "model": model, "options": OPTIONS, "optimiser": {"kind": "sgd", "lr": 1e-4}}
+    check_near(*one_and_two(tree, tmp_path, strategy), share=2e-2)
