@@ -11,14 +11,19 @@ initial weights under the same heads. Numbers are kept in OUT/cells.json; the sa
 from __future__ import annotations
 
 import argparse
+import hashlib
 import itertools
+import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
 from granary.pipelines.engine.recipe import load_recipe
+from granary.training.methods import load_method
 from granary.training.recipe import TrainRecipe
+from granary.training.two_views import TwoViews
 from tests.benchmarks.cells import Cells, Numbers, bar, mean, scores, shown, trained
 from tests.benchmarks.pictures import write_run
 from tests.places import CONFIGS
@@ -65,11 +70,18 @@ def pace(config: str, data: str, out: Path) -> Numbers:
 
 
 def cell(config: str, data: str, out: Path, seed: int, steps: int) -> Numbers:
-    """Train for so many steps and measure, the trained model and its initial weights."""
-    training = _short(config, data, out, seed=seed, steps=steps)
-    numbers = scores(training, data, PROTOCOLS)
-    numbers |= {f"random.{name}": value for name, value in scores(f"random:{training}", data, PROTOCOLS).items()}
+    """Train for so many steps and measure."""
+    numbers = scores(_short(config, data, out, seed=seed, steps=steps), data, PROTOCOLS)
     return numbers | {"share": numbers["features.rank_me"] / _recipe(config).config().width}
+
+
+def random_cell(config: str, data: str) -> tuple[str, Callable[[], Numbers]]:
+    """Return name and measurement of a recipe's initial weights, which methods of two views with one backbone share."""
+    recipe = _recipe(config)
+    maker = "two views" if issubclass(load_method(recipe.method), TwoViews) else recipe.method
+    described = [asdict(recipe.config()), maker]
+    name = hashlib.sha256(json.dumps(described).encode()).hexdigest()[:12]
+    return f"random-{name}", partial(scores, f"random:{CONFIGS / 'train' / config}", data, PROTOCOLS)
 
 
 def batch_of(config: str) -> int:
@@ -130,6 +142,8 @@ def main() -> None:
         steps = round(60 * given.minutes * paces[method] / batch_of(config))
         name = f"{method}-minutes-{given.minutes:g}-seed-{seed}-train-{given.train}"
         table[method, seed] = cells.measured(name, partial(cell, config, data, given.out / name, seed, steps))
+        untrained = cells.measured(*random_cell(config, data))
+        table[method, seed] |= {f"random.{score}": value for score, value in untrained.items()}
     report(table, paces, given.seeds)
 
 
