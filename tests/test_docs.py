@@ -7,8 +7,8 @@ import re
 import pytest
 from places import ROOT
 
-PAGES = ("ARCHITECTURE.md", "CONTRIBUTING.md", "README.md")
-FOLDERS = ("configs", "curation", "granary", "pipelines", "synth", "tests", "training")
+PAGES = ("ARCHITECTURE.md", "CONTRIBUTING.md", "README.md", "docs/objectives.md")
+FOLDERS = ("configs", "curation", "docs", "granary", "pipelines", "synth", "tests", "training")
 
 
 @pytest.mark.parametrize("page", PAGES)
