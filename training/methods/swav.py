@@ -1,7 +1,7 @@
 """SwAV: one view of a picture predicts to which prototypes another is assigned, all prototypes being used alike.
 
 Caron et al. 2020 (arXiv 2006.09882). Shapes: B pictures, L smaller crops of each, V = 2 + L views, D width of the
-projector's output, K prototypes, Q rows of the queue for each of the two large crops. Views are stacked view-major.
+projector's output, K prototypes, Q rows of the queue of each of the two large crops. Views are stacked view-major.
 """
 
 from __future__ import annotations
@@ -11,12 +11,15 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from granary.curation.options import Options as OptionGroup
 from granary.training.data.collate import Part
-from granary.training.losses.processes import gathered, scattered
+from granary.training.data.loader import BatchPlan
+from granary.training.losses.processes import scattered
 from granary.training.losses.prototypes import swapped_prediction
 from granary.training.losses.self_distillation import sinkhorn_knopp
 from granary.training.method import Moment, ParameterGroup, standard_groups
 from granary.training.models.backbone_config import BackboneConfig
+from granary.training.models.queue import Queue, check_queue
 from granary.training.two_views import MultiCropOptions, Share, TwoViews, watched
 
 
@@ -29,9 +32,9 @@ class SwAVOptions(MultiCropOptions, frozen=True):
     iterations: int = Field(3, ge=1, description="of Sinkhorn-Knopp")
     freeze: int = Field(313, ge=0, description="first steps in which the prototypes stay as they are")
     queue: int = Field(
-        0, ge=0, description="earlier pictures that are assigned with a batch, a multiple of it; for small batches"
+        0, ge=0, description="Q, earlier pictures that are assigned with a batch; 0: none; for small batches"
     )
-    queue_start: int = Field(0, ge=0, description="first step whose pictures are queued (authors: epoch 15)")
+    queue_start: int = Field(0, ge=0, description="first step that uses the queue (authors: from epoch 15 on)")
     crop_scale: Share = Field((0.14, 1.0), description="share of the picture's area in a crop")
     local_crops: int = Field(6, ge=0, description="smaller crops of a picture")
 
@@ -41,17 +44,21 @@ class SwAV(TwoViews):
 
     Options = SwAVOptions
     options: SwAVOptions
-    queue: Tensor
-    queued: Tensor
 
     def __init__(self, config: BackboneConfig, options: SwAVOptions, known: object = None) -> None:
         super().__init__(config, options, known)
         self.prototypes = nn.Linear(options.projector_width, options.prototypes, bias=False)
         self._to_unit_rows()
-        self.seen: list[Tensor] = []  # (2, B, D) of each part of this step
+        count = 2 if options.queue else 0
+        self.queues = nn.ModuleList(Queue(options.queue, options.projector_width) for _ in range(count))
+
+    @classmethod
+    def learn(cls, config: BackboneConfig, options: OptionGroup, plan: BatchPlan, out: str) -> object:
+        """Return what every method learns of the data. Raises UserError where a queue cannot hold a batch."""
+        assert isinstance(options, SwAVOptions)
         if options.queue:
-            self.register_buffer("queue", torch.zeros(2, options.queue, options.projector_width))
-            self.register_buffer("queued", torch.zeros((), dtype=torch.int64))
+            check_queue(options.queue, plan.batch)
+        return super().learn(config, options, plan, out)
 
     def forward(self, batch: Part, moment: Moment) -> dict[str, Tensor]:
         """Return the loss of a batch; BatchNorm of the projector sees large and small crops together."""
@@ -62,45 +69,40 @@ class SwAV(TwoViews):
         with torch.autocast(rows.device.type, enabled=False):
             rows = F.normalize(rows.to(wide), dim=2)
             scores = self.prototypes(rows)  # (V, B, K)
-            codes = self.codes(rows[:2].detach(), scores[:2].detach())
+            codes = self.codes(scores[:2].detach(), moment)
             loss = swapped_prediction(scores, codes, self.options.temperature)
-        if moment.part == 0:
-            self.seen.clear()
-        self.seen.append(rows[:2].detach())
+        for queue, view in zip(self._queues(), rows[:2], strict=False):
+            queue.add(view, moment)
         return {"loss": loss, **watched(features[0], rows[0]), "teacher": codes[0]}
 
     @torch.no_grad()
-    def codes(self, rows: Tensor, scores: Tensor) -> Tensor:
-        """Return the assignments of both large crops, (2, B, K), together with those of the queue when it is full.
+    def codes(self, scores: Tensor, moment: Moment) -> Tensor:
+        """Return the assignments of both large crops, (2, B, K), in training together with those of their queues.
 
         Args:
-            rows: (2, B, D), unit rows.
-            scores: (2, B, K), their cosines to the prototypes.
+            scores: (2, B, K), cosines of the crops to the prototypes.
+            moment: of the step.
         """
-        options = self.options
-        if options.queue and int(self.queued) >= options.queue:
-            earlier = self.prototypes(scattered(self.queue.transpose(0, 1)).to(rows.dtype)).transpose(0, 1)
-            scores = torch.cat([earlier, scores], dim=1)
+        options, count = self.options, scores.shape[1]
+        if self.queues and self.training and moment.step >= options.queue_start:
+            earlier = [self.prototypes(scattered(queue.rows).to(scores.dtype)) for queue in self._queues()]
+            scores = torch.cat([torch.stack(earlier), scores], dim=1)
         both = [sinkhorn_knopp(view, options.epsilon, options.iterations) for view in scores]
-        return torch.stack(both)[:, -rows.shape[1] :]
+        return torch.stack(both)[:, -count:]
 
     def after_step(self, moment: Moment) -> None:
-        """Make the prototypes unit rows again; put this step's pictures before the earlier ones of the queue."""
+        """Make the prototypes unit rows again; put this step's pictures in the place of the oldest of the queues."""
         if moment.step >= self.options.freeze:
             self._to_unit_rows()
-        if self.options.queue and moment.step >= self.options.queue_start:
-            self._enqueue()
-        self.seen.clear()
+        for queue in self._queues():
+            queue.follow()
 
     @torch.no_grad()
     def _to_unit_rows(self) -> None:
         self.prototypes.weight.copy_(F.normalize(self.prototypes.weight, dim=1))
 
-    @torch.no_grad()
-    def _enqueue(self) -> None:
-        new = gathered(torch.cat(self.seen, dim=1).transpose(0, 1).contiguous())[0].transpose(0, 1)  # (2, N, D)
-        self.queue.copy_(torch.cat([new.to(self.queue.dtype), self.queue], dim=1)[:, : self.queue.shape[1]])
-        self.queued.add_(new.shape[1])
+    def _queues(self) -> list[Queue]:
+        return [queue for queue in self.queues if isinstance(queue, Queue)]
 
     def parameter_groups(self) -> list[ParameterGroup]:
         """All weights; the prototypes begin late."""

@@ -14,6 +14,7 @@ from slow_prototypes import slow_swav
 from torch import Tensor
 from two_view_batches import PLAIN, batch_of, plain_pixels
 
+from granary.curation.errors import UserError
 from granary.training.method import Moment
 from granary.training.methods.swav import SwAV, SwAVOptions
 from granary.training.models.vit_config import ViTConfig
@@ -80,45 +81,53 @@ def test_prototypes_are_frozen_at_first() -> None:
     assert {id(p) for group in model.parameter_groups() for p in group.params} == trained
 
 
-def test_the_queue_is_filled_first_in_first_out_and_used_when_full() -> None:
+def test_the_queue_takes_part_in_the_codes_of_a_training() -> None:
+    """From `queue_start` on; what a step adds takes the place of the oldest rows. Validation is without it."""
     model = method(queue=8, local_crops=0, queue_start=1)
     steps = []
-    for step in range(4):
+    for step in range(3):
         batch = batch_of(4)
         batch["image"] = (batch["image"] + 40 * step).to(torch.uint8)
-        queue = model.queue.clone() if step == 3 else None  # two steps fill it
+        queue = torch.stack([part.rows for part in model.queues])
         slow = copy.deepcopy(model)
-        rows = F.normalize(
-            slow.projector(torch.cat([slow.encoder(plain_pixels(batch, CONFIG, v)).cls for v in (0, 1)]))
-        )
-        steps.append(rows.detach().unflatten(0, (2, 4)))
+        features = [slow.encoder(plain_pixels(batch, CONFIG, view)).cls for view in range(2)]
+        rows = F.normalize(slow.projector(torch.cat(features))).unflatten(0, (2, 4))
+        steps.append(rows.detach())
         loss = model(batch, Moment(step, 10, 0))["loss"]
-        expected = slow_swav(steps[-1], slow.prototypes.weight, 0.1, 0.5, queue)
+        expected = slow_swav(rows, slow.prototypes.weight, 0.1, 0.5, queue if step else None)
         torch.testing.assert_close(loss.double(), expected.double(), atol=1e-5, rtol=1e-5)
         model.after_step(Moment(step, 10, 0))
-    torch.testing.assert_close(model.queue, torch.cat([steps[3], steps[2]], dim=1))  # and step 0 was not queued
-    assert int(model.queued) == 12
+    queue = torch.stack([part.rows for part in model.queues])
+    torch.testing.assert_close(queue, torch.cat([steps[2], steps[1]], dim=1))
+    model.eval()
+    before = model(batch_of(4), Moment(5, 10, 0))["loss"]
+    for part in model.queues:
+        part.rows.neg_()
+    assert torch.equal(model(batch_of(4), Moment(5, 10, 0))["loss"], before)
 
 
 def test_pictures_of_a_step_that_is_not_taken_are_not_queued() -> None:
     """A loss that is not finite ends without `after_step`, and the next step begins anew."""
     model, batch = method(queue=8, local_crops=0), batch_of(4)
-    bad = {**batch, "image": 255 - batch["image"]}
-    model(bad, Moment(0, 10, 0))
-    assert not model.queue.any()
+    before = model.queues[0].rows.clone()
+    model({**batch, "image": 255 - batch["image"]}, Moment(0, 10, 0))
+    assert torch.equal(model.queues[0].rows, before)
     parts = [model(batch, Moment(1, 10, 0, part=part)) for part in range(2)]
     model.after_step(Moment(1, 10, 0))
-    assert int(model.queued) == 8
-    assert torch.equal(model.queue[:, :4], model.queue[:, 4:])
-    assert parts[0]["teacher"].shape == (4, 7)
+    assert torch.equal(model.queues[0].rows[:4], model.queues[0].rows[4:])
     torch.testing.assert_close(parts[0]["teacher"].sum(dim=1), torch.ones(4))
+
+
+def test_a_queue_smaller_than_a_batch_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"options.queue: 4 is not right: it must hold the 8 pictures"):
+        whole_and_cut({"method": "swav", "model": VIT, "options": {**OPTIONS, "queue": 4}}, tmp_path)
 
 
 @pytest.mark.parametrize("model", [VIT, RESNET], ids=["vit", "resnet"])
 def test_a_training_with_a_queue_goes_on_as_if_it_had_not_stopped(model: dict[str, Any], tmp_path: Path) -> None:
     tree = {"method": "swav", "model": model, "options": {**OPTIONS, "queue": 16}}
     whole, again = whole_and_cut(tree, tmp_path)
-    assert whole["method/queue"].any()
+    assert int(whole["method/queues.0.place"]) == 0  # 6 times 8 of 16: the random rows are gone
     assert all(torch.equal(whole[name], again[name]) for name in whole)
 
 

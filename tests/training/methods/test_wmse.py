@@ -158,4 +158,6 @@ def test_a_training_goes_on_as_if_it_had_not_stopped(model: dict[str, Any], tmp_
 
 @pytest.mark.slow
 def test_two_processes_train_what_one_does(tmp_path: Path) -> None:
-    check_near(*one_and_two({"method": "wmse", "model": RESNET, "options": OPTIONS}, tmp_path))
+    options = {**OPTIONS, "projector_width": 2, "sub_batch": 8, "shrinkage": 0.3}  # else rounding errors grow too fast
+    tree = {"method": "wmse", "model": RESNET, "options": options, "batch": 16, "optimiser": {"lr": 1e-4, "eps": 1e-4}}
+    check_near(*one_and_two(tree, tmp_path))
