@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from granary.training.losses.processes import gathered
-from granary.training.losses.self_distillation import dino_losses, sinkhorn_knopp
+from granary.training.losses.self_distillation import TINY, dino_losses, sinkhorn_knopp
 
 
 def cosines(rows: Tensor, prototypes: Tensor) -> Tensor:
@@ -62,4 +62,5 @@ def mean_entropy_gap(scores: Tensor, temperature: float) -> Tensor:
     with torch.autocast(scores.device.type, enabled=False):
         mean = (scores / temperature).softmax(dim=1).mean(dim=0)
         everywhere = gathered(mean[None])[0].mean(dim=0)
-        return everywhere.new_tensor(len(mean)).log() - torch.special.entr(everywhere).sum()
+        entropy = torch.special.entr(everywhere.clamp(min=TINY)).sum()  # whose slope at 0 has no end
+        return everywhere.new_tensor(len(mean)).log() - entropy

@@ -13,16 +13,18 @@ from slow_prototypes import slow_msn, slow_swav
 from torch import Tensor
 from two_halves import halves
 
+from granary.training.losses.processes import scattered
 from granary.training.losses.prototypes import cosines, mean_entropy_gap, sharpened, swapped_prediction
 from granary.training.losses.self_distillation import sinkhorn_knopp, soft_cross_entropy
 
 CLOSE = {"atol": 2e-6, "rtol": 2e-5}  # cross-entropies are computed in float32
 
 
-def rows_and_prototypes(views: int = 4, pictures: int = 5, width: int = 6, count: int = 7) -> tuple[Tensor, Tensor]:
-    torch.manual_seed(0)
-    rows = torch.randn(views, pictures, width, dtype=torch.float64, requires_grad=True)
-    return rows, torch.randn(count, width, dtype=torch.float64, requires_grad=True)
+def rows_and_prototypes(views: int = 4, pictures: int = 5, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Return (views, pictures, 6) and seven prototypes."""
+    torch.manual_seed(seed)
+    rows = torch.randn(views, pictures, 6, dtype=torch.float64, requires_grad=True)
+    return rows, torch.randn(7, 6, dtype=torch.float64, requires_grad=True)
 
 
 def msn(anchors: Tensor, targets: Tensor, prototypes: Tensor, sinkhorn: int = 0) -> Tensor:
@@ -68,8 +70,10 @@ def test_the_mean_entropy_is_largest_for_a_uniform_mean() -> None:
     certain = torch.eye(8)  # each picture is sure of another prototype: the mean is uniform all the same
     assert float(mean_entropy_gap(certain, 0.01)) == pytest.approx(0, abs=1e-6)
     assert float(mean_entropy_gap(torch.zeros(5, 8), 0.1)) == pytest.approx(0, abs=1e-6)
-    same = torch.eye(8)[:1].expand(5, -1)
-    assert float(mean_entropy_gap(same, 0.01)) == pytest.approx(math.log(8), abs=1e-5)
+    same = torch.eye(8)[:1].repeat(5, 1).requires_grad_()
+    gap = mean_entropy_gap(same, 0.001)  # the seven others are 0 in float32
+    assert float(gap.detach()) == pytest.approx(math.log(8), abs=1e-5)
+    assert torch.isfinite(torch.autograd.grad(gap, same)[0]).all()
 
 
 def test_sharpening_is_a_power_of_the_prediction() -> None:
@@ -105,9 +109,12 @@ def msn_of_pictures(rows: Tensor) -> Tensor:
 
 
 def swav_of_pictures(rows: Tensor) -> Tensor:
-    """SwAV's loss of pictures (B, V, D)."""
-    scores = cosines(rows.transpose(0, 1), rows_and_prototypes()[1].detach())
-    return swapped_prediction(scores, torch.stack([sinkhorn_knopp(view, 0.5) for view in scores[:2]]), 0.1)
+    """SwAV's loss of pictures (B, V, D) with a queue of nine."""
+    queue, prototypes = (x.detach() for x in rows_and_prototypes(1, 9, seed=1))
+    scores = cosines(rows.transpose(0, 1), prototypes)
+    earlier = cosines(scattered(queue[0]), prototypes)
+    codes = [sinkhorn_knopp(torch.cat([earlier, view]), 0.5)[-len(view) :] for view in scores[:2]]
+    return swapped_prediction(scores, torch.stack(codes), 0.1)
 
 
 def test_two_processes_have_losses_and_gradients_of_one(tmp_path: Path) -> None:
