@@ -238,10 +238,10 @@ def test_a_training_goes_on_as_if_it_had_not_stopped(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_two_processes_train_what_one_does(strategy: str, tmp_path: Path) -> None:
-    run = two_classes(tmp_path / "run")
-    train(TrainRecipe.model_validate(tree_of(run, tmp_path / "one", steps=4)))
+    run, rest = two_classes(tmp_path / "run"), {"steps": 4, "optimiser": {"kind": "sgd", "lr": 0.1}}
+    train(TrainRecipe.model_validate(tree_of(run, tmp_path / "one", **rest)))
     device = {"accelerator": "cpu", "threads": 1, "devices": 2, "strategy": strategy}
-    recipe = TrainRecipe.model_validate(tree_of(run, tmp_path / "two", steps=4, device=device))
+    recipe = TrainRecipe.model_validate(tree_of(run, tmp_path / "two", device=device, **rest))
     (tmp_path / "recipe.json").write_text(recipe.model_dump_json())
     script = tmp_path / "script.py"
     script.write_text(SCRIPT.format(recipe=str(tmp_path / "recipe.json")))
@@ -250,6 +250,7 @@ def test_two_processes_train_what_one_does(strategy: str, tmp_path: Path) -> Non
     last = "checkpoints/step-000000004/training.safetensors"
     one, two = (load_file(tmp_path / name / last) for name in ("one", "two"))
     assert torch.equal(one["method/current"], two["method/current"])
+    assert not torch.equal(one["method/current"], one["method/original"])
     for name in one:
         torch.testing.assert_close(one[name], two[name], atol=2e-4, rtol=2e-3, msg=lambda m, n=name: f"{n}: {m}")
 
