@@ -12,8 +12,10 @@ from pydantic import Field
 from torch import Tensor
 
 from granary.curation.errors import UserError
+from granary.curation.options import Options as OptionGroup
 from granary.training.data.collate import Part
 from granary.training.data.crops import Crop
+from granary.training.data.loader import BatchPlan
 from granary.training.losses.processes import gathered
 from granary.training.losses.redundancy import sub_batches, wmse
 from granary.training.method import Moment
@@ -50,6 +52,14 @@ class WMSE(TwoViews):
                 f"options.sub_batch: {options.sub_batch} is not right: the covariance of so few rows of "
                 f"{options.projector_width} dimensions is singular; give more than options.projector_width"
             )
+
+    @classmethod
+    def learn(cls, config: BackboneConfig, options: OptionGroup, plan: BatchPlan, out: str) -> object:
+        """Return what every method learns of the data. Raises UserError where a batch is less than a sub-batch."""
+        assert isinstance(options, WMSEOptions)
+        if options.sub_batch > plan.batch:
+            raise UserError(f"options.sub_batch: {options.sub_batch} is not right: a batch has {plan.batch} pictures")
+        return super().learn(config, options, plan, out)
 
     def views(self) -> dict[str, Crop]:
         """As many crops as there are samples."""

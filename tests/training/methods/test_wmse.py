@@ -11,6 +11,7 @@ import pytest
 import torch
 from same_training import RESNET, VIT, check_near, one_and_two, whole_and_cut
 from slow_redundancy import slow_wmse, whitened_columns
+from tiny_trainings import tiny_recipe, tiny_run
 from torch import Tensor
 from two_halves import halves
 from two_view_batches import PLAIN, batch_of, plain_pixels
@@ -21,6 +22,7 @@ from granary.training.losses.redundancy import sub_batches, whitened, wmse
 from granary.training.method import Moment
 from granary.training.methods.wmse import ORDERS, WMSE, WMSEOptions
 from granary.training.models.vit_config import ViTConfig
+from granary.training.run.loop import train
 
 CONFIG = ViTConfig(img_size=16, patch_size=4, width=24, depth=1, heads=2, **WMSE.MODEL)  # type: ignore[arg-type]
 OPTIONS: dict[str, Any] = {"projector_hidden": [16], "projector_width": 3, "sub_batch": 5, "iterations": 2}
@@ -161,3 +163,9 @@ def test_two_processes_train_what_one_does(tmp_path: Path) -> None:
     options = {**OPTIONS, "projector_width": 2, "sub_batch": 8, "shrinkage": 0.3}  # else rounding errors grow too fast
     tree = {"method": "wmse", "model": RESNET, "options": options, "batch": 16, "optimiser": {"lr": 1e-4, "eps": 1e-4}}
     check_near(*one_and_two(tree, tmp_path))
+
+
+def test_a_sub_batch_that_a_batch_cannot_fill_is_refused_before_any_work(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"options\.sub_batch: 9 is not right: a batch has 8 pictures"):
+        train(tiny_recipe("wmse", tiny_run(tmp_path / "run"), tmp_path / "out", {"sub_batch": 9}))
+    assert not (tmp_path / "out" / "recipe.yaml").exists()
