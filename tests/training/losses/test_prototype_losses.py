@@ -117,6 +117,7 @@ def swav_of_pictures(rows: Tensor) -> Tensor:
     return swapped_prediction(scores, torch.stack(codes), 0.1)
 
 
+@pytest.mark.slow
 def test_two_processes_have_losses_and_gradients_of_one(tmp_path: Path) -> None:
     """Trap: the entropy of the mean prediction of half a batch, or codes of half a batch."""
     losses = (msn_of_pictures, swav_of_pictures)

@@ -134,6 +134,7 @@ def test_off_diagonal_is_all_but_the_diagonal(width: int) -> None:
     assert off_diagonal(matrix).flatten().tolist() == expected
 
 
+@pytest.mark.slow
 def test_two_processes_have_losses_and_gradients_of_one(tmp_path: Path) -> None:
     """Trap: statistics of half a batch, or gathered without gradients."""
     losses, arguments = (barlow, vicreg), views(8)

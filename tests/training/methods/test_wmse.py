@@ -110,6 +110,7 @@ def of_pictures(rows: Tensor) -> Tensor:
     return wmse(gathered(rows)[0].transpose(0, 1), cut())
 
 
+@pytest.mark.slow
 def test_two_processes_have_loss_and_gradients_of_one(tmp_path: Path) -> None:
     """Trap: each whitens its own half."""
     rows = views().detach().transpose(0, 1).contiguous().requires_grad_()
