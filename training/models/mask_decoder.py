@@ -8,12 +8,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from granary.training.models.positions import sincos_positions
-from granary.training.models.vit import Block
+from granary.training.models.narrow import NarrowTransformer
 from granary.training.models.vit_config import ViTConfig
 
 
-class MaskDecoder(nn.Module):
+class MaskDecoder(NarrowTransformer):
     """Visible tokens, each at its true position, and a mask token at every other -> what is said of every patch.
 
     Args:
@@ -23,21 +22,7 @@ class MaskDecoder(nn.Module):
     """
 
     def __init__(self, config: ViTConfig, width: int, depth: int, heads: int, out: int) -> None:
-        super().__init__()
-        own = ViTConfig(
-            img_size=config.img_size,
-            patch_size=config.patch_size,
-            width=width,
-            depth=depth,
-            heads=heads,
-            layer_scale=0.0,
-        )
-        self.embed = nn.Linear(config.width, width)
-        self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
-        self.positions = nn.Parameter(sincos_positions(config.grid, config.grid, width)[None], requires_grad=False)
-        self.blocks = nn.ModuleList(Block(own) for _ in range(depth))
-        self.norm = nn.LayerNorm(width, eps=1e-6)
-        self.out = nn.Linear(width, out)
+        super().__init__(config, width, depth, heads, out)
         nn.init.normal_(self.mask_token, std=0.02)
 
     def forward(self, first: Tensor, visible: Tensor, places: Tensor) -> Tensor:

@@ -8,30 +8,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from granary.training.models.positions import sincos_positions
-from granary.training.models.vit import Block, gather_tokens
+from granary.training.models.narrow import NarrowTransformer
+from granary.training.models.vit import gather_tokens
 from granary.training.models.vit_config import ViTConfig
 
 
-class Predictor(nn.Module):
+class Predictor(NarrowTransformer):
     """A narrow ViT g: context tokens and target positions -> predicted target tokens."""
 
     def __init__(self, config: ViTConfig, width: int, depth: int, heads: int) -> None:
-        super().__init__()
-        narrow = ViTConfig(
-            img_size=config.img_size,
-            patch_size=config.patch_size,
-            width=width,
-            depth=depth,
-            heads=heads,
-            layer_scale=0.0,
-        )
-        self.embed = nn.Linear(config.width, width)
-        self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
-        self.positions = nn.Parameter(sincos_positions(config.grid, config.grid, width)[None], requires_grad=False)
-        self.blocks = nn.ModuleList(Block(narrow) for _ in range(depth))
-        self.norm = nn.LayerNorm(width, eps=1e-6)
-        self.out = nn.Linear(width, config.width)
+        super().__init__(config, width, depth, heads, config.width)
         nn.init.trunc_normal_(self.mask_token, std=0.02)
 
     def forward(self, context: Tensor, places: Tensor, targets: Tensor) -> Tensor:

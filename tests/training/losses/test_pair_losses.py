@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import math
-import multiprocessing
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from slow_pairs import slow_nt_xent
 from torch import Tensor
+from two_halves import halves
 
 from granary.training.losses.pairs import nt_xent
 
@@ -73,31 +71,15 @@ def test_nt_xent_is_computed_in_float32() -> None:
     assert torch.equal(loss, expected)
 
 
-def half(rank: int, file: str, rows: tuple[np.ndarray, np.ndarray], answers: Any) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=2)
-    first, second = (torch.from_numpy(view).chunk(2)[rank].clone().requires_grad_() for view in rows)
-    loss = nt_xent(first, second, 0.2)
-    gradients = torch.autograd.grad(loss, (first, second))
-    answers.put((rank, float(loss), [gradient.numpy() for gradient in gradients]))
-    dist.destroy_process_group()
+def sharp(first: Tensor, second: Tensor) -> Tensor:
+    return nt_xent(first, second, 0.2)
 
 
 def test_two_processes_have_loss_and_gradients_of_one(tmp_path: Path) -> None:
     """Trap: rows gathered without gradients, or positives numbered as on the first process."""
-    first, second = views(8)
-    loss = nt_xent(first, second, 0.2)
-    whole = torch.autograd.grad(loss, (first, second))
-    context = multiprocessing.get_context("forkserver")
-    answers = context.Queue()
-    rows = first.detach().numpy(), second.detach().numpy()
-    work = [context.Process(target=half, args=(rank, str(tmp_path / "store"), rows, answers)) for rank in range(2)]
-    for process in work:
-        process.start()
-    parts = sorted((answers.get(timeout=60) for _ in work), key=lambda answer: answer[0])
-    for process in work:
-        process.join()
-    assert sum(value for _, value, _ in parts) / 2 == pytest.approx(float(loss.detach()), rel=1e-12)
-    for view in range(2):
-        mean = np.concatenate([gradients[view] for _, _, gradients in parts]) / 2  # what DDP makes of them
-        np.testing.assert_allclose(mean, whole[view].numpy(), atol=1e-12, rtol=1e-9)
+    both = views(8)
+    loss = sharp(*both)
+    ((value, gradients),) = halves([sharp], both, tmp_path)
+    assert value == pytest.approx(float(loss.detach()), rel=1e-12)
+    for ours, whole in zip(gradients, torch.autograd.grad(loss, both), strict=True):
+        np.testing.assert_allclose(ours, whole.numpy(), atol=1e-12, rtol=1e-9)
