@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from granary.curation.ports import free_port
+
 # No test asks the Hub, and none sees the models that this machine's cache happens to hold.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_CACHE"] = os.path.join(tempfile.gettempdir(), "granary-tests-no-hub-cache")
@@ -25,12 +27,6 @@ from apache_beam.runners.worker.worker_pool_main import BeamFnExternalWorkerPool
 server = BeamFnExternalWorkerPoolServicer.start(port=int(sys.argv[1]), use_process=False)
 threading.Event().wait()
 """
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import platform
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -12,6 +13,7 @@ from torch import nn
 from torch.distributed.fsdp import fully_shard
 
 from granary.curation.errors import UserError, needs
+from granary.curation.ports import free_port
 from granary.training.models.backbone import Backbone
 from granary.training.models.vit import Block
 from granary.training.recipe import Device
@@ -35,6 +37,24 @@ def limited_threads(count: int | None) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextlib.contextmanager
+def meeting_port() -> Iterator[None]:
+    """Choose the port at which processes that Fabric starts in the block meet, unless MASTER_PORT says it.
+
+    Fabric takes STANDALONE_PORT, else one that the system may give away before the first process listens. What it
+    notes in MASTER_PORT is taken back after the block: the next training of this process meets at another.
+    """
+    before = {name: os.environ.get(name) for name in ("MASTER_PORT", "STANDALONE_PORT")}
+    os.environ.setdefault("STANDALONE_PORT", str(free_port()))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
 
 
 def make_fabric(device: Device) -> Fabric:

@@ -32,7 +32,7 @@ from granary.training.models.checkpoint import Best, Facts, method_weights, prun
 from granary.training.recipe import TrainRecipe
 from granary.training.report import SHEET, write_report
 from granary.training.run import directory
-from granary.training.run.devices import limited_threads, make_fabric, slow_precision
+from granary.training.run.devices import limited_threads, make_fabric, meeting_port, slow_precision
 from granary.training.run.directory import RunFacts
 from granary.training.run.logs import Bar, LogWriter
 from granary.training.run.on_features import on_features
@@ -72,7 +72,7 @@ def train(recipe: TrainRecipe, console: Console | None = None, steal_lock: bool 
     spawned = recipe.device.strategy == "ddp_spawn"  # a console cannot be sent to another process
     made = _new_console if console is not None else None
     work = partial(_trained, recipe=recipe, console=made if spawned else console)
-    with held(recipe.out, steal_lock):
+    with held(recipe.out, steal_lock), meeting_port():
         facts: RunFacts = make_fabric(recipe.device).launch(work)
     return facts
 

@@ -6,13 +6,13 @@ import hashlib
 import importlib
 import os
 import re
-import socket
 import subprocess
 import tempfile
 import time
 from typing import IO, Any
 
 from granary.curation.errors import UserError
+from granary.curation.ports import free_port
 from granary.synth.pug.recipe import RendererOptions
 from granary.synth.pug.renderer.connection import Connection, ConnectionLost, NoGreeting, SocketConnection, Unreachable
 
@@ -203,10 +203,3 @@ class LaunchedServer:
                 self.process.kill()
                 self.process.wait()
         self.process = self.listed = None
-
-
-def free_port() -> int:
-    """Return a TCP port that nobody uses now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -18,6 +18,7 @@ from rendering import recipe_of, render
 from unreal_stand_in import StandIn
 
 from granary.curation.errors import UserError
+from granary.curation.ports import free_port
 from granary.curation.runs.run import UnitError
 from granary.synth.pug.planning import planned
 from granary.synth.pug.renderer import pools, servers
@@ -307,7 +308,7 @@ def test_each_trouble_of_the_wire_has_its_own_name(faulty: bool, client: str) ->
 
 
 def test_nobody_at_the_address(client: str) -> None:
-    port = servers.free_port()
+    port = free_port()
     with pytest.raises(Unreachable):
         servers.open_connection(("127.0.0.1", port), 1.0, package=True)
 
