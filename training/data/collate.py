@@ -35,6 +35,13 @@ def divided(run: Part) -> Iterator[Part]:
         yield {**{name: value[step * size : (step + 1) * size] for name, value in entries.items()}, "dead": dead}
 
 
+def in_pieces(batch: Part, pieces: int) -> Iterator[Part]:
+    """Yield a batch in equal pieces: tensors and lists along their first axis."""
+    count = len(batch["id"]) // pieces
+    for number in range(pieces):
+        yield {name: value[number * count : (number + 1) * count] for name, value in batch.items()}
+
+
 def joined(parts: Sequence[Part]) -> Part:
     """Concatenate parts, a copy even of one: tensors along the first axis, lists end to end."""
     first = parts[0]

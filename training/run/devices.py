@@ -83,6 +83,24 @@ def make_fabric(device: Device) -> Fabric:
     )
 
 
+def all_agree(fabric: Fabric, *answers: bool) -> list[bool]:
+    """Return each answer as all processes give it: true only where all say so."""
+    if fabric.world_size == 1:
+        return list(answers)
+    votes = torch.tensor([float(answer) for answer in answers], device=fabric.device)
+    return [bool(vote == fabric.world_size) for vote in fabric.all_reduce(votes, reduce_op="sum")]
+
+
+def mean_of_all(fabric: Fabric, values: dict[str, float]) -> dict[str, float]:
+    """Return numbers, which every process has by the same names, as their mean over the processes."""
+    if fabric.world_size == 1:
+        return values
+    tensor = torch.tensor(list(values.values()), dtype=torch.float64, device=fabric.device)
+    mean = fabric.all_reduce(tensor, reduce_op="mean")
+    assert isinstance(mean, torch.Tensor)
+    return dict(zip(values, mean.tolist(), strict=True))
+
+
 def slow_precision(device: torch.device, precision: str) -> list[str]:
     """Return a sentence where a run computes in bfloat16 on an x86 processor without units for it; else nothing.
 

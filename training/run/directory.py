@@ -6,9 +6,11 @@ import csv
 import io
 import json
 import math
+import platform
 from collections.abc import Iterator, Mapping
 from typing import Literal, NamedTuple, TypedDict
 
+import torch
 import yaml
 from pydantic import ValidationError
 from rich.console import Console
@@ -18,9 +20,10 @@ from granary.curation.errors import UserError
 from granary.curation.runs.lock import LOCK
 from granary.curation.store import storage
 from granary.curation.store.trees import yaml_tree
-from granary.training.models.checkpoint import STATE, Best, Damaged, Facts, read_checkpoint, usable
+from granary.training.models.checkpoint import STATE, Best, Damaged, Facts, read_checkpoint, step_folder, usable
 from granary.training.recipe import TrainRecipe
 from granary.training.report import PAGE
+from granary.training.run.progress import Progress
 
 # What may differ from the recipe that began the run: how fast it is and how closely it is watched, not what it does.
 FREE = ("name", "out", "resume", "workers", "logs", "checkpoints", "alarm", "probe", "validation", "device")
@@ -141,16 +144,53 @@ def last_state(out: str, console: Console | None, write: bool) -> tuple[dict[str
     return None
 
 
-def write_facts(out: str, facts: RunFacts) -> None:
-    """Write run.json."""
-    storage.write_bytes(storage.join(out, "run.json"), json.dumps(facts, indent=2).encode())
-
-
 class Pace(NamedTuple):
     """Pictures per second of the last session of a training that ended, and the seconds of all that did."""
 
     rate: float = 0.0
     seconds: float = 0.0
+
+
+def run_facts(
+    recipe: TrainRecipe, progress: Progress, pace: Pace, step: int, steps: int, dead: int, processes: int
+) -> RunFacts:
+    """Return what run.json is to say.
+
+    Args:
+        recipe: of the training.
+        progress: of it.
+        pace: of it.
+        step: the last one taken.
+        steps: in all.
+        dead: samples that could not be decoded.
+        processes: that train.
+    """
+    best = progress.best
+    return {
+        "kind": "train",
+        "name": recipe.name,
+        "method": recipe.method,
+        "step": step,
+        "steps": steps,
+        "finished": step >= steps,
+        "metrics": progress.metrics,
+        "probe": progress.probe,
+        "validation": progress.validation,
+        "best": best,
+        "alarms": list(progress.alarms.values()),
+        "dead": dead,
+        "checkpoint": step_folder(recipe.out, best["step"] if best else step),
+        "pictures_per_second": pace.rate,
+        "pictures": step * recipe.batch,
+        "seconds": pace.seconds,
+        "processes": processes,
+        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+    }
+
+
+def write_facts(out: str, facts: RunFacts) -> None:
+    """Write run.json."""
+    storage.write_bytes(storage.join(out, "run.json"), json.dumps(facts, indent=2).encode())
 
 
 def earlier_pace(out: str) -> Pace:

@@ -7,8 +7,7 @@ branches are drawn from (seed, step), so that a run that was killed goes on as i
 from __future__ import annotations
 
 import math
-import platform
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING
@@ -16,28 +15,34 @@ from typing import TYPE_CHECKING
 import torch
 from rich.console import Console
 from torch import Tensor
-from torch.distributed.tensor import DTensor
-from torch.nn.utils import clip_grad_norm_
 
 from granary.curation.errors import UserError
 from granary.curation.runs.lock import held
 from granary.curation.store import storage
-from granary.training.data.collate import Part, on_device
+from granary.training.data.collate import Part, in_pieces, on_device
 from granary.training.data.loader import Process, batches
 from granary.training.evaluation import collapse
-from granary.training.method import Moment, ParameterGroup
+from granary.training.method import Moment
 from granary.training.methods import load_method
 from granary.training.models.batch_norm import running_statistics, synchronise
-from granary.training.models.checkpoint import Best, Facts, method_weights, prune, step_folder, write_checkpoint
+from granary.training.models.checkpoint import Facts, method_weights, prune, step_folder, write_checkpoint
 from granary.training.recipe import TrainRecipe
 from granary.training.report import SHEET, write_report
 from granary.training.run import directory
-from granary.training.run.devices import limited_threads, make_fabric, meeting_port, slow_precision
+from granary.training.run.devices import (
+    all_agree,
+    limited_threads,
+    make_fabric,
+    mean_of_all,
+    meeting_port,
+    slow_precision,
+)
 from granary.training.run.directory import RunFacts
 from granary.training.run.logs import Bar, LogWriter
 from granary.training.run.on_features import on_features
-from granary.training.run.optimisers import make_optimiser
+from granary.training.run.optimisers import clip, make_optimiser
 from granary.training.run.probe import OnlineProbe
+from granary.training.run.progress import Progress
 from granary.training.run.setup import build_method, open_plan, prepare_models
 from granary.training.run.signals import stop_signals
 from granary.training.run.state import gather_state, restore_state
@@ -124,11 +129,7 @@ class TrainingSession:
         self.groups = self.method.parameter_groups()
         self.optimiser = make_optimiser(recipe.optimiser, self.groups)
         self.dead = directory.DeadLetters(recipe.out, fabric.is_global_zero)
-        self.alarms: dict[str, str] = {}
-        self.scores: dict[str, float] = {}
-        self.last: dict[str, float] = {}
-        self.measured: dict[str, float] = {}
-        self.best: Best | None = None
+        self.progress = Progress()
         self.unseen = fabric.is_global_zero and not storage.exists(storage.join(recipe.out, SHEET))
         self.pace = directory.earlier_pace(recipe.out)
 
@@ -154,7 +155,7 @@ class TrainingSession:
                     output, finite, stop = self._step(batch, step, interrupted.is_set())
                     step, bad = step + 1, 0 if finite else bad + 1
                     self._watch(step, output, logs)
-                    bar.show(step, self.last["loss"])
+                    bar.show(step, self.progress.metrics["loss"])
                     lost = bad >= self.recipe.alarm.non_finite
                     better = self._validate(step, logs)
                     if better or step % self.recipe.checkpoints.every == 0 or step == self.steps or stop or lost:
@@ -198,7 +199,7 @@ class TrainingSession:
         before = [values.clone() for values in self.running]
         with self._showing(batch):
             output = self._backward(batch, step)
-        finite, on = self._agree(math.isfinite(self.last["loss"]), not interrupted)
+        finite, on = all_agree(self.fabric, math.isfinite(self.progress.metrics["loss"]), not interrupted)
         if finite:
             self._update(step)
         else:
@@ -209,12 +210,12 @@ class TrainingSession:
     def _backward(self, batch: Part, step: int) -> dict[str, Tensor]:
         """Compute losses and gradients of a step; keeps the numbers to log, returns the last output of the method."""
         self.dead.add(batch.pop("dead"))
-        recipe, rank = self.recipe, self.fabric.global_rank
+        recipe, rank, pieces = self.recipe, self.fabric.global_rank, self.recipe.accumulate
         torch.manual_seed(int(Moment(step, self.steps, recipe.seed, rank).generator(0).integers(2**63)))
         self.optimiser.zero_grad(set_to_none=True)
-        self.last, pieces = {}, recipe.accumulate
+        metrics: dict[str, float] = {}
         mixed = recipe.device.precision == "bf16-mixed"
-        for number, piece in enumerate(cut(batch, pieces)):
+        for number, piece in enumerate(in_pieces(batch, pieces)):
             moment = Moment(step, self.steps, recipe.seed, rank, number)
             with self.fabric.no_backward_sync(self.module, enabled=number + 1 < pieces):
                 with torch.autocast(self.fabric.device.type, torch.bfloat16, enabled=mixed):
@@ -222,15 +223,9 @@ class TrainingSession:
                 self.fabric.backward(output["loss"] / pieces)
             for name, value in output.items():
                 if value.ndim == 0:
-                    self.last[name] = self.last.get(name, 0.0) + float(value.detach()) / pieces
+                    metrics[name] = metrics.get(name, 0.0) + float(value.detach()) / pieces
+        self.progress.metrics = metrics
         return output
-
-    def _agree(self, *answers: bool) -> list[bool]:
-        """Return each answer as all processes give it: true only where all say so."""
-        if self.fabric.world_size == 1:
-            return list(answers)
-        votes = torch.tensor([float(answer) for answer in answers], device=self.fabric.device)
-        return [bool(vote == self.fabric.world_size) for vote in self.fabric.all_reduce(votes, reduce_op="sum")]
 
     def _update(self, step: int) -> None:
         """Set the schedules, clip, step the optimiser, let the method follow."""
@@ -242,20 +237,20 @@ class TrainingSession:
             settings["lr"] = (rate if group.scheduled else options.lr) * group.lr_scale * (step >= group.start)
             settings["weight_decay"] = decay if group.decay else 0.0
         if options.clip:
-            self.last |= clip(self.groups, options.clip)
+            self.progress.metrics |= clip(self.groups, options.clip)
         self.optimiser.step()
         self.method.after_step(Moment(step, self.steps, self.recipe.seed, self.fabric.global_rank))
-        self.last |= {"lr": rate, "weight_decay": decay}
+        self.progress.metrics |= {"lr": rate, "weight_decay": decay}
 
     def _watch(self, step: int, output: dict[str, Tensor], logs: LogWriter) -> None:
         """Log, raise the alarm, probe: each every so many steps."""
         recipe = self.recipe
         if recipe.alarm.every and step % recipe.alarm.every == 0 and "features" in output:
             measures = collapse.measure(output["features"], output.get("teacher"), output.get("projections"))
-            self.last |= measures
+            self.progress.metrics |= measures
             self._alarm(step, collapse.symptoms(measures, recipe.alarm), logs)
         if step % recipe.logs.every == 0 or step in (1, self.steps):
-            logs.add("metrics", step, self._shared(self.last))
+            logs.add("metrics", step, mean_of_all(self.fabric, self.progress.metrics))
         if recipe.probe.every and (step % recipe.probe.every == 0 or step == self.steps):
             self._probe(step, logs)
 
@@ -263,37 +258,20 @@ class TrainingSession:
         """Measure the loss on the validation split every so many steps; says whether it is to be kept as the best."""
         if self.validation is None or not (step % self.validation.every == 0 or step == self.steps):
             return False
-        self.measured = self._shared(self.validation.measure(self.module, self.dead.add))
-        logs.add("validation", step, self.measured)
-        loss = self.measured["loss"]
-        better = math.isfinite(loss) and (self.best is None or loss < self.best["loss"])
-        if not (self.recipe.validation.keep_best and better):
-            return False
-        self.best = {"step": step, "loss": loss}
-        return True
+        self.progress.validation = mean_of_all(self.fabric, self.validation.measure(self.module, self.dead.add))
+        logs.add("validation", step, self.progress.validation)
+        return self.recipe.validation.keep_best and self.progress.improved(step)
 
     def _probe(self, step: int, logs: LogWriter) -> None:
         """Score the model on labelled pictures; at step 0 that is what random weights are worth."""
         if self.probe is not None:
-            self.scores = self.probe.scores(self.method.evaluated_model(), self.fabric.device)
-            logs.add("probe", step, self.scores)
-
-    def _shared(self, values: dict[str, float]) -> dict[str, float]:
-        """Return numbers as the mean over the processes."""
-        if self.fabric.world_size == 1:
-            return values
-        tensor = torch.tensor(list(values.values()), dtype=torch.float64, device=self.fabric.device)
-        mean = self.fabric.all_reduce(tensor, reduce_op="mean")
-        assert isinstance(mean, Tensor)
-        return dict(zip(values, mean.tolist(), strict=True))
+            self.progress.probe = self.probe.scores(self.method.evaluated_model(), self.fabric.device)
+            logs.add("probe", step, self.progress.probe)
 
     def _alarm(self, step: int, symptoms: dict[str, str], logs: LogWriter) -> None:
         """Say what is new; stop where the recipe says so."""
-        for kind, text in symptoms.items():
-            if kind not in self.alarms and self.console is not None:
-                self.console.print(f"collapse alarm at step {step}: {text}", soft_wrap=True)
-            self.alarms.setdefault(kind, f"step {step}: {text}")
-        if not self._agree(not (symptoms and self.recipe.alarm.stop))[0]:
+        self._say(f"collapse alarm at {alarm}" for alarm in self.progress.raised(step, symptoms))
+        if not all_agree(self.fabric, not (symptoms and self.recipe.alarm.stop))[0]:
             self._save(step, logs)
             raise Stopped(f"collapse alarm at step {step}: {'; '.join(symptoms.values())}; the state is saved")
 
@@ -301,12 +279,11 @@ class TrainingSession:
         tensors = gather_state(self.method, self.optimiser)
         if self.fabric.is_global_zero:
             logs.flush()
-            facts: Facts = {"step": step, "method": self.recipe.method, "alarms": self.alarms, "probe": self.scores}
-            facts |= {"metrics": self.last, "validation": self.measured, "best": self.best}
+            facts: Facts = {"step": step, "method": self.recipe.method, **self.progress.facts()}
             facts |= {"recipe": self.recipe.model_dump(mode="json"), "known": self.method.remembered}
             config, weights = self.method.model_to_use(method_weights(tensors))
             write_checkpoint(step_folder(self.recipe.out, step), config, weights, tensors, facts)
-            prune(self.recipe.out, self.recipe.checkpoints.keep, self.best)
+            prune(self.recipe.out, self.recipe.checkpoints.keep, self.progress.best)
         self.fabric.barrier()
 
     def _resume(self) -> int:
@@ -318,8 +295,7 @@ class TrainingSession:
             return 0
         tensors, facts, folder = state
         restore_state(self.method, self.optimiser, tensors, folder)
-        self.alarms, self.scores, self.last = facts["alarms"], facts["probe"], facts["metrics"]
-        self.measured, self.best = facts.get("validation", {}), facts.get("best")  # version 0.1 measured none
+        self.progress = Progress.read(facts)
         self._say([f"going on at step {facts['step']:,} of {self.steps:,} from {folder}"])
         self._say(f"changed: {change}" for change in self.changes)
         return int(facts["step"])
@@ -333,49 +309,11 @@ class TrainingSession:
     def _end(self, step: int, bar: Bar, logs: LogWriter) -> RunFacts:
         """Write the last of the logs, run.json and the report."""
         logs.close()
-        facts = self._facts(step, bar)
+        if step > bar.start:  # else this session did nothing
+            self.pace = directory.Pace(round(bar.rate(step), 1), round(self.pace.seconds + bar.seconds, 1))
+        counts = {"step": step, "steps": self.steps, "dead": len(self.dead.rows), "processes": self.fabric.world_size}
+        facts = directory.run_facts(self.recipe, self.progress, self.pace, **counts)
         if self.fabric.is_global_zero:
             directory.write_facts(self.recipe.out, facts)
             write_report(self.recipe.out, facts)
         return facts
-
-    def _facts(self, step: int, bar: Bar) -> RunFacts:
-        recipe, (rate, seconds) = self.recipe, self.pace
-        if step > bar.start:  # else this session did nothing
-            rate, seconds = round(bar.rate(step), 1), round(seconds + bar.seconds, 1)
-        return {
-            "kind": "train",
-            "name": recipe.name,
-            "method": recipe.method,
-            "step": step,
-            "steps": self.steps,
-            "finished": step >= self.steps,
-            "metrics": self.last,
-            "probe": self.scores,
-            "validation": self.measured,
-            "best": self.best,
-            "alarms": list(self.alarms.values()),
-            "dead": len(self.dead.rows),
-            "checkpoint": step_folder(recipe.out, self.best["step"] if self.best else step),
-            "pictures_per_second": rate,
-            "pictures": step * recipe.batch,
-            "seconds": seconds,
-            "processes": self.fabric.world_size,
-            "versions": {"python": platform.python_version(), "torch": torch.__version__},
-        }
-
-
-def clip(groups: Sequence[ParameterGroup], largest: float) -> dict[str, float]:
-    """Clip the gradients of parameter groups, those of one `clip` name together; returns the norms before."""
-    norms = {}
-    for name in dict.fromkeys(group.clip for group in groups):
-        norm = clip_grad_norm_([p for group in groups if group.clip == name for p in group.params], largest)
-        norms[f"{name}_norm"] = float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
-    return norms
-
-
-def cut(batch: Part, pieces: int) -> Iterator[Part]:
-    """Yield a batch in equal pieces: tensors and lists along their first axis."""
-    count = len(batch["id"]) // pieces
-    for number in range(pieces):
-        yield {name: value[number * count : (number + 1) * count] for name, value in batch.items()}

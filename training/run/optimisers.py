@@ -1,10 +1,12 @@
-"""The optimiser that a recipe names."""
+"""The optimiser that a recipe names, and the clipping of gradients before its steps."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import torch
+from torch.distributed.tensor import DTensor
+from torch.nn.utils import clip_grad_norm_
 
 from granary.training.method import ParameterGroup
 from granary.training.recipe import SGD, AdamW, Optimiser
@@ -26,3 +28,12 @@ def make_optimiser(options: Optimiser, groups: Sequence[ParameterGroup]) -> torc
         return torch.optim.SGD(known, options.lr, options.momentum, nesterov=options.nesterov, foreach=True)
     adapted = [{"params": group.params, "adapted": group.decay} for group in groups]
     return LARS(adapted, options.lr, options.momentum, options.trust)
+
+
+def clip(groups: Sequence[ParameterGroup], largest: float) -> dict[str, float]:
+    """Clip the gradients of parameter groups, those of one `clip` name together; returns the norms before."""
+    norms = {}
+    for name in dict.fromkeys(group.clip for group in groups):
+        norm = clip_grad_norm_([p for group in groups if group.clip == name for p in group.params], largest)
+        norms[f"{name}_norm"] = float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+    return norms
