@@ -6,12 +6,14 @@ from collections.abc import Callable, Iterable, Sequence
 
 import click
 
+from granary.curation.errors import UserError
+
 VARIABLE = "_GRANARY_COMPLETE"  # of the environment, by which the script in a shell asks for completions
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 120}
 
 
 class PlainCommand(click.Command):
-    """A command that ends its help with examples.
+    """A command whose options are given once each, and that ends its help with examples.
 
     Args:
         name: of the command.
@@ -32,9 +34,24 @@ class PlainCommand(click.Command):
         super().__init__(name, SETTINGS, callback, [*params, debug_option()], text, short_help=text.rstrip("."))
         self.examples = examples
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Read the words; raises UserError where an option that takes one value is given several."""
+        if not ctx.resilient_parsing:
+            _, _, order = self.make_parser(ctx).parse_args(list(args))
+            for param in order:
+                if isinstance(param, click.Option) and not (param.multiple or param.is_flag):
+                    check_once(param, order.count(param))
+        return super().parse_args(ctx, args)
+
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the examples, each on a line of its own so that it can be copied."""
         write_examples(formatter, self.examples)
+
+
+def check_once(param: click.Parameter, count: int) -> None:
+    """Raise UserError where an option that takes one value was given several."""
+    if count > 1:
+        raise UserError(f"{param.name}: it takes one value, and {count} are given")
 
 
 def write_examples(formatter: click.HelpFormatter, examples: Sequence[str]) -> None:

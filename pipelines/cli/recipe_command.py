@@ -15,8 +15,7 @@ import click
 from click.shell_completion import CompletionItem
 from pydantic import BaseModel
 
-from granary.curation.errors import UserError
-from granary.pipelines.cli.plain_command import debug_option, write_examples
+from granary.pipelines.cli.plain_command import check_once, debug_option, write_examples
 from granary.pipelines.engine.fields import RecipeField, fields
 from granary.pipelines.engine.recipe import read_tree
 
@@ -211,8 +210,8 @@ class RecipeCommand(click.Command):
 
 def _one(ctx: click.Context, param: click.Parameter, given: Sequence[str]) -> str | None:
     """Return what an option was given; raises UserError where it was given twice."""
-    if len(given) > 1 and not ctx.resilient_parsing:
-        raise UserError(f"{param.name}: it takes one value, and {len(given)} are given")
+    if not ctx.resilient_parsing:
+        check_once(param, len(given))
     return given[-1] if given else None
 
 

@@ -26,6 +26,7 @@ KINDS = {  # model_type of transformers -> class of the model
     "ijepa": "IJepaModel",
     "clip_vision_model": "CLIPVisionModel",
     "vit": "ViTModel",
+    "vit_mae": "ViTMAEModel",
 }
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 BLOCK = r"(?:encoder\.)?layers?\.(\d+)\."

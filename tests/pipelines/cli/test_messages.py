@@ -10,8 +10,10 @@ import click
 import pytest
 from places import ROOT
 
+from granary.curation.errors import UserError
 from granary.pipelines import command
 from granary.pipelines.cli.models import evaluate
+from granary.pipelines.cli.plain_command import SETTINGS, PlainCommand
 from granary.pipelines.cli.recipe_command import FieldOption, Given
 from granary.pipelines.engine.fields import fields
 from granary.training.evaluation.protocols.registry import PROTOCOLS, load_protocol
@@ -47,7 +49,7 @@ def options() -> set[str]:
     """Return the options of all commands, without their dashes."""
     names = {"help", "version", "debug"}
     for one in commands(command.granary):
-        for parameter in one.get_params(click.Context(one, obj=Given())):
+        for parameter in one.get_params(click.Context(one, obj=Given(), **SETTINGS)):
             names |= {parameter.field.key} if isinstance(parameter, FieldOption) else set(parameter.opts)
     names |= {field.key for method in METHODS for field in fields(load_method(method).Options, "options.")}
     names |= {field.key for name in PROTOCOLS for field in fields(load_protocol(name).options, "options.")}
@@ -76,6 +78,17 @@ def test_every_command_that_a_message_names_exists():
         (place, name) for place, text in messages() for name in COMMAND.findall(text) if name not in command.COMMANDS
     }
     assert wrong == set()
+
+
+def test_no_option_of_a_plain_command_takes_the_last_of_two_values_silently() -> None:
+    seen = 0
+    for one in commands(command.granary):
+        for option in (entry for entry in one.params if isinstance(entry, click.Option)):
+            if isinstance(one, PlainCommand) and not (option.is_flag or option.multiple):
+                with pytest.raises(UserError, match=f"^{option.name}: it takes one value, and 2 are given$"):
+                    one.make_context(one.name, [option.opts[0], "1", option.opts[0], "2"])
+                seen += 1
+    assert seen > 10
 
 
 @pytest.mark.parametrize("name", ["frobnicate", "dedup.treshold", "sav-to"])

@@ -73,6 +73,21 @@ def test_outputs_equal_those_of_transformers(kind: str) -> None:
     torch.testing.assert_close(their_tokens(back, pixels), their_tokens(model, pixels), atol=1e-5, rtol=1e-5)
 
 
+@torch.inference_mode()
+def test_the_encoder_of_a_masked_autoencoder_sees_all_patches(tmp_path: Path) -> None:
+    """Theirs hides and shuffles patches by noise; with none hidden and rising noise it is a plain encoder."""
+    torch.manual_seed(1)
+    settings = {**SIZES, "intermediate_size": 96, "decoder_hidden_size": 16, "decoder_num_attention_heads": 2}
+    whole = transformers.ViTMAEForPreTraining(transformers.ViTMAEConfig(**settings, decoder_num_hidden_layers=1))
+    whole.save_pretrained(tmp_path)  # as published: with its decoder
+    pixels = torch.randn(2, 3, 32, 32)
+    theirs = transformers.ViTMAEModel.from_pretrained(tmp_path, mask_ratio=0.0).eval()
+    expected = theirs(pixels, noise=torch.arange(16.0).expand(2, -1)).last_hidden_state
+    ours = load_model(f"hf:{tmp_path}")
+    assert isinstance(ours, VisionTransformer)
+    torch.testing.assert_close(our_tokens(ours, pixels), expected, atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("kind", ["dinov2", "dinov2 registers"])
 @torch.inference_mode()
 def test_pictures_of_another_size_give_the_same_too(kind: str) -> None:
