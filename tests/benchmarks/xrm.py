@@ -4,7 +4,8 @@
 
 The strip, the upper four rows, is tinted red or blue; it agrees with the class in 95 % of the training pictures and in
 half of those of the test. Compared are trainings without groups (ERM) and GroupDRO by the true strips and by the
-environments that XRM discovered, by the accuracy of the worst of the four groups of class and strip. With --faint the
+environments that XRM discovered, as well as drawing groups equally often (RWG) and cutting them to the size of the
+smallest (SUBG), by the accuracy of the worst of the four groups of class and strip. With --faint the
 strip is so faint that the class is easier: the flip rate then says that nothing was found.
 """
 
@@ -40,11 +41,13 @@ from tests.benchmarks.pictures import cifar
 
 ROWS, AGREE = 4, 0.95
 TINTS = np.array([[230, 30, 30], [30, 30, 230]], np.float64)
-MODEL = {"kind": "resnet", "widths": [64, 128, 256], "depths": [1, 1, 1], "stem": "half", "img_size": 32}
+MODEL = {"kind": "resnet", "widths": [32, 64, 128], "depths": [1, 1, 1], "stem": "half", "img_size": 32}
 ARMS: Mapping[str, Mapping[str, object]] = {
     "ERM": {},
     "GroupDRO, true groups": {"robust": "groupdro", "groups": "strip"},
     "GroupDRO, XRM groups": {"robust": "groupdro", "groups": "environment"},
+    "RWG, XRM groups": {"robust": "rwg", "groups": "environment"},
+    "SUBG, XRM groups": {"robust": "subg", "groups": "environment"},
 }
 Row = dict[str, object]
 
@@ -93,7 +96,7 @@ def trained(method: str, options: Mapping[str, object], run: str, out: Path, see
     """Train a thin ResNet; returns the folder."""
     tree = {
         "method": method, "options": options, "model": MODEL, "data": run, "split": "train", "out": str(out),
-        "seed": seed, "steps": steps, "batch": 256, "workers": 0, "device": {"threads": 1}, "alarm": {"every": 0},
+        "seed": seed, "steps": steps, "batch": 128, "workers": 0, "device": {"threads": 1}, "alarm": {"every": 0},
         "optimiser": {"kind": "sgd", "lr": 0.02, "momentum": 0.9, "warmup": 20, "weight_decay": 1e-4},
         "logs": {"tensorboard": False}, "checkpoints": {"every": steps},
     }  # fmt: skip
