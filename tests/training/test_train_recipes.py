@@ -31,6 +31,7 @@ TWO_VIEWS += "--options.projector_width 8"
 OWN = {
     "ijepa": "--options.predictor_depth 1 --options.predictor_width 16",
     "stop": "--options.predictor_depth 1 --options.predictor_width 16 --options.predictor_heads 2",
+    "iwm": "--options.predictor_depth 1 --options.predictor_width 16",
     "dinov2": "--model.img_size {side} --options.local_size {patch} --options.global_size null --options.prototypes 16 "
     "--options.patch_prototypes 16 --options.hidden 16",
     "clip": TEXT,

@@ -17,6 +17,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "xrm": {"frozen": False},
     "ijepa": {"predictor_width": 16, "predictor_depth": 1, "min_keep": 0},
     "stop": {"predictor_width": 16, "predictor_depth": 1, "min_keep": 0},
+    "iwm": {"predictor_width": 16, "predictor_depth": 1, "targets": 3, "loss": "smooth_l1"},
     "simclr": {"projector_hidden": [8], "projector_width": 4},
     "barlow": {"projector_hidden": [8], "projector_width": 4},
     "vicreg": {"projector_hidden": [8], "projector_width": 4},

@@ -84,8 +84,9 @@ def draw_masks(blocks: MultiBlock, batch: int, sizes: np.random.Generator, place
     context = block_size(sizes.random(), blocks.grid, blocks.context_scale, (1.0, 1.0))
     taken = place_blocks(blocks, target, (batch, blocks.targets), places)  # (B, M, N)
     kept, relaxed = _contexts(blocks, context, taken, places)
-    targets = np.moveaxis(_numbers(taken.reshape(batch * blocks.targets, -1)).reshape(batch, blocks.targets, -1), 1, 0)
-    return Masks(_numbers(kept, None if blocks.reference else places), np.ascontiguousarray(targets), relaxed)
+    numbers = patch_numbers(taken.reshape(batch * blocks.targets, -1))
+    targets = np.moveaxis(numbers.reshape(batch, blocks.targets, -1), 1, 0)
+    return Masks(patch_numbers(kept, None if blocks.reference else places), np.ascontiguousarray(targets), relaxed)
 
 
 def place_blocks(
@@ -118,7 +119,7 @@ def _contexts(
     return kept, relaxed
 
 
-def _numbers(masks: NDArray[np.bool_], generator: np.random.Generator | None = None) -> NDArray[np.int64]:
+def patch_numbers(masks: NDArray[np.bool_], generator: np.random.Generator | None = None) -> NDArray[np.int64]:
     """Return the numbers of the patches of each mask (n, N), as many as the smallest has: (n, K), ascending.
 
     They are the first of each mask, which favours the top of the picture, or with a generator random ones.

@@ -11,6 +11,7 @@ if TYPE_CHECKING:  # the recipe is read, and --help printed, without torch
 METHODS = {  # name in a recipe -> module:class
     "ijepa": "granary.training.methods.ijepa:IJEPA",
     "stop": "granary.training.methods.stop:StoP",
+    "iwm": "granary.training.methods.iwm:IWM",
     "moco": "granary.training.methods.moco:MoCo",
     "moco_v3": "granary.training.methods.moco:MoCoV3",
     "byol": "granary.training.methods.byol:BYOL",

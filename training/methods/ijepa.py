@@ -7,7 +7,7 @@ predictor. Rows of blocks are block-major: row m * B + b is block m of picture b
 from __future__ import annotations
 
 import copy
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -30,8 +30,8 @@ from granary.training.schedules import linear
 SIZES, PLACES = 1, 2  # purposes of random draws
 
 
-class IJEPAOptions(Options, frozen=True):
-    """Options of I-JEPA; defaults are the paper's, where it and the authors' code agree."""
+class PredictionOptions(Options, frozen=True):
+    """Options of encoders, predictor and target blocks; defaults are I-JEPA's, where paper and authors' code agree."""
 
     predictor_width: int = Field(384, ge=4, description="width of the predictor, a multiple of 4 and of its heads")
     predictor_depth: int = Field(6, ge=1, description="blocks of the predictor (paper: 6 for B, 12 for L and H)")
@@ -47,6 +47,11 @@ class IJEPAOptions(Options, frozen=True):
     targets: int = Field(4, ge=1, description="target blocks")
     target_scale: tuple[float, float] = Field((0.15, 0.2), description="share of the grid in a target block")
     target_aspect: tuple[float, float] = Field((0.75, 1.5), description="height to width of a target block")
+
+
+class IJEPAOptions(PredictionOptions, frozen=True):
+    """Options of I-JEPA: those above, and of the context block."""
+
     context_scale: tuple[float, float] = Field((0.85, 1.0), description="share of the grid in the context block")
     min_keep: int = Field(10, ge=0, description="every mask has more patches than this")
     reference_masks: bool = Field(False, description="draw masks exactly as the authors' code, biases included")
@@ -55,27 +60,33 @@ class IJEPAOptions(Options, frozen=True):
 class IJEPA(Method):
     """Context encoder f, its average the target encoder, and the predictor g."""
 
-    Options = IJEPAOptions
+    Options: ClassVar[type[PredictionOptions]] = IJEPAOptions
     MODEL = {"class_token": False, "pos_embed": "sincos", "layer_scale": 0.0}  # noqa: RUF012 read only
     kinds = ("vit",)
     columns = ("image",)
     evaluated = "target"
     config: ViTConfig
+    options: PredictionOptions
 
-    def __init__(self, config: ViTConfig, options: IJEPAOptions, known: object = None) -> None:
+    def __init__(self, config: ViTConfig, options: PredictionOptions, known: object = None) -> None:
         super().__init__(config, options, known)
         if config.class_token or config.registers or config.pos_embed != "sincos":
             raise UserError("model: I-JEPA has no class token and no registers, and its positions are sincos")
         if config.stem == "conv":
             raise UserError("model.stem: conv is not right: its tokens would have seen the patches that are predicted")
         self.options = options
-        self.blocks = _multi_block(config.grid, options)
+        self.blocks = self.build_blocks()
         self.context = VisionTransformer(config)
         self.predictor = self.build_predictor()
         self.apply(lambda module: initialise(module, options.init_std))
         if options.embed_std:
             initialise(self.context.embed, options.embed_std)
         self.target = copy.deepcopy(self.context).requires_grad_(False)
+
+    def build_blocks(self) -> MultiBlock:
+        """Return how masks are drawn. Raises UserError where blocks do not fit the grid."""
+        assert isinstance(self.options, IJEPAOptions)
+        return _multi_block(self.config.grid, self.options)
 
     def build_predictor(self) -> Predictor:
         """Return the predictor with its initial weights."""
@@ -108,12 +119,20 @@ class IJEPA(Method):
             context: (B, Kc) int64, patch numbers.
             targets: (M, B, Kp) int64, patch numbers.
         """
-        with torch.no_grad():
-            whole = self.target(pixels).patches  # the whole picture: masks apply to the output
-            whole = F.layer_norm(whole, whole.shape[-1:])  # (B, N, D), no affine parameters
-            truth = torch.cat([gather_tokens(whole, block) for block in targets])
+        whole = self.latents(pixels)  # of the whole picture: masks apply to the output
+        truth = torch.cat([gather_tokens(whole, block) for block in targets])
         tokens = self.context(pixels, keep=context).patches  # (B, Kc, D)
         return self.predictor(tokens, context, targets), truth, whole.mean(dim=1)
+
+    @torch.no_grad()
+    def latents(self, pixels: Tensor) -> Tensor:
+        """Return what is predicted of pictures, (B, N, D): the target encoder's tokens, layer-normalised.
+
+        Args:
+            pixels: (B, 3, S, S), normalised.
+        """
+        whole = self.target(pixels).patches
+        return F.layer_norm(whole, whole.shape[-1:])  # no affine parameters
 
     def after_step(self, moment: Moment) -> None:
         """Move the target encoder: target <- m target + (1 - m) context, m linear from `momentum` to 1."""

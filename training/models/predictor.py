@@ -31,10 +31,13 @@ class Predictor(NarrowTransformer):
         Returns:
             (M * B, Kp, D), block-major.
         """
-        x = self.tokens(context, places, targets)
+        return self.predicted(self.tokens(context, places, targets), targets.shape[2])
+
+    def predicted(self, x: Tensor, count: int) -> Tensor:
+        """Return what the last tokens become: (R, T, P) tokens -> (R, count, D)."""
         last = len(self.blocks) - 1
         for number, block in enumerate(self.blocks):
-            x = block(x, first=places.shape[1] if number == last else 0)  # at last the mask tokens alone
+            x = block(x, first=x.shape[1] - count if number == last else 0)  # at last the mask tokens alone
         return self.out(self.norm(x))
 
     def tokens(self, context: Tensor, places: Tensor, targets: Tensor) -> Tensor:

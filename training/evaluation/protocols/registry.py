@@ -25,6 +25,7 @@ PROTOCOLS = {  # name on the command line -> module, which has a PROTOCOL
     "attention": "granary.training.evaluation.protocols.attention",
     "attentive": "granary.training.evaluation.protocols.attentive",
     "fine-tune": "granary.training.evaluation.protocols.finetune",
+    "mrr": "granary.training.evaluation.protocols.mrr",
     "factors": "granary.training.evaluation.protocols.by_factor",
     "video-segmentation": "granary.training.evaluation.protocols.segmentation",
 }
