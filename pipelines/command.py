@@ -44,6 +44,7 @@ COMMANDS = {
     "evaluate": Command("models", "measure a model by protocols"),
     "results": Command("models", "show the scores of several models side by side"),
     "compare": Command("models", "compare models on the same pictures: CKA, probes of all layers, attention"),
+    "partition": Command("models", "write a dataset with disjoint parts, to find out what models know by heart"),
     "environments": Command("models", "write a dataset with the groups that trainings of xrm discovered"),
     "export": Command("models", "write a trained model in the format of transformers"),
     "unreal": Command("demos", "serve the embedded world to any UnrealCV client"),

@@ -1,4 +1,4 @@
-"""The commands about models: train, evaluate, results, compare, environments, export."""
+"""The commands about models: train, evaluate, results, compare, partition, environments, export."""
 
 from __future__ import annotations
 
@@ -189,6 +189,37 @@ compare = _Compare(
     Page(
         ["[NAME=]MODEL...", "--data RUN", "--out PAGE.html"],
         ["granary compare trained=runs/first random=random:runs/first --data runs/animals --out runs/compared.html"],
+    ),
+)
+
+
+def _partition_recipe(given: Given) -> type[BaseModel]:
+    from granary.training.evaluation.partition_recipe import PartitionRecipe
+
+    return PartitionRecipe
+
+
+def _partition(given: Given) -> int:
+    from granary.pipelines.engine.recipe import load_recipe
+    from granary.training.evaluation.partition_recipe import PartitionRecipe
+
+    with needs("train"):
+        from granary.training.evaluation.partition import write_partition
+
+        write_partition(load_recipe(PartitionRecipe, given.config, given.overrides))
+    return 0
+
+
+partition = RecipeCommand(
+    "partition",
+    _partition,
+    _partition_recipe,
+    Page(
+        ["--data RUN", "--per_class N", "--out RUN"],
+        [
+            "granary partition --data runs/animals --per_class 100 --out runs/parted",
+            "granary train --config train/simclr_resnet_tiny.yaml --data runs/parted --split part=A,S --out runs/a",
+        ],
     ),
 )
 

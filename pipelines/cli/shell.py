@@ -19,6 +19,7 @@ RECIPES = {  # the recipes that can be written, and where their models are
     "train": "granary.training.recipe:TrainRecipe",
     "evaluate": "granary.training.evaluation.evaluate:EvaluateRecipe",
     "compare": "granary.training.evaluation.comparison_recipe:CompareRecipe",
+    "partition": "granary.training.evaluation.partition_recipe:PartitionRecipe",
 }
 
 

@@ -12,16 +12,15 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 
 from granary.curation.errors import UserError
-from granary.curation.runs.tables import read_table
 from granary.curation.store import storage
 from granary.training.data import shards
 from granary.training.data.crops import Crop
 from granary.training.data.frozen import Output, encoded
 from granary.training.data.passes import in_order
+from granary.training.data.rewritten import check_new, write_again
 from granary.training.losses.cross_risk import cross_mistakes
 from granary.training.methods.xrm import XRM
 from granary.training.models.checkpoint import STATE, checkpoint_folder
@@ -69,11 +68,8 @@ def write_environments(
     Raises:
         UserError: a model is no training of XRM, `out` is there, or every training is degenerate.
     """
-    if storage.names(out):
-        raise UserError(f"out: {out} is not right: there is something in it; give a new directory")
     dataset = shards.open_dataset(data, ("image", "label"), why="environments", categories=("label",))
-    if COLUMN in dataset.columns:
-        raise UserError(f"data: {data} has a column {COLUMN} already; give the run it was made of")
+    check_new(out, dataset, COLUMN)
     found = [discover(model, dataset, device) for model in models]
     for one in found:
         say(
@@ -87,9 +83,12 @@ def write_environments(
             "no shortcut that is easier than the class; environment 1 are then mistakes of another kind, and balancing "
             "it gains nothing"
         )
-    for url in dict.fromkeys(group.url for group in dataset.groups):
-        target = storage.join(out, "dataset", "data", url.rsplit("/", 1)[-1])
-        _write_shard(target, [group for group in dataset.groups if group.url == url], best.environments)
+
+    def column(group: shards.RowGroup) -> pa.Array:
+        ids = shards.read_group(group, ["id"])["id"].to_pylist()
+        return pa.array([best.environments.get(name) for name in ids], pa.string())
+
+    write_again(dataset, out, COLUMN, column)
     storage.write_bytes(storage.join(out, "environments.json"), json.dumps(_facts(best, data), indent=2).encode())
     for (split, label, environment), count in sorted(best.counts.items()):
         say(f"{split}, {label}, environment {environment}: {count:,} pictures")
@@ -147,32 +146,6 @@ def _output(model: str) -> Output:
     state = json.loads(storage.read_bytes(storage.join(folder, STATE))) if folder else {}
     output: Output = state.get("recipe", {}).get("features", {}).get("output", "cls")
     return output
-
-
-def _write_shard(target: str, groups: Sequence[shards.RowGroup], environments: Mapping[str, str]) -> None:
-    """Write a shard with the column, row group by row group."""
-    sink = pa.BufferOutputStream()
-    writer: pq.ParquetWriter | None = None
-    for group in groups:
-        ids = shards.read_group(group, ["id"])["id"].to_pylist()
-        column = pa.array([environments.get(name) for name in ids], pa.string())
-        table = read_table(group.url, None, group.number).append_column(COLUMN, column)
-        table = table.replace_schema_metadata(_with_feature(table.schema.metadata))
-        writer = writer or pq.ParquetWriter(sink, table.schema, write_page_checksum=True)
-        writer.write_table(table, row_group_size=max(1, len(table)))
-    if writer is not None:
-        writer.close()
-        storage.write_bytes(target, sink.getvalue().to_pybytes())
-
-
-def _with_feature(metadata: Mapping[bytes, bytes] | None) -> dict[bytes, bytes]:
-    """Return the metadata of a shard with the column among the features of `datasets`, where they are said."""
-    said = dict(metadata or {})
-    if b"huggingface" in said:
-        tree = json.loads(said[b"huggingface"])
-        tree["info"]["features"][COLUMN] = {"dtype": "string", "_type": "Value"}
-        said[b"huggingface"] = json.dumps(tree).encode()
-    return said
 
 
 def _facts(best: Discovery, data: str) -> dict[str, object]:
