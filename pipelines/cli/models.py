@@ -218,7 +218,7 @@ partition = RecipeCommand(
         ["--data RUN", "--per_class N", "--out RUN"],
         [
             "granary partition --data runs/animals --per_class 100 --out runs/parted",
-            "granary train --config train/simclr_resnet_tiny.yaml --data runs/parted --split part=A,S --out runs/a",
+            "granary partition --data runs/birds --per_class 300 --largest 500 --copies keep --out runs/birds-300",
         ],
     ),
 )

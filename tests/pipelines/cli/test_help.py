@@ -99,6 +99,7 @@ def test_every_example_is_a_call_that_is_understood(
         monkeypatch.setattr(kind.run.replace(":", "."), lambda *recipe, **flags: ran.append(recipe))
     monkeypatch.setattr("granary.training.evaluation.evaluate.evaluate", ran.append)
     monkeypatch.setattr("granary.training.evaluation.comparison.compare", ran.append)
+    monkeypatch.setattr("granary.training.evaluation.partition.write_partition", ran.append)
     monkeypatch.setattr(
         "granary.training.run.loop.train", lambda *recipe: ran.append(recipe) or {"checkpoint": "", "finished": True}
     )
