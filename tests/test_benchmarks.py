@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.benchmarks import cookbook, dinov2, expand_narrow, ijepa, stop_noise
+from tests.benchmarks import cookbook, dinov2, expand_narrow, ijepa, objectives, stop_noise
 from tests.benchmarks.__main__ import MODULES
 from tests.benchmarks.cells import Cells, shown
 
@@ -99,3 +99,31 @@ def test_the_pace_is_that_of_the_steps_alone(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(cookbook, "trained", lambda *_, **__: "")
     monkeypatch.setattr(cookbook, "batch_of", lambda _: 256)
     assert cookbook.pace("x", "data", tmp_path) == {"pictures": 512.0}
+
+
+@pytest.mark.parametrize(("noise", "holds"), [(0.01, True), (0.2, False)])
+def test_families_are_apart_only_by_more_than_twice_the_spread(
+    noise: float, holds: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """CKA 0.8 within joint embedding, 0.5 across, with a noise of the seeds; 0.6 after fine-tuning."""
+    sites = (*objectives.ATTENTION, *objectives.OTHERS, "layer 0", "layer 1", "layer 2")
+
+    def numbers(seed: int) -> dict[str, float]:
+        values = {f"{m}|{key}": 0.5 for m in ("one", "two", "mae") for key in ("linear", "position")}
+        values |= {f"mae|{key}": score for key, score in (("linear", 0.4), ("position", 0.9))}
+        for site in sites:
+            values[f"one|two|{site}"] = 0.8 - (site in objectives.OTHERS) * 0.1
+            for joint in ("one", "two"):
+                values[f"{joint}|mae|{site}"] = 0.5 + noise * (seed - 1)
+                values[f"{joint}|mae{objectives.TUNED}|{site}"] = 0.6 + noise * (seed - 1)
+        return values | {f"{m}|{objectives.RANDOM}|block": 0.3 for m in ("one", "two", "mae")}
+
+    found = objectives.Families(["one", "two"], ["mae"], {seed: numbers(seed) for seed in range(3)})
+    assert found.gap("norm1") == pytest.approx([0.3 + noise, 0.3, 0.3 - noise])
+    objectives.report(found)
+    printed = capsys.readouterr().out
+    assert f"BAR {'holds' if holds else 'DOES NOT HOLD'}: 1: within joint embedding" in printed
+    assert "BAR holds: 2a: the gap is there after the first block, 0.300 of 0.300" in printed
+    assert "BAR holds: 3: the linear probe of joint embedding is above by 10.00 ± 0.00" in printed
+    assert "BAR holds: 4: the probe of positions of reconstruction is above by 40.00 ± 0.00" in printed
+    assert "BAR holds: 5: fine-tuned, reconstruction is nearer to joint embedding by 0.10 ± 0.00" in printed

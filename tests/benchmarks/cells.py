@@ -32,7 +32,9 @@ class Cells:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.path.with_suffix(".part").write_text(json.dumps(self.values, indent=1))
             self.path.with_suffix(".part").replace(self.path)
-            headlines = {key: value for key, value in self.values[name].items() if key.count(".") < 2}
+            headlines = {
+                key: value for key, value in self.values[name].items() if key.count(".") < 2 and "|" not in key
+            }
             print(f"{name}: " + ", ".join(f"{key} {value:.4g}" for key, value in headlines.items()), flush=True)
         return self.values[name]
 
@@ -72,10 +74,15 @@ def mean(values: Iterable[float]) -> float:
 def shown(values: Iterable[float], scale: float = 1.0) -> str:
     """Return mean and standard deviation of a sample, `1.2 ± 0.3`; without the latter for one number."""
     numbers = [scale * value for value in values]
+    middle = f"{mean(numbers):.2f}"
+    return middle if len(numbers) == 1 else f"{middle} ± {spread(numbers):.2f}"
+
+
+def spread(values: Iterable[float]) -> float:
+    """Return the standard deviation of a sample; 0 of one number."""
+    numbers = list(values)
     middle = mean(numbers)
-    if len(numbers) == 1:
-        return f"{middle:.2f}"
-    return f"{middle:.2f} ± {math.sqrt(sum((x - middle) ** 2 for x in numbers) / (len(numbers) - 1)):.2f}"
+    return math.sqrt(sum((x - middle) ** 2 for x in numbers) / max(1, len(numbers) - 1))
 
 
 def bar(claim: str, holds: bool) -> None:

@@ -64,14 +64,14 @@ def pace(config: str, data: str, out: Path) -> Numbers:
     seconds = []
     for steps in PACE:
         begin = time.process_time()
-        _short(config, data, out / f"steps-{steps}", seed=0, steps=steps)
+        short_training(config, data, out / f"steps-{steps}", seed=0, steps=steps)
         seconds.append(time.process_time() - begin)
     return {"pictures": (PACE[1] - PACE[0]) * batch_of(config) / (seconds[1] - seconds[0])}
 
 
 def cell(config: str, data: str, out: Path, seed: int, steps: int) -> Numbers:
     """Train for so many steps and measure."""
-    numbers = scores(_short(config, data, out, seed=seed, steps=steps), data, PROTOCOLS)
+    numbers = scores(short_training(config, data, out, seed=seed, steps=steps), data, PROTOCOLS)
     return numbers | {"share": numbers["features.rank_me"] / _recipe(config).config().width}
 
 
@@ -84,6 +84,18 @@ def random_cell(config: str, data: str) -> tuple[str, Callable[[], Numbers]]:
     return f"random-{name}", partial(scores, f"random:{CONFIGS / 'train' / config}", data, PROTOCOLS)
 
 
+def length(method: str, data: str, out: Path, cells: Cells, minutes: float) -> tuple[float, int]:
+    """Return the pictures that a method trains on in a second of one core, and the steps of so many minutes of it."""
+    config = RECIPES[method]
+    pictures = cells.measured(f"pace-{method}", partial(pace, config, data, out / f"pace-{method}"))["pictures"]
+    return pictures, round(60 * minutes * pictures / batch_of(config))
+
+
+def cell_name(method: str, minutes: float, seed: int, train: int) -> str:
+    """Return the name of a cell, which is that of its training's folder too."""
+    return f"{method}-minutes-{minutes:g}-seed-{seed}-train-{train}"
+
+
 def batch_of(config: str) -> int:
     """Return the pictures of a step of a recipe."""
     return _recipe(config).batch
@@ -93,7 +105,7 @@ def _recipe(config: str) -> TrainRecipe:
     return load_recipe(TrainRecipe, str(CONFIGS / "train" / config), ["--data", "RUN", "--out", "TRAIN"])
 
 
-def _short(config: str, data: str, out: Path, seed: int, steps: int) -> str:
+def short_training(config: str, data: str, out: Path, seed: int, steps: int) -> str:
     """Train on one thread in one process, warmed up for a twentieth of the steps."""
     fields: dict[str, object] = {
         "optimiser__warmup": max(1, steps // 20),
@@ -137,10 +149,8 @@ def main() -> None:
     table, paces = {}, {}
     for seed, method in itertools.product(given.seeds, given.methods):
         config = RECIPES[method]
-        measured = cells.measured(f"pace-{method}", partial(pace, config, data, given.out / f"pace-{method}"))
-        paces[method] = measured["pictures"]
-        steps = round(60 * given.minutes * paces[method] / batch_of(config))
-        name = f"{method}-minutes-{given.minutes:g}-seed-{seed}-train-{given.train}"
+        paces[method], steps = length(method, data, given.out, cells, given.minutes)
+        name = cell_name(method, given.minutes, seed, given.train)
         table[method, seed] = cells.measured(name, partial(cell, config, data, given.out / name, seed, steps))
         untrained = cells.measured(*random_cell(config, data))
         table[method, seed] |= {f"random.{score}": value for score, value in untrained.items()}
