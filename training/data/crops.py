@@ -89,6 +89,11 @@ def central_box(width: int, height: int, ratio: float) -> Box:
     return left, top, left + wide, top + tall
 
 
+def central_square(pixels: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
+    """Return the middle of a picture (H, W, 3), its short edge at `side`: (side, side, 3)."""
+    return resized(_cut(pixels, central_box(pixels.shape[1], pixels.shape[0], 1.0), (1.0, 1.0)), side)
+
+
 def needed_side(width: int, height: int, boxes: Mapping[str, list[Box]], crops: Mapping[str, Crop]) -> int:
     """Return the short side that the decoded picture needs so that no crop is enlarged by DCT scaling."""
     short, side = min(width, height), 1

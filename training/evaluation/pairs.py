@@ -1,19 +1,21 @@
 """Image-text models by name, and the rows of a dataset through their image encoder: what zero-shot scores start from.
 
-PATH is a training directory or a checkpoint of `clip` or `siglip`, or a model of `transformers`, hf:ID_OR_PATH.
-Shapes: B pictures, T texts, D dimensions of the shared space; vectors have unit length.
+PATH is a training directory or a checkpoint of an image-text method, or a model of `transformers`, hf:ID_OR_PATH.
+Shapes: B or N pictures, T texts, D dimensions of the shared space; vectors have unit length. A model whose score
+depends on the pair keeps K vectors of a picture, (K, D), and texts as it likes: only its own methods compare them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+import os
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
@@ -25,7 +27,7 @@ from granary.curation.images.limits import DecodeLimits
 from granary.training.data import shards
 from granary.training.data.augment import normalised, to_unit
 from granary.training.data.collate import Part
-from granary.training.data.crops import Crop, cut_views
+from granary.training.data.crops import Crop, central_square, cut_views
 from granary.training.data.loader import read_row
 from granary.training.data.tokenizer import filled
 from granary.training.evaluation.scores import DeadLetter, dead_letter
@@ -33,9 +35,11 @@ from granary.training.models.checkpoint import checkpoint_folder
 from granary.training.models.clip_transformers import DTYPES, THREADS, ClipModel
 from granary.training.models.clip_weights import load_clip
 from granary.training.models.dual_encoder import DualEncoder
+from granary.training.models.pair_scores import mean_direction, products
 from granary.training.models.registry import read_name
 
 COLUMNS = ("id", "row_id", "source")
+PAIRS = 1 << 16  # compared at once, where a score depends on the pair
 
 
 class ImageTextModel(Protocol):
@@ -46,14 +50,43 @@ class ImageTextModel(Protocol):
         """Texts cut to the context so far."""
 
     def pictures(self, files: Sequence[bytes]) -> list[Tensor | DecodeError]:
-        """Return for each file its vector (D,) on the CPU, or why it cannot be decoded."""
+        """Return for each file its vector (D,), or (K, D), on the CPU, or why it cannot be decoded."""
 
     def texts(self, texts: Sequence[str]) -> Tensor:
         """Return (T, D) on the CPU."""
 
+    def scores(self, pictures: Tensor, texts: Tensor) -> Tensor:
+        """Return the scores of all pairs, (N, T), of (N, D) or (N, K, D) and (T, D), all on the CPU."""
+
+    def ensemble(self, texts: Tensor) -> Tensor:
+        """Return what `scores` takes of several sentences as if they were one text: (C, P, D) -> (C, D)."""
+
+
+class PairScorer(Protocol):
+    """A model that scores pictures against texts of their own, as `ClipModel` does."""
+
+    @property
+    def truncated(self) -> int:
+        """Texts cut to the context so far."""
+
+    def prepared(self, pictures: Sequence[Callable[[], Image.Image]]) -> list[Tensor | None]:
+        """Open and prepare pictures: (3, h, w) for each, None for one that raises DecodeError."""
+
+    def images(self, pixels: Tensor) -> Tensor:
+        """Return (B, D) or (B, K, D) for prepared pictures (B, 3, h, w)."""
+
+    def texts(self, texts: Sequence[str]) -> Tensor:
+        """Return (T, D)."""
+
+    def logits(self, images: Tensor, texts: Tensor) -> Tensor:
+        """Return the logits of all pairs, (B, T), of what `images` and `texts` gave."""
+
+    def own_logits(self, images: Tensor, texts: Tensor) -> Tensor:
+        """Return the logits of pictures with texts of their own, (B, N, D): (B, N); equal texts tie exactly."""
+
 
 class TrainedPair:
-    """A model trained here, by `clip` or `siglip`."""
+    """A model trained here, by an image-text method."""
 
     def __init__(self, model: DualEncoder, device: torch.device, dtype: str = "float32", batch: int = 256) -> None:
         self.model, self.device, self.batch = model.to(device).eval(), device, batch
@@ -67,16 +100,38 @@ class TrainedPair:
     @torch.inference_mode()
     def pictures(self, files: Sequence[bytes]) -> list[Tensor | DecodeError]:
         """Cut the middle out of each picture, its short edge at the model's side, and encode."""
-        config = self.model.config
         with ThreadPoolExecutor(THREADS) as pool:
-            decoded = list(pool.map(partial(_central, config.img_size), files))
+            decoded = list(pool.map(partial(_central, self.model.config.img_size), files))
         views = [view for view in decoded if isinstance(view, np.ndarray)]
         if not views:
             return [error for error in decoded if isinstance(error, DecodeError)]
-        pixels = to_unit(torch.from_numpy(np.stack(views)).to(self.device))
-        with self.autocast():
-            vectors = iter(_unit(self.model.images(normalised(pixels, config.mean, config.std))))
+        vectors = iter(self._encoded(np.stack(views)))
         return [view if isinstance(view, DecodeError) else next(vectors) for view in decoded]
+
+    def prepared(self, pictures: Sequence[Callable[[], Image.Image]]) -> list[Tensor | None]:
+        """Open pictures on threads and cut their middle out: (3, side, side) uint8 each; None for a DecodeError."""
+
+        def prepare(picture: Callable[[], Image.Image]) -> Tensor | None:
+            try:
+                view = central_square(np.array(picture().convert("RGB")), self.model.config.img_size)
+            except DecodeError:
+                return None
+            return torch.from_numpy(view).permute(2, 0, 1)
+
+        with ThreadPoolExecutor(THREADS) as pool:
+            return list(pool.map(prepare, pictures))
+
+    @torch.inference_mode()
+    def images(self, pixels: Tensor) -> Tensor:
+        """Encode what `prepared` gave: (B, 3, side, side) uint8."""
+        return self._encoded(pixels.permute(0, 2, 3, 1).numpy())
+
+    def _encoded(self, views: NDArray[np.uint8]) -> Tensor:
+        """Encode views (B, side, side, 3)."""
+        config = self.model.config
+        pixels = to_unit(torch.from_numpy(views).to(self.device))
+        with self.autocast():
+            return _finite(self.model.encode_pixels(normalised(pixels, config.mean, config.std)).cpu())
 
     @torch.inference_mode()
     def texts(self, texts: Sequence[str]) -> Tensor:
@@ -85,8 +140,39 @@ class TrainedPair:
         for start in range(0, len(texts), self.batch):
             tokens = self.model.tokenizer.numbers(texts[start : start + self.batch])
             with self.autocast():
-                vectors.append(_unit(self.model.texts(tokens.to(self.device))))
+                vectors.append(_finite(self.model.encode_tokens(tokens.to(self.device)).cpu()))
         return torch.cat(vectors)
+
+    @torch.inference_mode()
+    def scores(self, pictures: Tensor, texts: Tensor) -> Tensor:
+        """Score all pairs; those of a model whose score depends on the pair on the device, `PAIRS` at a time."""
+        if pictures.ndim == 2:
+            return self.model.scores(pictures, texts)
+        side = math.isqrt(PAIRS)
+        rows = []
+        for some in pictures.split(side):
+            there = some.to(self.device)
+            with self.autocast():
+                row = [self.model.scores(there, part.to(self.device)).float().cpu() for part in texts.split(side)]
+            rows.append(torch.cat(row, dim=1))
+        return torch.cat(rows)
+
+    @torch.inference_mode()
+    def ensemble(self, texts: Tensor) -> Tensor:
+        """Average the sentences of each class as the model does."""
+        return self.model.ensemble(texts)
+
+    @torch.inference_mode()
+    def logits(self, images: Tensor, texts: Tensor) -> Tensor:
+        """Return exp(scale) * cosine + bias of all pairs."""
+        return self.model.logits(self.scores(images, texts))
+
+    @torch.inference_mode()
+    def own_logits(self, images: Tensor, texts: Tensor) -> Tensor:
+        """Return exp(scale) * cosine + bias of pictures with texts of their own."""
+        with self.autocast():
+            cosines = self.model.own_scores(images.to(self.device), texts.to(self.device))
+        return self.model.logits(cosines.float().cpu())
 
 
 class TransformersPair:
@@ -118,9 +204,13 @@ class TransformersPair:
         """Encode texts, a batch at a time."""
         return _finite(self.model.texts(texts).cpu())
 
+    def scores(self, pictures: Tensor, texts: Tensor) -> Tensor:
+        """Return the cosines of all pairs."""
+        return products(pictures, texts)
 
-def _unit(features: Tensor) -> Tensor:
-    return _finite(F.normalize(features.float(), dim=1).cpu())
+    def ensemble(self, texts: Tensor) -> Tensor:
+        """Return the mean directions."""
+        return mean_direction(texts)
 
 
 def _finite(vectors: Tensor) -> Tensor:
@@ -155,12 +245,27 @@ def load_image_text_model(source: str, device: str = "auto", dtype: str = "float
     return TrainedPair(load_clip(folder), torch_device(device), dtype)
 
 
+def load_pair_scorer(source: str, device: str = "auto", dtype: str = "float32") -> PairScorer:
+    """Return the model that PATH names, to score pictures against texts of their own.
+
+    A training that wrote a model of `transformers`, in its folder `model`, is that one. Raises UserError with what is
+    wrong.
+    """
+    name = read_name(source)
+    written = os.path.isfile(os.path.join(os.path.expanduser(name.target), "model", "config.json"))
+    if name.way != "path" or written or checkpoint_folder(name.target) is None:
+        return ClipModel.load(source, device, dtype)
+    model = load_image_text_model(source, device, dtype)
+    assert isinstance(model, TrainedPair)
+    return model
+
+
 class Encoded(NamedTuple):
     """What could be read of a dataset.
 
     Args:
         rows: n, as `training.data.loader.read_row` gives them, without data and blank captions.
-        vectors: (n, D).
+        vectors: (n, D) or (n, K, D).
         dead: the pictures that cannot be decoded.
     """
 

@@ -22,6 +22,7 @@ from torch import Tensor
 from granary.curation.encoders.inference import UNLOADABLE, reason, torch_device, workable
 from granary.curation.errors import UserError
 from granary.curation.images.decode import DecodeError
+from granary.training.models.pair_scores import own_products, products
 from granary.training.models.registry import read_name
 
 if TYPE_CHECKING:  # takes seconds to import
@@ -192,7 +193,7 @@ class ClipModel:
     @torch.inference_mode()
     def logits(self, images: Tensor, texts: Tensor) -> Tensor:
         """Return (B, T) logits of (B, D) against (T, D) unit rows; raises UserError where one is not finite."""
-        return self._finite(self.scaled(images @ texts.T))
+        return self._finite(self.scaled(products(images, texts)))
 
     @torch.inference_mode()
     def own_logits(self, images: Tensor, texts: Tensor) -> Tensor:
@@ -208,7 +209,7 @@ class ClipModel:
         Raises:
             UserError: a logit is not finite.
         """
-        return self._finite(self.scaled((texts * images[:, None]).sum(dim=2)))
+        return self._finite(self.scaled(own_products(images, texts)))
 
     def scaled(self, cosines: Tensor) -> Tensor:
         """Return logits for cosines: exp(scale) * cosine + bias."""

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from granary.curation.errors import UserError
 from granary.training.data.tokenizer import TextTokenizer
+from granary.training.models.pair_scores import mean_direction, own_products, products
 from granary.training.models.text import TextConfig, TextTransformer, initialise_blocks
 from granary.training.models.vit import MLP, VisionTransformer
 from granary.training.models.vit_config import ViTConfig
@@ -100,6 +101,35 @@ class DualEncoder(nn.Module):
     def texts(self, tokens: Tensor) -> Tensor:
         """Encode token numbers, (T, L) -> (T, D), not of unit length."""
         return self.text(tokens)
+
+    def encode_pixels(self, pixels: Tensor) -> Tensor:
+        """Return what scores take of normalised pictures: (B, D) unit rows, float32.
+
+        A model whose scores depend on the pair returns (B, K, D), as it likes, and has its own `scores`,
+        `own_scores` and `ensemble`.
+        """
+        return F.normalize(self.images(pixels).float(), dim=1)
+
+    def encode_tokens(self, tokens: Tensor) -> Tensor:
+        """Return what scores take of texts: (T, D) unit rows, float32."""
+        return F.normalize(self.texts(tokens).float(), dim=1)
+
+    def scores(self, pictures: Tensor, texts: Tensor) -> Tensor:
+        """Return the cosines of all pairs, (N, T), of what both `encode` methods gave: the products of the vectors."""
+        return products(pictures, texts)
+
+    def own_scores(self, pictures: Tensor, texts: Tensor) -> Tensor:
+        """Return the cosines of pictures with texts of their own, (N, T, D): (N, T); equal texts tie exactly."""
+        return own_products(pictures, texts)
+
+    def ensemble(self, texts: Tensor) -> Tensor:
+        """Return what scores take of several sentences as if they were one text: (C, P, D) -> (C, D)."""
+        return mean_direction(texts)
+
+    def logits(self, cosines: Tensor) -> Tensor:
+        """Return exp(scale) * cosine, with the bias where there is one."""
+        scaled = cosines * self.scale.to(cosines.device).exp()
+        return scaled + self.bias.to(cosines.device) if hasattr(self, "bias") else scaled
 
 
 def _pool(kind: Kind, config: ViTConfig, dimension: int) -> nn.Module:

@@ -282,6 +282,12 @@ class Knowing:
     def pictures(self, files: Sequence[bytes]) -> list[Tensor]:
         return [self.vector(self.of_file[file]) for file in files]
 
+    def scores(self, pictures: Tensor, texts: Tensor) -> Tensor:
+        return pictures @ texts.T
+
+    def ensemble(self, texts: Tensor) -> Tensor:
+        return F.normalize(texts.mean(dim=1), dim=1)
+
     def vector(self, name: str) -> Tensor:
         return F.one_hot(torch.tensor(self.names.index(name)), len(self.names)).float()
 

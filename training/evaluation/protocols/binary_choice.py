@@ -25,9 +25,9 @@ from granary.curation.sources import Reader, Source, list_pieces, read_piece, re
 from granary.curation.store import storage
 from granary.curation.store.trees import json_tree
 from granary.training.data.pairs import LIMITS, read_entries
+from granary.training.evaluation.pairs import PairScorer, load_pair_scorer
 from granary.training.evaluation.protocol import Measured, Protocol
 from granary.training.evaluation.scores import Scores
-from granary.training.models.clip_transformers import ClipModel
 
 ENDINGS = (".json", ".jsonl", ".json.gz", ".jsonl.gz")
 KEYS = ("coco_key", "filename", "file_name", "image", "key")  # fields that may name the picture; the first one counts
@@ -78,7 +78,7 @@ def evaluate(measured: Measured, options: BinaryChoiceOptions) -> Scores:
         raise UserError(f"images: missing; give the folder or tar with the pictures of {data!r}")
     else:
         pictures = pictures_of_source(questions, options.images)
-    model = ClipModel.load(measured.model, measured.device, measured.dtype)
+    model = load_pair_scorer(measured.model, measured.device, measured.dtype)
     scores = choices(model, islice(pictures, limit), measured.batch)
     total = scores["questions"] if questions is None or limit else sum(map(len, questions.values()))
     missing = (total or 0) - (scores["questions"] or 0)
@@ -88,7 +88,7 @@ def evaluate(measured: Measured, options: BinaryChoiceOptions) -> Scores:
 PROTOCOL = Protocol(evaluate, BinaryChoiceOptions, batch=32, table=False)
 
 
-def choices(model: ClipModel, pictures: Iterable[AskedPicture], batch: int = 32) -> dict[str, float | None]:
+def choices(model: PairScorer, pictures: Iterable[AskedPicture], batch: int = 32) -> dict[str, float | None]:
     """Ask the questions of pictures that come one after another; see `evaluate`."""
     results: dict[str, list[bool]] = defaultdict(list)
     questions = unreadable = 0
@@ -104,7 +104,7 @@ def choices(model: ClipModel, pictures: Iterable[AskedPicture], batch: int = 32)
 
 
 def answer(
-    model: ClipModel, pictures: list[tuple[list[Question], torch.Tensor]], results: dict[str, list[bool]]
+    model: PairScorer, pictures: list[tuple[list[Question], torch.Tensor]], results: dict[str, list[bool]]
 ) -> None:
     """Add to `results`, for each kind, whether captions win.
 

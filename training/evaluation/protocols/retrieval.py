@@ -8,7 +8,7 @@ Shapes: N pictures, T captions.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from pydantic import Field
@@ -18,10 +18,12 @@ from granary.training.data import shards
 from granary.training.evaluation.pairs import encode_rows, load_image_text_model
 from granary.training.evaluation.protocol import Measured, Protocol, SplitOptions
 from granary.training.evaluation.scores import Scores
+from granary.training.models.pair_scores import products
 
 K = (1, 5, 10)
 CAPTIONS = 5
 CELLS = 1 << 26  # scores held at once
+Score = Callable[[Tensor, Tensor], Tensor]  # pictures, texts -> (N, T)
 
 
 class RetrievalOptions(SplitOptions, frozen=True):
@@ -62,21 +64,25 @@ def evaluate(measured: Measured, options: RetrievalOptions) -> Scores:
     settings = {"split": split, "captions": options.captions, "dead": encoded.dead}
     equal = len(owner) - len(distinct)
     notes = [f"{equal:,} captions are equal to another one: they score alike, which counts as a miss"] if equal else []
-    return Scores({**recalls(encoded.vectors, texts, owner), **counts}, notes, settings)
+    found = recalls(encoded.vectors, texts, owner, score=encoder.scores)
+    return Scores({**found, **counts}, notes, settings)
 
 
 PROTOCOL = Protocol(evaluate, RetrievalOptions)
 
 
-def recalls(images: Tensor, texts: Tensor, owner: Tensor, k: Sequence[int] = K) -> dict[str, float | None]:
+def recalls(
+    images: Tensor, texts: Tensor, owner: Tensor, k: Sequence[int] = K, score: Score = products
+) -> dict[str, float | None]:
     """Return R@K in both directions with their chance levels.
 
     Args:
-        images, texts: (N, D), (T, D).
+        images, texts: (N, D) or, where scores depend on the pair, (N, ?, D); (T, D).
         owner: (T,) int64, the picture each caption belongs to; every picture has one or more.
         k: K.
+        score: see `ImageTextModel.scores`.
     """
-    by_text, by_image = ranks(images, texts, owner)
+    by_text, by_image = ranks(images, texts, owner, score)
     captions = torch.bincount(owner, minlength=len(images)).tolist()
     scores: dict[str, float | None] = {}
     for direction, rank, chance in (
@@ -89,23 +95,29 @@ def recalls(images: Tensor, texts: Tensor, owner: Tensor, k: Sequence[int] = K) 
     return scores
 
 
-def ranks(images: Tensor, texts: Tensor, owner: Tensor) -> tuple[Tensor, Tensor]:
+def ranks(images: Tensor, texts: Tensor, owner: Tensor, score: Score = products) -> tuple[Tensor, Tensor]:
     """Return how many wrong answers score at least as high as the right one, by caption (T,) and by picture (N,).
 
-    The right answer of a picture is the best of its captions; its other captions are not wrong.
+    The right answer of a picture is the best of its captions; its other captions are not wrong. Arguments are those of
+    `recalls`.
     """
     count = max(1, CELLS // max(len(images), len(texts)))
     by_text, by_image = [], []
     for start in range(0, len(texts), count):
-        scores = texts[start : start + count] @ images.T  # (count, N)
+        scores = _by_text(images, texts[start : start + count], score)  # (count, N)
         right = scores.gather(1, owner[start : start + count, None])
         by_text.append((scores >= right).sum(dim=1) - 1)
     for start in range(0, len(images), count):
-        scores = images[start : start + count] @ texts.T  # (count, T)
+        scores = score(images[start : start + count], texts)  # (count, T)
         belongs = owner == torch.arange(start, start + len(scores))[:, None]
         right = scores.masked_fill(~belongs, -torch.inf).amax(dim=1, keepdim=True)
         by_image.append(((scores >= right) & ~belongs).sum(dim=1))
     return torch.cat(by_text), torch.cat(by_image)
+
+
+def _by_text(images: Tensor, texts: Tensor, score: Score) -> Tensor:
+    """Return the scores of all pairs with texts as rows; how a product is rounded depends on what its rows are."""
+    return products(texts, images) if images.ndim == 2 else score(images, texts).T
 
 
 def hit_chance(captions: Sequence[int], total: int, k: int) -> float:

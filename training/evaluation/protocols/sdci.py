@@ -3,7 +3,8 @@
 Urbanek et al. 2024 (arXiv 2312.08578). An entry is a whole image or a mask's crop. Entries come in file order in
 batches of 8, so that the rivals of a crop are mostly crops of the same image; the last batch may be smaller.
 
-Shapes: B entries of a batch, N texts of an entry, D dimensions. Logits L are image by text: B x (B * N).
+Shapes: B entries of a batch, N texts of an entry, D dimensions of what a model makes of a text. Logits L are image by
+text: B x (B * N).
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ from torch import Tensor
 
 from granary.curation.options import Options
 from granary.training.data.pairs import Entry, read_entries
+from granary.training.evaluation.pairs import PairScorer, load_pair_scorer
 from granary.training.evaluation.protocol import Measured, Protocol
 from granary.training.evaluation.scores import Scores
-from granary.training.models.clip_transformers import ClipModel
 
 BATCH = 8
 NOTES = (
@@ -97,14 +98,14 @@ def matching_chance(entries: int, texts: int) -> float:
 class Tally:
     """Counts one `Column` over entries that come one after another; holds one batch."""
 
-    def __init__(self, column: Column, model: ClipModel, batch: int = BATCH) -> None:
+    def __init__(self, column: Column, model: PairScorer, batch: int = BATCH) -> None:
         self.column, self.model, self.batch = column, model, batch
         self.rows: list[tuple[Tensor, Tensor, Tensor | None]] = []
         self.entries = self.matches = self.pairs = self.wins = self.last = 0
         self.chance = 0.0  # expected matches of a random scorer
 
     def add(self, entry: Entry, image: Tensor, vectors: dict[str, Tensor]) -> None:
-        """Take an entry with the vector (D,) of its picture and those of its texts."""
+        """Take an entry with what `model` made of its picture and of its texts."""
         if not self.column.takes(entry):
             return
         negative = self.column.negative(entry)
@@ -159,7 +160,7 @@ def evaluate(measured: Measured, options: Options) -> Scores:
         For every column its accuracy, `.chance`, `.entries` (and `.last_batch`); None where no entry takes part. Then
         counts: entries read, without any summary, with a picture that cannot be decoded, and texts cut to the context.
     """
-    model = ClipModel.load(measured.model, measured.device, measured.dtype)
+    model = load_pair_scorer(measured.model, measured.device, measured.dtype)
     entries = islice(read_entries(measured.data, measured.split), measured.limit)
     return Scores(benchmark(model, entries, measured.batch))
 
@@ -167,7 +168,7 @@ def evaluate(measured: Measured, options: Options) -> Scores:
 PROTOCOL = Protocol(evaluate, Options, batch=32, notes=NOTES, table=False)
 
 
-def benchmark(model: ClipModel, entries: Iterable[Entry], batch: int = 32) -> dict[str, float | None]:
+def benchmark(model: PairScorer, entries: Iterable[Entry], batch: int = 32) -> dict[str, float | None]:
     """Score entries in the order they come; see `evaluate`."""
     tallies = [Tally(column, model) for column in COLUMNS]
     counts = {"entries": 0, "entries.empty": 0, "entries.unreadable": 0}
@@ -195,7 +196,7 @@ def described(entries: Iterable[Entry], counts: dict[str, int]) -> Iterator[Entr
             counts["entries.empty"] += 1
 
 
-def score(entries: list[tuple[Entry, Tensor]], model: ClipModel, tallies: list[Tally]) -> None:
+def score(entries: list[tuple[Entry, Tensor]], model: PairScorer, tallies: list[Tally]) -> None:
     """Encode pictures (3, h, w) and the distinct texts that some column needs, and hand them to every column."""
     texts: dict[str, None] = {}
     for entry, _ in entries:

@@ -1,7 +1,7 @@
 """Zero-shot classification: the class whose name, put into sentences, is nearest to a picture (arXiv 2103.00020, 3.1).
 
-The vector of a class is the mean of its sentences' unit vectors, of unit length again: vectors are averaged, not
-scores.
+The vector of a class is the mean of its sentences' unit vectors, of unit length again, unless the model says how its
+texts are averaged: vectors are, not scores.
 Shapes: n pictures, C classes, P templates, D dimensions.
 """
 
@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
@@ -21,6 +20,7 @@ from granary.training.data import shards
 from granary.training.evaluation.pairs import encode_rows, load_image_text_model
 from granary.training.evaluation.protocol import Measured, Protocol, SplitOptions
 from granary.training.evaluation.scores import Scores
+from granary.training.models.pair_scores import mean_direction
 
 TEMPLATES = (
     "a photo of a {}.",
@@ -62,8 +62,8 @@ def evaluate(measured: Measured, options: ZeroShotOptions) -> Scores:
     encoder = load_image_text_model(measured.model, measured.device, measured.dtype)
     encoded = encode_rows(encoder, dataset, "label", classes, measured.batch, limit)
     labels = torch.tensor([row["label"] for row in encoded.rows])
-    vectors = class_vectors(encoder.texts, words, sentences)
-    rank = wrong_above(encoded.vectors @ vectors.T, labels)
+    vectors = class_vectors(encoder.texts, words, sentences, encoder.ensemble)
+    rank = wrong_above(encoder.scores(encoded.vectors, vectors), labels)
     read = dataset.count if limit is None else min(limit, dataset.count)
     counts: dict[str, float | None] = {
         "top1.classes": len(classes),
@@ -78,17 +78,23 @@ def evaluate(measured: Measured, options: ZeroShotOptions) -> Scores:
 PROTOCOL = Protocol(evaluate, ZeroShotOptions)
 
 
-def class_vectors(encode: Callable[[Sequence[str]], Tensor], names: Sequence[str], templates: Sequence[str]) -> Tensor:
-    """Return a unit vector for each class, (C, D).
+def class_vectors(
+    encode: Callable[[Sequence[str]], Tensor],
+    names: Sequence[str],
+    templates: Sequence[str],
+    ensemble: Callable[[Tensor], Tensor] = mean_direction,
+) -> Tensor:
+    """Return a vector for each class, (C, D).
 
     Args:
         encode: texts -> (T, D) unit rows.
         names: of the classes.
         templates: sentences with {} for the name.
+        ensemble: (C, P, D) -> (C, D), see `ImageTextModel.ensemble`.
     """
     sentences = [template.replace("{}", name) for name in names for template in templates]
     vectors = encode(sentences).unflatten(0, (len(names), len(templates)))  # (C, P, D)
-    return F.normalize(vectors.mean(dim=1), dim=1)
+    return ensemble(vectors)
 
 
 def wrong_above(scores: Tensor, labels: Tensor) -> Tensor:
