@@ -51,6 +51,7 @@ OWN = {
     "msn": TWO_VIEWS + " --options.local_size {patch} --options.prototypes 8",
     "wmse": TWO_VIEWS.replace("width 8", "width 3") + " --options.sub_batch 4 --options.shrinkage 0.1",
     "xrm": "--model.img_size {side} --features.model null",
+    "predictor_tuning": "--options.heads 2",
     "supervised": "--model.img_size {side} --device.precision 32-true",
 }
 
@@ -58,6 +59,22 @@ OWN = {
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(write_shards(tmp_path_factory.mktemp("run"), shapes(40, 32), group=10))
+
+
+def given(config: Path) -> list[str]:
+    """What a recipe leaves to the command line."""
+    named = {"sdci_lora": "clip", "predictor_tuning_tiny": "teacher", "predictor_tuning_vitb16": "teacher"}
+    return [f"--options.{named[config.stem]}", "MODEL"] if config.stem in named else []
+
+
+def teacher(recipe: TrainRecipe, small: list[str], folder: Path) -> str:
+    """A world model of initial weights, whose encoder is that of a recipe at its reduced size."""
+    sizes = dict(zip(small[::2], small[1::2], strict=True))
+    model = {key: int(sizes[f"--model.{key}"]) for key in ("width", "depth", "heads")}
+    model |= {"img_size": recipe.config().img_size, "patch_size": recipe.config().patch_size}
+    options = {"predictor_width": 16, "predictor_depth": 1}
+    (folder / "iwm.yaml").write_text(yaml.safe_dump({"method": "iwm", "model": model, "options": options}))
+    return f"random:{folder}/iwm.yaml"
 
 
 def test_every_method_has_a_tiny_recipe_and_one_of_published_size() -> None:
@@ -72,8 +89,7 @@ def test_every_method_has_a_tiny_recipe_and_one_of_published_size() -> None:
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
 def test_a_shipped_recipe_is_read_and_says_how_it_is_run(config: Path) -> None:
-    given = ["--options.clip", "CLIP"] if config.stem == "sdci_lora" else []
-    recipe = load_recipe(TrainRecipe, str(config), ["--data", "RUN", "--out", "TRAIN", *given])
+    recipe = load_recipe(TrainRecipe, str(config), ["--data", "RUN", "--out", "TRAIN", *given(config)])
     assert recipe.batch % recipe.parts(recipe.device.devices * recipe.device.nodes) == 0
     header = config.read_text().split("\nname:")[0]
     assert f"granary train --config configs/train/{config.relative_to(FOLDER)} --data RUN --out TRAIN" in header
@@ -84,8 +100,10 @@ def test_a_shipped_recipe_is_read_and_says_how_it_is_run(config: Path) -> None:
 @pytest.mark.parametrize("config", [c for c in CONFIGS if c.stem != "sdci_lora"], ids=lambda path: path.stem)
 def test_a_shipped_recipe_runs_at_a_reduced_size(config: Path, run: str, tmp_path: Path) -> None:
     """Two steps of its method, views and schedules with a small model on small pictures."""
-    whole = load_recipe(TrainRecipe, str(config), ["--data", "RUN", "--out", "TRAIN"])
+    whole = load_recipe(TrainRecipe, str(config), ["--data", "RUN", "--out", "TRAIN", *given(config)])
     patch = whole.config().patch_size
     small = (SMALL + MODELS[whole.model.kind] + OWN[whole.method].format(side=2 * patch, patch=patch)).split()
+    if whole.method == "predictor_tuning":
+        small += ["--options.teacher", teacher(whole, small, tmp_path)]
     recipe = load_recipe(TrainRecipe, str(config), ["--data", run, "--out", str(tmp_path / "out"), *small])
     assert train(recipe)["finished"]

@@ -58,7 +58,7 @@ def tiny_recipe(
     method: str, run: str, out: Path | str, options: Mapping[str, Any] = NONE, **changes: Any
 ) -> TrainRecipe:
     """Return the recipe of a tiny training; `options` are added to those of the method."""
-    given = {"method": method, "data": run, "out": str(out), "options": {**OPTIONS[method], **options}}
+    given = {"method": method, "data": run, "out": str(out), "options": {**OPTIONS.get(method, NONE), **options}}
     return TrainRecipe.model_validate({**SETTINGS, **given, **changes})
 
 

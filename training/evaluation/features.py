@@ -24,7 +24,9 @@ from granary.training.data.passes import pieces
 from granary.training.evaluation.protocol import Measured
 from granary.training.evaluation.scores import DeadLetter, dead_letter
 from granary.training.evaluation.subjects import Subject, load_subject
+from granary.training.method import Method
 from granary.training.models.clip_transformers import DTYPES
+from granary.training.models.training import load_training
 
 LAYERS = 4  # kept where there is room: they cost no more time than one
 ROOM = 2 << 30  # bytes of features kept beyond what was asked for
@@ -104,9 +106,20 @@ def features_of(
 
 def load(measured: Measured) -> Subject:
     """Return the model to measure on its device. Raises UserError."""
-    if measured.dtype not in DTYPES:
-        raise UserError(f"dtype: {measured.dtype!r} is not right; the types are {', '.join(sorted(DTYPES))}")
+    check_dtype(measured.dtype)
     return load_subject(measured.model, torch_device(measured.device), measured.seed)
+
+
+def load_whole(measured: Measured) -> Method:
+    """Return the training to measure with all its modules, on its device. Raises UserError."""
+    check_dtype(measured.dtype)
+    return load_training(measured.model, torch_device(measured.device), measured.seed)
+
+
+def check_dtype(dtype: str) -> None:
+    """Raise UserError where nothing can be computed in it."""
+    if dtype not in DTYPES:
+        raise UserError(f"dtype: {dtype!r} is not right; the types are {', '.join(sorted(DTYPES))}")
 
 
 Encode = Callable[[Tensor], tuple[Tensor, Tensor | None]]  # (B, side, side, 3) uint8 -> cls and mean of `Features`

@@ -44,6 +44,25 @@ def classification_loss(kind: Loss, logits: Tensor, targets: Tensor, counts: Ten
     raise ValueError(f"loss '{kind}' is unknown; it is cross-entropy or balanced-softmax")
 
 
+def labelled_scores(kind: Loss, logits: Tensor, labels: Tensor, counts: Tensor) -> dict[str, Tensor]:
+    """Return loss and accuracy over the labelled pictures, and the share of those without a label.
+
+    A batch without any label has the loss 0 and moves nothing.
+
+    Args:
+        kind, counts: see `balanced_softmax`.
+        logits: (B, K).
+        labels: (B,) class indices, -1 for none.
+    """
+    labelled = labels >= 0
+    watched = {"unlabelled": (~labelled).float().mean()}
+    if not labelled.any():
+        return {"loss": logits.sum() * 0, "accuracy": logits.new_zeros(()), **watched}
+    known, truth = logits[labelled].float(), labels[labelled]
+    loss = classification_loss(kind, known, truth, counts)
+    return {"loss": loss, "accuracy": (known.argmax(dim=1) == truth).float().mean(), **watched}
+
+
 def balanced_weights(groups: NDArray[np.int64]) -> NDArray[np.float64]:
     """Return the probability of each picture when every group is drawn as often: 1 / (G n_g), (n,) float64."""
     _, inverse, counts = np.unique(groups, return_inverse=True, return_counts=True)

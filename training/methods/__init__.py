@@ -12,6 +12,7 @@ METHODS = {  # name in a recipe -> module:class
     "ijepa": "granary.training.methods.ijepa:IJEPA",
     "stop": "granary.training.methods.stop:StoP",
     "iwm": "granary.training.methods.iwm:IWM",
+    "predictor_tuning": "granary.training.methods.predictor_tuning:PredictorTuning",
     "moco": "granary.training.methods.moco:MoCo",
     "moco_v3": "granary.training.methods.moco:MoCoV3",
     "byol": "granary.training.methods.byol:BYOL",

@@ -22,7 +22,7 @@ from granary.training.data.crops import Crop
 from granary.training.data.loader import BatchPlan
 from granary.training.data.ordering import PLAIN, Kind, Ordering
 from granary.training.data.reads import Reads
-from granary.training.losses.classification import Loss, classification_loss
+from granary.training.losses.classification import Loss, classification_loss, labelled_scores
 from granary.training.losses.processes import gathered
 from granary.training.method import Method, Moment, ParameterGroup, layered_groups, standard_groups
 from granary.training.models.backbone import Backbone
@@ -144,10 +144,15 @@ class Supervised(Method):
         """Return loss and accuracy over the labelled pictures, and the share of the batch that has no label."""
         features = batch["features"] if "features" in batch else self.features(batch)
         logits, labels = self.head(features), batch["label"]
-        output = {**self.scores(logits, labels), "features": features.detach()}
+        scores = labelled_scores(self.options.loss, logits, labels, self.counts)
+        output = {**scores, "features": features.detach()}
         if self.groups is not None:
             output |= self._of_groups(self.groups, logits, labels, batch[str(self.options.groups)], moment)
         return output
+
+    def logits(self, pixels: Tensor) -> Tensor:
+        """Return what the classifier says of pictures: (B, 3, S, S), normalised -> (B, K)."""
+        return self.head(self.encoder(pixels).cls)
 
     def features(self, batch: Part) -> Tensor:
         """Return the vectors of a batch's pictures, (B, D)."""
@@ -155,19 +160,6 @@ class Supervised(Method):
         changes = Photometric(jitter=options.jitter, grey=options.grey, blur=options.blur)
         pixels = photometric(to_unit(batch["image"][:, 0]), batch["image_draws"][:, 0], changes)
         return self.encoder(normalised(pixels, self.config.mean, self.config.std)).cls
-
-    def scores(self, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """Return loss, accuracy and share of unlabelled pictures: (B, K) logits, (B,) labels, -1 for none.
-
-        A batch without any label has the loss 0 and moves nothing.
-        """
-        labelled = labels >= 0
-        watched = {"unlabelled": (~labelled).float().mean()}
-        if not labelled.any():
-            return {"loss": logits.sum() * 0, "accuracy": logits.new_zeros(()), **watched}
-        known, truth = logits[labelled].float(), labels[labelled]
-        loss = classification_loss(self.options.loss, known, truth, self.counts)
-        return {"loss": loss, "accuracy": (known.argmax(dim=1) == truth).float().mean(), **watched}
 
     def _of_groups(
         self, groups: Groups, logits: Tensor, labels: Tensor, values: Tensor, moment: Moment

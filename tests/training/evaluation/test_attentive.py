@@ -15,7 +15,8 @@ from torch import Tensor
 from granary.curation.errors import UserError
 from granary.training.evaluation.heads import ridge_heads
 from granary.training.evaluation.protocols import attentive
-from granary.training.evaluation.protocols.attentive import AttentiveOptions, AttentiveProbe, trained
+from granary.training.evaluation.protocols.attentive import AttentiveOptions, trained
+from granary.training.models.attentive_probe import AttentiveProbe
 
 
 def flagged(n: int, seed: int) -> tuple[Tensor, Tensor]:

@@ -124,7 +124,7 @@ def cheated(model: IWM, monkeypatch: pytest.MonkeyPatch, true: bool) -> None:
         return versions
 
     monkeypatch.setattr(mrr, "changed", noted)
-    monkeypatch.setattr(mrr, "load_training", lambda *_: model)
+    monkeypatch.setattr(mrr, "load_whole", lambda _: model)
     model.predictor = Cheat(lambda count: torch.stack([seen.pop(0) for _ in range(count)]))  # type: ignore[assignment]
 
 
@@ -158,7 +158,7 @@ def test_a_predictor_that_reads_no_actions_has_exactly_the_level_of_chance(run: 
 
 def test_a_constant_embedding_scores_one_over_n(run: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     name, model = world_model(tmp_path)
-    monkeypatch.setattr(mrr, "load_training", lambda *_: model)
+    monkeypatch.setattr(mrr, "load_whole", lambda _: model)
     monkeypatch.setattr(model, "latents", lambda pixels: torch.ones(len(pixels), 16, 16))
     assert scores(name, run)["mrr"] == pytest.approx(1 / BANK)
 

@@ -8,14 +8,13 @@ without the residual and the MLP of V-JEPA's block. Shapes: B pictures, T tokens
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from granary.curation.encoders.inference import torch_device
 from granary.curation.errors import UserError
@@ -28,10 +27,9 @@ from granary.training.evaluation.site_features import has_class_token, tokens_of
 from granary.training.evaluation.sites import sites_of
 from granary.training.evaluation.subjects import Subject
 from granary.training.evaluation.tasks import PROBE, train_and_test, without_test
-from granary.training.models.vit import attend
+from granary.training.models.attentive_probe import SIZE, AttentiveProbe
 from granary.training.schedules import cosine
 
-SIZE = 128  # pictures of a step
 STOPPING = 0.1  # share of the training pictures that says which learning rate and which pass are best
 
 
@@ -68,35 +66,6 @@ def evaluate(measured: Measured, options: AttentiveOptions) -> Scores:
 
 
 PROTOCOL = Protocol(evaluate, AttentiveOptions, PROBE, 64)
-
-
-class AttentiveProbe(nn.Module):
-    """Layer norm, keys and values of all tokens, one learned query, a linear classifier: (B, T, D) -> (B, K).
-
-    Args:
-        width: D.
-        classes: K.
-        heads: at most; the greatest number of them that divides D is taken.
-    """
-
-    def __init__(self, width: int, classes: int, heads: int) -> None:
-        super().__init__()
-        self.heads = math.gcd(width, heads)
-        self.norm = nn.LayerNorm(width)
-        self.query = nn.Parameter(0.02 * torch.randn(self.heads, 1, width // self.heads))
-        self.keys_values = nn.Linear(width, 2 * width)
-        self.classifier = nn.Linear(width, classes)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Return logits (B, K) of tokens (B, T, D)."""
-        k, v = self.keys_values(self.norm(tokens)).unflatten(2, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        pooled = attend(self.query.expand(len(tokens), -1, -1, -1), k, v)  # (B, H, 1, D / H)
-        return self.classifier(pooled.flatten(1))
-
-    @torch.no_grad()
-    def predicted(self, tokens: Tensor) -> Tensor:
-        """Return the classes (n,) of pictures, on the CPU."""
-        return torch.cat([self(part).argmax(dim=1) for part in tokens.split(SIZE)]).cpu()
 
 
 class Trained(NamedTuple):

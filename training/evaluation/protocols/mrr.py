@@ -27,12 +27,12 @@ from granary.training.data.collate import Dead
 from granary.training.data.crops import Crop
 from granary.training.data.drawn import drawn
 from granary.training.data.passes import pieces
+from granary.training.evaluation.features import load_whole
 from granary.training.evaluation.protocol import Measured, Protocol, SplitOptions
 from granary.training.evaluation.scores import Scores, dead_letter
 from granary.training.methods.iwm import IWM, action
 from granary.training.models.clip_transformers import DTYPES
 from granary.training.models.registry import resolved
-from granary.training.models.training import load_training
 
 COLOURS = ("brightness", "contrast", "saturation", "hue")
 
@@ -130,9 +130,7 @@ def distances(model: IWM, unit: Tensor, draws: Tensor, changes: Photometric, mea
 
 def _world_model(measured: Measured) -> IWM:
     """Return the training to measure. Raises UserError where it is no world model."""
-    if measured.dtype not in DTYPES:
-        raise UserError(f"dtype: {measured.dtype!r} is not right; the types are {', '.join(sorted(DTYPES))}")
-    model = load_training(measured.model, torch_device(measured.device), measured.seed)
+    model = load_whole(measured)
     if not isinstance(model, IWM):
         raise UserError(f"model: {measured.model} has no predictor that reads actions; give a training of method iwm")
     return model

@@ -26,6 +26,7 @@ PROTOCOLS = {  # name on the command line -> module, which has a PROTOCOL
     "attentive": "granary.training.evaluation.protocols.attentive",
     "fine-tune": "granary.training.evaluation.protocols.finetune",
     "mrr": "granary.training.evaluation.protocols.mrr",
+    "classifier": "granary.training.evaluation.protocols.classifier",
     "factors": "granary.training.evaluation.protocols.by_factor",
     "video-segmentation": "granary.training.evaluation.protocols.segmentation",
 }
