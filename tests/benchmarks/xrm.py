@@ -1,6 +1,7 @@
 """XRM on CIFAR-10 with a tinted strip: are the pictures found whose strip contradicts their class, and does that help?
 
     python -m tests.benchmarks.xrm OUT [--classes airplane,frog] [--seeds 2] [--steps 500] [--train 2400]
+        [--strength 1.0]
 
 The strip, the upper four rows, is tinted red or blue; it agrees with the class in 95 % of the training pictures and in
 half of those of the test. Compared are trainings without groups (ERM) and GroupDRO by the true strips and by the
@@ -154,9 +155,10 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--train", type=int, default=2400)
+    parser.add_argument("--strength", type=float, default=1.0, help="of the tint")
     parser.add_argument("--faint", action="store_true")
     given = parser.parse_args()
-    classes, strength = given.classes.split(","), 0.02 if given.faint else 0.5
+    classes, strength = given.classes.split(","), 0.02 if given.faint else given.strength
     cells = Cells(given.out / "cells.json")
     settings = f"{given.classes} {given.steps} {given.train} {strength}"
     measured = [
