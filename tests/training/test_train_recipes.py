@@ -36,6 +36,7 @@ OWN = {
     "--options.patch_prototypes 16 --options.hidden 16",
     "clip": TEXT,
     "siglip": TEXT,
+    "llip": TEXT,
     "simclr": "--model.img_size {side}",
     "beit": "--model.img_size {side} --options.codes 8 --options.codebook_pictures 8",
     "simmim": "--model.img_size {side} --options.mask_block 1",

@@ -35,6 +35,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "beit": {"codes": 16, "codebook_pictures": 12, "smallest_block": 2},
     "clip": {**TEXT, "dimension": 8},
     "siglip": TEXT,
+    "llip": {**TEXT, "dimension": 8, "heads": 2},
 }
 NONE: Mapping[str, Any] = {}
 SETTINGS: dict[str, Any] = {

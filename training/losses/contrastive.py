@@ -1,5 +1,7 @@
 """The losses of CLIP (arXiv 2103.00020) and SigLIP (arXiv 2303.15343), on one process or several.
 
+SigLIP's takes any similarities of pairs too, as those of Llip (arXiv 2405.00740) are, which are no products of vectors.
+
 Shapes: N pairs of a batch over all processes, n of them on this one, D dimensions of the shared space. u_i is the image
 and v_j the text, rows of unit length; S = U V^T has images as rows. The mean over processes of what a loss returns, and
 of its gradients, is that of the whole batch on one.
@@ -8,6 +10,7 @@ of its gradients, is that of the whole batch on one.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -18,23 +21,20 @@ from torch.utils.checkpoint import checkpoint
 from granary.training.losses.processes import gathered
 
 
-class Pairs(NamedTuple):
-    """The pairs of a batch over all processes.
+class Matches(NamedTuple):
+    """Which texts of a batch belong to which pictures, over all processes.
 
     Args:
-        images, texts: (N, D) rows of unit length, with gradients to the processes that made them.
         keys: (N,) int64, 0 for a sample without a caption, equal where captions are.
         first, size: the rows of this process are first .. first + size - 1.
     """
 
-    images: Tensor
-    texts: Tensor
     keys: Tensor
     first: int
     size: int
 
-    def distinct(self) -> Pairs:
-        """Return the pairs as if no two captions were equal."""
+    def distinct(self) -> Matches:
+        """Return them as if no two captions were equal."""
         numbers = torch.arange(1, len(self.keys) + 1, device=self.keys.device)
         return self._replace(keys=torch.where(self.keys == 0, 0, numbers))
 
@@ -53,6 +53,30 @@ class Pairs(NamedTuple):
         known = self.keys != 0
         share = known.sum().clamp(min=1) * (self.size / len(self.keys))
         return torch.where(known[self.local], terms, 0).sum() / share
+
+
+class Pairs(NamedTuple):
+    """The pairs of a batch over all processes.
+
+    Args:
+        images, texts: (N, D) rows of unit length, with gradients to the processes that made them.
+        keys, first, size: as in `Matches`.
+    """
+
+    images: Tensor
+    texts: Tensor
+    keys: Tensor
+    first: int
+    size: int
+
+    @property
+    def matches(self) -> Matches:
+        """Which of the texts belong to which pictures."""
+        return Matches(self.keys, self.first, self.size)
+
+    def distinct(self) -> Pairs:
+        """Return the pairs as if no two captions were equal."""
+        return self._replace(keys=self.matches.distinct().keys)
 
 
 def gathered_pairs(images: Tensor, texts: Tensor, keys: Tensor | None = None) -> Pairs:
@@ -80,37 +104,65 @@ def contrastive_loss(pairs: Pairs, scale: Tensor) -> Tensor:
         pairs: of the batch.
         scale: alpha, (1,).
     """
-    local, everyone = pairs.local, torch.arange(len(pairs.keys), device=pairs.keys.device)
-    hidden = pairs.hidden(everyone)
+    matches, everyone = pairs.matches, torch.arange(len(pairs.keys), device=pairs.keys.device)
+    local, hidden = matches.local, matches.hidden(everyone)
     terms = []
     with torch.autocast(pairs.images.device.type, enabled=False):
         for rows, columns in ((pairs.images, pairs.texts), (pairs.texts, pairs.images)):
             logits = scale.exp() * (rows[local] @ columns.T)  # (n, N)
             terms.append(F.cross_entropy(logits.masked_fill(hidden, -math.inf), local, reduction="none"))
-    return pairs.mean(terms[0] + terms[1]) / 2
+    return matches.mean(terms[0] + terms[1]) / 2
 
 
 def sigmoid_loss(pairs: Pairs, scale: Tensor, bias: Tensor, chunk: int | None = None) -> Tensor:
-    """Return -(1 / N) sum_ij log sigmoid(y_ij L_ij), L = exp(t') S + b, y_ij = 1 if i = j, else -1 (2303.15343, eq. 2).
+    """Return `pairwise_sigmoid_loss` of S = U V^T.
 
     Args:
         pairs: this process' rows are summed, over all columns but hidden ones.
+        scale, bias, chunk: as there.
+    """
+    matches = pairs.matches
+
+    def similarities(columns: Tensor) -> Tensor:
+        with torch.autocast(pairs.images.device.type, enabled=False):
+            return pairs.images[matches.local] @ pairs.texts[columns].T
+
+    return pairwise_sigmoid_loss(matches, similarities, scale, bias, chunk)
+
+
+def pairwise_sigmoid_loss(
+    matches: Matches,
+    similarities: Callable[[Tensor], Tensor],
+    scale: Tensor,
+    bias: Tensor,
+    chunk: int | None = None,
+) -> Tensor:
+    """Return -(1 / N) sum_ij log sigmoid(y_ij L_ij), L = exp(t') S + b, y_ij = 1 if i = j, else -1 (2303.15343, eq. 2).
+
+    Args:
+        matches: this process' rows are summed, over all columns but hidden ones.
+        similarities: numbers of columns (C,) -> (n, C) float32 or above, S of this process' rows.
         scale, bias: t' and b, (1,) each.
         chunk: columns at once; their logits are computed again in the backward pass and never all in memory.
     """
-    everyone = torch.arange(len(pairs.keys), device=pairs.keys.device)
+    everyone = torch.arange(len(matches.keys), device=matches.keys.device)
     if chunk is None:
-        return pairs.mean(_sigmoid_terms(pairs, scale, bias, everyone))
+        return matches.mean(_sigmoid_terms(matches, similarities, scale, bias, everyone))
     parts = [
-        checkpoint(_sigmoid_terms, pairs, scale, bias, columns, use_reentrant=False, preserve_rng_state=False)
+        checkpoint(
+            _sigmoid_terms, matches, similarities, scale, bias, columns, use_reentrant=False, preserve_rng_state=False
+        )
         for columns in everyone.split(chunk)
     ]
-    return pairs.mean(torch.stack(parts).sum(dim=0))
+    return matches.mean(torch.stack(parts).sum(dim=0))
 
 
-def _sigmoid_terms(pairs: Pairs, scale: Tensor, bias: Tensor, columns: Tensor) -> Tensor:
+def _sigmoid_terms(
+    matches: Matches, similarities: Callable[[Tensor], Tensor], scale: Tensor, bias: Tensor, columns: Tensor
+) -> Tensor:
     """Return (n,): -sum_j log sigmoid(y_ij L_ij) of some columns."""
-    with torch.autocast(pairs.images.device.type, enabled=False):
-        logits = scale.exp() * (pairs.images[pairs.local] @ pairs.texts[columns].T) + bias  # (n, columns)
-        sign = torch.where(columns[None] == pairs.local[:, None], -1, 1)
-        return F.softplus(sign * logits).masked_fill(pairs.hidden(columns), 0).sum(dim=1)
+    cosines = similarities(columns)
+    with torch.autocast(cosines.device.type, enabled=False):
+        logits = scale.exp() * cosines + bias  # (n, columns)
+        sign = torch.where(columns[None] == matches.local[:, None], -1, 1)
+        return F.softplus(sign * logits).masked_fill(matches.hidden(columns), 0).sum(dim=1)

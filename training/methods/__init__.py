@@ -20,6 +20,7 @@ METHODS = {  # name in a recipe -> module:class
     "nnclr": "granary.training.methods.nnclr:NNCLR",
     "clip": "granary.training.methods.clip:CLIP",
     "siglip": "granary.training.methods.clip:SigLIP",
+    "llip": "granary.training.methods.llip:Llip",
     "dinov2": "granary.training.methods.dinov2:DINOv2",
     "simclr": "granary.training.methods.simclr:SimCLR",
     "mae": "granary.training.methods.mae:MAE",

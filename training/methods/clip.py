@@ -23,7 +23,7 @@ from granary.training.data.collate import Part
 from granary.training.data.crops import Crop
 from granary.training.data.loader import BatchPlan
 from granary.training.data.tokenizer import corpus, filled, read_tokenizer, train_tokenizer
-from granary.training.losses.contrastive import Pairs, contrastive_loss, gathered_pairs, sigmoid_loss
+from granary.training.losses.contrastive import contrastive_loss, gathered_pairs, sigmoid_loss
 from granary.training.method import Method, Moment
 from granary.training.models.backbone import Backbone
 from granary.training.models.backbone_config import BackboneConfig
@@ -156,26 +156,35 @@ class CLIP(Method, DualEncoder):
 
     def forward(self, batch: Part, moment: Moment) -> dict[str, Tensor]:
         """Return the loss of a batch, one caption drawn for each picture."""
+        pixels, tokens, keys = self.inputs(batch, moment)
+        images = self.images(pixels)
+        loss, everyone = self.compared(images, self.texts(tokens), keys)
+        self.skipped += (everyone == 0).sum()
+        watched = {"skipped": self.skipped.float(), "scale": self.scale.detach().exp()[0]}
+        return {"loss": loss, "features": images.detach(), **watched}
+
+    def inputs(self, batch: Part, moment: Moment) -> tuple[Tensor, Tensor, Tensor]:
+        """Return normalised pictures (B, 3, S, S), the tokens (B, L) of a caption each, and `caption_keys` (B,)."""
         options = self.options
         changes = Photometric(flip=options.flip, jitter=options.jitter, grey=options.grey, blur=0.0)
         pixels = photometric(to_unit(batch["image"][:, 0]), batch["image_draws"][:, 0], changes)
         captions = draw_captions(batch["captions"], batch["id"], moment)
         tokens = self.tokenizer.numbers([caption or "" for caption in captions])
         keys = caption_keys(captions, tokens, self.tokenizer.end).to(pixels.device)
-        images = self.images(normalised(pixels, self.config.mean, self.config.std))
-        pairs = gathered_pairs(images, self.texts(tokens.to(pixels.device)), keys)
-        self.skipped += (pairs.keys == 0).sum()
-        if options.duplicates == "negatives":
-            pairs = pairs.distinct()
-        loss = self.loss(pairs)
-        watched = {"skipped": self.skipped.float(), "scale": self.scale.detach().exp()[0]}
-        return {"loss": loss, "features": images.detach(), **watched}
+        return normalised(pixels, self.config.mean, self.config.std), tokens.to(pixels.device), keys
 
-    def loss(self, pairs: Pairs) -> Tensor:
-        """Return the loss of this process: the mean over processes is the loss of the batch."""
+    def compared(self, images: Tensor, texts: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the loss of this process, whose mean over processes is that of the batch, and the keys of all, (N,).
+
+        Args:
+            images, texts: what `images` and `texts` gave, of this process.
+            keys: (B,) `caption_keys`.
+        """
+        every = gathered_pairs(images, texts, keys)
+        pairs = every.distinct() if self.options.duplicates == "negatives" else every
         if self.options.loss == "sigmoid":
-            return sigmoid_loss(pairs, self.scale, self.bias, self.options.chunk)
-        return contrastive_loss(pairs, self.scale)
+            return sigmoid_loss(pairs, self.scale, self.bias, self.options.chunk), every.keys
+        return contrastive_loss(pairs, self.scale), every.keys
 
     @torch.no_grad()
     def after_step(self, moment: Moment) -> None:

@@ -41,7 +41,7 @@ def load_clip(path: str) -> DualEncoder:
     """Return both encoders and the tokenizer of a training, see `load_training`. Raises UserError for another one."""
     model = load_training(path)
     if not isinstance(model, DualEncoder):
-        raise UserError(f"model: {path} has no text encoder; give a training of clip or siglip, or hf:ID_OR_PATH")
+        raise UserError(f"model: {path} has no text encoder; give a training of clip, siglip or llip, or hf:ID_OR_PATH")
     return model
 
 

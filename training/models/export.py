@@ -13,6 +13,7 @@ from torch import Tensor
 from granary.curation.errors import UserError
 from granary.curation.store import storage
 from granary.training.method import Method
+from granary.training.methods.llip import Llip
 from granary.training.methods.supervised import Supervised
 from granary.training.models import clip_weights, resnet_weights, weights
 from granary.training.models.backbone_config import BackboneConfig
@@ -67,6 +68,7 @@ def _transformers(method: Method, out: str) -> str:
 def _converted(method: Method) -> PreTrainedModel:
     """Return the model of transformers."""
     if isinstance(method, DualEncoder):
+        _check_products(method)
         return clip_weights.to_transformers(method)
     source = method.evaluated_model()
     if isinstance(method, Supervised):
@@ -96,10 +98,20 @@ def _open_clip(method: Method, out: str) -> str:
         raise UserError(
             "export: open_clip has models of images and texts; give a training of clip, or another --format"
         )
+    _check_products(method)
     config, tensors = to_open_clip(method)
     clip_weights.transformers_tokenizer(method).save_pretrained(out)
     _write(out, "open_clip_config.json", config, "open_clip_model.safetensors", tensors)
     return f"open_clip.create_model_and_transforms('local-dir:{out}')"
+
+
+def _check_products(method: DualEncoder) -> None:
+    """Raise UserError for a model that compares more than one vector of a picture with a text."""
+    if isinstance(method, Llip):
+        raise UserError(
+            "export: llip mixes the tokens of a picture for every text, which no model of this format does; "
+            "granary.load_training gives it back whole"
+        )
 
 
 def _write(out: str, config: str, tree: Mapping[str, object], file: str, tensors: Mapping[str, Tensor]) -> None:

@@ -76,6 +76,10 @@ class TextTransformer(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Encode texts as `TextTokenizer.numbers` gives them: what follows the end of a causal text changes nothing."""
+        return self.out(self.pooled(tokens))
+
+    def pooled(self, tokens: Tensor) -> Tensor:
+        """Return the vector of each text before it is projected: (T, L) -> (T, W)."""
         x = self.embed(tokens) + self.positions[:, : tokens.shape[1]]
         for block in self.blocks:
             x = block(x)
@@ -84,7 +88,7 @@ class TextTransformer(nn.Module):
             x = x[torch.arange(len(x), device=x.device), last]
         else:
             x = x[:, -1]
-        return self.out(self.norm(x))
+        return self.norm(x)
 
 
 def initialise_blocks(blocks: nn.ModuleList, width: int) -> None:

@@ -44,6 +44,7 @@ TASKS = {
     "supervised": "image-classification",
     "clip": "zero-shot-image-classification",
     "siglip": "zero-shot-image-classification",
+    "llip": "zero-shot-image-classification",
     "dci_lora": "zero-shot-image-classification",
 }
 HUB = "hf://datasets/"
