@@ -6,8 +6,9 @@ import importlib
 from pathlib import Path
 
 import pytest
+from tiny_trainings import tiny_run
 
-from tests.benchmarks import cookbook, dinov2, expand_narrow, ijepa, objectives, stop_noise
+from tests.benchmarks import cookbook, dinov2, expand_narrow, ijepa, iwm, objectives, stop_noise
 from tests.benchmarks.__main__ import MODULES
 from tests.benchmarks.cells import Cells, shown
 
@@ -127,3 +128,44 @@ def test_families_are_apart_only_by_more_than_twice_the_spread(
     assert "BAR holds: 3: the linear probe of joint embedding is above by 10.00 ± 0.00" in printed
     assert "BAR holds: 4: the probe of positions of reconstruction is above by 40.00 ± 0.00" in printed
     assert "BAR holds: 5: fine-tuned, reconstruction is nearer to joint embedding by 0.10 ± 0.00" in printed
+
+
+@pytest.mark.parametrize(("deep", "holds"), [(0.5, True), (0.3, False)])
+def test_a_deep_world_model_must_apply_actions_and_help_with_classes(
+    deep: float, holds: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arms = [iwm.Arm("none", 6), iwm.Arm("feature", 2), iwm.Arm("feature", 6)]
+    mrr = dict(zip(arms, (0.074, 0.4, deep), strict=True))
+
+    def numbers(arm: iwm.Arm) -> dict[str, float]:
+        rise = 1 + max(0.0, mrr[arm] - 0.3)
+        return dict.fromkeys(iwm.COLUMNS.values(), 0.5) | {
+            "mrr.mrr": mrr[arm],
+            "loss": 100,
+            "loss.shuffled": 100 * rise,
+        }
+
+    table = {(arm, seed): numbers(arm) for arm in arms for seed in (0, 1)}
+    accuracy = {"pretrained": 0.4 + deep / 10, "random": 0.435}
+    tunings = {(kind, seed): {"classifier.accuracy": accuracy[kind]} for kind in iwm.TUNED for seed in (0, 1)}
+    iwm.report(table, tunings, arms, [0, 1])
+    printed, said = capsys.readouterr().out, f"BAR {'holds' if holds else 'DOES NOT HOLD'}"
+    assert f"{said}: MRR of feature-6 is 0.37 or more, {deep:.3f}" in printed
+    assert f"{said}: MRR of feature-6 is above that of feature-2" in printed
+    assert f"{said}: actions of other pictures raise the loss of feature-6" in printed
+    assert f"{said}: a pretrained predictor is a point or more above a random one" in printed
+    assert "BAR holds: MRR of none-6 is 0.15 or less" in printed
+    assert "BAR holds: actions of other pictures raise the loss of feature-2 by 5 % or more, 10.0%" in printed
+
+
+@pytest.mark.slow
+def test_a_world_model_is_trained_measured_and_tuned(tmp_path: Path) -> None:
+    data = tiny_run(tmp_path / "run", 160)
+    found = iwm.cell(data, tmp_path / "iwm", iwm.Arm("feature", 1), 0, 3, pictures=1)
+    assert set(iwm.COLUMNS.values()) <= found.keys()
+    assert found["loss"] != found["loss.shuffled"]
+    plain = iwm.cell(data, tmp_path / "none", iwm.Arm("none", 1), 0, 3, pictures=1)
+    assert plain["loss"] == plain["loss.shuffled"]
+    assert plain["mrr.mrr"] == pytest.approx(plain["mrr.mrr.chance"], abs=1e-3)
+    tuned = iwm.tuning(data, tmp_path / "tuned", tmp_path / "iwm", "pretrained", 0, 3)
+    assert 0 <= tuned["classifier.accuracy"] <= 1

@@ -54,13 +54,19 @@ def trained(config: str, data: str, out: Path, **changes: object) -> str:
     return str(out)
 
 
-def scores(model: str, data: str, protocols: Mapping[str, Mapping[str, object]], device: str = "auto") -> Numbers:
+def scores(
+    model: str,
+    data: str,
+    protocols: Mapping[str, Mapping[str, object]],
+    device: str = "auto",
+    split: str | None = None,
+) -> Numbers:
     """Return `PROTOCOL.METRIC` of several protocols with their options; features are computed once."""
     numbers: Numbers = {}
     with shared_features():
         for name, options in protocols.items():
             protocol = load_protocol(name)
-            values = protocol.evaluate(Measured(model, data, device=device, batch=256), protocol.read(options))
+            values = protocol.evaluate(Measured(model, data, split, device=device, batch=256), protocol.read(options))
             numbers |= {f"{name}.{key}": value for key, value in values.items() if value is not None}
     return numbers
 

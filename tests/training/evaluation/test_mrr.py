@@ -20,6 +20,7 @@ from granary.training.evaluation.protocols.mrr import PROTOCOL, MRROptions, chan
 from granary.training.methods.iwm import IWM
 from granary.training.models.training import load_training
 from granary.training.run.directory import write_recipe
+from tests.benchmarks.iwm import losses
 
 BANK, PICTURES = 12, 6
 HARMONIC = sum(1 / rank for rank in range(1, BANK + 1)) / BANK
@@ -172,6 +173,8 @@ def test_scores_hang_on_the_seed_and_not_on_the_batch(run: str, tmp_path: Path) 
     one, two, other = (
         PROTOCOL.evaluate(measured(name, run, **changes), options) for changes in ({}, {"batch": 64}, {"seed": 1})
     )
+    half = PROTOCOL.evaluate(measured(name, run, dtype="bfloat16"), options)
+    assert half["mrr"] == pytest.approx(one["mrr"], abs=0.1)
     assert one["mrr"] == pytest.approx(two["mrr"], abs=1e-6)
     assert one["mrr"] != pytest.approx(other["mrr"], abs=1e-6)
     assert one.settings["colours"] == {"brightness": 0.4, "contrast": 0.4, "saturation": 0.2, "hue": 0.1}
@@ -194,3 +197,18 @@ def test_what_is_no_world_model_is_a_sentence(run: str, tmp_path: Path) -> None:
             scores(model, run)
     with pytest.raises(UserError, match="dtype: 'float8' is not right"):
         PROTOCOL.evaluate(measured(ijepa, run, dtype="float8"), MRROptions())
+
+
+@pytest.mark.slow
+def test_a_world_model_that_was_told_learns_to_apply_actions(tmp_path: Path) -> None:
+    """Trap: conditioning that is not used. 300 steps on coloured shapes are enough to see that it is."""
+    run = tiny_run(tmp_path / "run", 300)
+    options = {"predictor_width": 32, "predictor_depth": 2, "predictor_lr": 3.0, "loss": "l2", "momentum": 0.95}
+    options |= {"init_std": 0.1, "embed_std": 0.144, "brightness": 0.5, "contrast": 0.5, "saturation": 0.5, "hue": 0.2}
+    model = {"width": 32, "depth": 2, "heads": 2, "img_size": 16, "patch_size": 4}
+    schedule = {"lr": 1e-3, "warmup": 20, "weight_decay": 0.04}
+    tiny_training("iwm", run, tmp_path / "told", options, model=model, steps=300, batch=32, optimiser=schedule)
+    found = scores(str(tmp_path / "told"), run, bank=64, pictures=30)
+    assert found["mrr"] > 1.7 * found["mrr.chance"]
+    measured = losses(str(tmp_path / "told"), run)
+    assert measured["loss.shuffled"] > 1.05 * measured["loss"]

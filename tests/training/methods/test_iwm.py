@@ -12,16 +12,19 @@ import pytest
 import torch
 from masked_trainings import goes_on, two_processes_train_what_one_does
 from PIL import Image, ImageEnhance
+from places import CONFIGS
 from slow_ijepa import slow_block, slow_encoder, slow_positions
 from torch import Tensor
 
 from granary.curation.errors import UserError
+from granary.pipelines.engine.recipe import load_recipe
 from granary.training.data.augment import IDENTITY, NEEDED, ORDERS, Photometric, to_unit
 from granary.training.method import Moment
 from granary.training.methods.ijepa import IJEPA, IJEPAOptions, prediction_loss
 from granary.training.methods.iwm import ACTION, IWM, IWMOptions, Views, action, changes_of_both
 from granary.training.models.conditioned_predictor import ConditionedPredictor, Spelt
 from granary.training.models.vit_config import ViTConfig
+from granary.training.recipe import TrainRecipe
 
 CONFIG = ViTConfig(img_size=32, patch_size=4, width=24, depth=2, heads=2, **IWM.MODEL)  # type: ignore[arg-type]
 OPTIONS: dict[str, Any] = {"predictor_width": 16, "predictor_depth": 2, "predictor_heads": 2}
@@ -366,6 +369,14 @@ def test_no_gradient_reaches_the_target_encoder_and_everything_else_learns() -> 
                 assert parameter.grad is not None, name
                 assert float(parameter.grad.abs().sum()) > 0, name
     assert iwm.evaluated_model() is iwm.target
+
+
+@pytest.mark.parametrize("conditioning", MODES)
+def test_conditioning_may_be_given_on_the_command_line(conditioning: str) -> None:
+    """There `none` is how other options are left out."""
+    words = ["--data", "RUN", "--out", "TRAIN", "--options.conditioning", conditioning]
+    recipe = load_recipe(TrainRecipe, str(CONFIGS / "train" / "iwm_tiny.yaml"), words)
+    assert recipe.options["conditioning"] == conditioning
 
 
 def test_blocks_that_do_not_fit_are_sentences() -> None:
