@@ -121,7 +121,8 @@ class Method(nn.Module, abc.ABC):
         takes_features: whether it can do without pictures: a batch then has, in the place of views, features (B, D) of
             the model to use, which is frozen and has the weights that made them.
         shardable: whether FSDP can share its weights out.
-        evaluated: name of the submodule that is the model to use: a `Backbone` of `config`, written into checkpoints.
+        evaluated: name of the submodule that is the model to use: a `Backbone` of `config`, written into checkpoints;
+            it may be that of an object, where options decide it.
     """
 
     Options: ClassVar[type[OptionGroup]]
@@ -130,7 +131,7 @@ class Method(nn.Module, abc.ABC):
     columns: ClassVar[tuple[str, ...]] = ("image",)
     takes_features: ClassVar[bool] = False
     shardable: ClassVar[bool] = True
-    evaluated: ClassVar[str]
+    evaluated: str
     config: BackboneConfig
 
     def __init__(self, config: BackboneConfig, options: OptionGroup, known: object) -> None:

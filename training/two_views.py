@@ -28,8 +28,8 @@ from granary.training.schedules import cosine
 Share = tuple[float, float]
 
 
-class TwoViewOptions(Options, frozen=True):
-    """Options of two views and the projector; defaults are SimCLR's for ImageNet (arXiv 2002.05709)."""
+class ViewOptions(Options, frozen=True):
+    """Options of two views; defaults are SimCLR's for ImageNet (arXiv 2002.05709)."""
 
     crop_size: int | None = Field(None, ge=1, description="pixels of a crop's side; default the model's")
     crop_scale: Share = Field((0.08, 1.0), description="share of the picture's area in a crop")
@@ -42,6 +42,11 @@ class TwoViewOptions(Options, frozen=True):
     second_blur: float | None = Field(None, ge=0, le=1, description="that of the second view; default the same")
     solarize: float = Field(0.0, ge=0, le=1, description="chance that a view is solarized")
     second_solarize: float | None = Field(None, ge=0, le=1, description="that of the second view; default the same")
+
+
+class TwoViewOptions(ViewOptions, frozen=True):
+    """Options of two views and the projector."""
+
     projector_hidden: tuple[int, ...] = Field(
         (2048,), description="widths of the projector's hidden layers; none, [], is a linear projector"
     )
@@ -76,27 +81,20 @@ class TargetOptions(TwoViewOptions, frozen=True):
     final_momentum: float = Field(1.0, ge=0, le=1, description="at the last step, by a half cosine")
 
 
-class TwoViews(Method):
-    """A backbone, which is evaluated, a projector to the space of the loss, and views of each picture for them."""
+class ChangedViews(Method):
+    """A backbone, which is evaluated, and views of each picture with changed colours for it."""
 
-    Options = TwoViewOptions
+    Options = ViewOptions
     MODEL = {"class_token": False, "layer_scale": 0.0}  # noqa: RUF012 read only
     columns = ("image",)
     evaluated = "encoder"
-    projector_out_norm = False  # whether the projector's output is standardised
+    options: ViewOptions
 
-    def __init__(self, config: BackboneConfig, options: TwoViewOptions, known: object = None) -> None:
+    def __init__(self, config: BackboneConfig, options: ViewOptions, known: object = None) -> None:
         super().__init__(config, options, known)
         _check(config, options)
         self.options = options
         self.encoder = build(config)
-        self.projector = build_projector(
-            config.width,
-            options.projector_hidden,
-            options.projector_width,
-            options.projector_norm,
-            self.projector_out_norm,
-        )
 
     def views(self) -> dict[str, Crop]:
         """Two crops, and the smaller ones."""
@@ -135,6 +133,24 @@ class TwoViews(Method):
             grey=options.grey,
             blur=options.second_blur if second and options.second_blur is not None else options.blur,
             solarize=options.second_solarize if second and options.second_solarize is not None else options.solarize,
+        )
+
+
+class TwoViews(ChangedViews):
+    """With a projector to the space of the loss."""
+
+    Options = TwoViewOptions
+    projector_out_norm = False  # whether the projector's output is standardised
+    options: TwoViewOptions
+
+    def __init__(self, config: BackboneConfig, options: TwoViewOptions, known: object = None) -> None:
+        super().__init__(config, options, known)
+        self.projector = build_projector(
+            config.width,
+            options.projector_hidden,
+            options.projector_width,
+            options.projector_norm,
+            self.projector_out_norm,
         )
 
     def embedded(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
@@ -187,7 +203,7 @@ def watched(features: Tensor, projections: Tensor) -> dict[str, Tensor]:
     return {"features": features[0].detach(), "projections": projections.detach()}
 
 
-def _check(config: BackboneConfig, options: TwoViewOptions) -> None:
+def _check(config: BackboneConfig, options: ViewOptions) -> None:
     """Raise UserError for crops that cannot be cut into patches."""
     sizes = {"crop_size": options.crop_size}
     if isinstance(options, MultiCropOptions) and options.local_crops:

@@ -86,11 +86,12 @@ class Centre(nn.Module):
         Args:
             logits: of the teacher.
             temperature: of the teacher.
-            seen: (S, K) what `follow` then takes in; by default the logits.
+            seen: (S, K) what `follow` then takes in, in training mode; by default the logits.
         """
         logits = logits.float()
-        seen = logits if seen is None else seen.float()
-        self.seen.append((seen.sum(dim=0), len(seen)))
+        if self.training:
+            seen = logits if seen is None else seen.float()
+            self.seen.append((seen.sum(dim=0), len(seen)))
         return ((logits - self.value) / temperature).softmax(dim=1)
 
     def forget(self) -> None:
@@ -113,6 +114,11 @@ class Centre(nn.Module):
 def soft_cross_entropy(logits: Tensor, targets: Tensor, temperature: float) -> Tensor:
     """Return -sum_k q_k log softmax(z / temperature)_k: (..., K) logits, targets that broadcast to it -> (...)."""
     return -(F.log_softmax(logits / temperature, dim=-1) * targets).sum(dim=-1)
+
+
+def entropies(targets: Tensor) -> Tensor:
+    """Return H(q) = -sum_k q_k log q_k, (..., K) -> (...): the least that the cross-entropy of any logits can be."""
+    return torch.special.entr(targets).sum(dim=-1)
 
 
 def dino_losses(whole: Tensor, local: Tensor, targets: Tensor, temperature: float = 0.1) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import ClassVar, Literal, NamedTuple
 
@@ -25,7 +25,14 @@ from granary.curation.options import Options
 from granary.training.data.augment import Photometric, normalised, photometric, to_unit
 from granary.training.data.collate import Part
 from granary.training.data.crops import Crop
-from granary.training.losses.self_distillation import Centre, dino_losses, ibot_loss, koleo_loss, sinkhorn_knopp
+from granary.training.losses.self_distillation import (
+    Centre,
+    dino_losses,
+    entropies,
+    ibot_loss,
+    koleo_loss,
+    sinkhorn_knopp,
+)
 from granary.training.masking.block_wise import draw_block_masks
 from granary.training.method import Method, Moment, ParameterGroup, decays
 from granary.training.models.average import average
@@ -158,6 +165,9 @@ class Masked(NamedTuple):
     weights: Tensor
 
 
+Teach = Callable[[Tensor, Masked, float], tuple[Tensor, Tensor | None]]  # see `DINOv2.targets`
+
+
 class DINOv2(Method):
     """Student, its average the teacher, and with `options.teacher` a frozen model that gives the targets instead."""
 
@@ -185,6 +195,8 @@ class DINOv2(Method):
                 else load_teacher(options.teacher, config, options.ibot > 0)
             )
             prototypes = {name: sizes[-1] for name, sizes in _sizes(self.frozen_heads).items()}
+            heads = {"prototypes": prototypes["dino"], "patch_prototypes": prototypes.get("ibot")}
+            self.options = options.model_copy(update={**heads, "untied": "ibot" in prototypes})
         bottlenecks = {"dino": options.bottleneck, "ibot": options.patch_bottleneck}
         self.student = build(self.config)
         self.student_heads = nn.ModuleDict(
@@ -233,14 +245,19 @@ class DINOv2(Method):
             views["local"] = Crop(options.local_crops, options.local_size, options.local_scale)
         return views
 
-    def forward(self, batch: Part, moment: Moment) -> dict[str, Tensor]:
-        """Return the loss of a batch, its four terms, and what the alarm watches."""
+    def forward(self, batch: Part, moment: Moment, teach: Teach | None = None) -> dict[str, Tensor]:
+        """Return the loss of a batch, its four terms, and what the alarm watches.
+
+        Args:
+            batch, moment: see `Method.forward`.
+            teach: see `compare`.
+        """
         whole, local = self.pixels(batch)
         masked = self.draw_masks(len(whole), moment, whole.device)
         if moment.part == 0 and self.options.targets == "centring":
             for centre in self.centres.values():
                 centre.forget()  # type: ignore[operator]
-        return self.compare(whole, local, masked, self.temperature(moment.step))
+        return self.compare(whole, local, masked, self.temperature(moment.step), teach)
 
     def pixels(self, batch: Part) -> tuple[Tensor, Tensor | None]:
         """Return the changed and normalised views: global (2B, 3, S, S), local (L * B, 3, s, s) or None."""
@@ -282,7 +299,9 @@ class DINOv2(Method):
             return options.teacher_temperature
         return linear(options.start_temperature, options.teacher_temperature, step / options.temperature_warmup)
 
-    def compare(self, whole: Tensor, local: Tensor | None, masked: Masked, temperature: float) -> dict[str, Tensor]:
+    def compare(
+        self, whole: Tensor, local: Tensor | None, masked: Masked, temperature: float, teach: Teach | None = None
+    ) -> dict[str, Tensor]:
         """Return the losses of views whose patches are masked for the student.
 
         Args:
@@ -290,9 +309,10 @@ class DINOv2(Method):
             local: (L * B, 3, s, s), normalised, or None.
             masked: patches of the whole views.
             temperature: of the targets.
+            teach: gives them in the place of `targets`; `kl` and `ibot_kl` are then what is left to learn.
         """
         options, crops = self.options, len(whole)
-        targets, patch_targets = self.targets(whole, masked, temperature)
+        targets, patch_targets = (teach or self.targets)(whole, masked, temperature)
         seen = self.student(whole) if masked.chosen is None else self.student(whole, masked=masked.chosen)
         tokens = seen.cls if local is None else torch.cat([seen.cls, self.student(local).cls])
         logits = self.student_heads["dino"](tokens).unflatten(0, (-1, crops // 2))  # (2 + L, B, K)
@@ -303,6 +323,10 @@ class DINOv2(Method):
             head = self.student_heads["ibot" if "ibot" in self.student_heads else "dino"]
             patches = head(seen.patches.flatten(0, 1)[masked.places])  # (M, K)
             losses["ibot"] = ibot_loss(patches, patch_targets, masked.weights, crops, heat)
+        if teach is not None:
+            losses["kl"] = (both[0] + both[1]).detach() - entropies(targets).mean()
+            if patch_targets is not None:
+                losses["ibot_kl"] = losses["ibot"].detach() - (entropies(patch_targets) * masked.weights).sum() / crops
         if options.koleo:
             terms, doubles = zip(*(koleo_loss(view) for view in seen.cls.chunk(2)), strict=True)
             losses |= {"koleo": sum(terms), "doubles": sum(doubles)}
@@ -313,7 +337,7 @@ class DINOv2(Method):
     @torch.no_grad()
     def targets(self, whole: Tensor, masked: Masked, temperature: float) -> tuple[Tensor, Tensor | None]:
         """Return the targets of the whole views, unmasked: (2, B, K), and of the masked patches (M, K) or None."""
-        source = "teacher" if self.options.teacher is None else "frozen"
+        source = "frozen" if hasattr(self, "frozen") else "teacher"
         heads: nn.ModuleDict = getattr(self, f"{source}_heads")
         tokens = getattr(self, source)(whole)
         targets = self._balanced("dino", heads["dino"](tokens.cls), temperature).unflatten(0, (2, -1))

@@ -8,6 +8,7 @@ of which L are small (focal), D width of the projector's output, K prototypes. V
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from granary.training.data.collate import Part
 from granary.training.losses.prototypes import cosines, mean_entropy_gap, sharpened
-from granary.training.losses.self_distillation import soft_cross_entropy
+from granary.training.losses.self_distillation import entropies, soft_cross_entropy
 from granary.training.method import Moment, ParameterGroup, standard_groups
 from granary.training.models.average import average
 from granary.training.models.vit_config import ViTConfig
@@ -24,6 +25,7 @@ from granary.training.schedules import linear
 from granary.training.two_views import MultiCropOptions, Share, TwoViews
 
 PATCHES = 1  # purpose of random draws
+Teach = Callable[[Tensor], tuple[Tensor, Tensor]]  # see `MSN.targets`
 
 
 class MSNOptions(MultiCropOptions, frozen=True):
@@ -64,19 +66,28 @@ class MSN(TwoViews):
         rows = torch.empty(options.prototypes, options.projector_width).uniform_(-bound, bound)
         self.prototypes = nn.Parameter(rows)
 
-    def forward(self, batch: Part, moment: Moment) -> dict[str, Tensor]:
-        """Return the loss of a batch and its two terms, `me_max` without its weight."""
+    def forward(self, batch: Part, moment: Moment, teach: Teach | None = None) -> dict[str, Tensor]:
+        """Return the loss of a batch and its two terms, `me_max` without its weight.
+
+        Args:
+            batch, moment: see `Method.forward`.
+            teach: gives the targets of whole views in the place of `targets`; `kl` is then what is left to learn.
+        """
         options = self.options
         whole, anchor = self.pixels(batch)
-        targets, features = self.targets(whole)
-        views = [self.projector(self.encoder(anchor, keep=self.kept(anchor, moment)).cls)[None]]
+        targets, features = (teach or self.targets)(whole)
+        seen = self.encoder(anchor, keep=self.kept(anchor, moment)).cls
+        views = [self.projector(seen)[None]]
         if options.local_crops:
             views.append(self.embedded(self.pixels(batch, "local"))[1])
         scores = cosines(torch.cat(views), self.prototypes)  # (V, B, K)
         entropy = soft_cross_entropy(scores, targets, options.temperature).mean()
         me_max = mean_entropy_gap(scores.flatten(0, 1), options.temperature)
         loss = entropy + options.me_max * me_max
-        return {"loss": loss, "cross_entropy": entropy, "me_max": me_max, "features": features, "teacher": targets}
+        output = {"loss": loss, "cross_entropy": entropy, "me_max": me_max, "features": features, "teacher": targets}
+        if teach is not None:
+            output |= {"kl": entropy.detach() - entropies(targets).mean(), "features": seen.detach()}
+        return output
 
     @torch.no_grad()
     def targets(self, whole: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,6 +6,8 @@ projector's output, K prototypes, Q rows of the queue of each of the two large c
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from pydantic import Field
@@ -16,11 +18,13 @@ from granary.training.data.collate import Part
 from granary.training.data.loader import BatchPlan
 from granary.training.losses.processes import scattered
 from granary.training.losses.prototypes import swapped_prediction
-from granary.training.losses.self_distillation import sinkhorn_knopp
+from granary.training.losses.self_distillation import entropies, sinkhorn_knopp
 from granary.training.method import Moment, ParameterGroup, standard_groups
 from granary.training.models.backbone_config import BackboneConfig
 from granary.training.models.queue import Queue, check_queue
 from granary.training.two_views import MultiCropOptions, Share, TwoViews, watched
+
+Teach = Callable[[Tensor], Tensor]  # see `SwAV.targets`
 
 
 class SwAVOptions(MultiCropOptions, frozen=True):
@@ -60,20 +64,36 @@ class SwAV(TwoViews):
             check_queue(options.queue, plan.batch)
         return super().learn(config, options, plan, out)
 
-    def forward(self, batch: Part, moment: Moment) -> dict[str, Tensor]:
-        """Return the loss of a batch; BatchNorm of the projector sees large and small crops together."""
+    def forward(self, batch: Part, moment: Moment, teach: Teach | None = None) -> dict[str, Tensor]:
+        """Return the loss of a batch; BatchNorm of the projector sees large and small crops together.
+
+        Args:
+            batch, moment: see `Method.forward`.
+            teach: gives the codes of large crops in the place of `codes`; `kl` is then what is left to learn.
+        """
         kinds = ["image", "local"] if self.options.local_crops else ["image"]
-        features = [self.apart(lambda views: self.encoder(views).cls, self.pixels(batch, kind)) for kind in kinds]
-        rows = self.apart(self.projector, torch.cat(features))  # (V, B, D)
+        pixels = [self.pixels(batch, kind) for kind in kinds]
+        features = [self.apart(lambda views: self.encoder(views).cls, views) for views in pixels]
+        rows, scores = self.scores(torch.cat(features))
+        codes = self.codes(scores[:2].detach(), moment) if teach is None else teach(pixels[0])
+        loss = swapped_prediction(scores, codes, self.options.temperature)
+        for queue, view in zip(self._queues(), rows[:2], strict=False):
+            queue.add(view, moment)
+        output = {"loss": loss, **watched(features[0], rows[0]), "teacher": codes[0]}
+        return output if teach is None else {**output, "kl": loss.detach() - entropies(codes).mean()}
+
+    def scores(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the unit rows (V, B, D) that features (V, B, width) are projected to, and their cosines (V, B, K)."""
+        rows = self.apart(self.projector, features)
         wide = torch.promote_types(rows.dtype, torch.float32)
         with torch.autocast(rows.device.type, enabled=False):
             rows = F.normalize(rows.to(wide), dim=2)
-            scores = self.prototypes(rows)  # (V, B, K)
-            codes = self.codes(scores[:2].detach(), moment)
-            loss = swapped_prediction(scores, codes, self.options.temperature)
-        for queue, view in zip(self._queues(), rows[:2], strict=False):
-            queue.add(view, moment)
-        return {"loss": loss, **watched(features[0], rows[0]), "teacher": codes[0]}
+            return rows, self.prototypes(rows)
+
+    @torch.no_grad()
+    def targets(self, pixels: Tensor) -> Tensor:
+        """Return the assignments of large crops (2, B, 3, S, S) alone: (2, B, K), without a queue."""
+        return self._assigned(self.scores(self.apart(lambda views: self.encoder(views).cls, pixels))[1])
 
     @torch.no_grad()
     def codes(self, scores: Tensor, moment: Moment) -> Tensor:
@@ -85,14 +105,19 @@ class SwAV(TwoViews):
         """
         options, count = self.options, scores.shape[1]
         if self.queues and self.training and moment.step >= options.queue_start:
-            earlier = [self.prototypes(scattered(queue.rows).to(scores.dtype)) for queue in self._queues()]
+            with torch.autocast(scores.device.type, enabled=False):
+                earlier = [self.prototypes(scattered(queue.rows).to(scores.dtype)) for queue in self._queues()]
             scores = torch.cat([torch.stack(earlier), scores], dim=1)
-        both = [sinkhorn_knopp(view, options.epsilon, options.iterations) for view in scores]
-        return torch.stack(both)[:, -count:]
+        return self._assigned(scores)[:, -count:]
+
+    def _assigned(self, scores: Tensor) -> Tensor:
+        """Return the assignments of crops, each kind alone: (V, R, K) cosines -> (V, R, K)."""
+        options = self.options
+        return torch.stack([sinkhorn_knopp(view, options.epsilon, options.iterations) for view in scores])
 
     def after_step(self, moment: Moment) -> None:
         """Make the prototypes unit rows again; put this step's pictures in the place of the oldest of the queues."""
-        if moment.step >= self.options.freeze:
+        if moment.step >= self.options.freeze and self.prototypes.weight.requires_grad:
             self._to_unit_rows()
         for queue in self._queues():
             queue.follow()
