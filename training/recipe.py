@@ -224,7 +224,7 @@ class TrainRecipe(Options, frozen=True):
         try:
             filled = method.Options.model_validate(tree.get("options") or {})
         except ValidationError as error:
-            raise ValueError("; ".join(_sentence(problem) for problem in error.errors())) from None
+            raise ValueError("; ".join(option_sentence(problem) for problem in error.errors())) from None
         return {**tree, "options": filled.model_dump(mode="json")}
 
     @model_validator(mode="after")
@@ -267,7 +267,8 @@ def _weighted(text: str) -> dict[str, str]:
     return {"path": path.strip(), "weight": weight} if star else {"path": text.strip()}
 
 
-def _sentence(problem: ErrorDetails) -> str:
+def option_sentence(problem: ErrorDetails) -> str:
+    """Return what is wrong with an option of a method, in a sentence."""
     key = ".".join(["options", *(str(word) for word in problem["loc"])])
     if problem["type"] == "extra_forbidden":
         return f"{key}: there is no such key"

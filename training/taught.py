@@ -29,9 +29,7 @@ class TaughtOptions(Options, frozen=True):
     """Which teacher, and how large it sees pictures."""
 
     teacher: str = Field(description="model that teaches, frozen: a training directory, a checkpoint or hf:ID")
-    teacher_size: int | None = Field(
-        None, ge=1, description="pixels of a side that it sees; default those of the large views of its training"
-    )
+    teacher_size: int | None = Field(None, ge=1, description="pixels of a side that it sees; default as it was trained")
 
 
 class TeacherFacts(NamedTuple):
@@ -43,8 +41,8 @@ class TeacherFacts(NamedTuple):
     known: object
     side: int
 
-    def method_with_initial_weights(self) -> Method:
-        """Return the teacher's method; where it has none its backbone alone."""
+    def initial(self) -> Method:
+        """Return the teacher's method with initial weights; where it has none its backbone alone."""
         config = config_of(self.config)
         if self.method is None:
             return BackboneAlone(build(config))
@@ -73,8 +71,19 @@ class Teacher(nn.Module):
         self.eval()
 
     @classmethod
-    def load(cls, options: TaughtOptions) -> Self:
-        """Return the teacher of a method's options; raises UserError as `load_training` does."""
+    def of(cls, options: TaughtOptions, known: object, alone: bool = False) -> Self:
+        """Return the teacher that options name or, of a training that is loaded again, that of which facts are known.
+
+        Args:
+            options: of the method that is taught.
+            known: see `Method`.
+            alone: whether the model to use is all that is wanted of it.
+
+        Raises:
+            UserError: there is no such training, or it cannot see pictures of that size.
+        """
+        if isinstance(known, TeacherFacts):
+            return cls(known.initial(), known.side)
         method = load_training(options.teacher)
         large = next(iter(method.views().values()), None)
         side = options.teacher_size or (method.config.img_size if large is None else large.side)
@@ -83,7 +92,7 @@ class Teacher(nn.Module):
                 f"options.teacher_size: {side} is not right: it must be a multiple of the teacher's patch_size, "
                 f"{method.config.patch_size}"
             )
-        return cls(method, side)
+        return cls(BackboneAlone(method.evaluated_model()) if alone else method, side)
 
     def keep(self, modules: Collection[str]) -> None:
         """Forget all parts of the method but some, by name."""
@@ -149,10 +158,3 @@ def method_name(method: Method) -> str | None:
     """Return the name of a method in a recipe; None where it has none."""
     place = f"{type(method).__module__}:{type(method).__name__}"
     return next((name for name, written in METHODS.items() if written == place), None)
-
-
-def teacher_of(options: TaughtOptions, known: object) -> Teacher:
-    """Return the teacher that options name or, of a training that is loaded again, the one of which facts are known."""
-    if isinstance(known, TeacherFacts):
-        return Teacher(known.method_with_initial_weights(), known.side)
-    return Teacher.load(options)

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from granary.curation.errors import UserError
-from granary.curation.options import Options
+from granary.curation.options import Options as OptionGroup
 from granary.training.data.augment import Photometric, normalised, photometric, to_unit
 from granary.training.data.collate import Part
 from granary.training.data.crops import Crop
@@ -28,7 +29,7 @@ from granary.training.schedules import cosine
 Share = tuple[float, float]
 
 
-class ViewOptions(Options, frozen=True):
+class ViewOptions(OptionGroup, frozen=True):
     """Options of two views; defaults are SimCLR's for ImageNet (arXiv 2002.05709)."""
 
     crop_size: int | None = Field(None, ge=1, description="pixels of a crop's side; default the model's")
@@ -84,7 +85,7 @@ class TargetOptions(TwoViewOptions, frozen=True):
 class ChangedViews(Method):
     """A backbone, which is evaluated, and views of each picture with changed colours for it."""
 
-    Options = ViewOptions
+    Options: ClassVar[type[OptionGroup]] = ViewOptions
     MODEL = {"class_token": False, "layer_scale": 0.0}  # noqa: RUF012 read only
     columns = ("image",)
     evaluated = "encoder"

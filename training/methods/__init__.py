@@ -31,6 +31,8 @@ METHODS = {  # name in a recipe -> module:class
     "msn": "granary.training.methods.msn:MSN",
     "wmse": "granary.training.methods.wmse:WMSE",
     "beit": "granary.training.methods.beit:BEiT",
+    "rob": "granary.training.methods.rob:RoB",
+    "simreg": "granary.training.methods.simreg:SimReg",
     "dci_lora": "granary.training.methods.dci_lora:DciLora",
     "xrm": "granary.training.methods.xrm:XRM",
     "supervised": "granary.training.methods.supervised:Supervised",
