@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from tiny_hub import FAMILIES, saved
 from tiny_shards import shapes, write_shards
 from tiny_trainings import tiny_run, tiny_training
 
@@ -22,23 +23,6 @@ from granary.training.models.registry import load_model
 from granary.training.models.training import load_training
 from granary.training.recipe import TrainRecipe
 from granary.training.run.loop import train
-
-FAMILIES: dict[str, dict[str, Any]] = {
-    "mobilenet_v2": {"depth_multiplier": 0.1, "min_depth": 4, "expand_ratio": 2, "finegrained_output": False},
-    "convnext": {"hidden_sizes": [8, 12], "depths": [1, 1], "num_stages": 2},
-    "swin": {"embed_dim": 8, "depths": [1, 1], "num_heads": [1, 2], "window_size": 2, "image_size": 32},
-    "regnet": {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "groups_width": 8},
-}
-
-
-def saved(family: str, folder: Path) -> Any:
-    torch.manual_seed(0)
-    config = transformers.AutoConfig.for_model(family, **FAMILIES[family])
-    model = transformers.AutoModel.from_config(config).eval()
-    model.save_pretrained(folder)
-    size = {"size": {"height": 32, "width": 32}, "image_mean": [0.5] * 3, "image_std": [0.25] * 3}
-    (folder / "preprocessor_config.json").write_text(json.dumps(size))
-    return model
 
 
 @pytest.mark.parametrize("family", FAMILIES)
