@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 from pathlib import Path
 
 import pytest
 from tiny_trainings import tiny_run
 
-from tests.benchmarks import cookbook, dinov2, expand_narrow, ijepa, iwm, objectives, stop_noise
+from tests.benchmarks import cookbook, dinov2, expand_narrow, ijepa, iwm, objectives, rob, stop_noise
 from tests.benchmarks.__main__ import MODULES
 from tests.benchmarks.cells import Cells, shown
 
@@ -78,6 +79,40 @@ def test_a_wide_backbone_must_gain_more_than_its_weights_alone(
     assert f"BAR {'holds' if holds else 'DOES NOT HOLD'}: D 2048, K 16 against D 32, K 256: linear gains" in printed
     assert f"BAR {'holds' if holds else 'DOES NOT HOLD'}: of that a random projection" in printed
     assert "BAR holds: with K 16 the share of zeros rises with D" in printed
+
+
+@pytest.mark.parametrize("base", ["dinov2", "dino", "ibot", "swav", "msn"])
+def test_the_arms_of_rob_have_one_student_one_batch_and_the_same_large_views(base: str) -> None:
+    for student, arm in itertools.product(rob.STUDENTS, rob.ARMS):
+        if rob.fits(base, student):
+            fields = rob.fields_of(base, student, arm, "TEACHER")
+            recipe, whole = rob.recipe_of(rob.config_of(base, arm), fields), rob.recipe_of(f"{base}_tiny.yaml")
+            assert recipe.batch == whole.batch
+            assert recipe.model.kind == student
+            assert recipe.model.img_size == whole.model.img_size
+            if arm == "features":
+                large = whole.options.get("crop_size", whole.options.get("global_size"))
+                assert recipe.options["crop_size"] == large
+
+
+@pytest.mark.parametrize(("gain", "holds"), [(0.04, True), (0.02, False)])
+def test_rob_must_gain_three_points_over_scratch_and_lose_none_to_features(
+    gain: float, holds: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    linear = {"scratch": 0.40, "features": 0.43, "rob": 0.40 + gain}
+    table = {
+        (base, student, arm, seed): {"linear.accuracy": linear[arm], "knn.accuracy": 0.3, "kl": 0.5}
+        for base, student in (("dinov2", "vit"), ("dinov2", "resnet"), ("msn", "vit"))
+        for arm in rob.ARMS
+        for seed in ((0, 1) if base == "dinov2" else (0,))
+    }
+    rob.report(table, ["dinov2", "msn"], ["vit", "resnet"], [0, 1])
+    printed = capsys.readouterr().out
+    verdict = "holds" if holds else "DOES NOT HOLD"
+    assert f"BAR {verdict}: dinov2, vit: linear of RoB is 3 points above scratch, {100 * gain:.1f}" in printed
+    assert f"BAR {verdict}: dinov2, resnet: linear of RoB is not below regression of features" in printed
+    assert f"BAR holds: msn, vit: linear of RoB is above scratch, {100 * gain:.1f}" in printed
+    assert printed.count("BAR") == 5
 
 
 @pytest.mark.parametrize(("gain", "holds"), [(0.13, True), (0.11, False)])

@@ -9,6 +9,7 @@ import places
 import pytest
 import yaml
 from tiny_shards import shapes, write_shards
+from tiny_trainings import tiny_training
 
 from granary.pipelines.engine.recipe import load_recipe
 from granary.training.methods import METHODS
@@ -50,6 +51,8 @@ OWN = {
     "moco_v3": TWO_VIEWS + " --options.predictor_hidden [8]",
     "swav": TWO_VIEWS + " --options.local_size {patch} --options.prototypes 8",
     "msn": TWO_VIEWS + " --options.local_size {patch} --options.prototypes 8",
+    "rob": "--model.img_size {side} --options.global_size null --options.local_size {patch} --options.teacher_size 8",
+    "simreg": "--model.img_size {side} --options.crop_size null --options.teacher_size 8",
     "wmse": TWO_VIEWS.replace("width 8", "width 3") + " --options.sub_batch 4 --options.shrinkage 0.1",
     "xrm": "--model.img_size {side} --features.model null",
     "predictor_tuning": "--options.heads 2",
@@ -62,13 +65,20 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(write_shards(tmp_path_factory.mktemp("run"), shapes(40, 32), group=10))
 
 
-def given(config: Path) -> list[str]:
-    """What a recipe leaves to the command line."""
-    named = {"sdci_lora": "clip", "predictor_tuning_tiny": "teacher", "predictor_tuning_vitb16": "teacher"}
-    return [f"--options.{named[config.stem]}", "MODEL"] if config.stem in named else []
+@pytest.fixture(scope="module")
+def large(run: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """What teaches a student."""
+    return tiny_training("dinov2", run, tmp_path_factory.mktemp("large"))
 
 
-def teacher(recipe: TrainRecipe, small: list[str], folder: Path) -> str:
+def given(config: Path, model: str = "MODEL") -> list[str]:
+    """What a recipe leaves to the command line: another model."""
+    named = {"dci_lora": "clip", "predictor_tuning": "teacher", "rob": "teacher", "simreg": "teacher"}
+    key = named.get(yaml.safe_load(config.read_text())["method"])
+    return [f"--options.{key}", model] if key else []
+
+
+def world_model(recipe: TrainRecipe, small: list[str], folder: Path) -> str:
     """A world model of initial weights, whose encoder is that of a recipe at its reduced size."""
     sizes = dict(zip(small[::2], small[1::2], strict=True))
     model = {key: int(sizes[f"--model.{key}"]) for key in ("width", "depth", "heads")}
@@ -99,12 +109,12 @@ def test_a_shipped_recipe_is_read_and_says_how_it_is_run(config: Path) -> None:
 
 
 @pytest.mark.parametrize("config", [c for c in CONFIGS if c.stem != "sdci_lora"], ids=lambda path: path.stem)
-def test_a_shipped_recipe_runs_at_a_reduced_size(config: Path, run: str, tmp_path: Path) -> None:
+def test_a_shipped_recipe_runs_at_a_reduced_size(config: Path, run: str, large: str, tmp_path: Path) -> None:
     """Two steps of its method, views and schedules with a small model on small pictures."""
     whole = load_recipe(TrainRecipe, str(config), ["--data", "RUN", "--out", "TRAIN", *given(config)])
     patch = whole.config().patch_size
     small = (SMALL + MODELS[whole.model.kind] + OWN[whole.method].format(side=2 * patch, patch=patch)).split()
-    if whole.method == "predictor_tuning":
-        small += ["--options.teacher", teacher(whole, small, tmp_path)]
+    model = world_model(whole, small, tmp_path) if whole.method == "predictor_tuning" else large
+    small += given(config, model)
     recipe = load_recipe(TrainRecipe, str(config), ["--data", run, "--out", str(tmp_path / "out"), *small])
     assert train(recipe)["finished"]

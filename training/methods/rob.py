@@ -26,9 +26,9 @@ from granary.training.methods import load_method
 from granary.training.methods.dinov2 import DINOv2
 from granary.training.models.backbone import Backbone
 from granary.training.models.backbone_config import BackboneConfig
+from granary.training.models.teacher import Taught, TaughtOptions, Teacher
 from granary.training.models.vit_config import ViTConfig
 from granary.training.recipe import option_sentence
-from granary.training.taught import Taught, TaughtOptions, Teacher
 
 STILL = {"teacher": None, "temperature_warmup": 0, "queue": 0}  # options of methods that only a moving target needs
 

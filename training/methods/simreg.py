@@ -16,7 +16,7 @@ from granary.training.method import Moment
 from granary.training.models.backbone import Backbone
 from granary.training.models.backbone_config import BackboneConfig
 from granary.training.models.projector import build_projector
-from granary.training.taught import Taught, TaughtOptions, Teacher
+from granary.training.models.teacher import Taught, TaughtOptions, Teacher
 from granary.training.two_views import ChangedViews, Share, ViewOptions
 
 

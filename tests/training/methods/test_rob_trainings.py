@@ -172,8 +172,10 @@ def test_a_training_goes_on_as_if_it_had_not_stopped(name: str, taught: Teachers
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-@pytest.mark.parametrize("name", ["dinov2", "dino", "swav", "msn"])
+@pytest.mark.parametrize(
+    ("name", "strategy"),
+    [("dinov2", "ddp"), ("dinov2", "fsdp"), ("dino", "ddp"), ("swav", "ddp"), ("msn", "fsdp")],
+)
 def test_two_processes_train_what_one_does(name: str, strategy: str, taught: Teachers, tmp_path: Path) -> None:
     """Sinkhorn, centres and BatchNorm are those of the whole batch; masks are each process's own, so left out."""
     options: dict[str, Any] = {"teacher": taught(name), "keep_anticollapse": name == "dino"}
