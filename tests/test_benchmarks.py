@@ -11,7 +11,7 @@ from tiny_trainings import tiny_run
 
 from tests.benchmarks import cookbook, dinov2, expand_narrow, ijepa, iwm, objectives, rob, stop_noise
 from tests.benchmarks.__main__ import MODULES
-from tests.benchmarks.cells import Cells, shown
+from tests.benchmarks.cells import Cells, recipe_of, shown
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -86,7 +86,7 @@ def test_the_arms_of_rob_have_one_student_one_batch_and_the_same_large_views(bas
     for student, arm in itertools.product(rob.STUDENTS, rob.ARMS):
         if rob.fits(base, student):
             fields = rob.fields_of(base, student, arm, "TEACHER")
-            recipe, whole = rob.recipe_of(rob.config_of(base, arm), fields), rob.recipe_of(f"{base}_tiny.yaml")
+            recipe, whole = recipe_of(rob.config_of(base, arm), "RUN", "OUT", **fields), rob.tiny(base)
             assert recipe.batch == whole.batch
             assert recipe.model.kind == student
             assert recipe.model.img_size == whole.model.img_size

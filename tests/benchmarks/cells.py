@@ -39,8 +39,8 @@ class Cells:
         return self.values[name]
 
 
-def trained(config: str, data: str, out: Path, **changes: object) -> str:
-    """Train by a shipped recipe, going on where there is a checkpoint; returns the training directory.
+def recipe_of(config: str, data: str, out: Path | str, **changes: object) -> TrainRecipe:
+    """Return a shipped recipe.
 
     Args:
         config: its name below configs/train.
@@ -49,8 +49,12 @@ def trained(config: str, data: str, out: Path, **changes: object) -> str:
         changes: fields, dots written as two underscores.
     """
     words = [word for key, value in changes.items() for word in (f"--{key.replace('__', '.')}", str(value))]
-    recipe = load_recipe(TrainRecipe, str(CONFIGS / "train" / config), ["--data", data, "--out", str(out), *words])
-    train(recipe)
+    return load_recipe(TrainRecipe, str(CONFIGS / "train" / config), ["--data", data, "--out", str(out), *words])
+
+
+def trained(config: str, data: str, out: Path, **changes: object) -> str:
+    """Train by a shipped recipe, going on where there is a checkpoint; returns the training directory."""
+    train(recipe_of(config, data, out, **changes))
     return str(out)
 
 

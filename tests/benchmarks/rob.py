@@ -21,11 +21,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from granary.pipelines.engine.recipe import load_recipe
 from granary.training.recipe import TrainRecipe
-from tests.benchmarks.cells import Cells, Numbers, bar, mean, scores, shown, trained
+from tests.benchmarks.cells import Cells, Numbers, bar, mean, recipe_of, scores, shown, trained
 from tests.benchmarks.pictures import write_run
-from tests.places import CONFIGS
 
 ARMS = ("scratch", "features", "rob")
 STUDENTS: dict[str, dict[str, Any]] = {
@@ -33,7 +31,6 @@ STUDENTS: dict[str, dict[str, Any]] = {
     "resnet": {"kind": "resnet", "widths": [16, 32, 64], "depths": [1, 1, 1], "stem": "small"},
 }
 PROTOCOLS: dict[str, dict[str, object]] = {"linear": {"solver": "ridge", "layers": 1}, "knn": {"k": 20}}
-NONE: Mapping[str, object] = {}
 COLUMNS = {"linear %": "linear.accuracy", "kNN %": "knn.accuracy"}
 Key = tuple[str, str, str, int]  # base, student, arm and seed
 Table = Mapping[Key, Numbers]
@@ -44,10 +41,9 @@ def config_of(base: str, arm: str) -> str:
     return {"scratch": f"{base}_tiny.yaml", "features": "simreg_tiny.yaml", "rob": "rob_tiny.yaml"}[arm]
 
 
-def recipe_of(config: str, fields: Mapping[str, object] = NONE) -> TrainRecipe:
-    """Return a shipped recipe with changed fields, dots written as two underscores."""
-    words = [word for key, value in fields.items() for word in (f"--{key.replace('__', '.')}", str(value))]
-    return load_recipe(TrainRecipe, str(CONFIGS / "train" / config), ["--data", "RUN", "--out", "OUT", *words])
+def tiny(base: str) -> TrainRecipe:
+    """Return the tiny recipe of a base."""
+    return recipe_of(f"{base}_tiny.yaml", "RUN", "OUT")
 
 
 def fits(base: str, student: str) -> bool:
@@ -64,7 +60,7 @@ def fields_of(base: str, student: str, arm: str, teacher: str) -> dict[str, obje
         arm: of ARMS.
         teacher: the training directory of the teacher.
     """
-    recipe = recipe_of(f"{base}_tiny.yaml")
+    recipe = tiny(base)
     fields: dict[str, object] = {
         "model": json.dumps({**STUDENTS[student], "img_size": recipe.model.img_size}),
         "batch": recipe.batch,
@@ -142,7 +138,7 @@ def main() -> None:
     data = write_run(given.out / f"cifar-{given.train}", "cifar", given.train)
     cells, table = Cells(given.out / "cells.json"), dict[Key, Numbers]()
     for base in given.bases:
-        name = f"{base}-teacher-steps-{given.teacher_steps or recipe_of(f'{base}_tiny.yaml').steps}-train-{given.train}"
+        name = f"{base}-teacher-steps-{given.teacher_steps or tiny(base).steps}-train-{given.train}"
         teacher = given.out / name
         cells.measured(name, partial(cell, data, teacher, f"{base}_tiny.yaml", {}, 0, given.teacher_steps))
         seeds = given.seeds if base == given.bases[0] else given.seeds[:1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shutil
 from pathlib import Path
@@ -182,3 +183,14 @@ def test_two_processes_train_what_one_does(name: str, strategy: str, taught: Tea
     options |= {"ibot": 0.0} if name == "dinov2" else {}
     tree = {"method": "rob", "model": STUDENTS[name], "options": options, "optimiser": SGD}
     check_near(*one_and_two(tree, tmp_path, strategy))
+
+
+@pytest.mark.parametrize("name", ["dinov2", "swav", "msn"])
+def test_a_student_learns_what_its_teacher_says(name: str, taught: Teachers, tmp_path: Path) -> None:
+    tree = {"method": "rob", "model": {**VIT, "width": 32}, "options": {"teacher": taught(name)}, "steps": 60}
+    settings = {**SETTINGS, "optimiser": {"lr": 3e-3}, "batch": 24}
+    out = tmp_path / "out"
+    train(TrainRecipe.model_validate({**settings, **tree, "data": tiny_run(tmp_path / "run"), "out": str(out)}))
+    with (out / "metrics.csv").open() as lines:
+        kl = [float(row["kl"]) for row in csv.DictReader(lines)]
+    assert sum(kl[-5:]) < 0.5 * sum(kl[:5])
