@@ -33,31 +33,51 @@ from granary.training.recipe import option_sentence
 STILL = {"teacher": None, "temperature_warmup": 0, "queue": 0}  # options of methods that only a moving target needs
 
 
-class Base(NamedTuple):
-    """What of a method RoB replaces.
+class Branches(NamedTuple):
+    """The two branches of a method, by the names of its modules.
 
     Args:
         student: the backbone that is trained.
-        heads: where the prototypes of the student are.
-        target: the target branch: the backbone, and what makes targets of its features.
-        target_heads: where the prototypes of the target branch are.
-        average: the moving average of the student, or the student where there is none.
-        collapse: options that keep the method from collapse, as they are without.
+        heads: where the prototypes of its branch are.
+        average: its moving average; where there is none the student.
+        target: the modules of the target branch, which a teacher is left with.
+        target_heads: where the prototypes of that branch are.
+        collapse: options that keep the method from collapse, with values that do not.
     """
 
     student: str
     heads: str
+    average: str
     target: tuple[str, ...]
     target_heads: str
-    average: str
     collapse: Mapping[str, float]
 
 
-HEADS = ("student_heads", ("teacher", "teacher_heads", "centres"), "teacher_heads")
 BASES = {
-    "dinov2": Base("student", *HEADS, "teacher", {"koleo": 0.0}),
-    "swav": Base("encoder", "prototypes", ("encoder", "projector", "prototypes"), "prototypes", "encoder", {}),
-    "msn": Base("encoder", "prototypes", ("target", "target_projector"), "prototypes", "target", {"me_max": 0.0}),
+    "dinov2": Branches(
+        student="student",
+        heads="student_heads",
+        average="teacher",
+        target=("teacher", "teacher_heads", "centres"),
+        target_heads="teacher_heads",
+        collapse={"koleo": 0.0},
+    ),
+    "swav": Branches(
+        student="encoder",
+        heads="prototypes",
+        average="encoder",
+        target=("encoder", "projector", "prototypes"),
+        target_heads="prototypes",
+        collapse={},
+    ),
+    "msn": Branches(
+        student="encoder",
+        heads="prototypes",
+        average="target",
+        target=("target", "target_projector"),  # and its prototypes, a weight of no module
+        target_heads="prototypes",
+        collapse={"me_max": 0.0},
+    ),
 }
 
 
@@ -178,7 +198,7 @@ class RoB(Taught):
             yield from (module for module in self.teacher.modules() if isinstance(module, Centre))
 
 
-def base_options(kind: type[Method], branches: Base, options: RoBOptions, taught: Mapping[str, object]) -> Options:
+def base_options(kind: type[Method], branches: Branches, options: RoBOptions, taught: Mapping[str, object]) -> Options:
     """Return the options of the student's method: those of the teacher's training but for those that RoB is given.
 
     Args:

@@ -150,6 +150,11 @@ def test_a_teacher_sees_pictures_of_its_own_size(taught: Teachers) -> None:
     assert student(taught("msn"), teacher_size=12).teacher.facts.side == 12
 
 
+def test_a_training_may_be_named_as_one_of_the_hub(taught: Teachers) -> None:
+    one, other = (student(f"{prefix}{taught('swav')}").state_dict() for prefix in ("", "hf:"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
 def test_only_the_target_branch_of_a_teacher_is_kept(taught: Teachers) -> None:
     kept = {
         name: {part.split(".")[2] for part in student(taught(name)).state_dict() if part.startswith("teacher.")}
