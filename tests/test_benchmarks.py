@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import importlib
+import io
 import itertools
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import torch
+from PIL import Image
 from tiny_trainings import tiny_run
 
-from tests.benchmarks import cookbook, dinov2, expand_narrow, ijepa, iwm, objectives, rob, stop_noise
+from tests.benchmarks import cookbook, dinov2, expand_narrow, ijepa, iwm, llip, objectives, rob, stop_noise
 from tests.benchmarks.__main__ import MODULES
-from tests.benchmarks.cells import Cells, recipe_of, shown
+from tests.benchmarks.cells import Cells, Numbers, recipe_of, shown
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -204,3 +211,81 @@ def test_a_world_model_is_trained_measured_and_tuned(tmp_path: Path) -> None:
     assert plain["mrr.mrr"] == pytest.approx(plain["mrr.mrr.chance"], abs=1e-3)
     tuned = iwm.tuning(data, tmp_path / "tuned", tmp_path / "iwm", "pretrained", 0, 3)
     assert 0 <= tuned["classifier.accuracy"] <= 1
+
+
+@pytest.mark.parametrize(("gain", "gap", "share"), [(0.05, 0.0, 0.6), (0.02, 0.03, 0.4)])
+def test_llip_must_gain_where_captions_name_one_thing_alone(
+    gain: float, gap: float, share: float, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table: dict[llip.Cell, Numbers] = {(arm, "one", seed): {"mAP": 0.5} for arm in llip.ARMS for seed in (0, 1)}
+    for seed in (0, 1):
+        table["Llip", "one", seed] = {"mAP": 0.5 + gain, "strongest": share}
+        table["SigLIP", "all", seed] = {"mAP": 0.7}
+        table["Llip", "all", seed] = {"mAP": 0.7 + gap, "strongest": 0.1}
+    llip.report(table, [0, 1])
+    printed, seen = capsys.readouterr().out, "holds" if gain == 0.05 else "DOES NOT HOLD"
+    assert f"BAR {seen}: Llip is 3 points of mAP above SigLIP, {100 * gain:.2f} ± 0.00" in printed
+    assert f"BAR {seen}: where captions name everything the gap is within 1.5 points" in printed
+    assert f"BAR {seen}: two captions choose another token in most pictures" in printed
+
+
+def test_average_precision_is_that_of_scikit_learn_and_ties_are_wrong() -> None:
+    from sklearn.metrics import average_precision_score
+
+    random = np.random.default_rng(0)
+    scores, right = random.normal(size=(20, 12)), np.argsort(random.random((20, 12)), axis=1) < 2
+    expected = np.mean([average_precision_score(own, row) for own, row in zip(right, scores, strict=True)])
+    assert llip.average_precision(torch.from_numpy(scores), torch.from_numpy(right)) == pytest.approx(expected)
+    two = torch.tensor([[True, True, False, False]])
+    assert llip.average_precision(torch.zeros(1, 4), two) == pytest.approx((1 / 3 + 2 / 4) / 2)
+    assert llip.average_precision(torch.tensor([[3.0, 1, 2, 0]]), two) == pytest.approx((1 + 2 / 3) / 2)
+
+
+def test_things_are_held_out_as_pairs_that_captions_name(tmp_path: Path) -> None:
+    """Every thing is in training, and a picture of a render becomes the same row but for its captions."""
+    held = [pair for pair in itertools.combinations(llip.THINGS, 2) if llip.held_out(*pair)]
+    assert len(held) == 11
+    assert all(llip.held_out(other, one) for one, other in held)
+    assert all(sum(thing in pair for pair in held) < 11 for thing in llip.THINGS)
+    table = {
+        "id": ["a", "b"],
+        "image": [{"bytes": b"x", "path": "a.png"}, {"bytes": b"y", "path": "b.png"}],
+        "character_name": ["Camel", "Zebra"],
+        "character2_name": ["Car", "Cat"],
+    }
+    (tmp_path / "renders" / "dataset" / "data").mkdir(parents=True)
+    pq.write_table(pa.table(table), tmp_path / "renders" / "dataset" / "data" / "one.parquet")
+    kinds: tuple[llip.Captions, ...] = ("one", "all")
+    for kind in kinds:
+        run = Path(llip.write_run(tmp_path / kind, tmp_path / "renders", kind))
+        (file,) = (run / "dataset" / "data").glob("*.parquet")
+        rows = pq.read_table(file).to_pylist()
+        assert [row["split"] for row in rows] == ["test", "train"]
+        assert [row["image"]["bytes"] for row in rows] == [b"x", b"y"]
+        captions = {
+            "one": ["there is the camel", "there is the car"],
+            "all": ["there is the camel and the car", "there is the car and the camel"],
+        }
+        assert rows[0]["captions"] == captions[kind]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arm", llip.ARMS)
+def test_every_arm_of_llip_is_trained_and_measured(arm: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(llip, "SIDE", 32)
+    columns: dict[str, list[Any]] = {"id": [], "image": [], "character_name": [], "character2_name": []}
+    for number in range(160):
+        one, other = (llip.THINGS[(number * step + number // 12) % 12] for step in (1, 5))
+        picture = io.BytesIO()
+        Image.new("RGB", (32, 32), (number, 255 - number, 99)).save(picture, "PNG")
+        if one != other:
+            values = (str(number), {"bytes": picture.getvalue(), "path": None}, one, other)
+            for column, value in zip(columns.values(), values, strict=True):
+                column.append(value)
+    (tmp_path / "renders" / "dataset" / "data").mkdir(parents=True)
+    pq.write_table(pa.table(columns), tmp_path / "renders" / "dataset" / "data" / "one.parquet")
+    run = llip.write_run(tmp_path / "run", tmp_path / "renders", "one")
+    numbers = llip.cell({"one": run, "all": run}, tmp_path / "out", (arm, "one", 0), 2, 1.0)
+    assert 0 < numbers["mAP"] < 1
+    assert numbers["pictures"] > 5
+    assert ("strongest" in numbers) == (arm == "Llip")
