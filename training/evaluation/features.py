@@ -19,8 +19,9 @@ from granary.curation.errors import UserError
 from granary.training.data import shards
 from granary.training.data.augment import normalised, to_unit
 from granary.training.data.collate import Dead
-from granary.training.data.crops import Crop
+from granary.training.data.crops import Crop, views_of
 from granary.training.data.passes import pieces
+from granary.training.data.reads import Views
 from granary.training.evaluation.protocol import Measured
 from granary.training.evaluation.scores import DeadLetter, dead_letter
 from granary.training.evaluation.subjects import Subject, load_subject
@@ -139,7 +140,13 @@ def extract(
 
 
 def encoded_by(
-    encode: Encode, side: int, dataset: shards.Dataset, measured: Measured, classes: Sequence[str] = ()
+    encode: Encode,
+    side: int,
+    dataset: shards.Dataset,
+    measured: Measured,
+    classes: Sequence[str] = (),
+    views: Views = views_of,
+    further: Sequence[str] = (),
 ) -> Features:
     """Return what a function makes of the pictures of a dataset, in its order.
 
@@ -147,20 +154,23 @@ def encoded_by(
         encode: is given batches of pictures.
         side: of the pictures: short edge to it, the middle cut out, no augmentation.
         dataset, measured, classes: as in `features_of`.
+        views: makes the view of a row in the place of that, see `Reads`.
+        further: columns that it reads.
 
     Raises:
         UserError: no picture can be decoded.
     """
     encoded, labels, ids, dead = list[tuple[Tensor, Tensor | None]](), list[Tensor](), list[str](), list[Dead]()
-    columns = ("image", "label") if classes else ("image",)
-    for part in pieces(dataset, Crop(1, side, centre=True), columns, classes, measured.limit, measured.seed):
+    columns = ("image", *(("label",) if classes else ()), *further)
+    for part in pieces(dataset, Crop(1, side, centre=True), columns, classes, measured.limit, measured.seed, views):
         dead += part["dead"]
         ids += part["id"]
         if part["id"]:
             labels.append(part.get("label", torch.full((len(part["id"]),), -1)))
             encoded += [encode(x) for x in part["image"][:, 0].split(measured.batch)]
     if not encoded:
-        raise UserError(f"data: none of the {len(dead):,} pictures of {dataset.path} can be decoded: {dead[0][2]}")
+        can = "be decoded" if views is views_of else "be used"
+        raise UserError(f"data: none of the {len(dead):,} pictures of {dataset.path} can {can}: {dead[0][2]}")
     means = [mean for _, mean in encoded if mean is not None]
     cls = torch.cat([cls for cls, _ in encoded])
     return Features(cls, torch.cat(means) if means else None, torch.cat(labels), ids, dead)

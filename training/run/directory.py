@@ -75,7 +75,7 @@ def check(recipe: TrainRecipe, steps: int) -> list[str]:
             earlier = None
         if not isinstance(earlier, dict) or "method" not in earlier:
             raise UserError(f"out: {recipe.out} holds something other than a training; give another --out")
-        for key, old, new in _differences(_in_names_of_now(earlier), tree):
+        for key, old, new in differences(_in_names_of_now(earlier), tree):
             changeable = key.partition(".")[0] in CHANGEABLE and key not in FIXED
             if key not in LENGTHS and not (changeable and recipe.resume == "changed"):
                 way = "give another --out" + (", or --resume changed to go on with the new value" if changeable else "")
@@ -119,14 +119,19 @@ def write_files(out: str, files: Mapping[str, bytes]) -> None:
             storage.write_bytes(storage.join(out, name), data)
 
 
-def _differences(
+def differences(
     earlier: Mapping[str, object], tree: Mapping[str, object], prefix: str = ""
 ) -> Iterator[tuple[str, object, object]]:
-    """Yield (key, old value, new value) of what decides the result and is not the same."""
+    """Yield (key, old value, new value) of what decides the result and is not the same.
+
+    Args:
+        earlier, tree: of two recipes, as JSON has them.
+        prefix: of the keys, where both are part of a recipe.
+    """
     for key in (key for key in tree if prefix or key not in FREE):
         old, new = earlier.get(key), tree[key]
         if isinstance(old, dict) and isinstance(new, dict):
-            yield from _differences(old, new, f"{prefix}{key}.")
+            yield from differences(old, new, f"{prefix}{key}.")
         elif old != new:
             yield f"{prefix}{key}", old, new
 

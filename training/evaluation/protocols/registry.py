@@ -27,6 +27,7 @@ PROTOCOLS = {  # name on the command line -> module, which has a PROTOCOL
     "fine-tune": "granary.training.evaluation.protocols.finetune",
     "mrr": "granary.training.evaluation.protocols.mrr",
     "classifier": "granary.training.evaluation.protocols.classifier",
+    "dejavu": "granary.training.evaluation.protocols.dejavu",
     "factors": "granary.training.evaluation.protocols.by_factor",
     "video-segmentation": "granary.training.evaluation.protocols.segmentation",
 }
