@@ -107,3 +107,9 @@ def test_few_files_lie_loose(floor: str) -> None:
 def test_every_file_has_its_tests_beside_it_in_the_mirror() -> None:
     rooms = {path.parent.relative_to(ROOT / "tests") for path in (ROOT / "tests").rglob("test_*.py")}
     assert [str(room) for room in sorted(rooms) if room != Path() and not (ROOT / room).is_dir()] == []
+
+
+def test_test_files_have_names_of_their_own() -> None:
+    """Pytest imports them by their names alone."""
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert {name for name in names if names.count(name) > 1} == set()

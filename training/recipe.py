@@ -272,5 +272,7 @@ def option_sentence(problem: ErrorDetails) -> str:
     key = ".".join(["options", *(str(word) for word in problem["loc"])])
     if problem["type"] == "extra_forbidden":
         return f"{key}: there is no such key"
+    if problem["type"] == "missing":
+        return f"{key}: missing; give --{key} or write it in the recipe"
     text = problem["msg"].removeprefix("Value error, ")
     return f"{key}: {problem['input']!r} is not right: {text[:1].lower()}{text[1:]}"

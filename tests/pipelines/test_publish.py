@@ -55,7 +55,7 @@ def environment(hub: Hub, home: Path, token: str | None = TOKEN, xet: bool = Fal
 
 def command(run: Path, *words: str) -> list[str]:
     call = "import sys; from granary.pipelines.command import main; sys.exit(main(sys.argv[1:]))"
-    return [sys.executable, "-c", call, "publish", str(run), "--repo", REPO, *words]
+    return [sys.executable, "-c", call, "publish", str(run), *([] if "--repo" in words else ["--repo", REPO]), *words]
 
 
 def publish(

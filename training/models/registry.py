@@ -14,6 +14,7 @@ from dataclasses import replace
 from typing import Literal, NamedTuple
 
 import torch
+from pydantic import ValidationError
 
 from granary.curation.encoders.inference import UNLOADABLE, reason
 from granary.curation.encoders.spec import EncoderSpec
@@ -182,6 +183,11 @@ def read_recipe(path: str) -> TrainRecipe:
         if "steps" not in tree and "epochs" not in tree:
             tree["steps"] = 1
         return TrainRecipe.model_validate(tree)
+    except ValidationError as error:
+        problems = [
+            ": ".join([*map(str, found["loc"]), found["msg"].removeprefix("Value error, ")]) for found in error.errors()
+        ]
+        raise UserError(f"model: {path} is not a training recipe ({'; '.join(problems)})") from error
     except (OSError, TypeError, ValueError) as error:
         raise UserError(f"model: {path} is not a training recipe ({' '.join(str(error).split())})") from error
 
