@@ -23,6 +23,8 @@ def as_written(value: object, field: FieldInfo) -> object:
         ValueError: a list where the field takes one value, or a list of another length than the field's.
     """
     taken = members(field.annotation)
+    if value is None and any(typing.get_origin(one) is Literal and "none" in typing.get_args(one) for one in taken):
+        return "none"  # on a command line the word is read as nothing
     if isinstance(value, list | tuple) and all(map(is_plain, taken)):
         raise ValueError(f"it takes one value, and {len(value)} are given")
     if len(taken) != 1 or typing.get_origin(taken[0]) not in (list, tuple):

@@ -6,8 +6,8 @@
 The strip, the upper four rows, is tinted red or blue; it agrees with the class in 95 % of the training pictures and in
 half of those of the test. Compared are trainings without groups (ERM) and GroupDRO by the true strips and by the
 environments that XRM discovered, as well as drawing groups equally often (RWG) and cutting them to the size of the
-smallest (SUBG), by the accuracy of the worst of the four groups of class and strip. With --faint the
-strip is so faint that the class is easier: the flip rate then says that nothing was found.
+smallest (SUBG), by the accuracy of the worst of the four groups of class and strip. With --faint the strip is so faint
+that the class is easier: the flip rate then says that nothing was found.
 """
 
 from __future__ import annotations

@@ -26,6 +26,7 @@ class Group(Options, frozen=True):
     one: int | None = None
     several: Annotated[int, Field(ge=0)] | Literal["all"] = 0
     either: str | tuple[int, ...] = ""
+    style: Literal["none", "plain"] = "plain"
     mapping: dict[str, object] = Field({})
     parts: list[Part] = Field([])
 
@@ -45,6 +46,8 @@ class Group(Options, frozen=True):
         ("texts", "a {x}, in a {y}", ("a {x}, in a {y}",)),
         ("texts", ["a, b", "c"], ("a, b", "c")),
         ("either", "1,2", "1,2"),
+        ("style", None, "none"),
+        ("style", "none", "none"),
         ("mapping", {"a": [1, 2]}, {"a": [1, 2]}),
         ("parts", [{"path": "q"}], [Part(path="q")]),
     ],

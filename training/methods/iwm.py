@@ -14,7 +14,7 @@ import math
 from typing import Literal, NamedTuple
 
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field
 from torch import Tensor
 
 from granary.curation.errors import UserError
@@ -61,12 +61,6 @@ class IWMOptions(PredictionOptions, frozen=True):
     sigma: tuple[float, float] = Field((0.1, 2.0), description="least and largest blur in pixels")
     grey: float = Field(0.2, ge=0, le=1, description="chance that the source is grey")
     solarize: float = Field(0.1, ge=0, le=1, description="chance that the source is solarized")
-
-    @field_validator("conditioning", mode="before")
-    @classmethod
-    def _word(cls, value: object) -> object:
-        """Take `none` of a command line, where it stands for nothing, as the word."""
-        return "none" if value is None else value
 
 
 class Views(NamedTuple):
