@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import pydantic
 from pydantic import Field
+
+from granary.curation.options import Options
 
 if TYPE_CHECKING:  # the options are part of a recipe, and reading one imports no decoder
     import numpy as np
@@ -21,7 +22,7 @@ SIDE = 128
 MAX_LENGTH = 8 * SIDE  # of the long side: a strip of a picture must not cost more than a picture
 
 
-class Filters(pydantic.BaseModel, frozen=True, extra="forbid"):
+class Filters(Options, frozen=True):
     """Thresholds below or above which a picture is dropped; None switches a filter off."""
 
     min_side: int | None = Field(default=None, gt=0, description="least short side of the original in pixels")

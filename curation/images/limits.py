@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import pydantic
 from pydantic import Field
 
+from granary.curation.options import Options
 
-class DecodeLimits(pydantic.BaseModel, frozen=True, extra="forbid"):
+
+class DecodeLimits(Options, frozen=True):
     """What an image may cost; anything above is refused before it is decoded."""
 
     max_pixels: int = Field(

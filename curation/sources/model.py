@@ -6,11 +6,11 @@ import re
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Self
 
-import pydantic
 from pydantic import Field, PrivateAttr
 
 from granary.curation.download.errors import DownloadError
 from granary.curation.download.options import Download
+from granary.curation.options import Options
 from granary.curation.store.addresses import without_secrets
 
 Kind = Literal["auto", "folder", "webdataset", "parquet", "dataset", "urls"]
@@ -21,7 +21,7 @@ AMBIGUOUS_BACKSLASH = re.compile(r"\\(?=udc[89a-f][0-9a-f]|x5c)")
 ESCAPED = re.compile(r"\\(?:x5c|u(dc[89a-f][0-9a-f]))")
 
 
-class Source(pydantic.BaseModel, frozen=True, extra="forbid"):
+class Source(Options, frozen=True):
     """Where a pool, a seed set or a reference set comes from."""
 
     name: str = Field(default="", pattern=r"^[A-Za-z0-9._-]*$", description="short name, first part of every uri")

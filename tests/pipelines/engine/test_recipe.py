@@ -224,3 +224,8 @@ def test_a_list_where_one_value_is_right_is_one_sentence(words, said):
         recipe(*words)
     assert str(error.value).startswith(said)
     assert ";" not in str(error.value)
+
+
+def test_the_word_none_is_a_word_where_it_is_a_choice_and_nothing_elsewhere():
+    found = recipe("--pool.labels", "none", "--pool.split", "none")
+    assert (found.pool[0].labels, found.pool[0].split) == ("none", None)
