@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core.core_schema import BeforeValidatorFunctionSchema, ModelSchema, TaggedUnionSchema
 
+from granary.curation.options import Options
 from granary.pipelines.cli.plain_command import VARIABLE, PlainCommand
 from granary.pipelines.kinds.registry import KINDS, load
 
@@ -64,13 +65,19 @@ class RecipeSchema(GenerateJsonSchema):
         return {"anyOf": inner["oneOf"]}
 
     def model_schema(self, schema: ModelSchema) -> JsonSchemaValue:
-        """Return the schema of a group; if a validator sees it first, it may be written as a list or a text too."""
-        whole = super().model_schema(schema)
-        if schema["schema"]["type"] != "function-before":
+        """Return the schema of a group; one with a validator of its own may be written as a list or a text too."""
+        whole, inner = super().model_schema(schema), schema["schema"]
+        validators = set[str]()
+        while inner["type"] == "function-before":
+            validators.add(inner["function"]["function"].__name__)
+            inner = inner["schema"]
+        if not validators:
             return whole
         for name, field in whole.get("properties", {}).items():
             if field.get("type") == "array" and "$ref" in field.get("items", {}):
                 whole["properties"][name] = _or_one_entry(field)
+        if validators <= set(Options.__pydantic_decorators__.model_validators):  # they read fields, not the group
+            return whole
         return {"anyOf": [whole, {"type": "array"}, {"type": "string"}, {"type": "number"}]}
 
 

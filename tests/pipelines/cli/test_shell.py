@@ -93,7 +93,7 @@ def test_a_wrong_value_does_not_fit() -> None:
     schema = schema_of(model)
     right = {"pool": "photos", "out": "runs/mine", "dedup": {"threshold": 0.9}}
     assert list(misfits(schema, schema, right)) == []
-    for wrong in ({"pool": 3}, {"dedup": {"threshold": "high"}}, {"shards": {"order": "alphabet"}}):
+    for wrong in ({"pool": 3}, {"dedup": 3}, {"dedup": {"threshold": "high"}}, {"shards": {"order": "alphabet"}}):
         assert list(misfits(schema, schema, {**right, **wrong})) != []
     assert list(misfits(schema, schema, {"out": "runs/mine"})) == ["missing pool"]
 
