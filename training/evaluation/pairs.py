@@ -27,30 +27,33 @@ from granary.curation.images.limits import DecodeLimits
 from granary.training.data import shards
 from granary.training.data.augment import normalised, to_unit
 from granary.training.data.collate import Part
-from granary.training.data.crops import Crop, central_square, cut_views
 from granary.training.data.loader import read_row
 from granary.training.data.tokenizer import filled
+from granary.training.evaluation.generators import GeneratedPairs, TrainedGenerator
+from granary.training.evaluation.picture_views import central_views, opened_views
 from granary.training.evaluation.scores import DeadLetter, dead_letter
 from granary.training.models.checkpoint import checkpoint_folder
 from granary.training.models.clip_transformers import DTYPES, THREADS, ClipModel
-from granary.training.models.clip_weights import load_clip
+from granary.training.models.clip_weights import dual_encoder
 from granary.training.models.dual_encoder import DualEncoder
+from granary.training.models.generative import Generative
 from granary.training.models.pair_scores import mean_direction, products
 from granary.training.models.registry import read_name
+from granary.training.models.training import load_training
 
 COLUMNS = ("id", "row_id", "source")
 PAIRS = 1 << 16  # compared at once, where a score depends on the pair
 
 
 class ImageTextModel(Protocol):
-    """An image encoder and a text encoder of one space."""
+    """An image encoder and a text encoder of one space, or a generator, see `GeneratedPairs`."""
 
     @property
     def truncated(self) -> int:
         """Texts cut to the context so far."""
 
     def pictures(self, files: Sequence[bytes]) -> list[Tensor | DecodeError]:
-        """Return for each file its vector (D,), or (K, D), on the CPU, or why it cannot be decoded."""
+        """Return for each file its vector (D,), or what else `scores` takes, on the CPU, or why it has none."""
 
     def texts(self, texts: Sequence[str]) -> Tensor:
         """Return (T, D) on the CPU."""
@@ -100,8 +103,7 @@ class TrainedPair:
     @torch.inference_mode()
     def pictures(self, files: Sequence[bytes]) -> list[Tensor | DecodeError]:
         """Cut the middle out of each picture, its short edge at the model's side, and encode."""
-        with ThreadPoolExecutor(THREADS) as pool:
-            decoded = list(pool.map(partial(_central, self.model.config.img_size), files))
+        decoded = central_views(files, self.model.config.img_size)
         views = [view for view in decoded if isinstance(view, np.ndarray)]
         if not views:
             return [error for error in decoded if isinstance(error, DecodeError)]
@@ -110,16 +112,7 @@ class TrainedPair:
 
     def prepared(self, pictures: Sequence[Callable[[], Image.Image]]) -> list[Tensor | None]:
         """Open pictures on threads and cut their middle out: (3, side, side) uint8 each; None for a DecodeError."""
-
-        def prepare(picture: Callable[[], Image.Image]) -> Tensor | None:
-            try:
-                view = central_square(np.array(picture().convert("RGB")), self.model.config.img_size)
-            except DecodeError:
-                return None
-            return torch.from_numpy(view).permute(2, 0, 1)
-
-        with ThreadPoolExecutor(THREADS) as pool:
-            return list(pool.map(prepare, pictures))
+        return opened_views(pictures, self.model.config.img_size)
 
     @torch.inference_mode()
     def images(self, pixels: Tensor) -> Tensor:
@@ -226,15 +219,6 @@ def _decoded(file: bytes) -> Image.Image | DecodeError:
         return error
 
 
-def _central(side: int, file: bytes) -> NDArray[np.uint8] | DecodeError:
-    """Return the middle of a picture, (side, side, 3) uint8, or a DecodeError."""
-    crop, unused = {"image": Crop(1, side, centre=True)}, np.random.default_rng(0)
-    try:
-        return cut_views(file, None, crop, unused, DecodeLimits())["image"][0]
-    except DecodeError as error:
-        return error
-
-
 def load_image_text_model(source: str, device: str = "auto", dtype: str = "float32") -> ImageTextModel:
     """Return the image-text model that PATH names. Raises UserError with what is wrong."""
     if dtype not in DTYPES:
@@ -242,7 +226,15 @@ def load_image_text_model(source: str, device: str = "auto", dtype: str = "float
     folder = checkpoint_folder(source) if read_name(source).way == "path" else None
     if folder is None:
         return TransformersPair(ClipModel.load(source, device, dtype))
-    return TrainedPair(load_clip(folder), torch_device(device), dtype)
+    return _trained(folder, device, dtype)
+
+
+def _trained(folder: str, device: str, dtype: str) -> TrainedPair | GeneratedPairs:
+    """Return what scores pairs by a training: its vectors where it has them, else what it says of pictures."""
+    model = load_training(folder)
+    if isinstance(model, Generative) and not isinstance(model, DualEncoder):
+        return GeneratedPairs(TrainedGenerator(model, torch_device(device), dtype))
+    return TrainedPair(dual_encoder(model, folder), torch_device(device), dtype)
 
 
 def load_pair_scorer(source: str, device: str = "auto", dtype: str = "float32") -> PairScorer:
@@ -252,12 +244,13 @@ def load_pair_scorer(source: str, device: str = "auto", dtype: str = "float32") 
     wrong.
     """
     name = read_name(source)
+    folder = checkpoint_folder(name.target) if name.way == "path" else None
     written = os.path.isfile(os.path.join(os.path.expanduser(name.target), "model", "config.json"))
-    if name.way != "path" or written or checkpoint_folder(name.target) is None:
+    if folder is None or written:
         return ClipModel.load(source, device, dtype)
-    model = load_image_text_model(source, device, dtype)
-    assert isinstance(model, TrainedPair)
-    return model
+    if dtype not in DTYPES:
+        raise UserError(f"dtype: {dtype!r} is not right; the types are {', '.join(sorted(DTYPES))}")
+    return _trained(folder, device, dtype)
 
 
 class Encoded(NamedTuple):

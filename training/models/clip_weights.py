@@ -10,6 +10,7 @@ from torch import Tensor
 
 from granary.curation.errors import UserError
 from granary.training.data.tokenizer import END, PAD, START
+from granary.training.method import Method
 from granary.training.models import weights
 from granary.training.models.dual_encoder import DualEncoder
 from granary.training.models.training import load_training
@@ -39,7 +40,11 @@ HEAD = {  # in SigLIP's attention pooling; the joined matrix is made in `_poolin
 
 def load_clip(path: str) -> DualEncoder:
     """Return both encoders and the tokenizer of a training, see `load_training`. Raises UserError for another one."""
-    model = load_training(path)
+    return dual_encoder(load_training(path), path)
+
+
+def dual_encoder(model: Method, path: str) -> DualEncoder:
+    """Return a training as the dual encoder that it is. Raises UserError for another one, found at `path`."""
     if not isinstance(model, DualEncoder):
         raise UserError(f"model: {path} has no text encoder; give a training of clip, siglip or llip, or hf:ID_OR_PATH")
     return model
