@@ -1,6 +1,7 @@
 """All self-supervised methods at equal minutes of one core, on CIFAR-10: a ResNet for pairs of views, a ViT for masks.
 
     python -m tests.benchmarks.cookbook OUT [--methods simclr,byol,...] [--seeds 0,1,2] [--minutes 5] [--train 18000]
+        [--precision 32-true]
 
 Trains configs/train/NAME_tiny.yaml on one thread for as many steps as fit into so many minutes of processor time, the
 pace being measured first and kept. kNN has k 20; linear is ridge regression on the last layer, its penalty chosen on
@@ -55,23 +56,24 @@ PROTOCOLS: Mapping[str, Mapping[str, object]] = {
     "features": {"views": 0},
 }
 PACE = (5, 25)  # steps between which the pace is measured
+FULL = "32-true"
 FAR = ("simclr", "byol", "barlow")  # must be 12 points of kNN above random weights, the others 5
 Table = dict[tuple[str, int], Numbers]  # by method and seed
 
 
-def pace(config: str, data: str, out: Path) -> Numbers:
+def pace(config: str, data: str, out: Path, precision: str) -> Numbers:
     """Return the pictures that a recipe trains on in a second of one core."""
     seconds = []
     for steps in PACE:
         begin = time.process_time()
-        short_training(config, data, out / f"steps-{steps}", seed=0, steps=steps)
+        short_training(config, data, out / f"steps-{steps}", 0, steps, precision)
         seconds.append(time.process_time() - begin)
     return {"pictures": (PACE[1] - PACE[0]) * batch_of(config) / (seconds[1] - seconds[0])}
 
 
-def cell(config: str, data: str, out: Path, seed: int, steps: int) -> Numbers:
+def cell(config: str, data: str, out: Path, seed: int, steps: int, precision: str) -> Numbers:
     """Train for so many steps and measure."""
-    numbers = scores(short_training(config, data, out, seed=seed, steps=steps), data, PROTOCOLS)
+    numbers = scores(short_training(config, data, out, seed, steps, precision), data, PROTOCOLS)
     return numbers | {"share": numbers["features.rank_me"] / _recipe(config).config().width}
 
 
@@ -84,16 +86,20 @@ def random_cell(config: str, data: str) -> tuple[str, Callable[[], Numbers]]:
     return f"random-{name}", partial(scores, f"random:{CONFIGS / 'train' / config}", data, PROTOCOLS)
 
 
-def length(method: str, data: str, out: Path, cells: Cells, minutes: float) -> tuple[float, int]:
+def length(method: str, data: str, out: Path, cells: Cells, minutes: float, precision: str = FULL) -> tuple[float, int]:
     """Return the pictures that a method trains on in a second of one core, and the steps of so many minutes of it."""
-    config = RECIPES[method]
-    pictures = cells.measured(f"pace-{method}", partial(pace, config, data, out / f"pace-{method}"))["pictures"]
+    config, name = RECIPES[method], f"pace-{method}{_ending(precision)}"
+    pictures = cells.measured(name, partial(pace, config, data, out / name, precision))["pictures"]
     return pictures, round(60 * minutes * pictures / batch_of(config))
 
 
-def cell_name(method: str, minutes: float, seed: int, train: int) -> str:
+def cell_name(method: str, minutes: float, seed: int, train: int, precision: str = FULL) -> str:
     """Return the name of a cell, which is that of its training's folder too."""
-    return f"{method}-minutes-{minutes:g}-seed-{seed}-train-{train}"
+    return f"{method}-minutes-{minutes:g}-seed-{seed}-train-{train}{_ending(precision)}"
+
+
+def _ending(precision: str) -> str:
+    return "" if precision == FULL else f"-{precision}"
 
 
 def batch_of(config: str) -> int:
@@ -105,12 +111,13 @@ def _recipe(config: str) -> TrainRecipe:
     return load_recipe(TrainRecipe, str(CONFIGS / "train" / config), ["--data", "RUN", "--out", "TRAIN"])
 
 
-def short_training(config: str, data: str, out: Path, seed: int, steps: int) -> str:
+def short_training(config: str, data: str, out: Path, seed: int, steps: int, precision: str = FULL) -> str:
     """Train on one thread in one process, warmed up for a twentieth of the steps."""
     fields: dict[str, object] = {
         "optimiser__warmup": max(1, steps // 20),
         "device__threads": 1,
         "device__accelerator": "cpu",
+        "device__precision": precision,
         "workers": 0,
     }
     fields |= {"probe__every": 0, "checkpoints__every": 10_000, "split": "train"}
@@ -144,14 +151,16 @@ def main() -> None:
     parser.add_argument("--seeds", type=lambda text: [int(word) for word in text.split(",")], default="0,1,2")
     parser.add_argument("--minutes", type=float, default=5)
     parser.add_argument("--train", type=int, default=18_000)
+    parser.add_argument("--precision", default=FULL)
     given = parser.parse_args()
     data, cells = write_run(given.out / f"cifar-{given.train}", "cifar", given.train), Cells(given.out / "cells.json")
     table, paces = {}, {}
     for seed, method in itertools.product(given.seeds, given.methods):
         config = RECIPES[method]
-        paces[method], steps = length(method, data, given.out, cells, given.minutes)
-        name = cell_name(method, given.minutes, seed, given.train)
-        table[method, seed] = cells.measured(name, partial(cell, config, data, given.out / name, seed, steps))
+        paces[method], steps = length(method, data, given.out, cells, given.minutes, given.precision)
+        name = cell_name(method, given.minutes, seed, given.train, given.precision)
+        work = partial(cell, config, data, given.out / name, seed, steps, given.precision)
+        table[method, seed] = cells.measured(name, work)
         untrained = cells.measured(*random_cell(config, data))
         table[method, seed] |= {f"random.{score}": value for score, value in untrained.items()}
     report(table, paces, given.seeds)

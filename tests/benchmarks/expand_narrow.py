@@ -2,7 +2,7 @@
 projector keep what the loss would throw away.
 
     python -m tests.benchmarks.expand_narrow OUT [--seeds 0,1,2] [--widths 32,2048] [--projectors 16,256]
-        [--train 5000] [--epochs 20] [--order few_classes]
+        [--train 5000] [--epochs 20] [--order few_classes] [--precision 32-true]
 
 Trains configs/train/expand_narrow/simclr_tiny.yaml on CIFAR-10 of ../shared/data once for each width D of the last
 block, width K of the linear projector, and seed. linear is ridge regression on the D features of 2,000 pictures,
@@ -38,10 +38,10 @@ Corner = tuple[int, int]  # D and K
 Table = dict[tuple[Corner, int], Numbers]  # by corner and seed
 
 
-def cell(data: str, other: str, out: Path, corner: Corner, seed: int, epochs: float, order: str) -> Numbers:
-    """Train and measure a cell."""
-    fields = {"model__last_width": corner[0], "options__projector_width": corner[1], "order__kind": order}
-    training = trained("expand_narrow/simclr_tiny.yaml", data, out, **fields, seed=seed, epochs=epochs, probe__every=0)
+def cell(data: str, other: str, out: Path, corner: Corner, seed: int, **fields: object) -> Numbers:
+    """Train with these fields of the recipe and measure."""
+    fields |= {"model__last_width": corner[0], "options__projector_width": corner[1]}
+    training = trained("expand_narrow/simclr_tiny.yaml", data, out, **fields, seed=seed, probe__every=0)
     numbers = scores(training, data, {"sparsity": {"random_width": CONTROL}, "knn": {"k": 20}})
     mlp = scores(training, data, {"linear": {"head": "mlp", "layers": 1, "iterations": MLP_STEPS}})
     transfer = scores(training, other, {"linear": {"solver": "ridge", "layers": 1}})
@@ -94,13 +94,16 @@ def main() -> None:
     parser.add_argument("--train", type=int, default=5000)
     parser.add_argument("--epochs", type=float, default=20)
     parser.add_argument("--order", choices=("few_classes", "plain"), default="few_classes")
+    parser.add_argument("--precision", default="32-true")
     given = parser.parse_args()
     data = write_run(given.out / f"cifar-{given.train}", "cifar", given.train)
     other = write_run(given.out / f"fashion-{given.train}", "fashion", given.train)
     corners, cells, table = list(itertools.product(given.widths, given.projectors)), Cells(given.out / "cells.json"), {}
     for seed, corner in itertools.product(given.seeds, corners):
         name = f"D-{corner[0]}-K-{corner[1]}-{given.order}-seed-{seed}-epochs-{given.epochs:g}-train-{given.train}"
-        work = partial(cell, data, other, given.out / name, corner, seed, given.epochs, given.order)
+        name += f"-{given.precision}"
+        fields = {"epochs": given.epochs, "order__kind": given.order, "device__precision": given.precision}
+        work = partial(cell, data, other, given.out / name, corner, seed, **fields)
         table[corner, seed] = cells.measured(name, work)
     report(table, corners, given.seeds)
 

@@ -1,7 +1,7 @@
 """Objectives Matter (arXiv 2304.13089) at a small scale: what joint embedding and reconstruction do to a ViT.
 
     python -m tests.benchmarks.objectives OUT [--seeds 0,1,2] [--minutes 3] [--joint simclr_vit,msn]
-        [--reconstruction mae,simmim] [--steps 200] [--train 18000]
+        [--reconstruction mae,simmim] [--steps 200] [--train 18000] [--precision 32-true]
 
 Takes the trainings of `tests.benchmarks.cookbook OUT` of the same minutes of one core, and trains those that are not
 there. The paper's five claims, each with its number: CKA (minibatch, unbiased, mean patches, 1,024 test pictures) of
@@ -23,7 +23,7 @@ from typing import Any
 from granary.training.evaluation.comparison import compared
 from granary.training.evaluation.comparison_recipe import CompareRecipe
 from tests.benchmarks.cells import Cells, Numbers, bar, mean, scores, shown, spread
-from tests.benchmarks.cookbook import RECIPES, cell_name, length, short_training
+from tests.benchmarks.cookbook import FULL, RECIPES, cell_name, length, short_training
 from tests.benchmarks.pictures import write_run
 from tests.places import CONFIGS
 
@@ -152,21 +152,24 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=3)
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--train", type=int, default=18_000)
+    parser.add_argument("--precision", default=FULL)
     given = parser.parse_args()
     data, cells = write_run(given.out / f"cifar-{given.train}", "cifar", given.train), Cells(given.out / "cells.json")
     table: dict[int, Numbers] = {}
     for seed in given.seeds:
         models = {RANDOM: f"random:{CONFIGS / 'train' / RECIPES[given.joint[0]]}"}
         for method in (*given.joint, *given.reconstruction):
-            folder = given.out / cell_name(method, given.minutes, seed, given.train)
-            _, steps = length(method, data, given.out, cells, given.minutes)
-            models[method] = short_training(RECIPES[method], data, folder, seed, steps)
+            folder = given.out / cell_name(method, given.minutes, seed, given.train, given.precision)
+            _, steps = length(method, data, given.out, cells, given.minutes, given.precision)
+            models[method] = short_training(RECIPES[method], data, folder, seed, steps, given.precision)
         for method in given.reconstruction:
-            folder = given.out / f"{cell_name(method, given.minutes, seed, given.train)}-tuned-{given.steps}"
+            folder = Path(f"{models[method]}-tuned-{given.steps}")
             models[method + TUNED] = tuned(models[method], data, folder, given.steps)
         families = "+".join((*given.joint, *given.reconstruction))
-        name = f"objectives-{families}-minutes-{given.minutes:g}-tuned-{given.steps}-seed-{seed}-train-{given.train}"
-        table[seed] = cells.measured(name, partial(measured, models, data))
+        cell = cell_name(
+            f"objectives-{families}-tuned-{given.steps}", given.minutes, seed, given.train, given.precision
+        )
+        table[seed] = cells.measured(cell, partial(measured, models, data))
     report(Families(given.joint, given.reconstruction, table))
 
 

@@ -1,6 +1,7 @@
 """StoP's noise at a small scale (arXiv 2308.00566): as it grows, A becomes smaller and the mask token larger.
 
     python -m tests.benchmarks.stop_noise OUT [--seeds 0,1,2] [--stds 0,0.25,0.5] [--steps 3000] [--train 18000]
+        [--precision 32-true]
 
 Trains configs/train/stop_tiny.yaml on CIFAR-10 of ../shared/data once for each standard deviation and seed, 0 being
 I-JEPA. Sizes of A and of the mask token are Frobenius norms at the end of training; linear is ridge regression over the
@@ -24,9 +25,9 @@ PROTOCOLS = {"knn": {"k": 20}, "linear": {"solver": "ridge"}}
 COLUMNS = {"|A|": "a_norm", "|token|": "token_norm", "kNN %": "knn.accuracy", "linear %": "linear.accuracy"}
 
 
-def cell(data: str, out: Path, std: float, seed: int, steps: int) -> Numbers:
-    """Train and measure a cell."""
-    training = trained("stop_tiny.yaml", data, out, options__noise_std=std, seed=seed, steps=steps, probe__every=0)
+def cell(data: str, out: Path, std: float, **fields: object) -> Numbers:
+    """Train with these fields of the recipe and measure."""
+    training = trained("stop_tiny.yaml", data, out, options__noise_std=std, probe__every=0, **fields)
     weights = load_file(Path(next(iter(usable(training))), "training.safetensors"))
     norms = {
         "a_norm": float(weights["method/predictor.embed.weight"].norm()),
@@ -61,13 +62,15 @@ def main() -> None:
     parser.add_argument("--stds", default="0,0.25,0.5")
     parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--train", type=int, default=18_000)
+    parser.add_argument("--precision", default="32-true")
     given = parser.parse_args()
     seeds, stds = [int(word) for word in given.seeds.split(",")], sorted(float(word) for word in given.stds.split(","))
     data, cells = write_run(given.out / f"cifar-{given.train}", "cifar", given.train), Cells(given.out / "cells.json")
     table = {}
     for seed, std in itertools.product(seeds, stds):
-        name = f"std-{std}-seed-{seed}-steps-{given.steps}-train-{given.train}"
-        table[std, seed] = cells.measured(name, partial(cell, data, given.out / name, std, seed, given.steps))
+        name = f"std-{std}-seed-{seed}-steps-{given.steps}-train-{given.train}-{given.precision}"
+        fields = {"seed": seed, "steps": given.steps, "device__precision": given.precision}
+        table[std, seed] = cells.measured(name, partial(cell, data, given.out / name, std, **fields))
     report(table, stds, seeds)
 
 
