@@ -1,4 +1,4 @@
-"""Every command of the README runs, in the order it stands there, on a small pool in an empty folder."""
+"""Every command of the README and of the pages runs, in its order, on a small pool in an empty folder."""
 
 from __future__ import annotations
 
@@ -16,14 +16,22 @@ from sklearn.datasets import load_sample_images
 
 from granary.pipelines.command import main
 
-README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"```(sh|python)\n(.*?)```", README, re.DOTALL)
-COMMANDS = [line for language, block in BLOCKS if language == "sh" for line in block.strip().splitlines()]
+# In this order: a page may use what an earlier one made. docs/objectives.md has a test beside the methods.
+NAMES = ("curate", "publish", "render", "sample", "pack", "train", "evaluate", "scale", "measured")
+PAGES = ["README.md", *(f"docs/{name}.md" for name in NAMES)]
+
+
+def blocks(page: str) -> list[tuple[str, str]]:
+    """Return language and text of the commands of a page."""
+    return re.findall(r"```(sh|python)\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+
+
+COMMANDS = [line for page in PAGES for language, text in blocks(page) if language == "sh" for line in text.splitlines()]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    root = tmp_path_factory.mktemp("readme")
+    root = tmp_path_factory.mktemp("pages")
     photos = [Image.fromarray(pixels) for pixels in load_sample_images().images]
     rng = np.random.default_rng(0)
     for role, count in (("photos", 24), ("favourites", 3), ("benchmark", 2)):
@@ -44,15 +52,15 @@ def test_make_targets_exist(command: str) -> None:
 
 def test_commands_run(folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     monkeypatch.chdir(folder)
-    for command in COMMANDS:
-        if command.startswith("granary"):
-            assert main(shlex.split(command)[1:]) == 0, f"{command}\n{capsys.readouterr().err}"
-        else:
-            assert command.split()[0] in ("make", "python"), f"no test runs {command!r}"
     scope: dict = {}
-    for language, block in BLOCKS:
-        if language == "python":
-            exec(block, scope)
+    for page in PAGES:
+        for command in [line for language, text in blocks(page) if language == "sh" for line in text.splitlines()]:
+            if command.startswith("granary"):
+                assert main(shlex.split(command)[1:]) == 0, f"{page}: {command}\n{capsys.readouterr().err}"
+            else:
+                assert command.split()[0] in ("make", "python"), f"no test runs {command!r} of {page}"
+        for text in [text for language, text in blocks(page) if language == "python"]:
+            exec(text, scope)
     assert scope["dataset"].num_rows > 0
 
 
