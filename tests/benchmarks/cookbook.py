@@ -61,7 +61,7 @@ FAR = ("simclr", "byol", "barlow")  # must be 12 points of kNN above random weig
 Table = dict[tuple[str, int], Numbers]  # by method and seed
 
 
-def pace(config: str, data: str, out: Path, precision: str) -> Numbers:
+def pace(config: str, data: str, out: Path, precision: str = FULL) -> Numbers:
     """Return the pictures that a recipe trains on in a second of one core."""
     seconds = []
     for steps in PACE:
