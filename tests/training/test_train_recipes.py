@@ -38,6 +38,7 @@ OWN = {
     "clip": TEXT,
     "siglip": TEXT,
     "llip": TEXT,
+    "coca": TEXT + " --options.decoder_depth 1 --options.queries 4",
     "simclr": "--model.img_size {side}",
     "beit": "--model.img_size {side} --options.codes 8 --options.codebook_pictures 8",
     "simmim": "--model.img_size {side} --options.mask_block 1",

@@ -45,11 +45,11 @@ class Speaker(Generative):
         return self.out(torch.cat([said, memory.expand(-1, length, -1)], dim=2))
 
     def prompt(self, question: str | None) -> list[int]:
-        asked = [] if question is None else self.tokenizer.inner.encode(question, add_special_tokens=False).ids
+        asked = [] if question is None else self.tokenizer.plain(question)
         return [self.tokenizer.start, *asked]
 
     def words(self, text: str) -> list[int]:
-        return [*self.tokenizer.inner.encode(text, add_special_tokens=False).ids, self.end]
+        return [*self.tokenizer.plain(text), self.end]
 
     def spoken(self, tokens: Sequence[int]) -> str:
-        return str(self.tokenizer.inner.decode(list(tokens)))
+        return self.tokenizer.text(tokens)

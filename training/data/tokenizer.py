@@ -63,6 +63,16 @@ class TextTokenizer:
         rows = [encoding.ids + [self.pad] * (length - len(encoding.ids)) for encoding in encoded]
         return torch.tensor(rows, dtype=torch.int64).reshape(len(texts), length)
 
+    def plain(self, text: str) -> list[int]:
+        """Return all tokens of a text, without its frame."""
+        whole = self.inner.encode(text, add_special_tokens=False)
+        numbers = [number for part in (whole, *whole.overflowing) for number in part.ids]
+        return [number for number in numbers if number not in (self.start, self.end)]
+
+    def text(self, numbers: Sequence[int]) -> str:
+        """Return the text of tokens; those of the frame and the padding are left out."""
+        return str(self.inner.decode(list(numbers)))
+
 
 def read_tokenizer(path: str) -> str:
     """Return the JSON of a tokenizer: a tokenizer.json or a folder with one, any URL. Raises UserError."""

@@ -46,7 +46,9 @@ def load_clip(path: str) -> DualEncoder:
 def dual_encoder(model: Method, path: str) -> DualEncoder:
     """Return a training as the dual encoder that it is. Raises UserError for another one, found at `path`."""
     if not isinstance(model, DualEncoder):
-        raise UserError(f"model: {path} has no text encoder; give a training of clip, siglip or llip, or hf:ID_OR_PATH")
+        raise UserError(
+            f"model: {path} has no text encoder; give a training of clip, siglip, llip or coca, or hf:ID_OR_PATH"
+        )
     return model
 
 

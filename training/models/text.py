@@ -80,15 +80,21 @@ class TextTransformer(nn.Module):
 
     def pooled(self, tokens: Tensor) -> Tensor:
         """Return the vector of each text before it is projected: (T, L) -> (T, W)."""
+        return self.read(self.states(tokens), tokens)
+
+    def states(self, tokens: Tensor) -> Tensor:
+        """Return what the last block gives for every token: (T, L) -> (T, L, W), not through the final norm."""
         x = self.embed(tokens) + self.positions[:, : tokens.shape[1]]
         for block in self.blocks:
             x = block(x)
-        if self.config.causal:
-            last = (tokens == self.config.end).int().argmax(dim=1)  # the first of several
-            x = x[torch.arange(len(x), device=x.device), last]
-        else:
-            x = x[:, -1]
-        return self.norm(x)
+        return x
+
+    def read(self, states: Tensor, tokens: Tensor) -> Tensor:
+        """Return the vector of each text, of what `states` gave and its tokens: (T, L, W), (T, L) -> (T, W)."""
+        if not self.config.causal:
+            return self.norm(states[:, -1])
+        last = (tokens == self.config.end).int().argmax(dim=1)  # the first of several
+        return self.norm(states[torch.arange(len(states), device=states.device), last])
 
 
 def initialise_blocks(blocks: nn.ModuleList, width: int) -> None:

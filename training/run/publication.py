@@ -45,6 +45,7 @@ TASKS = {
     "clip": "zero-shot-image-classification",
     "siglip": "zero-shot-image-classification",
     "llip": "zero-shot-image-classification",
+    "coca": "image-to-text",
     "dci_lora": "zero-shot-image-classification",
 }
 HUB = "hf://datasets/"
