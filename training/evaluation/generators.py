@@ -250,9 +250,14 @@ def load_generator(path: str, device: str = "auto", dtype: str = "float32") -> G
     Raises:
         UserError: there is no such model, or it says no texts.
     """
-    if dtype not in DTYPES:
-        raise UserError(f"dtype: {dtype!r} is not right; the types are {', '.join(sorted(DTYPES))}")
+    check_dtype(dtype)
     model = load_training(path)
     if not isinstance(model, Generative):
         raise UserError(f"model: {path} says no texts about a picture; give a training of a generative method")
     return TrainedGenerator(model, torch_device(device), dtype)
+
+
+def check_dtype(dtype: str) -> None:
+    """Raise UserError for a name that is none of a type of numbers."""
+    if dtype not in DTYPES:
+        raise UserError(f"dtype: {dtype!r} is not right; the types are {', '.join(sorted(DTYPES))}")

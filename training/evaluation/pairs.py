@@ -29,8 +29,9 @@ from granary.training.data.augment import normalised, to_unit
 from granary.training.data.collate import Part
 from granary.training.data.loader import read_row
 from granary.training.data.tokenizer import filled
-from granary.training.evaluation.generators import GeneratedPairs, TrainedGenerator
+from granary.training.evaluation.generators import GeneratedPairs, TrainedGenerator, check_dtype, load_generator
 from granary.training.evaluation.picture_views import central_views, opened_views
+from granary.training.evaluation.protocol import Scorer
 from granary.training.evaluation.scores import DeadLetter, dead_letter
 from granary.training.models.checkpoint import checkpoint_folder
 from granary.training.models.clip_transformers import DTYPES, THREADS, ClipModel
@@ -42,6 +43,7 @@ from granary.training.models.registry import read_name
 from granary.training.models.training import load_training
 
 COLUMNS = ("id", "row_id", "source")
+LIKELIHOODS = ("likelihood", "mean_likelihood")
 PAIRS = 1 << 16  # compared at once, where a score depends on the pair
 
 
@@ -219,38 +221,42 @@ def _decoded(file: bytes) -> Image.Image | DecodeError:
         return error
 
 
-def load_image_text_model(source: str, device: str = "auto", dtype: str = "float32") -> ImageTextModel:
-    """Return the image-text model that PATH names. Raises UserError with what is wrong."""
-    if dtype not in DTYPES:
-        raise UserError(f"dtype: {dtype!r} is not right; the types are {', '.join(sorted(DTYPES))}")
+def load_image_text_model(
+    source: str, device: str = "auto", dtype: str = "float32", scorer: Scorer = "auto"
+) -> ImageTextModel:
+    """Return the image-text model that PATH names; `scorer` as in `ScorerOptions`. Raises UserError."""
+    check_dtype(dtype)
     folder = checkpoint_folder(source) if read_name(source).way == "path" else None
+    if scorer in LIKELIHOODS:
+        return GeneratedPairs(load_generator(source, device, dtype), scorer == "mean_likelihood")
     if folder is None:
         return TransformersPair(ClipModel.load(source, device, dtype))
-    return _trained(folder, device, dtype)
+    return _trained(folder, device, dtype, scorer)
 
 
-def _trained(folder: str, device: str, dtype: str) -> TrainedPair | GeneratedPairs:
-    """Return what scores pairs by a training: its vectors where it has them, else what it says of pictures."""
-    model = load_training(folder)
-    if isinstance(model, Generative) and not isinstance(model, DualEncoder):
-        return GeneratedPairs(TrainedGenerator(model, torch_device(device), dtype))
-    return TrainedPair(dual_encoder(model, folder), torch_device(device), dtype)
-
-
-def load_pair_scorer(source: str, device: str = "auto", dtype: str = "float32") -> PairScorer:
-    """Return the model that PATH names, to score pictures against texts of their own.
+def load_pair_scorer(source: str, device: str = "auto", dtype: str = "float32", scorer: Scorer = "auto") -> PairScorer:
+    """Return the model that PATH names, to score pictures against texts of their own; `scorer` as in `ScorerOptions`.
 
     A training that wrote a model of `transformers`, in its folder `model`, is that one. Raises UserError with what is
     wrong.
     """
+    check_dtype(dtype)
     name = read_name(source)
     folder = checkpoint_folder(name.target) if name.way == "path" else None
     written = os.path.isfile(os.path.join(os.path.expanduser(name.target), "model", "config.json"))
+    if scorer in LIKELIHOODS:
+        return GeneratedPairs(load_generator(source, device, dtype), scorer == "mean_likelihood")
     if folder is None or written:
         return ClipModel.load(source, device, dtype)
-    if dtype not in DTYPES:
-        raise UserError(f"dtype: {dtype!r} is not right; the types are {', '.join(sorted(DTYPES))}")
-    return _trained(folder, device, dtype)
+    return _trained(folder, device, dtype, scorer)
+
+
+def _trained(folder: str, device: str, dtype: str, scorer: Scorer) -> TrainedPair | GeneratedPairs:
+    """Return what scores pairs by a training: its vectors where it has them, else what it says of pictures."""
+    model = load_training(folder)
+    if scorer == "auto" and isinstance(model, Generative) and not isinstance(model, DualEncoder):
+        return GeneratedPairs(TrainedGenerator(model, torch_device(device), dtype))
+    return TrainedPair(dual_encoder(model, folder), torch_device(device), dtype)
 
 
 class Encoded(NamedTuple):

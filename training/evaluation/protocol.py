@@ -18,6 +18,7 @@ from granary.training.data.table import USUAL, Columns
 from granary.training.evaluation.scores import Scores
 
 OwnOptions = TypeVar("OwnOptions", bound=Options)
+Scorer = Literal["auto", "vectors", "likelihood", "mean_likelihood"]
 Shared = Literal["split", "test_data", "batch", "limit", "seed"]
 
 
@@ -54,6 +55,17 @@ class SplitOptions(Options, frozen=True):
     """The option of protocols that read a split of shards."""
 
     holdout: float = Field(0.1, description="share of the ids that is test, for shards without a column split")
+
+
+class ScorerOptions(Options, frozen=True):
+    """The option of protocols that score pictures against texts."""
+
+    scorer: Scorer = Field(
+        "auto",
+        description="what scores a picture with a text; vectors: their product or cosine; likelihood: the log "
+        "probability of the text given the picture, of models that say texts; mean_likelihood: the same for each "
+        "token; auto: vectors where the model has them",
+    )
 
 
 @dataclass(frozen=True)

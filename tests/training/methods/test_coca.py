@@ -21,7 +21,9 @@ from granary.curation.errors import UserError
 from granary.pipelines.engine.recipe import load_recipe
 from granary.training.data.tokenizer import train_tokenizer
 from granary.training.evaluation.evaluate import EvaluateRecipe, evaluate
-from granary.training.evaluation.generators import TrainedGenerator, load_generator
+from granary.training.evaluation.generators import GeneratedPairs, TrainedGenerator, load_generator
+from granary.training.evaluation.pairs import TrainedPair, load_image_text_model, load_pair_scorer
+from granary.training.evaluation.protocol import Scorer
 from granary.training.method import Moment
 from granary.training.methods.coca import CoCa, CoCaOptions
 from granary.training.models.export import export
@@ -242,9 +244,23 @@ def test_granary_evaluate_takes_a_training(training: Path, run: str, tmp_path: P
     evaluate(EvaluateRecipe(protocols=["zero-shot", "retrieval", "knn"], **given), lambda _: None)
     scores = json.loads((tmp_path / "scores.json").read_text())
     assert scores["zero-shot"]["top1.pictures"] == scores["retrieval"]["pictures"] == 24
-    texts = write_pairs(tmp_path / "pairs", scene_rows(9))
-    evaluate(EvaluateRecipe(protocols=["sdci", "binary-choice"], **{**given, "data": texts}), lambda _: None)
-    assert json.loads((tmp_path / "scores.json").read_text())["binary-choice"]["questions"] == 18
+    texts, options = write_pairs(tmp_path / "pairs", scene_rows(9)), {"scorer": "likelihood"}
+    recipe = EvaluateRecipe(protocols=["sdci", "binary-choice"], **{**given, "data": texts}, options=options)
+    evaluate(recipe, lambda _: None)
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    assert scores["binary-choice"]["questions"] == 18
+    assert scores["settings"]["used"]["sdci"]["scorer"] == "likelihood"
+
+
+@pytest.mark.parametrize("scorer", ["likelihood", "mean_likelihood"])
+def test_pairs_are_scored_by_what_is_said(training: Path, scorer: Scorer) -> None:
+    texts, picture = ["a circle", "a red square"], torch.randint(0, 256, (1, 3, 16, 16), dtype=torch.uint8)
+    expected = load_generator(str(training), "cpu").loglikelihood(picture, texts, mean=scorer == "mean_likelihood")
+    model = load_pair_scorer(str(training), "cpu", scorer=scorer)
+    assert torch.equal(model.logits(model.images(picture), model.texts(texts)), expected)
+    assert isinstance(load_image_text_model(str(training), "cpu", scorer=scorer), GeneratedPairs)
+    assert isinstance(load_pair_scorer(str(training), "cpu"), TrainedPair)
+    assert isinstance(load_pair_scorer(str(training), "cpu", scorer="vectors"), TrainedPair)
 
 
 def test_no_other_library_has_such_a_model(training: Path, tmp_path: Path) -> None:

@@ -20,13 +20,12 @@ from pydantic import Field
 
 from granary.curation.errors import UserError
 from granary.curation.images.decode import decode
-from granary.curation.options import Options
 from granary.curation.sources import Reader, Source, list_pieces, read_piece, resolve
 from granary.curation.store import storage
 from granary.curation.store.trees import json_tree
 from granary.training.data.pairs import LIMITS, read_entries
 from granary.training.evaluation.pairs import PairScorer, load_pair_scorer
-from granary.training.evaluation.protocol import Measured, Protocol
+from granary.training.evaluation.protocol import Measured, Protocol, ScorerOptions
 from granary.training.evaluation.scores import Scores
 
 ENDINGS = (".json", ".jsonl", ".json.gz", ".jsonl.gz")
@@ -50,7 +49,7 @@ class AskedPicture:
     questions: list[Question]
 
 
-class BinaryChoiceOptions(Options, frozen=True):
+class BinaryChoiceOptions(ScorerOptions, frozen=True):
     """Options of binary choice."""
 
     images: str | None = Field(
@@ -78,7 +77,7 @@ def evaluate(measured: Measured, options: BinaryChoiceOptions) -> Scores:
         raise UserError(f"images: missing; give the folder or tar with the pictures of {data!r}")
     else:
         pictures = pictures_of_source(questions, options.images)
-    model = load_pair_scorer(measured.model, measured.device, measured.dtype)
+    model = load_pair_scorer(measured.model, measured.device, measured.dtype, options.scorer)
     scores = choices(model, islice(pictures, limit), measured.batch)
     total = scores["questions"] if questions is None or limit else sum(map(len, questions.values()))
     missing = (total or 0) - (scores["questions"] or 0)

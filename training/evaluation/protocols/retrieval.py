@@ -16,7 +16,7 @@ from torch import Tensor
 
 from granary.training.data import shards
 from granary.training.evaluation.pairs import encode_rows, load_image_text_model
-from granary.training.evaluation.protocol import Measured, Protocol, SplitOptions
+from granary.training.evaluation.protocol import Measured, Protocol, ScorerOptions, SplitOptions
 from granary.training.evaluation.scores import Scores
 from granary.training.models.pair_scores import products
 
@@ -26,7 +26,7 @@ CELLS = 1 << 26  # scores held at once
 Score = Callable[[Tensor, Tensor], Tensor]  # pictures, texts -> (N, T)
 
 
-class RetrievalOptions(SplitOptions, frozen=True):
+class RetrievalOptions(SplitOptions, ScorerOptions, frozen=True):
     """Options of image-text retrieval."""
 
     captions: int = Field(
@@ -44,7 +44,7 @@ def evaluate(measured: Measured, options: RetrievalOptions) -> Scores:
     """
     data, split, limit = measured.data, measured.split, measured.limit
     dataset = shards.open_dataset(data, ("image", "captions"), split, options.holdout, "retrieval", measured.columns)
-    encoder = load_image_text_model(measured.model, measured.device, measured.dtype)
+    encoder = load_image_text_model(measured.model, measured.device, measured.dtype, options.scorer)
     encoded = encode_rows(encoder, dataset, "captions", batch=measured.batch, limit=limit)
     captions = [row["captions"][: options.captions] for row in encoded.rows]
     distinct = list(dict.fromkeys(text for texts in captions for text in texts))  # equal captions score exactly alike

@@ -17,10 +17,9 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from granary.curation.options import Options
 from granary.training.data.pairs import Entry, read_entries
 from granary.training.evaluation.pairs import PairScorer, load_pair_scorer
-from granary.training.evaluation.protocol import Measured, Protocol
+from granary.training.evaluation.protocol import Measured, Protocol, ScorerOptions
 from granary.training.evaluation.scores import Scores
 
 BATCH = 8
@@ -153,19 +152,19 @@ class Tally:
         }
 
 
-def evaluate(measured: Measured, options: Options) -> Scores:
+def evaluate(measured: Measured, options: ScorerOptions) -> Scores:
     """Run the benchmark on a run of `granary pack`, or its dataset; without a split all entries are taken.
 
     Returns:
         For every column its accuracy, `.chance`, `.entries` (and `.last_batch`); None where no entry takes part. Then
         counts: entries read, without any summary, with a picture that cannot be decoded, and texts cut to the context.
     """
-    model = load_pair_scorer(measured.model, measured.device, measured.dtype)
+    model = load_pair_scorer(measured.model, measured.device, measured.dtype, options.scorer)
     entries = islice(read_entries(measured.data, measured.split), measured.limit)
     return Scores(benchmark(model, entries, measured.batch))
 
 
-PROTOCOL = Protocol(evaluate, Options, batch=32, notes=NOTES, table=False)
+PROTOCOL = Protocol(evaluate, ScorerOptions, batch=32, notes=NOTES, table=False)
 
 
 def benchmark(model: PairScorer, entries: Iterable[Entry], batch: int = 32) -> dict[str, float | None]:

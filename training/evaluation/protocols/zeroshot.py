@@ -18,7 +18,7 @@ from granary.curation.store import storage
 from granary.curation.store.trees import json_tree
 from granary.training.data import shards
 from granary.training.evaluation.pairs import encode_rows, load_image_text_model
-from granary.training.evaluation.protocol import Measured, Protocol, SplitOptions
+from granary.training.evaluation.protocol import Measured, Protocol, ScorerOptions, SplitOptions
 from granary.training.evaluation.scores import Scores
 from granary.training.models.pair_scores import mean_direction
 
@@ -34,7 +34,7 @@ TEMPLATES = (
 TOP = (1, 5)
 
 
-class ZeroShotOptions(SplitOptions, frozen=True):
+class ZeroShotOptions(SplitOptions, ScorerOptions, frozen=True):
     """Options of zero-shot classification."""
 
     templates: str | None = Field(
@@ -59,7 +59,7 @@ def evaluate(measured: Measured, options: ZeroShotOptions) -> Scores:
     if len(classes) < 2:
         raise UserError(f"data: the labels of {data} have {len(classes)} classes; zero-shot classification needs two")
     words, sentences = read_names(options.names, classes), read_templates(options.templates)
-    encoder = load_image_text_model(measured.model, measured.device, measured.dtype)
+    encoder = load_image_text_model(measured.model, measured.device, measured.dtype, options.scorer)
     encoded = encode_rows(encoder, dataset, "label", classes, measured.batch, limit)
     labels = torch.tensor([row["label"] for row in encoded.rows])
     vectors = class_vectors(encoder.texts, words, sentences, encoder.ensemble)
