@@ -25,6 +25,10 @@ class Speaker(Generative):
         self.out = nn.Linear(8 + 3, self.vocabulary)
 
     @property
+    def seen(self) -> ViTConfig:
+        return self.config
+
+    @property
     def vocabulary(self) -> int:
         return self.tokenizer.vocabulary
 

@@ -99,12 +99,12 @@ class TrainedGenerator:
 
     def pictures(self, files: Sequence[bytes]) -> list[Tensor | DecodeError]:
         """Cut the middle out of each picture, its short edge at the model's side: (3, S, S) uint8."""
-        views = central_views(files, self.model.config.img_size)
+        views = central_views(files, self.model.seen.img_size)
         return [v if isinstance(v, DecodeError) else torch.from_numpy(v).permute(2, 0, 1) for v in views]
 
     def prepared(self, pictures: Sequence[Callable[[], Image.Image]]) -> list[Tensor | None]:
         """Open pictures on threads and cut their middle out: (3, S, S) uint8 each; None for a DecodeError."""
-        return opened_views(pictures, self.model.config.img_size)
+        return opened_views(pictures, self.model.seen.img_size)
 
     @torch.inference_mode()
     def loglikelihood(
@@ -147,7 +147,7 @@ class TrainedGenerator:
         return self._said(pictures, [self.model.prompt(None)] * len(pictures), tokens)
 
     def _memory(self, pictures: Tensor) -> Tensor:
-        config = self.model.config
+        config = self.model.seen
         pixels = to_unit(pictures.to(self.device).permute(0, 2, 3, 1))
         with self.autocast():
             return self.model.memory(normalised(pixels, config.mean, config.std))

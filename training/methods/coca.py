@@ -89,6 +89,11 @@ class CoCa(CLIP, Generative):
         }
 
     @property
+    def seen(self) -> ViTConfig:
+        """The architecture of the image encoder."""
+        return self.config
+
+    @property
     def vocabulary(self) -> int:
         """V."""
         return self.text.config.vocabulary

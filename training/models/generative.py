@@ -18,13 +18,12 @@ from granary.training.models.backbone_config import BackboneConfig
 
 
 class Generative(nn.Module, abc.ABC):
-    """A picture and the tokens so far -> logits of the next token.
+    """A picture and the tokens so far -> logits of the next token."""
 
-    Attributes:
-        config: of the image encoder: side, mean and deviation of its pictures.
-    """
-
-    config: BackboneConfig
+    @property
+    @abc.abstractmethod
+    def seen(self) -> BackboneConfig:
+        """The architecture of the image encoder: side, mean and deviation of its pictures."""
 
     @property
     @abc.abstractmethod

@@ -24,7 +24,7 @@ from granary.training.models.generative import Generative
 
 def slow_loglikelihood(model: Generative, picture: Tensor, text: str, question: str | None) -> tuple[float, int]:
     """One picture (3, S, S) uint8, one text, one token after another, nothing padded; and the number of tokens."""
-    pixels = normalised(picture[None] / 255, model.config.mean, model.config.std)
+    pixels = normalised(picture[None] / 255, model.seen.mean, model.seen.std)
     so_far, total = list(model.prompt(question))[: model.longest - 1], 0.0
     words = model.words(text)[: model.longest - len(so_far)]
     for word in words:
@@ -35,7 +35,7 @@ def slow_loglikelihood(model: Generative, picture: Tensor, text: str, question: 
 
 
 def slow_greedy(model: Generative, picture: Tensor, question: str | None, tokens: int) -> str:
-    pixels = normalised(picture[None] / 255, model.config.mean, model.config.std)
+    pixels = normalised(picture[None] / 255, model.seen.mean, model.seen.std)
     so_far = list(model.prompt(question))[: model.longest - 1]
     said: list[int] = []
     while len(said) < tokens and len(so_far) < model.longest:
