@@ -74,6 +74,23 @@ def _in_part(rows: Sequence[Part], crop: Crop, seed: int, views: Views) -> Part:
     return {**(stacked(samples) if samples else empty), "dead": dead}
 
 
+def undecoded(dataset: shards.Dataset, columns: Sequence[str] = ("image",), limit: int | None = None) -> Iterator[Part]:
+    """Yield every row of a dataset once, in order, as `read_row` gives it: pictures as the bytes of their files.
+
+    Args:
+        dataset: of `open_dataset`.
+        columns: what is read; those that the dataset lacks are None.
+        limit: rows at most.
+    """
+    left = dataset.count if limit is None else limit
+    for group in dataset.groups:
+        if left <= 0:
+            return
+        rows = shards.GroupRows(shards.read_group(group, stored_columns(dataset, columns)))
+        yield from (read_row(rows, row, columns) for row in range(min(rows.count, left)))
+        left -= rows.count
+
+
 class _Pieces(TorchDataset[Part]):
     """The row groups of a dataset, decoded: a map-style dataset, for worker processes."""
 

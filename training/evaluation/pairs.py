@@ -280,6 +280,7 @@ def encode_rows(
     classes: Sequence[str] = (),
     batch: int = 64,
     limit: int | None = None,
+    others: Sequence[str] = (),
 ) -> Encoded:
     """Encode the pictures of a dataset in its order.
 
@@ -290,6 +291,7 @@ def encode_rows(
         classes: names of the labels.
         batch: pictures at once.
         limit: rows at most.
+        others: further columns of the dataset that rows are to have.
 
     Raises:
         UserError: where no row is left.
@@ -297,7 +299,7 @@ def encode_rows(
     kept: list[Part] = []
     vectors: list[Tensor] = []
     dead: list[DeadLetter] = []
-    for chunk in _chunks(dataset, column, classes, batch, limit):
+    for chunk in _chunks(dataset, column, classes, batch, limit, others):
         for row, vector in zip(chunk, model.pictures([row.pop("data") for row in chunk]), strict=True):
             if isinstance(vector, DecodeError):
                 dead.append(dead_letter(row["uri"], vector.kind, str(vector)))
@@ -311,17 +313,17 @@ def encode_rows(
 
 
 def _chunks(
-    dataset: shards.Dataset, column: str, classes: Sequence[str], batch: int, limit: int | None
+    dataset: shards.Dataset, column: str, classes: Sequence[str], batch: int, limit: int | None, others: Sequence[str]
 ) -> Iterator[list[Part]]:
     """Yield the rows with a value in the column, `batch` at a time."""
-    columns = ["image", *(name for name in (*COLUMNS, column) if name in dataset.columns)]
+    columns = ["image", *(name for name in (*COLUMNS, column, *others) if name in dataset.columns)]
     categories = {"label": classes} if column == "label" else {}
     left = dataset.count if limit is None else limit
     chunk: list[Part] = []
     for group in dataset.groups:
         rows = shards.GroupRows(shards.read_group(group, columns), categories)
         for number in range(min(rows.count, left)):
-            row = read_row(rows, number, (column,))
+            row = read_row(rows, number, (column, *others))
             if column == "captions":
                 row[column] = filled(row[column])
             if row[column] if column == "captions" else row[column] >= 0:

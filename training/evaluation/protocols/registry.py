@@ -29,6 +29,11 @@ PROTOCOLS = {  # name on the command line -> module, which has a PROTOCOL
     "classifier": "granary.training.evaluation.protocols.classifier",
     "dejavu": "granary.training.evaluation.protocols.dejavu",
     "factors": "granary.training.evaluation.protocols.by_factor",
+    "winoground": "granary.training.evaluation.protocols.winoground",
+    "order": "granary.training.evaluation.protocols.order",
+    "pope": "granary.training.evaluation.protocols.pope",
+    "clipscore": "granary.training.evaluation.protocols.clipscore",
+    "bias": "granary.training.evaluation.protocols.bias",
     "video-segmentation": "granary.training.evaluation.protocols.segmentation",
 }
 

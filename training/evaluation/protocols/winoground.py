@@ -1,0 +1,104 @@
+"""Winoground: two pictures and two captions of the same words; is each picture matched with its own caption?
+
+Thrush et al. 2022 (arXiv 2204.03162). The data are the config `quads` of a run, or any table with the published columns
+image_0, image_1, caption_0, caption_1 and tag. Generators score a caption by its log probability given the picture.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from granary.training.data import shards
+from granary.training.data.collate import Part
+from granary.training.evaluation.compositions import CHANCE, ties, winoground
+from granary.training.evaluation.generators import GeneratedPairs, load_generator
+from granary.training.evaluation.looked import LookedAt, own_logits
+from granary.training.evaluation.pairs import PairScorer, load_pair_scorer
+from granary.training.evaluation.protocol import Measured, Protocol, SplitOptions
+from granary.training.evaluation.scores import Scores
+
+PICTURES = ("image_0", "image_1")
+CAPTIONS = ("caption_0", "caption_1")
+
+
+class WinogroundOptions(SplitOptions, frozen=True):
+    """Options of Winoground."""
+
+    by: Literal["model", "likelihood", "mean_likelihood"] = Field(
+        "model",
+        description="model: the similarity of vectors where the model has them; else the log probability of a caption, "
+        "or its mean over the tokens",
+    )
+
+
+def evaluate(measured: Measured, options: WinogroundOptions) -> Scores:
+    """Score both captions of every quad against both pictures; equal scores are wrong. A limit counts quads.
+
+    Returns:
+        text, image and group score with `.chance` and, where quads have tags, the score of each tag; the share of
+        quads with a picture whose captions tie; the number of quads, of those without captions or with an unreadable
+        picture; texts cut to the context.
+    """
+    needs, why = (*PICTURES, *CAPTIONS), "Winoground"
+    dataset = shards.open_dataset(
+        measured.data, needs, measured.split, options.holdout, why, measured.columns, config="quads"
+    )
+    model = load_scorer(measured, options.by)
+    before, columns = model.truncated, (*CAPTIONS, "tag")
+    looked = LookedAt(dataset, columns, _has_captions, PICTURES, measured.limit)
+    scores, tags = list[Tensor](), list[str]()
+    for rows, pictures in looked.batches(model, measured.batch):
+        scores.append(quad_scores(model, rows, pictures))
+        tags += [str(row["tag"] or "") for row in rows]
+    every = torch.cat(scores)
+    counts = looked.counts("quads", "without_captions")
+    cut: dict[str, float | None] = {"texts.truncated": model.truncated - before}
+    return Scores({**of_quads(every, tags), **counts, **cut}, settings={"dead": looked.dead})
+
+
+PROTOCOL = Protocol(evaluate, WinogroundOptions, batch=32)
+
+
+def load_scorer(measured: Measured, by: str) -> PairScorer:
+    """Return what scores captions: vectors where the model has them and nothing else is asked for, else likelihoods."""
+    if by == "model":
+        return load_pair_scorer(measured.model, measured.device, measured.dtype)
+    generator = load_generator(measured.model, measured.device, measured.dtype)
+    return GeneratedPairs(generator, mean=by == "mean_likelihood")
+
+
+def _has_captions(row: Part) -> bool:
+    return all(row[name] for name in CAPTIONS)
+
+
+def quad_scores(model: PairScorer, rows: list[Part], pictures: Tensor) -> Tensor:
+    """Return the scores of quads, (Q, 2, 2), [caption, picture].
+
+    Args:
+        model: scores them.
+        rows: Q, with both captions.
+        pictures: (Q, 2, ...), prepared.
+    """
+    texts = [[row[name] for name in CAPTIONS] for row in rows for _ in PICTURES]
+    logits = own_logits(model, pictures.flatten(0, 1), range(len(texts)), texts)  # (2 Q, 2): picture, caption
+    return logits.unflatten(0, (len(rows), 2)).transpose(1, 2)
+
+
+def of_quads(scores: Tensor, tags: list[str]) -> dict[str, float | None]:
+    """Return text, image and group score of quads with their chance and those of each tag, and the share of ties.
+
+    Args:
+        scores: (Q, 2, 2), [caption, picture].
+        tags: of each; "" for none.
+    """
+    found: dict[str, float | None] = {}
+    for name, right in winoground(scores).items():
+        found |= {name: float(right.double().mean()), f"{name}.chance": CHANCE[name]}
+        for tag in sorted(set(tags) - {""}):
+            member = torch.tensor([other == tag for other in tags])
+            found[f"{name}.{tag.replace('.', '_')}"] = float(right[member].double().mean())
+    return found | {"ties": float(ties(scores).double().mean())}
