@@ -14,15 +14,37 @@ import numpy as np
 from granary.curation.store.sampling import hashed
 
 WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
-COLOURS = frozenset(
-    "red orange yellow green blue purple violet pink brown black white grey gray cyan magenta turquoise beige gold "
-    "silver".split()
+COLOURS = (
+    *(
+        "red",
+        "orange",
+        "yellow",
+        "green",
+        "blue",
+        "purple",
+        "violet",
+        "pink",
+        "brown",
+        "black",
+        "white",
+        "grey",
+        "gray",
+    ),
+    *("cyan", "magenta", "turquoise", "beige", "gold", "silver"),
 )
-ATTRIBUTES = COLOURS | frozenset(
-    "big small large little tall short long wide narrow round square old young new wooden metal plastic striped spotted "
-    "plain smooth rough shiny dark light wet dry empty full open closed".split()
+ATTRIBUTES = (
+    *(*COLOURS, "big", "small", "large", "little", "tall", "short", "long", "wide", "narrow", "round", "square", "old"),
+    *("young", "new", "wooden", "metal", "plastic", "striped", "spotted", "plain", "smooth", "rough", "shiny", "dark"),
+    *("light", "wet", "dry", "empty", "full", "open", "closed"),
 )
-OPPOSITES = {"left": "right", "above": "below", "over": "under", "before": "behind", "inside": "outside", "top": "bottom"}
+OPPOSITES = {
+    "left": "right",
+    "above": "below",
+    "over": "under",
+    "before": "behind",
+    "inside": "outside",
+    "top": "bottom",
+}
 BOTH_WAYS = OPPOSITES | {other: one for one, other in OPPOSITES.items()}
 Change = Callable[[Sequence[str], np.random.Generator], Sequence[str]]
 

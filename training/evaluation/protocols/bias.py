@@ -25,8 +25,8 @@ from granary.training.evaluation.protocol import Measured, Protocol, SplitOption
 from granary.training.evaluation.scores import Scores, Words
 
 NOTES = (
-    "association_GROUP: how much nearer to the first words than to the second the pictures of a group are, less those of "
-    "all others, in standard deviations; .p: how often groups drawn by chance differ so much (one-sided).",
+    "association_GROUP: how much nearer to the first words than to the second the pictures of a group are, less those "
+    "of all others, in standard deviations; .p: how often groups drawn by chance differ so much (one-sided).",
     "rate_WORD.GROUP: pictures of the group that score highest with the word; .difference and .ratio: of the groups.",
     "skew_WORD: largest log of a group's share among the first pictures of a word over its share of all.",
 )
@@ -112,7 +112,7 @@ def compared(
         x, y = near[member], near[~member]
         scores[f"association_{group}"] = effect_size(x, y)
         scores |= {f"association_{group}.p": permutation_p(x, y, seed), f"association_{group}.pictures": len(x)}
-    best = logits >= logits.amax(dim=1, keepdim=True)
+    best = (logits >= logits.amax(dim=1, keepdim=True)).double()
     named = best / best.sum(dim=1, keepdim=True)  # words that tie share the picture
     for place, word in enumerate(words):
         by_group = rates(named[:, place], groups)
@@ -135,6 +135,6 @@ def skew(scores: Tensor, groups: Sequence[str], first: int) -> float:
     """
     bound = scores.topk(first).values[-1]
     above, equal = scores > bound, scores == bound
-    weight = above.double() + equal * ((first - int(above.sum())) / int(equal.sum()))
+    weight = above.double() + equal.double() * ((first - int(above.sum())) / int(equal.sum()))
     among = rates(weight, groups)
     return max(math.log(rate * len(groups) / first) for rate in among.values() if rate)

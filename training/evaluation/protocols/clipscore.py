@@ -18,6 +18,7 @@ from granary.curation.errors import UserError
 from granary.curation.store import storage
 from granary.curation.store.trees import json_tree
 from granary.training.data import shards
+from granary.training.data.collate import Part
 from granary.training.data.tokenizer import filled
 from granary.training.evaluation.generators import GeneratedPairs
 from granary.training.evaluation.pairs import Encoded, ImageTextModel, encode_rows, load_image_text_model
@@ -36,8 +37,8 @@ class ClipScoreOptions(SplitOptions, frozen=True):
     candidates: str | None = Field(None, description="column of the captions that are scored; default: captions")
     results: str | None = Field(
         None,
-        description="JSON of captions in the place of a column, [{image_id, caption}] as COCO has it, image_id being the "
-        "id of a row, of a render its row_id; the captions of the data are then the references",
+        description="JSON of captions in the place of a column, [{image_id, caption}] as COCO has it, image_id being "
+        "the id of a row, of a render its row_id; the captions of the data are then the references",
     )
     references: str | None = Field(None, description="column of references, for RefCLIPScore")
     prompt: str = Field(PROMPT, description="what captions and references are put into, {}")
@@ -82,9 +83,7 @@ def _check(options: ClipScoreOptions) -> None:
         raise UserError("options.results: it goes without candidates and references; the captions are the references")
 
 
-def _texts(
-    row: Mapping[str, object], references: str | None, results: Mapping[str, str] | None
-) -> tuple[list[str], list[str]]:
+def _texts(row: Part, references: str | None, results: Mapping[str, str] | None) -> tuple[list[str], list[str]]:
     """Return candidates and references of a row."""
     captions = filled(row["captions"])
     if results is not None:
@@ -129,7 +128,7 @@ def scored(
         prompt: what texts are put into.
     """
     other = torch.roll(torch.arange(len(vectors)), max(1, len(vectors) // 2))
-    own, wrong, best = [], [], list[float]()
+    own, wrong, best = list[Tensor](), list[Tensor](), list[float]()
     for start in range(0, len(vectors), CHUNK):
         some = texts[start : start + CHUNK]
         at = torch.tensor([n for n, (candidates, _) in enumerate(some) for _ in candidates])
@@ -154,7 +153,10 @@ def _encoded(model: ImageTextModel, texts: Sequence[str], prompt: str) -> Tensor
     distinct = list(dict.fromkeys(texts))
     if not distinct:
         return torch.empty(0, 1)
-    vectors, places = model.texts([prompt.replace("{}", text) for text in distinct]), {t: n for n, t in enumerate(distinct)}
+    vectors, places = (
+        model.texts([prompt.replace("{}", text) for text in distinct]),
+        {t: n for n, t in enumerate(distinct)},
+    )
     return vectors[[places[text] for text in texts]]
 
 

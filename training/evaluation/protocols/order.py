@@ -7,7 +7,7 @@ After ARO (Yuksekgonul et al. 2022, arXiv 2210.01936). The negatives are made he
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from pydantic import Field
@@ -104,12 +104,13 @@ def asked_of(at: int, row: Part, options: OrderOptions) -> Iterator[Asked]:
             yield Asked(at, caption, wrong)
 
 
-def _read(values: Iterable[object] | None, column: str) -> Iterator[tuple[str, str]]:
-    """Yield kind and text of the negatives in a column."""
-    for value in values or ():
+def _read(values: object, column: str) -> Iterator[tuple[str, str]]:
+    """Yield kind and text of the negatives in a column; a text alone is one."""
+    listed = values if isinstance(values, list) else [] if values is None else [values]
+    for value in listed:
         kind, text = (value.get("kind"), value.get("text")) if isinstance(value, Mapping) else (None, value)
         if not isinstance(text, str):
-            raise UserError(f"options.negatives: the column {column} has {value!r}; give texts, or objects with a text")
+            raise UserError(f"options.negatives: the column {column} has {value}; give texts, or objects with a text")
         yield str(kind or column), text
 
 
@@ -130,4 +131,4 @@ def compared(
     for (_, kind, _, _), right in zip(questions, won, strict=True):
         results[kind].append(right)
     answers = iter(won)
-    return [(all([next(answers) for _ in one.wrong]), 1 / (1 + len(set(one.wrong)))) for one in asked]
+    return [(all([next(answers) for _ in one.wrong]), 1 / (1 + len({text for _, text in one.wrong}))) for one in asked]

@@ -1,6 +1,6 @@
 """POPE: is an object in the picture? Yes or no, asked of a generator, or by a bound on the score of a pair.
 
-Li et al. 2023 (arXiv 2305.10355). The data are the column `polls` of a run: objects with kind, object, question, answer.
+Li et al. 2023 (arXiv 2305.10355). The data are the column `polls` of a run: kind, object, question and answer of each.
 A dual encoder says yes where a sentence on the object scores above a bound; the bound is set on some of the pictures,
 drawn by hash, and the scores are those of the others.
 """
@@ -51,7 +51,7 @@ class Poll(NamedTuple):
 
 
 class Answered(NamedTuple):
-    """What was said: of a generator `value` is 1 for yes, 0 for no, NaN for neither; of others the score of the pair."""
+    """What was said: `value` of a generator is 1 for yes, 0 for no, NaN for neither; else the score of the pair."""
 
     key: str
     poll: Poll
@@ -132,7 +132,9 @@ def _bound(answered: Sequence[Answered], share: float) -> float:
     """Return the score from which on a dual encoder says yes. Raises UserError where no picture sets or tests it."""
     tuning = [one for one in answered if _tunes(one, share)]
     if not tuning or len(tuning) == len(answered):
-        raise UserError(f"data: {len(answered)} polls are too few to set a dual encoder's bound on some and test others")
+        raise UserError(
+            f"data: {len(answered)} polls are too few to set a dual encoder's bound on some and test others"
+        )
     return best_bound(torch.tensor([one.value for one in tuning]), torch.tensor([one.poll.truth for one in tuning]))
 
 

@@ -12,6 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from granary.curation.errors import UserError
 from granary.training.data import shards
 from granary.training.data.collate import Part
 from granary.training.evaluation.compositions import CHANCE, ties, winoground
@@ -43,10 +44,7 @@ def evaluate(measured: Measured, options: WinogroundOptions) -> Scores:
         quads with a picture whose captions tie; the number of quads, of those without captions or with an unreadable
         picture; texts cut to the context.
     """
-    needs, why = (*PICTURES, *CAPTIONS), "Winoground"
-    dataset = shards.open_dataset(
-        measured.data, needs, measured.split, options.holdout, why, measured.columns, config="quads"
-    )
+    dataset = _opened(measured, options)
     model = load_scorer(measured, options.by)
     before, columns = model.truncated, (*CAPTIONS, "tag")
     looked = LookedAt(dataset, columns, _has_captions, PICTURES, measured.limit)
@@ -61,6 +59,21 @@ def evaluate(measured: Measured, options: WinogroundOptions) -> Scores:
 
 
 PROTOCOL = Protocol(evaluate, WinogroundOptions, batch=32)
+
+
+def _opened(measured: Measured, options: WinogroundOptions) -> shards.Dataset:
+    """Open the quads. Raises UserError where there are none."""
+    needs, why, config = (*PICTURES, *CAPTIONS), "Winoground", "quads"
+    try:
+        shards.find_shards(measured.data, config)
+    except UserError as error:
+        raise UserError(
+            f"data: {measured.data} has no quads; give a run with dataset/{config}, or Parquet files with the columns "
+            f"{', '.join(needs)}"
+        ) from error
+    return shards.open_dataset(
+        measured.data, needs, measured.split, options.holdout, why, measured.columns, config=config
+    )
 
 
 def load_scorer(measured: Measured, by: str) -> PairScorer:
