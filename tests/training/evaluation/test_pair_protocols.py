@@ -189,9 +189,9 @@ def test_quads_by_real_models_are_scored_pair_by_pair(kind: str, models: dict[st
 
 
 def test_a_generator_scores_quads_by_likelihood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    use(FakeGenerator(is_true), winoground, monkeypatch, "load_generator")
+    use(GeneratedPairs(FakeGenerator(is_true)), winoground, monkeypatch)
     data = quads(tmp_path, [quad(n, *pair) for n, pair in enumerate(PAIRS)])
-    assert measure(winoground, "", data, by="likelihood")["group"] == 1
+    assert measure(winoground, "", data)["group"] == 1
 
 
 # -- order -------------------------------------------------------------------------------------------------------------
@@ -453,12 +453,6 @@ def test_clipscore_of_real_models_is_that_of_each_pair_alone(
     for name, shift in (("clipscore", 0), ("clipscore.other", 2)):
         expected = np.mean([2.5 * max(cosine, 0) for cosine in cosines[shift]])
         assert found[name] == pytest.approx(expected, abs=1e-5)
-
-
-def test_a_generator_has_no_clipscore(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    use(GeneratedPairs(FakeGenerator()), clipscore, monkeypatch, "load_image_text_model")
-    with pytest.raises(UserError, match="has no vectors of texts; give a CLIP or SigLIP"):
-        measure(clipscore, "model", ordered(tmp_path / "run", 2))
 
 
 # -- bias --------------------------------------------------------------------------------------------------------------

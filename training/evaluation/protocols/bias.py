@@ -21,7 +21,7 @@ from granary.training.data import shards
 from granary.training.evaluation.associations import association, disparity, effect_size, permutation_p, rates
 from granary.training.evaluation.looked import LookedAt
 from granary.training.evaluation.pairs import load_pair_scorer
-from granary.training.evaluation.protocol import Measured, Protocol, SplitOptions
+from granary.training.evaluation.protocol import Measured, Protocol, ScorerOptions, SplitOptions
 from granary.training.evaluation.scores import Scores, Words
 
 NOTES = (
@@ -32,7 +32,7 @@ NOTES = (
 )
 
 
-class BiasOptions(SplitOptions, frozen=True):
+class BiasOptions(SplitOptions, ScorerOptions, frozen=True):
     """Options of the bias tests."""
 
     group: str | None = Field(None, description="column with the group of each picture")
@@ -56,7 +56,7 @@ def evaluate(measured: Measured, options: BiasOptions) -> Scores:
     column = _check(options)
     needs, why = ("image", column), "the bias test"
     dataset = shards.open_dataset(measured.data, needs, measured.split, options.holdout, why, measured.columns)
-    model = load_pair_scorer(measured.model, measured.device, measured.dtype)
+    model = load_pair_scorer(measured.model, measured.device, measured.dtype, options.scorer)
     looked = LookedAt(dataset, [column], lambda row: _group(row[column]), limit=measured.limit)
     words = [*options.a, *options.b]
     texts = model.texts([options.sentence.replace("{}", word) for word in words])

@@ -20,7 +20,6 @@ from granary.curation.store.trees import json_tree
 from granary.training.data import shards
 from granary.training.data.collate import Part
 from granary.training.data.tokenizer import filled
-from granary.training.evaluation.generators import GeneratedPairs
 from granary.training.evaluation.pairs import Encoded, ImageTextModel, encode_rows, load_image_text_model
 from granary.training.evaluation.protocol import Measured, Protocol, SplitOptions
 from granary.training.evaluation.scores import Scores
@@ -58,9 +57,7 @@ def evaluate(measured: Measured, options: ClipScoreOptions) -> Scores:
     columns = dataclasses.replace(measured.columns, captions=options.candidates or measured.columns.captions)
     needs = ["image", "captions", *([options.references] if options.references else [])]
     dataset = shards.open_dataset(measured.data, needs, measured.split, options.holdout, "CLIPScore", columns)
-    model = load_image_text_model(measured.model, measured.device, measured.dtype)
-    if isinstance(model, GeneratedPairs):
-        raise UserError(f"model: {measured.model} has no vectors of texts; give a CLIP or SigLIP, by PATH or hf:ID")
+    model = load_image_text_model(measured.model, measured.device, measured.dtype, "vectors")
     encoded = encode_rows(model, dataset, "captions", (), measured.batch, measured.limit, needs[2:])
     results = read_results(options.results) if options.results else None
     texts = [_texts(row, options.references, results) for row in encoded.rows]

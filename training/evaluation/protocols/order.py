@@ -20,7 +20,7 @@ from granary.training.data.tokenizer import filled
 from granary.training.evaluation.looked import LookedAt, own_logits
 from granary.training.evaluation.negatives import CHANGES, negative
 from granary.training.evaluation.pairs import PairScorer, load_pair_scorer
-from granary.training.evaluation.protocol import Measured, Protocol, SplitOptions
+from granary.training.evaluation.protocol import Measured, Protocol, ScorerOptions, SplitOptions
 from granary.training.evaluation.protocols.binary_choice import accuracies_by_kind
 from granary.training.evaluation.scores import Scores, Words
 
@@ -30,7 +30,7 @@ NOTES = (
 )
 
 
-class OrderOptions(SplitOptions, frozen=True):
+class OrderOptions(SplitOptions, ScorerOptions, frozen=True):
     """Options of the order test."""
 
     kinds: Words = Field(tuple(CHANGES), min_length=1, description=f"of {', '.join(CHANGES)}")
@@ -64,7 +64,7 @@ def evaluate(measured: Measured, options: OrderOptions) -> Scores:
     needs = ["image", "captions", *([options.negatives] if options.negatives else [])]
     columns = measured.columns
     dataset = shards.open_dataset(measured.data, needs, measured.split, options.holdout, "the order test", columns)
-    model = load_pair_scorer(measured.model, measured.device, measured.dtype)
+    model = load_pair_scorer(measured.model, measured.device, measured.dtype, options.scorer)
     before = model.truncated
     looked = LookedAt(dataset, needs[1:], lambda row: list(asked_of(0, row, options)), limit=measured.limit)
     results, hardest = defaultdict[str, list[bool]](list), list[tuple[bool, float]]()

@@ -25,7 +25,7 @@ from granary.training.evaluation.generators import GeneratedPairs, Generator
 from granary.training.evaluation.looked import LookedAt, own_logits
 from granary.training.evaluation.mentions import best_bound, polled
 from granary.training.evaluation.pairs import PairScorer, load_pair_scorer
-from granary.training.evaluation.protocol import Measured, Protocol, SplitOptions
+from granary.training.evaluation.protocol import Measured, Protocol, ScorerOptions, SplitOptions
 from granary.training.evaluation.scores import Scores
 
 TOKENS = 8  # of an answer
@@ -33,7 +33,7 @@ SENTENCE = "a photo with {} in it."
 NOTES = ("accuracy, f1 and yes_rate are over all polls, and `.KIND` over those whose absent objects were chosen so.",)
 
 
-class PopeOptions(SplitOptions, frozen=True):
+class PopeOptions(SplitOptions, ScorerOptions, frozen=True):
     """Options of POPE."""
 
     column: str = Field("polls", description="column of the polls")
@@ -70,7 +70,7 @@ def evaluate(measured: Measured, options: PopeOptions) -> Scores:
     if "{}" not in options.sentence:
         raise UserError(f"options.sentence: {options.sentence!r} is not right; write {{}} for the object")
     dataset = shards.open_dataset(measured.data, needs, measured.split, options.holdout, "POPE", measured.columns)
-    model = load_pair_scorer(measured.model, measured.device, measured.dtype)
+    model = load_pair_scorer(measured.model, measured.device, measured.dtype, options.scorer)
     looked = LookedAt(dataset, [column], lambda row: row[column], limit=measured.limit)
     answered = list[Answered]()
     for rows, pictures in looked.batches(model, measured.batch):

@@ -6,34 +6,24 @@ image_0, image_1, caption_0, caption_1 and tag. Generators score a caption by it
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from granary.curation.errors import UserError
 from granary.training.data import shards
 from granary.training.data.collate import Part
 from granary.training.evaluation.compositions import CHANCE, ties, winoground
-from granary.training.evaluation.generators import GeneratedPairs, load_generator
 from granary.training.evaluation.looked import LookedAt, own_logits
 from granary.training.evaluation.pairs import PairScorer, load_pair_scorer
-from granary.training.evaluation.protocol import Measured, Protocol, SplitOptions
+from granary.training.evaluation.protocol import Measured, Protocol, ScorerOptions, SplitOptions
 from granary.training.evaluation.scores import Scores
 
 PICTURES = ("image_0", "image_1")
 CAPTIONS = ("caption_0", "caption_1")
 
 
-class WinogroundOptions(SplitOptions, frozen=True):
+class WinogroundOptions(SplitOptions, ScorerOptions, frozen=True):
     """Options of Winoground."""
-
-    by: Literal["model", "likelihood", "mean_likelihood"] = Field(
-        "model",
-        description="model: the similarity of vectors where the model has them; else the log probability of a caption, "
-        "or its mean over the tokens",
-    )
 
 
 def evaluate(measured: Measured, options: WinogroundOptions) -> Scores:
@@ -45,7 +35,7 @@ def evaluate(measured: Measured, options: WinogroundOptions) -> Scores:
         picture; texts cut to the context.
     """
     dataset = _opened(measured, options)
-    model = load_scorer(measured, options.by)
+    model = load_pair_scorer(measured.model, measured.device, measured.dtype, options.scorer)
     before, columns = model.truncated, (*CAPTIONS, "tag")
     looked = LookedAt(dataset, columns, _has_captions, PICTURES, measured.limit)
     scores, tags = list[Tensor](), list[str]()
@@ -74,14 +64,6 @@ def _opened(measured: Measured, options: WinogroundOptions) -> shards.Dataset:
     return shards.open_dataset(
         measured.data, needs, measured.split, options.holdout, why, measured.columns, config=config
     )
-
-
-def load_scorer(measured: Measured, by: str) -> PairScorer:
-    """Return what scores captions: vectors where the model has them and nothing else is asked for, else likelihoods."""
-    if by == "model":
-        return load_pair_scorer(measured.model, measured.device, measured.dtype)
-    generator = load_generator(measured.model, measured.device, measured.dtype)
-    return GeneratedPairs(generator, mean=by == "mean_likelihood")
 
 
 def _has_captions(row: Part) -> bool:
