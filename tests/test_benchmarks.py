@@ -16,9 +16,10 @@ import torch
 from PIL import Image
 from tiny_trainings import tiny_run
 
-from tests.benchmarks import cookbook, dinov2, expand_narrow, ijepa, iwm, llip, objectives, rob, stop_noise
+from tests.benchmarks import cookbook, dejavu, dinov2, expand_narrow, ijepa, iwm, llip, objectives, rob, stop_noise
 from tests.benchmarks.__main__ import MODULES
 from tests.benchmarks.cells import Cells, Numbers, recipe_of, shown
+from tests.benchmarks.planted import CLASSES, GLYPH, SIDE, copy_of, planted
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -289,3 +290,100 @@ def test_every_arm_of_llip_is_trained_and_measured(arm: str, tmp_path: Path, mon
     assert 0 < numbers["mAP"] < 1
     assert numbers["pictures"] > 5
     assert ("strongest" in numbers) == (arm == "Llip")
+
+
+def knowing(whole: float, first: float = 0.02, pictures: int = 2000) -> Numbers:
+    """Return the numbers of twins that know so much by heart, in the form of `granary evaluate dejavu`."""
+    numbers: Numbers = {"linear": 0.5, "linear.reference": 0.49, "pictures.public": 3000}
+    for site, share in (("projector", 1.0), ("backbone", 0.5)):
+        for percent in (20, 100):
+            key, value = f"{site}.score_{percent}", share * whole * (1 if percent == 20 else 0.5)
+            details = {"error": 0.01, "target": 0.1 + value, "reference": 0.1, "pictures": pictures * percent / 100}
+            numbers |= {key: value, **{f"{key}.{name}": number for name, number in details.items()}}
+            for step, part in ((160, first), (800, value)):
+                numbers |= {f"step_{step}.{key}": part, f"step_{step}.{key}.error": 0.01}
+        numbers |= {f"{site}.memorised": share * whole}
+    return numbers
+
+
+@pytest.mark.parametrize(("whole", "holds"), [(0.2, True), (0.08, False)])
+def test_deja_vu_must_be_ten_points_and_the_removal_of_copies_takes_some_away(
+    whole: float, holds: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    every, some = dejavu.Layout(1.0, 4), dejavu.Layout(0.25, 16)
+    nothing = {"projector.score_20": 0.02 if holds else 0.04, "projector.score_20.error": 0.01}
+    clean = knowing(whole) | {f"{name}.{key}": v for name in ("once", "untrained") for key, v in nothing.items()}
+    clean |= {} if holds else {"linear": 0.6, "projector.score_100.reference": 0.15, "backbone.score_20": 0.3}
+    counts = {"copies": 8000, "copies.left": 7, "originals.moved": 2}
+    table = {(dejavu.Arm(None, "clean"), seed): clean for seed in (0, 1)}
+    for layout, kind, value in itertools.product((every, some), ("kept", "removed"), (whole,)):
+        known = knowing(value) | counts
+        for prefix, part in (("copied", 0.4 if kind == "kept" else value), ("single", 0.02)):
+            known |= dejavu.prefixed(prefix, knowing(part))
+        table |= {(dejavu.Arm(layout, kind), seed): known for seed in (0, 1)}
+    dejavu.report(table, [every, some], [0, 1])
+    printed, said = capsys.readouterr().out, f"BAR {'holds' if holds else 'DOES NOT HOLD'}"
+    assert f"{said}: déjà vu of the surest fifth is 10 points or more, {100 * whole:.1f} ± 0.7" in printed
+    assert f"{said}: that of untrained twins is within 3 standard errors of 0" in printed
+    assert f"{said}: that of twins of one pass is within" in printed
+    assert f"{said}: the reference is within 3 standard errors of chance, 100 % of the crops" in printed
+    assert f"{said}: that of the backbone, {10 if holds else 30}.0 ± 0.7, is below that of the projector" in printed
+    assert f"{said}: linear probes of both are within 3 standard errors" in printed
+    assert f"{said}: déjà vu grows with the steps" in printed
+    assert printed.count("1x4: of 16,000 copies 14 are left, 4 originals changed their part") == 1
+    half = 50 * whole
+    with_copies = f"  with copies, 100 % of the crops: 20.0 ± 0.7 with copies, {half:.1f} ± 0.7 without"
+    assert f"{with_copies}: {20 - half:.1f} ± 1.0 points, {(20 - half) / 20:.0%} taken away" in printed
+    assert f"  all, 100 % of the crops, after as many passes: {half:.1f} ± 0.7 with copies, 2.0 ± 0.7" in printed
+    assert "BAR holds: removal takes away from what is known of pictures with copies" in printed
+
+
+def test_a_gap_is_clear_beyond_three_of_its_errors() -> None:
+    assert dejavu.Gap(-0.31, 0.1).clear
+    assert not dejavu.Gap(-0.31, 0.1).clear_gain
+    assert not dejavu.Gap(0.29, 0.1).clear
+    assert dejavu.Gap(0.5, 0.03) - dejavu.Gap(0.2, 0.04) == pytest.approx((0.3, 0.05))
+    assert dejavu.layouts_of("1x4,0.25x16") == [(1.0, 4), (0.25, 16)]
+    assert [layout.times for layout in dejavu.layouts_of("1x4,0.25x16")] == [5, 5]
+
+
+def test_grounds_of_planted_pictures_say_nothing_of_their_garments() -> None:
+    """Classes are as frequent as asked for, boxes hold the garment, copies are smaller and nearly the same."""
+    rows = list(planted(3, 0))
+    assert sorted(str(row["label"]) for row in rows) == sorted(3 * list(CLASSES))
+    pixels = {row["id"]: np.asarray(Image.open(io.BytesIO(row["image"]["bytes"]))) for row in rows}  # type: ignore[index]
+    other = {row["id"]: row for row in planted(3, 0)}
+    assert other == {row["id"]: row for row in rows}
+    assert len({file.tobytes() for file in pixels.values()}) == 30
+    for row in rows:
+        ((left, top, right, bottom),) = row["boxes"]  # type: ignore[misc]
+        assert (right - left, bottom - top) == (GLYPH, GLYPH)
+        assert 0 <= min(left, top) <= max(right, bottom) <= SIDE
+        copy = copy_of(row, 1, 0)
+        image = Image.open(io.BytesIO(copy["image"]["bytes"]))  # type: ignore[index]
+        assert image.width * image.height < SIDE * SIDE
+        assert image.size == (copy["width"], copy["height"])
+        near = np.asarray(image.resize((SIDE, SIDE)), np.float64) - pixels[row["id"]]
+        assert np.abs(near).mean() < 40
+        assert copy["label"] == row["label"]
+
+
+@pytest.mark.slow
+def test_twins_are_trained_with_copies_and_without(tmp_path: Path) -> None:
+    setting, layout = dejavu.Setting(4, 6, 2, 5), dejavu.Layout(0.5, 2)
+    cells = {}
+    for arm, work in dejavu.works(tmp_path, setting, [layout], 0):
+        cells[arm, 0] = work()
+    clean, kept, removed = cells.values()
+    assert {"once.projector.score_20", "untrained.projector.score_20", "step_2.projector.score_100"} <= clean.keys()
+    assert 0.9 * clean["pictures"] <= removed["pictures"] == kept["pictures"] <= 80
+    assert removed["copied.pictures"] + removed["single.pictures"] == removed["pictures"]
+    assert removed["copies"] == 2 * removed["copied.pictures"]
+    assert removed["copies.left"] == removed["originals.moved"] == 0
+    rows = {
+        kind: dejavu.read_rows(tmp_path / "pictures" / f"seed-0-4-6-{layout}" / kind) for kind in ("keep", "remove")
+    }
+    members = {kind: {row["id"]: row["part"] for row in rows[kind] if row["part"] in ("A", "B")} for kind in rows}
+    assert all(members["keep"][name.partition("-")[0]] == part for name, part in members["keep"].items())
+    assert members["remove"] == {name: part for name, part in members["keep"].items() if "-" not in name}
+    dejavu.report(cells, [layout], [0])
