@@ -48,6 +48,11 @@ class Setting(NamedTuple):
     steps: int
     k: int
 
+    @property
+    def batch(self) -> int:
+        """Return the pictures of a step."""
+        return min(BATCH, self.per_class * len(CLASSES))
+
 
 class Layout(NamedTuple):
     """Near copies: the share of the pictures that have some, and how many each of them has."""
@@ -131,7 +136,7 @@ def attacked(
 
 def twins(run: str, out: Path, setting: Setting, seed: int, steps: int) -> list[str]:
     """Train on A and on B; returns the training directories."""
-    fields = {"options__temperature": 0.15, "batch": BATCH, "seed": seed, "steps": steps, "workers": 0}
+    fields = {"options__temperature": 0.15, "batch": setting.batch, "seed": seed, "steps": steps, "workers": 0}
     fields |= {"probe__every": 0, "alarm__every": 0, "device__threads": 1, "optimiser__warmup": min(100, steps // 4)}
     fields |= {"checkpoints__every": max(1, steps // FIFTHS), "checkpoints__keep": FIFTHS + 2}
     return [trained(CONFIG, run, out / part, split=f"part={part}", **fields) for part in "AB"]
@@ -141,7 +146,7 @@ def clean_cell(run: str, out: Path, setting: Setting, seed: int) -> Numbers:
     """Return what twins know of pictures without copies: trained, of one pass, and untrained."""
     models = twins(run, out, setting, seed, setting.steps)
     numbers = attacked(models, run, setting, checkpoints=True)
-    once = twins(run, out / "once", setting, seed, math.ceil(setting.per_class * len(CLASSES) / BATCH))
+    once = twins(run, out / "once", setting, seed, math.ceil(setting.per_class * len(CLASSES) / setting.batch))
     numbers |= prefixed("once", attacked(once, run, setting))
     untrained = [f"random:{name}" for name in models]
     return numbers | prefixed("untrained", attacked(untrained, run, setting, reference_seed=1))
