@@ -152,7 +152,10 @@ def _record_set(config: str, features: Features, by_split: bool) -> Node:
 
 
 def _field(identity: str, kind: FeatureType, config: str, column: str, path: str, meaning: str = "") -> Node:
-    """Return one field; `path` leads from the column to a part of a struct."""
+    """Return one field, repeated where it is a list; `path` leads from the column to a part of a struct."""
+    repeated = getattr(kind, "feature", None)
+    if repeated is not None:
+        return _field(identity, repeated, config, column, path, meaning) | {"repeated": True}
     field: Node = {"@type": "cr:Field", "@id": identity, "name": identity}
     if meaning:
         field["description"] = meaning
@@ -163,13 +166,12 @@ def _field(identity: str, kind: FeatureType, config: str, column: str, path: str
                 for name, inner in kind.items()
             ]
         }
-    repeated = getattr(kind, "feature", None)
-    data_type = _data_type(kind if repeated is None else repeated)
+    data_type = _data_type(kind)
     path = "bytes" if data_type == "sc:ImageObject" else path
     source: Node = {"fileSet": {"@id": f"{config}-files"}, "extract": {"column": column}}
     if path:
         source["transform"] = {"jsonPath": path}
-    return field | {"dataType": data_type, "source": source} | ({"repeated": True} if repeated is not None else {})
+    return field | {"dataType": data_type, "source": source}
 
 
 def _data_type(kind: FeatureType) -> str:

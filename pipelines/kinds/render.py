@@ -1,7 +1,8 @@
 """The render pipeline: a plan of factor values in, a dataset of pictures whose every factor is known out.
 
-    plan ─ rows ─ shards ┬ ledger
-                         └ dead-letter        PUG (Bordes et al., arXiv 2308.03977), by UnrealCV or the embedded world.
+    plan ┬ rows ──── shards ┬ ledger
+         └ objects ─┘       ├ chosen-quads ─ quads
+                            └ dead-letter     PUG (Bordes et al., arXiv 2308.03977), by UnrealCV or the embedded world.
 
 Each name is a stage: a folder of part files in the run directory, made by work units through Beam.
 """
@@ -11,19 +12,28 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
 
 from granary.curation.errors import UserError
 from granary.curation.runs.facts import Facts, read_facts, read_recipe
-from granary.curation.runs.run import Run, digest
+from granary.curation.runs.run import NoJob, Run, digest
+from granary.curation.store import language
 from granary.pipelines.engine.session import Session
 from granary.pipelines.engine.stages import Stages
 from granary.pipelines.engine.units import Engine
-from granary.synth.pug import steps
-from granary.synth.pug.planning import Planned, check_assets, mesh_hashes, mesh_paths, missing_assets, planned
+from granary.synth.pug import quads, steps
+from granary.synth.pug.planning import (
+    Planned,
+    PlannedRow,
+    check_assets,
+    mesh_hashes,
+    mesh_paths,
+    missing_assets,
+    planned,
+)
 from granary.synth.pug.recipe import RenderRecipe
 from granary.synth.pug.renderer.capture import Description
 from granary.synth.pug.renderer.connection import RenderError
@@ -43,6 +53,7 @@ MEANINGS = {
     "label": "the class of the picture",
     "captions": "texts that are true of the picture, made from the factors",
     "source": "`render`, and the row",
+    **language.MEANINGS,
     "row_id": "hash of the factor values: the identity of the row before there was a picture",
     "split": "train, or where the row is held out to",
     "objects": "the characters: name, box (left, top, right, bottom in pixels), number of pixels in the mask",
@@ -71,6 +82,8 @@ class Rendering(Stages):
         recipe = self.work.recipe
         self.serial("plan", steps.write_plan, [], steps.FramePlan.of(recipe, self.fingerprint, mesh_hashes(recipe)))
         listed = self.serial("rows", steps.list_rows, ["plan"], steps.CutShards(recipe.shards.rows))
+        if recipe.polls.kinds:
+            self.serial("objects", steps.count_objects, ["plan"], NoJob())
         try:
             self.render_shards([steps.ShardSize(*note) for note in listed.notes])
         finally:
@@ -81,6 +94,20 @@ class Rendering(Stages):
         self.parallel("ledger", steps.write_ledger, ledgers, ["shards"])
         everything = tuple(itertools.chain.from_iterable(lost))
         self.serial("dead-letter", steps.write_dead_letters, ["shards"], steps.LostRows(everything))
+        if recipe.quads.kinds:
+            self.write_quads()
+
+    def write_quads(self) -> None:
+        """Choose the quads among the rows that have a picture, and write their shards."""
+        options, group = self.work.recipe.quads, self.work.recipe.shards.row_group
+        chosen = self.serial("chosen-quads", quads.choose_quads, ["plan", "shards"], quads.ChooseQuads(options))
+        groups = [quads.QuadGroup(*note) for note in chosen.notes]
+        if not groups:
+            return
+        jobs = [quads.WriteQuads(unit, group) for unit in range(len(groups))]
+        splits, weights = [group.split for group in groups], [group.rows for group in groups]
+        inputs = ["chosen-quads", "shards"]
+        self.write_shards("quads", quads.write_quads, jobs, splits, inputs, "quads", weights, target="dataset/quads")
 
     def render_shards(self, sizes: Sequence[steps.ShardSize]) -> None:
         """Render the rows of every shard."""
@@ -88,7 +115,7 @@ class Rendering(Stages):
         group = self.work.recipe.shards.row_group
         jobs = [steps.ShardRows(shard, group, service) for shard in range(len(sizes))]
         splits, weights = [size.split for size in sizes], [size.rows for size in sizes]
-        step, inputs = steps.render_shard, ["plan", "rows"]
+        step, inputs = steps.render_shard, ["plan", "rows", *(["objects"] if "objects" in self.digests else [])]
         self.write_shards("shards", step, jobs, splits, inputs, "frames", weights, target="dataset/data")
 
 
@@ -145,13 +172,22 @@ def described(work: Planned, engine: Engine) -> Description:
         raise UserError(f"renderer: no UnrealCV server answers at {where}: {error}") from None
 
 
+def _texts_of(work: Planned, row: PlannedRow) -> Iterator[str]:
+    """Yield the captions and questions of a row."""
+    yield from work.captions(row)
+    for asked in work.questions(row):
+        yield f"{asked['question']} {asked['answer']}"
+
+
 def _print_plan(work: Planned, engine: Engine) -> dict[str, int]:
-    """Print the number of rows, the first few, and what the embedded world could not show."""
+    """Print the number of rows, the first few with their texts, and what the embedded world could not show."""
     rows = len(work.plan)
     print(f"{work.recipe.name}: {rows:,} rows")
     for index in range(min(SHOWN, rows)):
         row = work.row(index)
         print(f"{index}  {row.id}  {row.split}  {json.dumps(row.values, ensure_ascii=False)}")
+        for text in _texts_of(work, row):
+            print(f"   {text}")
     if work.recipe.renderer.kind == "embedded":
         missing = missing_assets(work, described(work, engine).assets)
         close_pools()
@@ -168,22 +204,23 @@ def _finish(session: Session[RenderRecipe], rendering: Rendering, version: str) 
     rows = len(work.plan)
     recipe = work.recipe
     renderer = {"kind": recipe.renderer.kind, "version": version}
+    written_quads = rendering.written.get("quads", [])
     facts = session.finish(
-        features={"default": work.features()},
+        features={"default": work.features(), **({"quads": language.quad_features()} if written_quads else {})},
         facts={
             "noun": "frames",
             "flow": [{"stage": "render", "in": rows, "kept": kept, "dropped": 0, "dead": dead}],
             "renderer": renderer,
             "factors": {axis.name: len(axis.levels) for axis in work.axes},
             "columns": list(work.plan.columns),
-            "notes": _notes(work, dead),
+            "notes": _notes(work, dead, sum(shard.marker.rows for shard in written_quads)),
         },
-        shards={"default": rendering.written["shards"]},
+        shards={"default": rendering.written["shards"], **({"quads": written_quads} if written_quads else {})},
         card={
             "made": f"rendered from {rows:,} rows of factor values by {MAKERS[recipe.renderer.kind]}.",
             "meanings": {**MEANINGS, **{column: "factor" for column in work.plan.columns}},
             "tags": ["synthetic", "rendered", "PUG"],
-            "task_categories": ["image-classification", "zero-shot-image-classification"],
+            "task_categories": _tasks(recipe),
             "method": METHOD,
             "limits": _limits(work),
             "local": ["renderer", "meshes"],
@@ -193,8 +230,21 @@ def _finish(session: Session[RenderRecipe], rendering: Rendering, version: str) 
     return facts
 
 
-def _notes(work: Planned, dead: int) -> list[str]:
+def _tasks(recipe: RenderRecipe) -> list[str]:
+    """Return the tasks that the Hub lists the dataset under."""
+    asked = bool(recipe.questions.kinds or recipe.polls.kinds)
+    tasks = ["image-classification", "zero-shot-image-classification"]
+    return tasks + ["visual-question-answering"] * asked
+
+
+def _notes(work: Planned, dead: int, quads: int) -> list[str]:
     notes = []
+    if work.recipe.quads.kinds:
+        notes.append(
+            f"{quads:,} quads of two pictures and two captions of the same words (config quads)."
+            if quads
+            else "There are no quads: no two rows of a split with a picture exchange what quads.kinds asks for."
+        )
     if dead:
         notes.append(f"{dead:,} rows have no picture; dead-letter/ and the report say why.")
     if work.recipe.assets:

@@ -18,17 +18,23 @@ from granary.curation.runs.splits import TRAIN, in_order
 from granary.curation.sources.files import absolute
 from granary.curation.store import storage
 from granary.curation.store.hashing import digest_of
+from granary.curation.store.language import PollRow, QuestionRow, poll_feature, question_feature
 from granary.curation.store.schema import class_names, sample_features
 from granary.synth.pug.plan.factors import Axis, Level, Value, axes_of, inlined
 from granary.synth.pug.plan.plans import VARIED, Listed, Plan, Row, plan_of, row_id
 from granary.synth.pug.plan.scenes import NAME, SceneSpec, named, problem, scene_of
-from granary.synth.pug.plan.spar import check_template, row_captions
+from granary.synth.pug.plan.spar import row_captions
 from granary.synth.pug.plan.splits import Rule, rules_of, split_of
 from granary.synth.pug.recipe import RenderRecipe
+from granary.synth.pug.texts.facts import FIELDS, PictureFacts, facts_of
+from granary.synth.pug.texts.polls import Commonness, polls_of
+from granary.synth.pug.texts.sentences import captions_of, questions_of
+from granary.synth.pug.texts.templates import check_question, check_template
 from granary.synth.pug.world.content.imports import FORMATS, files_of
 
 LABELS = ("character_label", "character_name")
-OWN_COLUMNS = ("row_id", "split", "objects", "mask", "depth", "depth_view", "normals")
+OWN_COLUMNS = ("row_id", "split", "objects", "questions", "polls", "mask", "depth", "depth_view", "normals")
+NAMES_OF_BOTH = ("character_name", "character2_name")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,7 +119,32 @@ class Planned:
         options = self.recipe.captions
         if options.style == "spar":
             return row_captions(row.values)
+        if options.style == "sentences":
+            return captions_of(self.facts(row), row.values, options, self._draw(row))
         return [template.format_map(row.values) for template in options.templates]
+
+    def facts(self, row: PlannedRow) -> PictureFacts:
+        """Return what language can say of a row."""
+        return facts_of(row.values, self.scene(row), self.recipe.scene, self.recipe.words)
+
+    def questions(self, row: PlannedRow) -> list[QuestionRow]:
+        """Return the questions about a row, with their answers."""
+        return questions_of(self.facts(row), row.values, self.recipe.questions, self._draw(row))
+
+    def polls(self, row: PlannedRow, common: Commonness) -> list[PollRow]:
+        """Return the questions whether objects are in the picture of a row.
+
+        Args:
+            common: how often each object is in the pictures of the plan.
+        """
+        return polls_of(self.objects(row), common, self.recipe.polls, self._draw(row))
+
+    def objects(self, row: PlannedRow) -> list[str]:
+        """Return the words for what stands in the picture of a row."""
+        return [thing.words for thing in self.facts(row).things]
+
+    def _draw(self, row: PlannedRow) -> str:
+        return f"{self.recipe.seed}/{row.id}"
 
     @functools.cached_property
     def column_types(self) -> dict[str, str]:
@@ -147,6 +178,10 @@ class Planned:
         extra: dict[str, Any] = {"row_id": Value("string"), "split": Value("string")}
         extra |= {column: Value(kind) for column, kind in self.column_types.items()}
         extra["objects"] = List({"name": Value("string"), "box": List(Value("int32")), "pixels": Value("int32")})
+        if self.recipe.questions.kinds:
+            extra["questions"] = question_feature()
+        if self.recipe.polls.kinds:
+            extra["polls"] = poll_feature()
         if outputs.mask:
             extra["mask"] = Image()
         if outputs.depth:
@@ -205,10 +240,28 @@ def _check_outputs(work: Planned) -> None:
     recipe, columns = work.recipe, work.plan.columns
     if recipe.label and recipe.label not in columns:
         raise UserError(f"label: there is no column {recipe.label}; the columns are {', '.join(columns)}")
-    for template in recipe.captions.templates:
-        check_template(template, columns)
-    if bool(recipe.captions.templates) != (recipe.captions.style == "templates"):
-        raise UserError("captions.style: templates go with captions.templates, and only with them")
+    _check_texts(recipe, columns)
+
+
+def _check_texts(recipe: RenderRecipe, columns: Sequence[str]) -> None:
+    captions, questions, polls, quads = recipe.captions, recipe.questions, recipe.polls, recipe.quads
+    if captions.style == "templates" and not captions.templates:
+        raise UserError("captions.templates: missing; captions.style: templates writes each of them")
+    if captions.templates and captions.style not in ("templates", "sentences"):
+        raise UserError(
+            f"captions.style: {captions.style} reads no captions.templates; give templates or sentences, or leave them"
+        )
+    for template in captions.templates:
+        check_template("captions.templates", template, FIELDS if captions.style == "sentences" else (), columns)
+    for kind, templates in questions.templates.items():
+        for template in templates:
+            check_template(f"questions.templates.{kind}", template, FIELDS, columns)
+            check_question(kind, template)
+    for exchange, template in quads.templates.items():
+        check_template(f"quads.templates.{exchange}", template, FIELDS, ())
+    check_template("polls.template", polls.template, ("object",), ())
+    if quads.kinds and not set(NAMES_OF_BOTH) <= set(columns):
+        raise UserError(f"quads.kinds: a quad needs two things; give the factors {' and '.join(NAMES_OF_BOTH)}")
 
 
 def _check_renderer(recipe: RenderRecipe) -> None:

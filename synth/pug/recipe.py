@@ -12,6 +12,7 @@ from granary.synth.pug.plan.factors import Factor
 from granary.synth.pug.plan.plans import PlanOptions
 from granary.synth.pug.plan.scenes import SceneOptions
 from granary.synth.pug.plan.splits import Holdout
+from granary.synth.pug.texts.options import Captions, Polls, Quads, Questions
 
 
 class ImageOptions(Options, frozen=True):
@@ -30,13 +31,6 @@ class Outputs(Options, frozen=True):
         description="columns `depth`: planar, float32 cm in a NumPy file (.npz), and `depth_view`: a PNG of it",
     )
     normals: bool = Field(False, description="column `normals`: PNG, world normal * 0.5 + 0.5")
-
-
-class Captions(Options, frozen=True):
-    """The captions of a picture."""
-
-    style: Literal["none", "spar", "templates"] = Field("none", description="spar: the captions of PUG: SPAR")
-    templates: tuple[Sentence, ...] = Field((), description="templates: texts with {column} in them")
 
 
 class Settle(Options, frozen=True):
@@ -104,6 +98,10 @@ class RenderRecipe(RunRecipe, frozen=True):
     splits: tuple[Holdout, ...] = Field((), description="what is held out; the rest is train")
     label: str = Field("", description="column that is the label; default: character_label or character_name")
     captions: Captions = Field(Captions(), description="captions")
+    questions: Questions = Field(Questions(), description="questions with their answers")
+    polls: Polls = Field(Polls(), description="questions whether an object is in the picture")
+    quads: Quads = Field(Quads(), description="two pictures and two captions of the same words")
+    words: dict[str, Sentence] = Field({}, description="names of worlds, characters, textures, and the words for them")
     assets: dict[str, str] = Field({}, description="names the renderer does not have, and what it shows instead")
     meshes: dict[str, str] = Field({}, description="your own meshes by name: glb, gltf, obj, ply, stl or off files")
     image: ImageOptions = Field(ImageOptions(), description="size of the pictures")

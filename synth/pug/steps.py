@@ -17,18 +17,20 @@ import pyarrow.parquet as pq
 from granary.curation.runs import dead_letters
 from granary.curation.runs.dead_letters import DeadLetter
 from granary.curation.runs.row_groups import RowGroups
-from granary.curation.runs.run import Output, Run, digest, undigested
+from granary.curation.runs.run import NoJob, Output, Run, digest, undigested
 from granary.curation.runs.tables import read_table
 from granary.curation.store import schema, storage
 from granary.synth.pug.planning import Planned, PlannedRow, planned
 from granary.synth.pug.recipe import RenderRecipe
 from granary.synth.pug.renderer.frames import Frame, boxes, nearness, npz, png
 from granary.synth.pug.renderer.worker import Lost, Service, Worker
+from granary.synth.pug.texts.polls import Commonness
 
 LOST = b"granary.lost"
-SERVICE = {"out", "name", "licence", "renderer", "shards", "meshes"}  # fields that leave a frame as it is
+SERVICE = {"out", "name", "licence", "renderer", "shards", "meshes", "quads"}  # fields that leave a sample as it is
 PLAN = pa.schema([("recipe", pa.string())])
 ROWS = pa.schema([("row", pa.int64())])
+OBJECTS = pa.schema([("object", pa.string()), ("beside", pa.string()), ("rows", pa.int64())])
 
 
 # -- the plan --------------------------------------------------------------------------------------------------------
@@ -67,6 +69,11 @@ def write_plan(run: Run, job: FramePlan, output: Output) -> None:
     output.write(pa.Table.from_pylist([{"recipe": json.dumps(plan)}], PLAN))
 
 
+def planned_of(run: Run) -> Planned:
+    """Return what the first stage of a run wrote down: its recipe and plan, but for the fields of `SERVICE`."""
+    return _planned(run.read("plan", 0)["recipe"][0].as_py())
+
+
 @functools.lru_cache(maxsize=4)
 def _planned(text: str) -> Planned:
     plan = json.loads(text)
@@ -96,11 +103,30 @@ class CutShards:
 
 def list_rows(run: Run, job: CutShards, output: Output) -> None:
     """Write which rows of the plan each shard holds, all of one split: row group i is shard i, see `ShardSize`."""
-    for split, rows in _planned(run.read("plan", 0)["recipe"][0].as_py()).rows_of_splits().items():
+    for split, rows in planned_of(run).rows_of_splits().items():
         for start in range(0, len(rows), job.rows):
             some = rows[start : start + job.rows]
             output.write(pa.table({"row": some}, ROWS))
             output.notes.append(ShardSize(split, len(some)))
+
+
+# -- the objects of the plan -----------------------------------------------------------------------------------------
+
+
+def count_objects(run: Run, job: NoJob, output: Output) -> None:
+    """Write in how many rows of the plan each object is, and each two objects are, for polls."""
+    work = planned_of(run)
+    common = Commonness.of(work.objects(work.row(index)) for index in range(len(work.plan)))
+    counts = [{"object": name, "beside": "", "rows": count} for name, count in sorted(common.pictures.items())]
+    counts += [{"object": a, "beside": b, "rows": count} for (a, b), count in sorted(common.together.items())]
+    output.write(pa.Table.from_pylist(counts, OBJECTS))
+
+
+def commonness_of(run: Run) -> Commonness:
+    """Return what `count_objects` wrote; nothing where no polls are asked for."""
+    rows = run.read("objects", 0).to_pylist() if run.parts("objects") else []
+    pictures = {row["object"]: row["rows"] for row in rows if not row["beside"]}
+    return Commonness(pictures, {(row["object"], row["beside"]): row["rows"] for row in rows if row["beside"]})
 
 
 # -- the shards ------------------------------------------------------------------------------------------------------
@@ -130,13 +156,14 @@ def render_shard(run: Run, job: ShardRows, output: Output) -> None:
     target = schema.arrow_schema(work.features())
     folder = run.path("frames", f"{job.shard:05d}")
     key = digest(plan, job, job.service.checkpoint)[:16]
+    common = commonness_of(run)
     shard = RowGroups(output, target, job.row_group)
     with ExitStack() as stack:
         worker = Worker(run, work, job.service, stack)
         for start in range(0, len(rows), job.service.checkpoint):
             piece = storage.join(folder, f"{key}-{start:09d}.parquet")
             some = rows[start : start + job.service.checkpoint]
-            table, lost = _load_piece(piece, target) or _make_piece(piece, target, worker, some)
+            table, lost = _load_piece(piece, target) or _make_piece(piece, target, worker, some, common)
             output.notes.extend(lost)
             output.counters.update(row.error for row in lost)
             for place, sample in enumerate(table.to_pylist()):
@@ -161,9 +188,11 @@ def _load_piece(url: str, target: pa.Schema) -> tuple[pa.Table, list[Lost]] | No
         return None
 
 
-def _make_piece(url: str, target: pa.Schema, worker: Worker, rows: Sequence[PlannedRow]) -> tuple[pa.Table, list[Lost]]:
+def _make_piece(
+    url: str, target: pa.Schema, worker: Worker, rows: Sequence[PlannedRow], common: Commonness
+) -> tuple[pa.Table, list[Lost]]:
     frames, lost = worker.render(rows)
-    samples = [sample_of(worker.work, row, frames[row.id]) for row in rows if row.id in frames]
+    samples = [sample_of(worker.work, row, frames[row.id], common) for row in rows if row.id in frames]
     table = pa.Table.from_pylist(samples, target)
     buffer = io.BytesIO()
     saved = table.replace_schema_metadata({**target.metadata, LOST: json.dumps(lost).encode()})
@@ -172,8 +201,14 @@ def _make_piece(url: str, target: pa.Schema, worker: Worker, rows: Sequence[Plan
     return table, lost
 
 
-def sample_of(work: Planned, row: PlannedRow, frame: Frame) -> dict[str, object]:
-    """Return the sample of a row and its frame: a value for each column of `work.features()`."""
+def sample_of(work: Planned, row: PlannedRow, frame: Frame, common: Commonness) -> dict[str, object]:
+    """Return the sample of a row and its frame: a value for each column of `work.features()`.
+
+    Args:
+        work, row: the plan, and a row of it.
+        frame: what was captured of it.
+        common: of the objects of the plan, for polls.
+    """
     data, stem = png(frame.lit), f"{row.index:09d}"
     sample: dict[str, object] = {
         "id": hashlib.sha256(data).hexdigest()[:32],
@@ -188,6 +223,10 @@ def sample_of(work: Planned, row: PlannedRow, frame: Frame) -> dict[str, object]
         **_factor_values(work, row),
         "objects": _objects(work, row, frame),
     }
+    if work.recipe.questions.kinds:
+        sample["questions"] = work.questions(row)
+    if work.recipe.polls.kinds:
+        sample["polls"] = work.polls(row, common)
     if work.recipe.outputs.mask:
         sample["mask"] = {"bytes": png(frame.mask), "path": f"{stem}-mask.png"}
     if frame.depth is not None:

@@ -6,11 +6,9 @@ Bordes et al. 2023, arXiv 2308.03977: scene, position, attribute and relation, e
 from __future__ import annotations
 
 import itertools
-import string
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
-from granary.curation.errors import UserError
 from granary.synth.pug.plan.factors import Value
 from granary.synth.pug.plan.scenes import BLANK, DEFAULT
 
@@ -159,16 +157,3 @@ def _template(animals: Sequence[str], task: Task, row: Mapping[str, Value], worl
 
 def _text(row: Mapping[str, Value], column: str) -> str:
     return str(row.get(column, DEFAULT))
-
-
-def check_template(template: str, columns: Sequence[str]) -> None:
-    """Raise UserError when a caption template names something else than columns, {like_this}."""
-    try:
-        fields = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
-    except ValueError as error:
-        raise UserError(
-            f"captions.templates: {template!r} is no template ({error}); write columns as {{name}}"
-        ) from None
-    for field in fields:
-        if field not in columns:
-            raise UserError(f"captions.templates: {{{field}}} is no column; the columns are {', '.join(columns)}")

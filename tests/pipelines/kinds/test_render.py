@@ -49,6 +49,8 @@ def write_recipe(folder: Path, **changes: Any) -> str:
         "image": {"width": 48, "height": 48},
         "outputs": {"mask": True, "depth": True, "normals": True},
         "captions": {"style": "templates", "templates": [CAPTION]},
+        "questions": {"kinds": ["what", "world", "count"]},
+        "polls": {"kinds": ["random", "adversarial"]},
         "splits": [{"where": {"world_name": "Desert"}}],
         "shards": {"rows": 8, "row_group": 3, "checkpoint": 2},
         "checks": {"twice": 0.2},
