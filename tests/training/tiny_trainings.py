@@ -36,6 +36,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "clip": {**TEXT, "dimension": 8},
     "siglip": TEXT,
     "llip": {**TEXT, "dimension": 8, "heads": 2},
+    "llava": {"language": "tiny?width=16&depth=1&heads=2", "vocabulary": 600, "context": 16, "describe": "what?"},
     "coca": {**TEXT, "dimension": 8, "decoder_depth": 1, "queries": 3},
 }
 NONE: Mapping[str, Any] = {}

@@ -20,7 +20,7 @@ from granary.curation.images.decode import DecodeError
 from granary.training.data.augment import normalised, to_unit
 from granary.training.evaluation.picture_views import central_views, opened_views
 from granary.training.models.clip_transformers import DTYPES
-from granary.training.models.generative import Generative, cut_to, greedy, word_loglikelihood
+from granary.training.models.generative import Generative, cut_to, word_loglikelihood
 from granary.training.models.training import load_training
 
 CELLS = 1 << 24  # logits held at once
@@ -176,7 +176,7 @@ class TrainedGenerator:
         for start in range(0, len(pictures), self.batch):
             memory = self._memory(pictures[start : start + self.batch])
             with self.autocast():
-                said = greedy(self.model, memory, prompts[start : start + self.batch], tokens)
+                said = self.model.greedy(memory, prompts[start : start + self.batch], tokens)
             texts.extend(self.model.spoken(numbers).strip() for numbers in said)
         return texts
 

@@ -50,7 +50,10 @@ class Generative(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def prompt(self, question: str | None) -> list[int]:
-        """Return the one or more tokens that a description, or the answer to a question, is said after."""
+        """Return the one or more tokens that a description, or the answer to a question, is said after.
+
+        A number below 0 is no token, but where the model puts the picture.
+        """
 
     @abc.abstractmethod
     def words(self, text: str) -> list[int]:
@@ -59,6 +62,19 @@ class Generative(nn.Module, abc.ABC):
     @abc.abstractmethod
     def spoken(self, tokens: Sequence[int]) -> str:
         """Return the text of tokens without an end."""
+
+    def greedy(self, memory: Tensor, prompts: Sequence[Sequence[int]], tokens: int) -> list[list[int]]:
+        """Return the likeliest next token again and again, until the end of the text: the same words in any batch.
+
+        Args:
+            memory: (B, K, W).
+            prompts: what each is said after.
+            tokens: of a text at most.
+
+        Returns:
+            For each picture the tokens without prompt and end.
+        """
+        return greedy(self, memory, prompts, tokens)
 
 
 def cut_to(longest: int, prompt: Sequence[int], words: Sequence[int]) -> tuple[list[int], list[int]]:
@@ -90,7 +106,7 @@ def word_loglikelihood(
     rows, before = [prompt + text for prompt, text in framed], [len(prompt) for prompt, _ in framed]
     tokens = padded(rows, max(map(len, rows)), memory.device)
     logits = model.next_logits(memory, tokens[:, :-1])
-    of_next = logits.float().log_softmax(dim=2).gather(2, tokens[:, 1:, None])[..., 0]  # (B, L - 1)
+    of_next = logits.float().log_softmax(dim=2).gather(2, tokens[:, 1:, None].clamp(min=0))[..., 0]  # (B, L - 1)
     places = torch.arange(1, tokens.shape[1], device=tokens.device)[None]
     first, last = (torch.tensor(numbers, device=tokens.device)[:, None] for numbers in (before, [*map(len, rows)]))
     counted = (places >= first) & (places < last)
@@ -98,17 +114,7 @@ def word_loglikelihood(
 
 
 def greedy(model: Generative, memory: Tensor, prompts: Sequence[Sequence[int]], tokens: int) -> list[list[int]]:
-    """Return the likeliest next token again and again, until the end of the text: the same words in any batch.
-
-    Args:
-        model: says them.
-        memory: (B, K, W).
-        prompts: what each is said after.
-        tokens: of a text at most.
-
-    Returns:
-        For each picture the tokens without prompt and end.
-    """
+    """Return what `Generative.greedy` does, each token from all before it."""
     rows = [cut_to(model.longest, prompt, ())[0] for prompt in prompts]
     before, said = [len(row) for row in rows], list(range(len(rows)))
     for _ in range(tokens):

@@ -43,7 +43,7 @@ class HubBackbone(Backbone):
 
     def __init__(self, config: HubConfig, model: PreTrainedModel | None = None) -> None:
         super().__init__(config)
-        built: Any = model if model is not None else _built(_their_config(config.architecture))
+        built: Any = model if model is not None else _built(their_config(config.architecture))
         self.parts = nn.ModuleList([built])
 
     @property
@@ -155,11 +155,10 @@ def hub_config(name: str, img_size: int) -> HubConfig:
 
 def _described(theirs: PreTrainedConfig, preparation: Preparation, name: str) -> HubConfig:
     """Return the architecture that a configuration makes, its sizes measured on a picture without memory."""
-    side, tree = preparation.img_size, {**theirs.to_diff_dict(), "model_type": theirs.model_type}
-    architecture = json.dumps({key: value for key, value in tree.items() if key not in ELSEWHERE}, sort_keys=True)
+    side, architecture = preparation.img_size, described_config(theirs)
     try:
         with torch.device("meta"), torch.no_grad():
-            model = _built(_their_config(architecture)).eval()
+            model = _built(their_config(architecture)).eval()
             if model.main_input_name != "pixel_values":
                 raise ValueError(f"it takes {model.main_input_name}, not pictures")
             tokens = _tokens(model(pixel_values=torch.empty(1, 3, side, side)))
@@ -177,7 +176,14 @@ def _described(theirs: PreTrainedConfig, preparation: Preparation, name: str) ->
     )
 
 
-def _their_config(architecture: str) -> PreTrainedConfig:
+def described_config(config: PreTrainedConfig) -> str:
+    """Return a configuration of transformers as JSON: its sizes, and not where it came from."""
+    tree = {**config.to_diff_dict(), "model_type": config.model_type}
+    return json.dumps({key: value for key, value in tree.items() if key not in ELSEWHERE}, sort_keys=True)
+
+
+def their_config(architecture: str) -> PreTrainedConfig:
+    """Return the configuration that `described_config` gave as JSON."""
     from transformers import AutoConfig
 
     return AutoConfig.for_model(**{key: v for key, v in json.loads(architecture).items() if key not in ELSEWHERE})

@@ -1,4 +1,4 @@
-"""Low-rank adapters (Hu et al. 2021, arXiv 2106.09685) for a CLIP of `transformers`, by peft."""
+"""Low-rank adapters (Hu et al. 2021, arXiv 2106.09685) for models of `transformers`, by peft."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import tempfile
 import warnings
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from pydantic import Field
@@ -17,6 +17,7 @@ from granary.curation.errors import UserError, needs
 from granary.curation.options import Options
 from granary.curation.store import storage
 from granary.training.models.clip_transformers import ClipModel
+from granary.training.models.language import LanguageModel
 
 if TYPE_CHECKING:  # in an extra
     from peft import PeftModel
@@ -50,23 +51,41 @@ def adapt(clip: ClipModel, lora: Lora) -> PeftModel:
     Raises:
         UserError: the model is not a CLIP.
     """
-    with needs("train"):
-        from peft import LoraConfig, get_peft_model
     names = {name.rpartition(".")[2] for name, _ in clip.model.named_modules()}
     missing = [target for target in TARGETS if target not in names]
     if missing:
         kind = clip.model.config.model_type
         raise UserError(f"model: {clip.name!r} is a {kind} without a layer {missing[0]}; fine-tuning needs a CLIP")
+    return _adapted(clip.model, lora, list(TARGETS))
+
+
+def adapt_language(language: LanguageModel, lora: Lora) -> None:
+    """Put adapters into all linear layers of a language model but its output; they and those layers' biases learn.
+
+    The adapters are drawn with torch's generator.
+
+    Args:
+        language: the model.
+        lora: their sizes.
+    """
+    adapted: Any = _adapted(language.network, lora, "all-linear")
+    language.network = adapted
+
+
+def _adapted(model: PreTrainedModel, lora: Lora, targets: list[str] | str) -> PeftModel:
+    """Return the wrapper of peft around a model with adapters in the layers of some names."""
+    with needs("train"):
+        from peft import LoraConfig, get_peft_model
     config = LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
         bias="lora_only",
-        target_modules=list(TARGETS),
+        target_modules=targets,
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers for an attribute by its old name
-        return get_peft_model(clip.model, config)
+        return get_peft_model(model, config)
 
 
 def merged_weights(lora: Lora, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

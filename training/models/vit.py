@@ -202,15 +202,27 @@ class VisionTransformer(Backbone):
         return self.intermediate(pixels, [len(self.blocks) - 1], keep, masked)[0]
 
     def intermediate(
-        self, pixels: Tensor, layers: Sequence[int], keep: Tensor | None = None, masked: Tensor | None = None
+        self,
+        pixels: Tensor,
+        layers: Sequence[int],
+        keep: Tensor | None = None,
+        masked: Tensor | None = None,
+        normed: bool = True,
     ) -> list[Tokens]:
-        """Return the tokens after each of `layers` (block numbers from 0, ascending), each through the final norm."""
+        """Return the tokens after each of `layers` (block numbers from 0, ascending), each through the final norm.
+
+        Args:
+            pixels: (B, 3, h, w).
+            layers: which.
+            keep, masked: as in `forward`.
+            normed: false leaves the norm out.
+        """
         x, outputs = self.tokens(pixels, keep, masked), []
         angles = self._angles(pixels, keep)
         for number, block in enumerate(self.blocks):
             x = checkpoint(block, x, angles, use_reentrant=False) if self.recompute else block(x, angles)
             if number in layers:
-                outputs.append(self.split(self.norm(x)))
+                outputs.append(self.split(self.norm(x) if normed else x))
         return outputs
 
     def tokens(self, pixels: Tensor, keep: Tensor | None = None, masked: Tensor | None = None) -> Tensor:
