@@ -62,6 +62,7 @@ class LookedAt:
         wanted: says whether a row has what is asked for.
         pictures: the columns of pictures.
         limit: rows at most.
+        first: rows that have what is asked for and come at the end, after the others.
 
     Attributes:
         read: rows so far.
@@ -77,8 +78,10 @@ class LookedAt:
         wanted: Callable[[Part], object],
         pictures: Sequence[str] = ALONE,
         limit: int | None = None,
+        first: int = 0,
     ) -> None:
         self.dataset, self.columns, self.wanted, self.names, self.limit = dataset, columns, wanted, pictures, limit
+        self.first = first
         self.read = self.without = self.unreadable = 0
         self.dead: list[DeadLetter] = []
 
@@ -88,7 +91,11 @@ class LookedAt:
         Raises:
             UserError: where no row is left at all.
         """
-        rows, some = self._wanted(), False
+        rows, some = self._wanted(self.names), False
+        if self.first:
+            rows = itertools.chain(
+                itertools.islice(rows, self.first, None), itertools.islice(self._wanted(self.names), self.first)
+            )
         while chunk := list(itertools.islice(rows, max(1, batch // len(self.names)))):
             files = [Opened(_bytes(row, name)) for row in chunk for name in self.names]
             ready = model.prepared(files)
@@ -108,8 +115,12 @@ class LookedAt:
         if not some:
             raise UserError(f"data: {self.dataset.path} has nothing to measure on: {self._why()}")
 
-    def _wanted(self) -> Iterator[Part]:
-        columns = list(dict.fromkeys([*IDENTITY, *self.names, *self.columns]))
+    def count(self) -> int:
+        """Return how many rows have what is asked for; no picture is read."""
+        return sum(1 for _ in LookedAt(self.dataset, self.columns, self.wanted, (), self.limit)._wanted(()))
+
+    def _wanted(self, names: Sequence[str]) -> Iterator[Part]:
+        columns = list(dict.fromkeys([*IDENTITY, *names, *self.columns]))
         for row in undecoded(self.dataset, columns, self.limit):
             self.read += 1
             if self.wanted(row):
@@ -131,6 +142,11 @@ class LookedAt:
         """
         measured = self.read - self.without - self.unreadable
         return {name: measured, f"{name}.{what}": self.without, f"{name}.unreadable": self.unreadable}
+
+
+def listed(value: object) -> list[object]:
+    """Return what a cell of a column of lists holds; what is no list is one thing alone, null is none."""
+    return value if isinstance(value, list) else [] if value is None else [value]
 
 
 def _bytes(row: Part, name: str) -> bytes:

@@ -17,7 +17,7 @@ from granary.curation.errors import UserError
 from granary.training.data import shards
 from granary.training.data.collate import Part
 from granary.training.data.tokenizer import filled
-from granary.training.evaluation.looked import LookedAt, own_logits
+from granary.training.evaluation.looked import LookedAt, listed, own_logits
 from granary.training.evaluation.negatives import CHANGES, negative
 from granary.training.evaluation.pairs import PairScorer, load_pair_scorer
 from granary.training.evaluation.protocol import Measured, Protocol, ScorerOptions, SplitOptions
@@ -58,9 +58,7 @@ def evaluate(measured: Measured, options: OrderOptions) -> Scores:
     Raises:
         UserError: an unknown kind, or no caption that a negative can be made of.
     """
-    unknown = next((kind for kind in options.kinds if kind not in CHANGES), None)
-    if unknown:
-        raise UserError(f"options.kinds: {unknown!r} is not right; the kinds are {', '.join(CHANGES)}")
+    check_kinds(options)
     needs = ["image", "captions", *([options.negatives] if options.negatives else [])]
     columns = measured.columns
     dataset = shards.open_dataset(measured.data, needs, measured.split, options.holdout, "the order test", columns)
@@ -80,6 +78,13 @@ def evaluate(measured: Measured, options: OrderOptions) -> Scores:
 
 
 PROTOCOL = Protocol(evaluate, OrderOptions, batch=32, notes=NOTES)
+
+
+def check_kinds(options: OrderOptions) -> None:
+    """Raise UserError for a kind of negatives that there is not."""
+    unknown = next((kind for kind in options.kinds if kind not in CHANGES), None)
+    if unknown:
+        raise UserError(f"options.kinds: {unknown!r} is not right; the kinds are {', '.join(CHANGES)}")
 
 
 def asked_of(at: int, row: Part, options: OrderOptions) -> Iterator[Asked]:
@@ -106,8 +111,7 @@ def asked_of(at: int, row: Part, options: OrderOptions) -> Iterator[Asked]:
 
 def _read(values: object, column: str) -> Iterator[tuple[str, str]]:
     """Yield kind and text of the negatives in a column; a text alone is one."""
-    listed = values if isinstance(values, list) else [] if values is None else [values]
-    for value in listed:
+    for value in listed(values):
         kind, text = (value.get("kind"), value.get("text")) if isinstance(value, Mapping) else (None, value)
         if not isinstance(text, str):
             raise UserError(f"options.negatives: the column {column} has {value}; give texts, or objects with a text")

@@ -22,7 +22,7 @@ from granary.training.data.collate import Part
 from granary.training.data.splits import held_out
 from granary.training.evaluation.answers import normalised
 from granary.training.evaluation.generators import GeneratedPairs, Generator
-from granary.training.evaluation.looked import LookedAt, own_logits
+from granary.training.evaluation.looked import LookedAt, listed, own_logits
 from granary.training.evaluation.mentions import best_bound, polled
 from granary.training.evaluation.pairs import PairScorer, load_pair_scorer
 from granary.training.evaluation.protocol import Measured, Protocol, ScorerOptions, SplitOptions
@@ -71,7 +71,7 @@ def evaluate(measured: Measured, options: PopeOptions) -> Scores:
         raise UserError(f"options.sentence: {options.sentence!r} is not right; write {{}} for the object")
     dataset = shards.open_dataset(measured.data, needs, measured.split, options.holdout, "POPE", measured.columns)
     model = load_pair_scorer(measured.model, measured.device, measured.dtype, options.scorer)
-    looked = LookedAt(dataset, [column], lambda row: row[column], limit=measured.limit)
+    looked = LookedAt(dataset, [column], lambda row: listed(row[column]), limit=measured.limit)
     answered = list[Answered]()
     for rows, pictures in looked.batches(model, measured.batch):
         answered += _answered(model, pictures[:, 0], rows, options)
@@ -88,7 +88,7 @@ PROTOCOL = Protocol(evaluate, PopeOptions, batch=32, notes=NOTES)
 def polls_of(row: Part, column: str) -> list[Poll]:
     """Return the polls of a row. Raises UserError where one lacks a field, or its answer is neither yes nor no."""
     polls = []
-    for value in row[column]:
+    for value in listed(row[column]):
         fields = value if isinstance(value, dict) else {}
         answer, question = normalised(str(fields.get("answer") or "")), fields.get("question")
         if answer not in ("yes", "no") or not isinstance(question, str):

@@ -34,6 +34,11 @@ PROTOCOLS = {  # name on the command line -> module, which has a PROTOCOL
     "pope": "granary.training.evaluation.protocols.pope",
     "clipscore": "granary.training.evaluation.protocols.clipscore",
     "bias": "granary.training.evaluation.protocols.bias",
+    "captioning": "granary.training.evaluation.protocols.captioning",
+    "hallucination": "granary.training.evaluation.protocols.hallucination",
+    "vqa": "granary.training.evaluation.protocols.vqa",
+    "selective": "granary.training.evaluation.protocols.selective",
+    "blind": "granary.training.evaluation.protocols.blind",
     "video-segmentation": "granary.training.evaluation.protocols.segmentation",
 }
 
