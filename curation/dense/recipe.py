@@ -9,7 +9,7 @@ from pydantic import Field, field_validator
 from granary.curation.images.limits import DecodeLimits
 from granary.curation.options import Options, RunRecipe
 
-Format = Literal["dci", "coco", "narratives", "jsonl"]
+Format = Literal["dci", "coco", "narratives", "jsonl", "vqa", "gqa", "pope", "llava", "winoground"]
 MaskForm = Literal["rle", "png"]
 
 
@@ -87,11 +87,16 @@ class PackRecipe(RunRecipe, frozen=True):
         "unknown", description="licence of images and annotations, as the Hub names it: cc-by-4.0, mit, other"
     )
     format: Format = Field(
-        "dci", description="dci (and sDCI), coco, narratives (ImageInWords, Localized Narratives), jsonl"
+        "dci",
+        description="dci (and sDCI), coco, narratives (ImageInWords, Localized Narratives), jsonl; vqa (VQAv2), gqa, "
+        "pope, llava (instructions), winoground",
     )
     annotations: str = Field(min_length=1, description="folder or file of the annotations, a path or URL")
-    images: str = Field(min_length=1, description="folder the annotations' image names are relative to")
+    images: str = Field(
+        "", description="folder the annotations' image names are relative to; Winoground's Parquet needs none"
+    )
     captions: str = Field("", description="coco: caption file that goes with the instance file")
+    answers: str = Field("", description="vqa: annotation file that goes with the question file")
     splits: str = Field("", description="dci: splits.json; by default the one beside the folder, where there is one")
     out: str = Field(min_length=1, description="the run directory to write, a path or URL")
     seed: int = Field(0, ge=0, lt=2**63, description="decides every random choice")

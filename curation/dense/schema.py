@@ -3,12 +3,20 @@ and negatives (config `pairs`)."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypedDict
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Literal, TypedDict
 
+from granary.curation.dense.recipe import Format
+from granary.curation.store.language import message_feature, poll_feature, question_feature
 from granary.curation.store.schema import sample_features
 
 if TYPE_CHECKING:
     from datasets import Features
+    from datasets.features.features import FeatureType
+
+Asked = Literal["questions", "polls", "messages"]
+ASKED: Mapping[Format, Asked] = {"vqa": "questions", "gqa": "questions", "pope": "polls", "llava": "messages"}
+"""The formats that ask and say things of pictures instead of describing them, and the column that these stand in."""
 
 
 class ImageFile(TypedDict):
@@ -135,8 +143,11 @@ class PairRow(EntryRow):
     positive_score: float | None
 
 
-def image_features() -> Features:
+def image_features(format: Format = "dci") -> Features:
     """Return the `datasets.Features` of a whole image, beside those of every sample.
+
+    Args:
+        format: of the annotations; those of `ASKED` have a column of their own.
 
     Returns:
         file: name of the annotation unit (file, or file:record); split: train, valid, test or what the data says.
@@ -180,8 +191,19 @@ def image_features() -> Features:
             "depth": count,
             "masks": List(mask),
             "texts": List(text),
+            **asked_features(format),
         }
     )
+
+
+def asked_features(format: Format) -> dict[str, FeatureType]:
+    """Return the column of what is asked or said of a picture; none for formats that describe it."""
+    made: dict[Asked, Callable[[], FeatureType]] = {
+        "questions": question_feature,
+        "polls": poll_feature,
+        "messages": message_feature,
+    }
+    return {ASKED[format]: made[ASKED[format]]()} if format in ASKED else {}
 
 
 def pair_features() -> Features:

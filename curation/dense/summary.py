@@ -10,12 +10,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from granary.curation.dense.packing import Counter
-from granary.curation.dense.recipe import Crops, PackRecipe
-from granary.curation.dense.steps.shards import image_shards
+from granary.curation.dense.recipe import Crops, Format, PackRecipe
+from granary.curation.dense.schema import ASKED, Asked
 from granary.curation.runs.facts import About, FlowRow
+from granary.curation.runs.quads import image_shards
 from granary.curation.runs.run import Marker, Run
 from granary.curation.runs.tables import read_groups
+from granary.curation.store.language import MEANINGS
 
+LOCAL = [
+    *("annotations", "images", "splits", "captions", "answers"),
+    *("budget.tokenizer", "writer.model", "writer.device"),
+]  # keys of the recipe that belong to one machine
+METHODS: Mapping[Format, str] = {
+    "dci": "Densely Captioned Images (Urbanek et al., [arXiv 2312.08578](https://arxiv.org/abs/2312.08578)).",
+    "vqa": "VQAv2 (Goyal et al., [arXiv 1612.00837](https://arxiv.org/abs/1612.00837)).",
+    "gqa": "GQA (Hudson and Manning, [arXiv 1902.09506](https://arxiv.org/abs/1902.09506)).",
+    "pope": "POPE (Li et al., [arXiv 2305.10355](https://arxiv.org/abs/2305.10355)).",
+    "llava": "LLaVA (Liu et al., [arXiv 2304.08485](https://arxiv.org/abs/2304.08485)).",
+    "winoground": "Winoground (Thrush et al., [arXiv 2204.03162](https://arxiv.org/abs/2204.03162)).",
+}
 FIGURES = ("words", "tokens", "masks", "depth")
 
 
@@ -78,7 +92,9 @@ def notes(recipe: PackRecipe, shards: Mapping[str, int], texts: Mapping[str, int
         shards, texts: sums of the counters of these stages.
         counter: of the budget.
     """
-    lines = [_budget(counter)]
+    lines = [] if recipe.format in ASKED else [_budget(counter)]
+    if column := ASKED.get(recipe.format):
+        lines.append(f"{shards[column]:,} {column} of {shards['kept']:,} images.")
     if shards["windows over the budget"]:
         lines.append(f"{shards['windows over the budget']:,} windows are single words longer than the budget.")
     if texts["summaries over the budget"]:
@@ -103,6 +119,9 @@ def _budget(counter: Counter) -> str:
 
 def card(recipe: PackRecipe, unit: str) -> About:
     """Return what the dataset card says of a pack run."""
+    asked = ASKED.get(recipe.format)
+    if asked is not None:
+        return _card_of_asked(recipe.format, asked)
     return {
         "made": "made by `granary pack`: images with a tree of masks and a text for each. Whole images are the "
         f"original files, never re-encoded; in the config `pairs`, crops of masks are {_pictures(recipe.crops)}.",
@@ -123,12 +142,31 @@ def card(recipe: PackRecipe, unit: str) -> About:
         },
         "tags": ["dense-captions", "image-text", "contrastive"],
         "task_categories": ["image-to-text", "zero-shot-image-classification"],
-        "method": "Densely Captioned Images (Urbanek et al., [arXiv 2312.08578](https://arxiv.org/abs/2312.08578)).",
+        "method": METHODS.get(recipe.format, METHODS["dci"]),
         "limits": [
             "Texts are as the annotations had them and were not checked against the pictures.",
             "Negatives made by rule may happen to describe the picture, or read oddly.",
         ],
-        "local": ["annotations", "images", "splits", "captions", "budget.tokenizer", "writer.model", "writer.device"],
+        "local": LOCAL,
+    }
+
+
+def _card_of_asked(format: Format, column: Asked) -> About:
+    """Return what the dataset card says of a run whose annotations ask or say things of pictures.
+
+    Args:
+        format: of the annotations.
+        column: that holds them.
+    """
+    return {
+        "made": "made by `granary pack`: images, each with all that was asked or said of it. They are the original "
+        "files, never re-encoded.",
+        "meanings": {column: MEANINGS[column], "file": "the record the row comes from", "split": "as the data has it"},
+        "tags": ["image-text", *(["visual-instructions"] if column == "messages" else [])],
+        "task_categories": ["image-text-to-text" if column == "messages" else "visual-question-answering"],
+        "method": METHODS[format],
+        "limits": ["Questions, answers and conversations are as the annotations had them, and were not checked."],
+        "local": LOCAL,
     }
 
 

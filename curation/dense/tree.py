@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from granary.curation.dense.rle import Lengths
+from granary.curation.store.language import MessageRow, PollRow, QuestionRow
 
 Box = tuple[int, int, int, int]  # x0, y0, x1, y1 in pixels; x1 and y1 are exclusive
 GOOD, DULL, UNUSABLE = 0, 1, 2  # mask_quality of DCI: texts are label and caption, label alone, none
@@ -102,6 +103,26 @@ class Mask:
 
 
 @dataclass(frozen=True)
+class Embedded:
+    """Where a picture lies that is no file of its own.
+
+    Args:
+        path: of a Parquet file among the annotations.
+        row: of it.
+        column: that holds the picture.
+    """
+
+    path: str
+    row: int
+    column: str
+
+    @property
+    def name(self) -> str:
+        """What messages and rows call the picture."""
+        return f"{self.path}:{self.row}/{self.column}"
+
+
+@dataclass(frozen=True)
 class Annotation:
     """What people and models said of one image.
 
@@ -116,6 +137,8 @@ class Annotation:
         summaries: short texts by entry key ("base", "m-IDX-sc"), the first one first.
         negatives: texts that do not describe the entry, by entry key and kind (basic, layout, swaps).
         scores: logits by entry key and name ("sum", "basic_0", ...).
+        questions, polls, messages: what is asked and said of the picture, in file order.
+        embedded: where the picture lies; None where it is a file.
         problems: what was lost or corrected in reading.
     """
 
@@ -130,6 +153,10 @@ class Annotation:
     summaries: Mapping[str, list[str]] = field(default_factory=dict)
     negatives: Mapping[str, Mapping[str, list[str]]] = field(default_factory=dict)
     scores: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    questions: Sequence[QuestionRow] = ()
+    polls: Sequence[PollRow] = ()
+    messages: Sequence[MessageRow] = ()
+    embedded: Embedded | None = None
     problems: list[Problem] = field(default_factory=list)
 
 

@@ -1,8 +1,10 @@
 """The pack pipeline: images with masks and long texts in, samples for vision-language training out.
 
-    records ─ shards ─ texts ─ pairs
-                 └ ledger, dead letters                        DCI and sDCI (Urbanek et al., arXiv 2312.08578).
+    records ─ shards ┬ texts ─ pairs
+                     ├ chosen-quads ─ quads
+                     └ ledger, dead letters                    DCI and sDCI (Urbanek et al., arXiv 2312.08578).
 
+Formats that ask or say things of pictures (VQAv2, GQA, POPE, LLaVA) have no texts and pairs; Winoground has quads too.
 Each name is a stage: a folder of part files in the run directory, made by work units through Beam. Nothing is
 shuffled: a unit reads the annotations and images it is named, and writes one shard; its entries follow it.
 """
@@ -18,25 +20,30 @@ from rich.console import Console
 from granary.curation.dense import summary
 from granary.curation.dense.packing import Counter
 from granary.curation.dense.readers.lines import ENDINGS
-from granary.curation.dense.recipe import PackRecipe
+from granary.curation.dense.recipe import Format, PackRecipe
 from granary.curation.dense.report import build_report
-from granary.curation.dense.schema import image_features, pair_features
+from granary.curation.dense.schema import ASKED, image_features, pair_features
 from granary.curation.dense.steps import outputs, pairs, records, shards, texts
 from granary.curation.dense.steps.notes import Note
 from granary.curation.dense.steps.pairs import CutPairs
+from granary.curation.dense.steps.quads import ChooseExamples, choose_examples
 from granary.curation.dense.steps.records import Group, ListRecords
 from granary.curation.dense.steps.shards import PackImages
 from granary.curation.dense.steps.texts import WriteTexts
 from granary.curation.errors import UserError
 from granary.curation.report.page import write_page
 from granary.curation.runs.facts import Facts, read_facts, read_recipe
+from granary.curation.runs.quads import STAGE
 from granary.curation.runs.run import Marker, NoJob, Run, digest
 from granary.curation.sources import Source, check_apart, files, listing
 from granary.curation.store import storage
+from granary.curation.store.language import quad_features
 from granary.pipelines.engine.recipe import dump_recipe
 from granary.pipelines.engine.session import Session
 from granary.pipelines.engine.stages import Stages
 from granary.pipelines.engine.units import Engine
+
+ONE_FILE: Mapping[Format, str] = {"coco": "an instance or a caption file", "vqa": "a file of questions"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,6 +94,20 @@ class Pack(Stages):
             "shards", shards.write_shard, packing, splits, [], "images", weights, target="dataset/data", processes=True
         )
         self.check_packed()
+        if self.recipe.format not in ASKED:
+            self.cut_pairs(groups)
+        if self.recipe.format == "winoground":
+            self.serial(STAGE, choose_examples, ["records", "shards"], ChooseExamples(len(groups)))
+            self.write_quad_shards(self.recipe.shards.row_group)
+        packed = self.markers["shards"]
+        deciding = [outputs.WriteLedger(unit, group.digest, packed[unit].sha256) for unit, group in enumerate(groups)]
+        self.parallel("ledger", outputs.write_ledger, deciding, [], "images", weights)
+        inputs = ["shards", *(["texts"] if "texts" in self.digests else [])]
+        self.serial("dead-letter", outputs.write_dead_letters, inputs, NoJob())
+
+    def cut_pairs(self, groups: Sequence[Group]) -> None:
+        """Write the texts of all entries, and their shards."""
+        weights, splits = [group.rows for group in groups], [group.split for group in groups]
         packed = self.markers["shards"]
         writing = [self.writing(unit, group.digest, packed[unit]) for unit, group in enumerate(groups)]
         self.parallel("texts", texts.write_texts, writing, [], "images", weights, cores=self.cores, processes=True)
@@ -95,9 +116,6 @@ class Pack(Stages):
         self.write_shards(
             "pairs", pairs.write_pairs, cutting, splits, [], "images", weights, target="dataset/pairs", processes=True
         )
-        deciding = [outputs.WriteLedger(unit, group.digest, packed[unit].sha256) for unit, group in enumerate(groups)]
-        self.parallel("ledger", outputs.write_ledger, deciding, [], "images", weights)
-        self.serial("dead-letter", outputs.write_dead_letters, ["shards", "texts"], NoJob())
 
     def list_records(self) -> list[Group]:
         """List the annotations; returns the row group of each unit."""
@@ -106,7 +124,7 @@ class Pack(Stages):
             format=recipe.format,
             unit_rows=recipe.unit_rows,
             max_bytes=recipe.decode.max_bytes,
-            captions=recipe.captions,
+            second=recipe.captions or recipe.answers,
             splits=recipe.splits,
             state=state_of(self.run_directory.sources["annotations"][0], recipe),
         )
@@ -218,10 +236,13 @@ def pack(recipe: PackRecipe, engine: Engine, console: Console | None = None) -> 
 
 def _finish(session: Session[PackRecipe], packing: Pack) -> Facts:
     recipe = session.recipe
+    configs = {"default": "shards", "pairs": "pairs", "quads": "quads"}
+    written = {config: packing.written[stage] for config, stage in configs.items() if packing.written.get(stage)}
+    features = {"default": image_features(recipe.format), "pairs": pair_features(), "quads": quad_features()}
     facts = session.finish(
-        {"default": image_features(), "pairs": pair_features()},
+        {config: features[config] for config in written},
         _summarise(packing),
-        {"default": packing.written["shards"], "pairs": packing.written["pairs"]},
+        written,
         summary.card(recipe, packing.prepared.counter.unit),
         recipe.decode,
     )
@@ -232,16 +253,29 @@ def _finish(session: Session[PackRecipe], packing: Pack) -> Facts:
 def _summarise(packing: Pack) -> dict[str, object]:
     """Return what only run.json of a pack run has."""
     prepared, markers = packing.prepared, packing.markers
-    counter, images, texts = prepared.counter, summary.totals(markers["shards"]), summary.totals(markers["texts"])
+    counter, images, texts = (
+        prepared.counter,
+        summary.totals(markers["shards"]),
+        summary.totals(markers.get("texts", [])),
+    )
     return {
         "noun": "annotations",
-        "flow": summary.flow(images, texts),
-        "notes": summary.notes(prepared.recipe, images, texts, counter),
+        "flow": summary.flow(images, texts)[: 1 if prepared.recipe.format in ASKED else None],
+        "notes": [*summary.notes(prepared.recipe, images, texts, counter), *_quads(packing)],
         "budget": {"unit": counter.unit, "most": counter.budget, "tokenizer": prepared.tokenizer_name},
         "statistics": summary.statistics(packing.run_directory),
         "counts": {"images": dict(sorted(images.items())), "entries": dict(sorted(texts.items()))},
         "dead_letters": dict(markers["dead-letter"][0].counters),
     }
+
+
+def _quads(packing: Pack) -> list[str]:
+    """Return how many quads there are, and how many lack a picture; nothing where the format has none."""
+    if STAGE not in packing.markers:
+        return []
+    (marker,) = packing.markers[STAGE]
+    lost = marker.counters.get("quads lost", 0)
+    return [f"{marker.rows:,} quads (config quads)" + (f"; {lost:,} more lack a picture." if lost else ".")]
 
 
 def write_report(url: str) -> str:
@@ -273,6 +307,7 @@ def prepare(recipe: PackRecipe) -> Prepared:
         "annotations": annotations,
         "images": sources["images"][0].path,
         "captions": _placed("captions", recipe.captions) if recipe.captions else "",
+        "answers": _placed("answers", recipe.answers) if recipe.answers else "",
         "splits": _splits(recipe, annotations),
         "budget": recipe.budget.model_copy(update={"tokenizer": tokenizer}),
         "writer": recipe.writer.model_copy(update={"model": model}),
@@ -282,12 +317,20 @@ def prepare(recipe: PackRecipe) -> Prepared:
 
 
 def _folders(recipe: PackRecipe) -> dict[str, str]:
-    """Return the absolute paths of annotations and images."""
-    annotations, images = _placed("annotations", recipe.annotations), _placed("images", recipe.images)
+    """Return the absolute paths of annotations and images; where no images are named, the folder of the annotations."""
+    annotations = _placed("annotations", recipe.annotations)
+    if not recipe.images and recipe.format != "winoground":
+        raise UserError("images: missing; give the folder that image names are relative to")
+    images = _placed("images", recipe.images or files.root(annotations))
     if not images.endswith("/"):
         raise UserError(f"images: {recipe.images!r} is a file; give the folder that image names are relative to")
-    if recipe.format == "coco" and annotations.endswith("/"):
-        raise UserError(f"annotations: {recipe.annotations!r} is a folder; coco takes an instance or a caption file")
+    if recipe.format in ONE_FILE and annotations.endswith("/"):
+        raise UserError(
+            f"annotations: {recipe.annotations!r} is a folder; {recipe.format} takes {ONE_FILE[recipe.format]}"
+        )
+    for name, given, format in (("captions", recipe.captions, "coco"), ("answers", recipe.answers, "vqa")):
+        if given and recipe.format != format:
+            raise UserError(f"{name}: the format {recipe.format} has none; leave it out, or give --format {format}")
     return {"annotations": annotations, "images": images}
 
 
@@ -322,6 +365,8 @@ def _splits(recipe: PackRecipe, annotations: str) -> str:
 
 def state_of(source: Source, recipe: PackRecipe) -> str:
     """Return a digest that changes when a file of the annotations does."""
-    listed = [(file.path, file.size, file.stamp) for file in listing.shards(source.path, (".json", *ENDINGS))]
-    further = [files.info(path)["stamp"] for path in (recipe.captions, recipe.splits) if path]
+    listed = [
+        (file.path, file.size, file.stamp) for file in listing.shards(source.path, (".json", ".parquet", *ENDINGS))
+    ]
+    further = [files.info(path)["stamp"] for path in (recipe.captions, recipe.answers, recipe.splits) if path]
     return digest(listed, further)

@@ -19,6 +19,7 @@ from rich.console import Console
 
 from granary.curation.errors import UserError
 from granary.curation.runs.facts import Facts, read_facts, read_recipe
+from granary.curation.runs.quads import STAGE
 from granary.curation.runs.run import NoJob, Run, digest
 from granary.curation.store import language
 from granary.pipelines.engine.session import Session
@@ -99,15 +100,9 @@ class Rendering(Stages):
 
     def write_quads(self) -> None:
         """Choose the quads among the rows that have a picture, and write their shards."""
-        options, group = self.work.recipe.quads, self.work.recipe.shards.row_group
-        chosen = self.serial("chosen-quads", quads.choose_quads, ["plan", "shards"], quads.ChooseQuads(options))
-        groups = [quads.QuadGroup(*note) for note in chosen.notes]
-        if not groups:
-            return
-        jobs = [quads.WriteQuads(unit, group) for unit in range(len(groups))]
-        splits, weights = [group.split for group in groups], [group.rows for group in groups]
-        inputs = ["chosen-quads", "shards"]
-        self.write_shards("quads", quads.write_quads, jobs, splits, inputs, "quads", weights, target="dataset/quads")
+        choosing = quads.ChooseQuads(self.work.recipe.quads)
+        self.serial(STAGE, quads.choose_quads, ["plan", "shards"], choosing)
+        self.write_quad_shards(self.work.recipe.shards.row_group)
 
     def render_shards(self, sizes: Sequence[steps.ShardSize]) -> None:
         """Render the rows of every shard."""

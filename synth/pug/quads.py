@@ -1,22 +1,17 @@
-"""The steps of a render's quads: which pairs of rendered rows are one, and the shards that hold them."""
+"""Which pairs of rendered rows are quads: two pictures and two captions of the same words."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
 import heapq
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
-from typing import NamedTuple, TypedDict
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
 
-import pyarrow as pa
-
-from granary.curation.runs.row_groups import RowGroups
+from granary.curation.runs import quads as quads_of_run
+from granary.curation.runs.quads import Chosen
 from granary.curation.runs.run import Output, Run
-from granary.curation.runs.splits import in_order
-from granary.curation.runs.tables import read_groups, read_table
-from granary.curation.store import schema
-from granary.curation.store.language import PictureFile, QuadRow, quad_features
+from granary.curation.runs.tables import read_table
 from granary.curation.store.sampling import hashed
 from granary.synth.pug.plan.plans import row_id
 from granary.synth.pug.planning import Planned, PlannedRow
@@ -24,34 +19,6 @@ from granary.synth.pug.steps import planned_of
 from granary.synth.pug.texts.options import QuadKind, Quads
 from granary.synth.pug.texts.quads import Captioned, captioned, partners_of
 from granary.synth.pug.texts.templates import QUADS
-
-ROWS = 100  # quads in a shard: 200 pictures are held while it is written
-CHOSEN = pa.schema(
-    [(name, pa.string()) for name in ("id", "kind", "exchange", "split", "caption_0", "caption_1")]
-    + [(name, pa.int32()) for name in ("shard_0", "row_0", "shard_1", "row_1")]
-)
-
-
-class Chosen(TypedDict):
-    """A quad before its pictures are read: its texts, and shard and row of each picture."""
-
-    id: str
-    kind: str
-    exchange: str
-    split: str
-    caption_0: str
-    caption_1: str
-    shard_0: int
-    row_0: int
-    shard_1: int
-    row_1: int
-
-
-class QuadGroup(NamedTuple):
-    """What the marker of `choose_quads` notes of a row group: the split of its quads, and how many there are."""
-
-    split: str
-    rows: int
 
 
 class Place(NamedTuple):
@@ -74,7 +41,7 @@ class ChooseQuads:
 
 
 def choose_quads(run: Run, job: ChooseQuads, output: Output) -> None:
-    """Write the quads that are drawn, those of a shard in a row group, see `QuadGroup`; both pictures are of a split.
+    """Choose the quads that are drawn among all that the rows with a picture have; both pictures are of one split.
 
     Which are drawn depends on the rows that have a picture and on the seed alone.
     """
@@ -83,29 +50,18 @@ def choose_quads(run: Run, job: ChooseQuads, output: Output) -> None:
     drawn = heapq.nsmallest(
         job.options.count, quads, key=lambda quad: (hashed(f"{seed}/quad/{quad['id']}"), quad["id"])
     )
-    for split in in_order(sorted({quad["split"] for quad in drawn})):
-        some = [quad for quad in drawn if quad["split"] == split]
-        for start in range(0, len(some), ROWS):
-            group = some[start : start + ROWS]
-            output.write(pa.Table.from_pylist(group, CHOSEN))
-            output.notes.append(QuadGroup(split, len(group)))
-    output.begin(CHOSEN)
+    quads_of_run.write_chosen(drawn, output)
 
 
 def _places(run: Run) -> dict[str, Place]:
     """Return for every rendered row where its picture is."""
     places = {}
-    for shard, url in enumerate(shards_of(run)):
+    for shard, url in enumerate(quads_of_run.image_shards(run)):
         table = read_table(url, ["row_id", "image.path"])
         files = table["image"].combine_chunks().field("path").to_pylist()
         for row, (name, file) in enumerate(zip(table["row_id"].to_pylist(), files, strict=True)):
             places[name] = Place(shard, row, int(file.removesuffix(".png")))
     return places
-
-
-def shards_of(run: Run) -> list[str]:
-    """Return the URLs of the shards of pictures, in order."""
-    return [run.path("dataset", "data", part.rsplit("/", 1)[-1]) for part in run.parts("shards")]
 
 
 def _quads(work: Planned, places: Mapping[str, Place], options: Quads) -> Iterator[Chosen]:
@@ -135,8 +91,10 @@ def _quad(kind: QuadKind, rows: tuple[PlannedRow, PlannedRow], texts: Captioned,
     name = "/".join([kind, *(row.id for row in rows)])
     return Chosen(
         id=hashlib.sha256(name.encode()).hexdigest()[:32],
-        kind=kind,
-        exchange=texts.exchange,
+        tag=kind,
+        secondary_tag=texts.exchange,
+        num_main_preds=1,
+        collapsed_tag="Object" if kind == "relation" else "Relation",
         split=rows[0].split,
         caption_0=texts.captions[0],
         caption_1=texts.captions[1],
@@ -145,54 +103,3 @@ def _quad(kind: QuadKind, rows: tuple[PlannedRow, PlannedRow], texts: Captioned,
         shard_1=places[1].shard,
         row_1=places[1].row,
     )
-
-
-@dataclasses.dataclass(frozen=True)
-class WriteQuads:
-    """The job of `write_quads`.
-
-    Args:
-        unit: row group of the quads that were chosen.
-        row_group: quads in a row group of the shard.
-    """
-
-    unit: int
-    row_group: int
-
-
-def write_quads(run: Run, job: WriteQuads, output: Output) -> None:
-    """Write one shard of quads with their pictures, see `granary.curation.store.language.QuadRow`."""
-    chosen: list[Chosen] = read_table(run.parts("chosen-quads")[0], group=job.unit).to_pylist()
-    pictures = _pictures(run, [(quad[f"shard_{n}"], quad[f"row_{n}"]) for quad in chosen for n in (0, 1)])  # type: ignore[literal-required]
-    shard = RowGroups(output, schema.arrow_schema(quad_features()), job.row_group)
-    for quad in chosen:
-        images = [pictures[quad["shard_0"], quad["row_0"]], pictures[quad["shard_1"], quad["row_1"]]]
-        row = QuadRow(
-            id=quad["id"],
-            image_0=images[0],
-            image_1=images[1],
-            caption_0=quad["caption_0"],
-            caption_1=quad["caption_1"],
-            tag=quad["kind"],
-            secondary_tag=quad["exchange"],
-            num_main_preds=1,
-            collapsed_tag="Object" if quad["kind"] == "relation" else "Relation",
-            split=quad["split"],
-        )
-        shard.add(row, sum(len(image["bytes"]) for image in images))
-    shard.close()
-
-
-def _pictures(run: Run, places: Iterable[tuple[int, int]]) -> dict[tuple[int, int], PictureFile]:
-    """Return the pictures at some places, each shard read once and a row group of it held at a time."""
-    wanted: dict[int, set[int]] = defaultdict(set)
-    for shard, row in places:
-        wanted[shard].add(row)
-    urls, pictures = shards_of(run), {}
-    for shard, rows in sorted(wanted.items()):
-        start = 0
-        for table in read_groups(urls[shard], ["image"]):
-            for row in rows & set(range(start, start + len(table))):
-                pictures[shard, row] = table["image"][row - start].as_py()
-            start += len(table)
-    return pictures

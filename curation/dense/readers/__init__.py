@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Protocol
 
-from granary.curation.dense.readers import coco, dci, jsonl, narratives
+from granary.curation.dense.readers import coco, dci, gqa, jsonl, llava, narratives, pope, vqa, winoground
 from granary.curation.dense.readers.record import Record
 from granary.curation.dense.recipe import Format
 from granary.curation.dense.tree import Annotation
@@ -41,4 +41,30 @@ class AnnotationFormat(Protocol):
         ...
 
 
-READERS: Mapping[Format, AnnotationFormat] = {"dci": dci, "coco": coco, "narratives": narratives, "jsonl": jsonl}
+class ReadsTwoFiles(Protocol):
+    """Lists the records of a source and a second file."""
+
+    def __call__(self, source: Source, max_bytes: int, second: str, /) -> Iterator[Record]:
+        """Yield the annotated images, see `AnnotationFormat.records`.
+
+        Args:
+            source: of the annotations, resolved.
+            max_bytes: of a record.
+            second: path of the other file; "" for none.
+        """
+        ...
+
+
+READERS: Mapping[Format, AnnotationFormat] = {
+    "dci": dci,
+    "coco": coco,
+    "narratives": narratives,
+    "jsonl": jsonl,
+    "vqa": vqa,
+    "gqa": gqa,
+    "pope": pope,
+    "llava": llava,
+    "winoground": winoground,
+}
+IN_PAIRS: Mapping[Format, ReadsTwoFiles] = {"coco": coco.records, "vqa": vqa.records}
+"""The formats whose records may need a second file: of COCO the captions, of VQAv2 the answers."""

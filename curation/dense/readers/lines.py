@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import gzip
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import BinaryIO, cast
 
 from granary.curation.dense.readers.record import Record
@@ -15,12 +15,17 @@ ENDINGS = (".jsonl", ".jsonl.gz", ".ndjson", ".ndjson.gz")
 BLOCK = 1 << 20
 
 
-def records(source: Source, max_bytes: int) -> Iterator[Record]:
+def records(source: Source, max_bytes: int, endings: Sequence[str] = ENDINGS) -> Iterator[Record]:
     """Yield the lines of a file, or of every such file of a folder, as `file:line`; blank lines are none.
 
     A line above `max_bytes` is passed over and noted; a file that breaks off ends with a record that says so.
+
+    Args:
+        source: of the lines.
+        max_bytes: most bytes of a line.
+        endings: of the files of a folder that are read.
     """
-    for file in listing.shards(source.path, ENDINGS):
+    for file in listing.shards(source.path, tuple(endings)):
         number = 0
         try:
             with _opened(files.join(files.root(source.path), file.path)) as lines:

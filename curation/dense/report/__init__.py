@@ -6,24 +6,25 @@ Texts are of unknown origin: they are escaped, and isolated so that right-to-lef
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import cast
 
 from PIL import Image
 
 from granary.curation.dense.report.overlay import colour, drawn, hexadecimal
-from granary.curation.dense.schema import ImageRow, PairRow, WindowRow
-from granary.curation.dense.steps.shards import image_shards
+from granary.curation.dense.schema import ASKED, ImageRow, PairRow, WindowRow
 from granary.curation.images.decode import DecodeError, decode
 from granary.curation.images.limits import DecodeLimits
 from granary.curation.report.page import render_page
 from granary.curation.report.thumbnails import jpeg, shrink
 from granary.curation.runs.dead_letters import DeadLetter
 from granary.curation.runs.facts import Facts
+from granary.curation.runs.quads import image_shards
 from granary.curation.runs.run import Run
 from granary.curation.runs.tables import read_groups
 from granary.curation.store.sampling import priority
 
-IMAGES, MASKS, ENTRIES, LETTERS = 12, 16, 6, 40
+IMAGES, MASKS, ENTRIES, LETTERS, SAID = 12, 16, 6, 40, 8
 SIDE, CROP_SIDE = 640, 160
 
 
@@ -38,6 +39,7 @@ class ShownImage(ImageRow):
 
     picture, plain: with its masks drawn over it, and without, as data URLs. problem: why it cannot be decoded, or "".
     colours: of each mask. windows: of the whole image. entries: the first ones. further: how many more there are.
+    said: the first questions with answers, polls or turns.
     """
 
     picture: str
@@ -47,6 +49,7 @@ class ShownImage(ImageRow):
     windows: list[WindowRow]
     entries: list[ShownEntry]
     further: int
+    said: list[str]
 
 
 def build_report(run: Run, facts: Facts, recipe: str, limits: DecodeLimits) -> str:
@@ -101,6 +104,7 @@ def _shown(run: Run, place: tuple[int, int], limits: DecodeLimits) -> ShownImage
         "windows": [text for text in row["texts"] if text["part"] == "base"],
         "entries": [{**entry, "picture": _crop(image, entry["box"])} for entry in entries[:ENTRIES]],
         "further": max(0, len(entries) - ENTRIES),
+        "said": _said(row),
     }
 
 
@@ -122,10 +126,21 @@ def _row(path: str, number: int) -> ImageRow:
 
 
 def _entries(run: Run, shard: int, row: int) -> list[PairRow]:
-    """Return the entries of an image; their pictures are cut again, so that no crop is read."""
+    """Return the entries of an image; their pictures are cut again, so that no crop is read.
+
+    None where the annotations ask things of pictures instead of describing them.
+    """
+    parts = run.parts("texts")[shard : shard + 1]
     return [
-        entry for table in read_groups(run.parts("texts")[shard]) for entry in table.to_pylist() if entry["row"] == row
+        entry for part in parts for table in read_groups(part) for entry in table.to_pylist() if entry["row"] == row
     ]
+
+
+def _said(row: Mapping[str, object]) -> list[str]:
+    """Return the first questions with their answers, polls or turns of an image."""
+    asked = next((column for column in ASKED.values() if row.get(column)), "")
+    said = cast(list[dict[str, str]], row.get(asked) or [])[:SAID]
+    return [f"{one.get('question') or one.get('role')} {one.get('answer') or one.get('content', '')}" for one in said]
 
 
 def _crop(image: Image.Image, box: Sequence[int]) -> str:

@@ -9,7 +9,7 @@ from typing import NamedTuple, TypedDict, cast
 
 import pyarrow as pa
 
-from granary.curation.dense.readers import READERS, coco
+from granary.curation.dense.readers import IN_PAIRS, READERS
 from granary.curation.dense.readers.record import Record
 from granary.curation.dense.recipe import Format
 from granary.curation.dense.tree import Annotation, InvalidAnnotation
@@ -69,7 +69,7 @@ class ListRecords:
         format: of the annotations.
         unit_rows: most records in a row group.
         max_bytes: longer lines are not read.
-        captions: path of the caption file that goes with COCO's instance file; "" for none.
+        second: path of the file that goes with COCO's instances or VQAv2's questions; "" for none.
         splits: path of splits.json; "" for none.
         state: digest of the names, sizes and times of the files.
     """
@@ -77,7 +77,7 @@ class ListRecords:
     format: Format
     unit_rows: int
     max_bytes: int
-    captions: str
+    second: str
     splits: str
     state: str
 
@@ -100,8 +100,8 @@ def list_records(run: Run, job: ListRecords, output: Output) -> None:
 
 
 def _records(source: Source, job: ListRecords) -> Iterator[Record]:
-    if job.format == "coco":
-        return coco.records(source, job.max_bytes, job.captions)
+    if job.format in IN_PAIRS:
+        return IN_PAIRS[job.format](source, job.max_bytes, job.second)
     return READERS[job.format].records(source, job.max_bytes)
 
 

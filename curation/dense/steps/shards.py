@@ -5,15 +5,16 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from granary.curation.dense.assemble import Assembled, assemble, image_row
 from granary.curation.dense.packing import Counter
 from granary.curation.dense.recipe import Budget, Format, MaskForm
-from granary.curation.dense.schema import DescribedImage, ImageFile, ImageRow, image_features
+from granary.curation.dense.schema import ASKED, DescribedImage, ImageFile, ImageRow, image_features
+from granary.curation.dense.steps.embedded import read_embedded
 from granary.curation.dense.steps.notes import note
 from granary.curation.dense.steps.records import AnnotationReader, RecordRow, read_records
-from granary.curation.dense.tree import UNUSABLE, InvalidAnnotation, Problem
+from granary.curation.dense.tree import UNUSABLE, Annotation, InvalidAnnotation, Problem
 from granary.curation.images.decode import DecodeError
 from granary.curation.images.limits import DecodeLimits
 from granary.curation.runs.row_groups import RowGroups
@@ -87,10 +88,10 @@ def write_shard(run: Run, job: PackImages, output: Output) -> None:
         TooManyUnreadable: connections or permissions failed for too many of the files, see `check_lost`.
     """
     counter = Counter(job.budget.tokenizer, job.budget.tokens)
-    groups = RowGroups(output, schema.arrow_schema(image_features()), job.row_group)
+    groups = RowGroups(output, schema.arrow_schema(image_features(job.format)), job.row_group)
     for image in check_lost(_opened(run, job), job.max_unreadable, output.counters):
         output.counters["files"] += 1
-        row = _packed(image, job, counter, output)
+        row: Mapping[str, object] | None = _packed(image, job, counter, output)
         if row is not None:
             groups.add(row, len(image.picture))
     groups.close()
@@ -103,8 +104,7 @@ def _opened(run: Run, job: PackImages) -> Iterator[OpenedImage]:
         for record in read_records(run, job.unit):
             try:
                 annotation = reader.read(record)
-                names = (annotation.image, *annotation.also)
-                path, picture = read_picture(run.sources["images"][0], names, limits.max_bytes)
+                path, picture = _picture_of(run, annotation, limits.max_bytes)
                 assembled = assemble(annotation, picture, limits)
             except (InvalidAnnotation, DecodeError) as error:
                 yield OpenedImage(record, Problem("", error.kind, str(error)))
@@ -114,7 +114,14 @@ def _opened(run: Run, job: PackImages) -> Iterator[OpenedImage]:
                 yield OpenedImage(record, assembled, path, picture)
 
 
-def _packed(image: OpenedImage, job: PackImages, counter: Counter, output: Output) -> ImageRow | None:
+def _picture_of(run: Run, annotation: Annotation, max_bytes: int) -> tuple[str, bytes]:
+    """Return the path and the bytes of the picture of an annotation; raises OSError where it is not there."""
+    if annotation.embedded:
+        return annotation.image, read_embedded(run.sources["annotations"][0], annotation.embedded, max_bytes)
+    return read_picture(run.sources["images"][0], (annotation.image, *annotation.also), max_bytes)
+
+
+def _packed(image: OpenedImage, job: PackImages, counter: Counter, output: Output) -> Mapping[str, object] | None:
     """Return the row of an image, counted, or None where there is none, and note what was lost of it."""
     assembled, name = image.result, image.record["name"]
     if isinstance(assembled, Problem):
@@ -122,15 +129,19 @@ def _packed(image: OpenedImage, job: PackImages, counter: Counter, output: Outpu
         return None
     for problem in assembled.problems:
         note(output, name, "part", problem)
-    if not assembled.description:
+    annotation = assembled.annotation
+    column = ASKED.get(job.format)
+    asked: dict[str, Sequence[object]] = {column: getattr(annotation, column)} if column else {}
+    if not assembled.description and not any(asked.values()):
         note(output, name, "dropped", Problem("", "EmptyText", "nothing is said of the image"))
         return None
-    annotation = assembled.annotation
+    output.counters.update({name: len(rows) for name, rows in asked.items()})
     row = image_row(assembled, counter, job.grow, job.masks)
     _count(output, row, len(annotation.masks), counter.budget)
     output.counters["given"] += bool(annotation.summaries or annotation.negatives)
     file: ImageFile = {"bytes": image.picture, "path": image.path.rsplit("/", 1)[-1]}
-    return {**row, "image": file, "source": {"name": "images", "uri": f"images/{image.path}"}}
+    whole: ImageRow = {**row, "image": file, "source": {"name": "images", "uri": f"images/{image.path}"}}
+    return {**whole, **asked}
 
 
 def read_picture(source: Source, names: Sequence[str], max_bytes: int) -> tuple[str, bytes]:
@@ -172,8 +183,3 @@ def _count(output: Output, row: DescribedImage, read: int, budget: int) -> None:
             "windows over the budget": sum(text["tokens"] > budget for text in row["texts"]),
         }
     )
-
-
-def image_shards(run: Run) -> list[str]:
-    """Return the URLs of the shards of config `default`, in order; that of a unit has its number."""
-    return [run.path("dataset", "data", part.rsplit("/", 1)[-1]) for part in run.parts("shards")]
