@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # Wheels only: nothing that a machine would have to build, but granary itself.
 INSTALL := $(BIN)/python -m pip install -q -c constraints.txt --only-binary=:all:
-.PHONY: install demo test test-slow bench lint clean
+.PHONY: install demo test test-slow bench lint docs clean
 
 install: $(VENV)/installed
 demo: install
@@ -19,8 +19,10 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+docs: install
+	$(BIN)/sphinx-build -qW docs site
 clean:
-	rm -rf $(VENV) build dist runs
+	rm -rf $(VENV) build dist runs site
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

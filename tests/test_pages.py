@@ -17,7 +17,19 @@ from sklearn.datasets import load_sample_images
 from granary.pipelines.command import main
 
 # In this order: a page may use what an earlier one made. docs/objectives.md has a test beside the methods.
-NAMES = ("curate", "publish", "render", "sample", "pack", "train", "evaluate", "scale", "measured")
+NAMES = (
+    "concepts",
+    "curate",
+    "publish",
+    "render",
+    "sample",
+    "pack",
+    "train",
+    "evaluate",
+    "scale",
+    "measured",
+    "python",
+)
 PAGES = ["README.md", *(f"docs/{name}.md" for name in NAMES)]
 
 

@@ -195,9 +195,9 @@ class RecipeCommand(click.Command):
         records = [param.get_help_record(ctx) or ("", "") for param in self.params if isinstance(param, click.Option)]
         with formatter.section("Options"):
             formatter.write_dl(records, TERM_WIDTH)
-        for title, rows in grouped(map(FieldOption, fields(self.recipe(ctx.obj))), ctx):
+        for title, group in grouped(fields(self.recipe(ctx.obj))):
             with formatter.section(title):
-                formatter.write_dl(rows, TERM_WIDTH)
+                formatter.write_dl([FieldOption(field).get_help_record(ctx) for field in group], TERM_WIDTH)
         for more in self.page.further(ctx.obj):
             rows = [FieldOption(field).get_help_record(ctx) for field in fields(more.model, more.prefix)]
             with formatter.section(more.title):
@@ -222,14 +222,13 @@ def steal_lock_option() -> click.Option:
     )
 
 
-def grouped(options: Iterable[FieldOption], ctx: click.Context) -> Iterator[tuple[str, list[tuple[str, str]]]]:
-    """Yield (title, rows): the recipe's own fields first, then each group in its order."""
-    rows: dict[str, list[tuple[str, str]]] = {"": []}
+def grouped(found: Iterable[RecipeField]) -> Iterator[tuple[str, list[RecipeField]]]:
+    """Yield (title, fields): the recipe's own first, then each group in its order, itself before its fields."""
+    groups: dict[str, list[RecipeField]] = {"": []}
     titles = {"": "Fields of the recipe"}
-    for option in options:
-        group = option.field.group
-        titles.setdefault(group, f"{group} - {option.field.section}" if option.field.section else group)
-        rows.setdefault(group, []).append(option.get_help_record(ctx))
-    for group, records in rows.items():
-        if records:
-            yield titles[group], sorted(records, key=lambda record: record[0].split()[0] != f"--{group}")
+    for field in found:
+        titles.setdefault(field.group, f"{field.group} - {field.section}" if field.section else field.group)
+        groups.setdefault(field.group, []).append(field)
+    for group, members in groups.items():
+        if members:
+            yield titles[group], sorted(members, key=lambda field: field.key != group)
