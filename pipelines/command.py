@@ -47,6 +47,7 @@ COMMANDS = {
     "partition": Command("models", "write a dataset with disjoint parts, to find out what models know by heart"),
     "environments": Command("models", "write a dataset with the groups that trainings of xrm discovered"),
     "export": Command("models", "write a trained model in the format of transformers"),
+    "encoders": Command("encoders", "list what turns pictures into vectors, with its speed on this machine"),
     "unreal": Command("demos", "serve the embedded world to any UnrealCV client"),
     "explain": Command("runs", "tell the story of one image of a run"),
     "report": Command("runs", "write the report of a run again, and print what the run cost"),

@@ -41,11 +41,11 @@ def choose_encoder(offline: bool = False, tell: Callable[[str], None] = lambda l
     return f"hf:{MODEL}?revision={revision}"
 
 
-def cached_revision() -> str:
-    """Return the commit of the model that the local cache has whole; "" where it has none."""
+def cached_revision(model: str = MODEL) -> str:
+    """Return the commit of a model that the local cache has whole; "" where it has none."""
     from huggingface_hub import try_to_load_from_cache
 
-    paths = [try_to_load_from_cache(MODEL, name) for name in FILES]
+    paths = [try_to_load_from_cache(model, name) for name in FILES]
     commits = {Path(path).parent.name if isinstance(path, str) else "" for path in paths}
     return commits.pop() if len(commits) == 1 else ""
 
