@@ -9,8 +9,8 @@ Shapes: m crops, n public pictures, D features, C classes.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -139,6 +139,18 @@ def attacked(
     )
 
 
+class Sure(Protocol):
+    """What a model says of some pictures, and how sure it is of each."""
+
+    @property
+    def ids(self) -> list[str]:
+        """Return their ids, m."""
+
+    @property
+    def confidence(self) -> NDArray[np.float64]:
+        """Return (m,), the larger the surer."""
+
+
 class Direction(NamedTuple):
     """The same pictures attacked by the model that was trained on them, and by the one that was not."""
 
@@ -171,8 +183,16 @@ class DejaVu(NamedTuple):
     directions: tuple[float, ...]
     pictures: tuple[int, ...]
 
+    def told(self, name: str) -> Iterator[tuple[str, float | None]]:
+        """Yield the score and its details, as a protocol names them."""
+        yield name, self.score
+        details = {"error": self.error, "target": self.target, "reference": self.reference, "chance": 0.0}
+        details |= dict(zip("AB", self.directions, strict=True))
+        yield from ((f"{name}.{key}", value) for key, value in details.items())
+        yield f"{name}.pictures", sum(self.pictures)
 
-def most_confident(answers: Answers, share: float, seed: int = 0) -> NDArray[np.int64]:
+
+def most_confident(answers: Sure, share: float, seed: int = 0) -> NDArray[np.int64]:
     """Return the positions of the crops that a model is surest of, by its own confidence, equal ones by hash.
 
     Args:

@@ -56,11 +56,12 @@ def evaluate(measured: Measured, options: FactorOptions) -> Scores:
     if not by:
         raise UserError("options.by: missing; give the columns to split by, for example --options.by world,size")
     task = train_and_test(measured, options.holdout, why="accuracy by factor")
-    columns = columns_of(task, [*by, VARIED], measured.columns)
+    dataset = dataset_of(task, measured.columns)
+    columns = columns_of(dataset, task.test.ids, [name for name in (*by, VARIED) if name in dataset.columns])
     missing = [name for name in by if name not in columns]
     if missing:
         raise UserError(f"options.by: {task.settings['test']['data']} has no column {missing[0]!r}")
-    task, predicted = _probed(task, options.classifier, torch_device(measured.device))
+    task, predicted = probed(task, options.classifier, torch_device(measured.device))
     varied = columns.pop(VARIED, None)
     rows = accuracy_by_factor(columns, (predicted == task.test.labels).numpy(), varied)
     scores = {"accuracy": rows[0].accuracy, **task.counts(), **by_value(rows[1:]), **spreads(rows, by)}
@@ -70,8 +71,14 @@ def evaluate(measured: Measured, options: FactorOptions) -> Scores:
 PROTOCOL = Protocol(evaluate, FactorOptions, PROBE, BATCH, NOTES)
 
 
-def _probed(task: Task, classifier: str, device: torch.device) -> tuple[Task, Tensor]:
-    """Return the task that was learned, and its classes (m,) for the test pictures."""
+def probed(task: Task, classifier: str, device: torch.device) -> tuple[Task, Tensor]:
+    """Return the task that was learned, and its classes (m,) for the test pictures.
+
+    Args:
+        task: of training and test pictures.
+        classifier: knn or ridge.
+        device: where it is computed.
+    """
     if classifier == "knn":
         return task, predictions(task, [K], TEMPERATURE, device)[K]
     task = without_test(task, "a ridge probe")
@@ -101,23 +108,31 @@ def spreads(rows: Sequence[Accuracy], factors: Sequence[str]) -> dict[str, float
     return scores
 
 
-def columns_of(task: Task, names: list[str], usual: Columns = USUAL) -> dict[str, list[Value]]:
-    """Return columns of the test pictures of a task, (n,) values each; those that the shards lack are left out.
+def dataset_of(task: Task, usual: Columns = USUAL) -> shards.Dataset:
+    """Return the dataset of the test pictures of a task, opened as they were.
 
     Args:
         task: of the test pictures.
-        names: of the columns.
         usual: names of the columns of pictures and ids, where they are not granary's.
     """
     place = task.settings["test"]
     holdout = task.settings.get("drawn_by_hash", 0.1)
-    dataset = shards.open_dataset(place["data"], ("image",), place["split"], holdout, columns=usual)
+    return shards.open_dataset(place["data"], ("image",), place["split"], holdout, columns=usual)
+
+
+def columns_of(dataset: shards.Dataset, ids: Sequence[str], names: Sequence[str]) -> dict[str, list[Value]]:
+    """Return columns of some pictures of a dataset, (n,) values each.
+
+    Args:
+        dataset: opened.
+        ids: n, of the pictures.
+        names: of columns that it has.
+    """
     keys = [name for name in ("row_id", "id") if name in dataset.columns]
-    there = [name for name in names if name in dataset.columns]
-    columns = list(dict.fromkeys([*keys, *there]))
+    columns = list(dict.fromkeys([*keys, *names]))
     table = pa.Table.from_batches([shards.read_group(group, columns) for group in dataset.groups])
     numbers: dict[str, int] = {}
     for number, row in enumerate(table.select(keys).to_pylist()):
         numbers.setdefault(str(next(filter(None, row.values()), number)), number)
-    rows = [numbers[name] for name in task.test.ids]
-    return {name: table[name].take(pa.array(rows)).to_pylist() for name in there}
+    rows = [numbers[name] for name in ids]
+    return {name: table[name].take(pa.array(rows)).to_pylist() for name in names}

@@ -22,7 +22,7 @@ from granary.training.data.boxes import USUAL, boxes_column
 from granary.training.data.splits import held_out
 from granary.training.evaluation.attack import Attack, Knowledge, knowledge
 from granary.training.evaluation.features import BATCH, Features
-from granary.training.evaluation.memorisation import TOP, DejaVu, Direction, by_class, deja_vu, memorised, quadrants
+from granary.training.evaluation.memorisation import TOP, Direction, by_class, deja_vu, memorised, quadrants
 from granary.training.evaluation.parts import Parts, check_apart, check_roles, opened_parts
 from granary.training.evaluation.periphery import CORNER, NO_CROP, PeripheryViews
 from granary.training.evaluation.projections import BACKBONE, SITES
@@ -147,19 +147,11 @@ def _of_site(
     """Yield the scores of a site."""
     for percent in options.percent:
         name = f"{site}.score_{percent}"
-        yield from _told(name, deja_vu(directions, percent / 100, seed))
+        yield from deja_vu(directions, percent / 100, seed).told(name)
         if len(parts.classes) > TOP:
             yield f"{name}.top5", deja_vu(directions, percent / 100, seed, among=True).score
     yield from ((f"{site}.{quadrant}", share) for quadrant, share in quadrants(directions).items())
     yield f"{site}.ties", sum(direction.target.ties for direction in directions) / len(directions)
-
-
-def _told(name: str, found: DejaVu) -> Iterator[tuple[str, float | None]]:
-    yield name, found.score
-    details = {"error": found.error, "target": found.target, "reference": found.reference, "chance": 0.0}
-    details |= dict(zip("AB", found.directions, strict=True))
-    yield from ((f"{name}.{key}", value) for key, value in details.items())
-    yield f"{name}.pictures", sum(found.pictures)
 
 
 def _probed(measured: Measured, parts: Parts, both: Sequence[Knowledge]) -> dict[str, float | None]:
@@ -221,7 +213,7 @@ def _over_steps(
         for site in target.answers:
             for percent in options.percent:
                 found = deja_vu(_directions(target, reference, site), percent / 100, measured.seed)
-                yield from _told(f"step_{step}.{site}.score_{percent}", found)
+                yield from found.told(f"step_{step}.{site}.score_{percent}")
 
 
 def _settings(parts: Parts, both: tuple[Knowledge, Knowledge], options: DejaVuOptions) -> dict[str, object]:
