@@ -116,13 +116,10 @@ def recovered(
     for cast, best in zip(votes, ranked(votes, ids, seed, min(most, len(names))).tolist(), strict=True):
         said.append(frozenset(names[place] for place in best if cast[place]))
     order = np.argsort(np.asarray(ids, str), kind="stable")
-    values = np.array([_agreement(said[place], set(present[place])) for place in order], np.float64).reshape(-1, 3)
-    return Recovered(
-        [ids[place] for place in order],
-        *values.T,
-        confidence.double().numpy()[order],
-        [said[place] for place in order],
-    )
+    values = np.array([_agreement(said[place], set(present[place])) for place in order], np.float64)
+    precision, recall, f1 = values.reshape(-1, 3).T
+    sure, names_said = confidence.double().numpy()[order], [said[place] for place in order]
+    return Recovered([ids[place] for place in order], precision, recall, f1, sure, names_said)
 
 
 def _agreement(said: Collection[str], present: Collection[str]) -> tuple[float, float, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -35,7 +36,7 @@ class Classified(NamedTuple):
     classes: list[str]
     dataset: shards.Dataset
     notes: list[str]
-    settings: dict[str, object]
+    settings: Mapping[str, object]
 
 
 def evaluate(measured: Measured, options: SplitOptions) -> Scores:
