@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from tiny_trainings import tiny_run
 
-from tests.benchmarks import cookbook, dejavu, dinov2, expand_narrow, ijepa, iwm, llip, objectives, rob, stop_noise
+from tests.benchmarks import cookbook, dejavu, dinov2, expand_narrow, ijepa, iwm, llip, objectives, rob, stop_noise, xrm
 from tests.benchmarks.__main__ import MODULES
 from tests.benchmarks.cells import Cells, Numbers, recipe_of, shown
 from tests.benchmarks.planted import CLASSES, GLYPH, SIDE, copy_of, planted
@@ -387,3 +387,32 @@ def test_twins_are_trained_with_copies_and_without(tmp_path: Path) -> None:
     assert all(members["keep"][name.partition("-")[0]] == part for name, part in members["keep"].items())
     assert members["remove"] == {name: part for name, part in members["keep"].items() if "-" not in name}
     dejavu.report(cells, [layout], [0])
+
+
+def test_renders_agree_with_the_class_in_training_and_no_pose_is_in_both_splits() -> None:
+    rows = xrm.plan(["Cat", "Penguin"], 2400, 0)
+    assert len(rows) == 2400 + xrm.TESTS == len({tuple(row.values()) for row in rows})
+    for some, agree, every in ((rows[:2400], 0.95, 0), (rows[2400:], 0.5, 1)):
+        agrees = [row["world_name"] == xrm.WORLDS[row["character_name"] == "Penguin"] for row in some]
+        assert np.mean(agrees) == pytest.approx(agree, abs=0.03)
+        assert sum(row["character_name"] == "Cat" for row in some) == len(some) / 2
+        assert {int(row["character_rotation_yaw"]) // 5 % 2 for row in some} == {every}
+    assert rows == xrm.plan(["Cat", "Penguin"], 2400, 0) != xrm.plan(["Cat", "Penguin"], 2400, 1)
+
+
+def test_the_world_of_a_render_is_its_strip(tmp_path: Path) -> None:
+    table = {
+        "id": ["a", "b"],
+        "image": [{"bytes": b"x", "path": "a.png"}, {"bytes": b"y", "path": "b.png"}],
+        "world_name": ["Snow", "Meadow"],
+        "character_name": ["Cat", "Penguin"],
+        "character_rotation_yaw": [10.0, 355.0],
+    }
+    (tmp_path / "dataset" / "data").mkdir(parents=True)
+    pq.write_table(pa.table(table), tmp_path / "dataset" / "data" / "one.parquet")
+    run = xrm.write_run(tmp_path / "run", lambda: xrm.render_rows(tmp_path))
+    (file,) = (Path(run) / "dataset" / "data").glob("*.parquet")
+    rows = pq.read_table(file).to_pylist()
+    told = [(row["id"], row["label"], row["strip"], row["split"], row["image"]["bytes"]) for row in rows]
+    assert told == [("a", "Cat", "1", "train", b"x"), ("b", "Penguin", "0", "test", b"y")]
+    assert xrm.found(run, {"a": "1"}, ["Cat", "Penguin"]) == {"recall": 1, "precision": 1}
