@@ -7,8 +7,12 @@ import re
 import pytest
 from places import ROOT
 
+from granary.training.evaluation.protocols.registry import PROTOCOLS, load_protocol
+from granary.training.methods import METHODS, load_method
+
 MADE = (ROOT / ".gitignore").read_text().split()  # by `make docs`
-PAGES = sorted({str(page.relative_to(ROOT)) for page in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"))} - set(MADE))
+PLACES = ("*.md", "docs/*.md", "docs/papers/*.md")
+PAGES = sorted({str(page.relative_to(ROOT)) for place in PLACES for page in ROOT.glob(place)} - set(MADE))
 FOLDERS = ("configs", "curation", "docs", "granary", "pipelines", "synth", "tests", "training")
 
 
@@ -24,9 +28,29 @@ def test_every_link_of_a_page_leads_somewhere(page: str) -> None:
     assert [link for link in links if not (ROOT / page).parent.joinpath(link).exists()] == []
 
 
-def test_every_page_is_named_in_the_readme() -> None:
-    readme = (ROOT / "README.md").read_text()
-    assert [page for page in PAGES if page.startswith("docs/") and f"]({page})" not in readme] == []
+@pytest.mark.parametrize("page", PAGES)
+def test_every_recipe_and_benchmark_of_a_page_exists(page: str) -> None:
+    text = " ".join((ROOT / page).read_text().split())
+    recipes = [name for name in re.findall(r"configs/[\w./-]+\.yaml", text) if "NAME" not in name]
+    modules = [name.replace(".", "/") for name in re.findall(r"python -m (tests\.benchmarks\.\w+)", text)]
+    named = [*recipes, *(f"{module}.py" for module in modules)]
+    assert [path for path in named if not (ROOT / path).exists()] == []
+
+
+def test_every_option_of_a_method_that_a_page_names_exists() -> None:
+    known = {name for method in METHODS for name in load_method(method).Options.model_fields}
+    known |= {name for protocol in PROTOCOLS for name in load_protocol(protocol).options.model_fields}
+    pages = [(page, (ROOT / page).read_text()) for page in PAGES]
+    named = [(page, name) for page, text in pages for name in re.findall(r"--options\.(\w+)", text)]
+    assert [(page, name) for page, name in named if name not in known] == []
+
+
+def test_every_page_is_named_in_the_readme_and_every_paper_in_its_list() -> None:
+    readme, papers = ((ROOT / page).read_text() for page in ("README.md", "docs/papers.md"))
+    listed = [page for page in PAGES if page.startswith("docs/papers/")]
+    assert [page for page in listed if f"]({page.removeprefix('docs/')})" not in papers] == []
+    pages = {page for page in PAGES if page.startswith("docs/")} - set(listed)
+    assert [page for page in pages if f"]({page})" not in readme] == []
 
 
 def test_the_pages_that_a_stranger_looks_for_are_there() -> None:

@@ -27,6 +27,7 @@ NAMES = (
     "train",
     "evaluate",
     "scale",
+    "scenarios",
     "measured",
     "python",
 )
