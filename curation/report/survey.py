@@ -28,6 +28,7 @@ COMPONENTS = 12
 TIED_COMPONENTS = 1024  # components of equal tightness whose sizes are compared
 STRIPS = 12
 LEAKS = 9  # of each kind
+WEAKEST = 9  # retrievals
 CLUSTERS = 10
 LABELS = 200
 PER_ROW = 7  # pictures beside the first of a row, or in a row of their own
@@ -152,6 +153,7 @@ class Survey:
         self.dropped, self.dead = Groups[Drawn](), Groups[str]()
         self.leaks = {path: Smallest[Similar](LEAKS) for path in ("direct", "through another image")}
         self.strips = Strips(seed)
+        self.weakest = Smallest[Similar](WEAKEST)  # images by the seed that they resemble most
         self.cluster_pool: Counter[int] = Counter()
         self.cluster_kept: Counter[int] = Counter()
         self._loosest: dict[str, tuple[float, Row]] = {}
@@ -186,6 +188,10 @@ class Survey:
         seed_ids, similarities = row.pop("seed_ids") or (), row.pop("similarities") or ()
         for i, seed_id in enumerate(seed_ids):
             self.strips.add(seed_id, similarities[i] if i < len(similarities) else None, row["uri"])
+        if len(seed_ids) == len(similarities) > 0:
+            best = max(range(len(seed_ids)), key=similarities.__getitem__)
+            nearest = {"uri": row["uri"], "similarity": similarities[best], "seed_id": seed_ids[best]}
+            self.weakest.add((similarities[best], row["uri"]), nearest)
         if row["cluster"] is not None:
             self.cluster_pool[row["cluster"]] += 1
             self.cluster_kept[row["cluster"]] += status == "kept"

@@ -258,6 +258,18 @@ def test_strips_hold_exactly_what_the_chosen_seeds_retrieved():
         assert [r["uri"] for r in images.rows()] == [uri for _, uri in sorted(truth[seed])[:7]]
 
 
+def test_the_weakest_retrievals_are_images_whose_nearest_seed_is_farthest():
+    random = np.random.default_rng(6)
+    rows, truth = [row("pool/by-cluster", seed_ids=["a"], similarities=[])], []
+    for i in range(200):
+        seeds, cosines = ["a", "b", "c"], random.random(3).astype(np.float32).tolist()
+        rows.append(row(f"pool/{i}", seed_ids=seeds, similarities=cosines))
+        truth.append((max(cosines), f"pool/{i}", seeds[cosines.index(max(cosines))]))
+    weakest = Survey(Run(rows).view().ledger, seed=3).weakest
+    assert weakest.count == 200
+    assert [(r["similarity"], r["uri"], r["seed_id"]) for r in weakest.rows()] == sorted(truth)[:9]
+
+
 def test_the_choice_ignores_the_order_of_the_ledger_and_its_tables():
     run = plausible()
     shuffled = Run([run.rows[i] for i in np.random.default_rng(0).permutation(len(run.rows))], run.files)
