@@ -1,6 +1,6 @@
 """Models that say texts about pictures, by name, and what they say: answers, descriptions, log probabilities of texts.
 
-PATH is a training directory or a checkpoint of a generative method.
+PATH is a training directory or a checkpoint of a generative method, or hf:ID_OR_PATH of a LLaVA or BLIP.
 Shapes: N pictures, T texts, S the side of a picture.
 """
 
@@ -8,20 +8,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from granary.curation.encoders.inference import torch_device
+from granary.curation.encoders.inference import torch_device, workable
 from granary.curation.errors import UserError
 from granary.curation.images.decode import DecodeError
 from granary.training.data.augment import normalised, to_unit
-from granary.training.evaluation.picture_views import central_views, opened_views
-from granary.training.models.clip_transformers import DTYPES
+from granary.training.evaluation.picture_views import central_views, decoded_by, opened_by, opened_views
+from granary.training.models.checkpoint import checkpoint_folder
+from granary.training.models.clip_transformers import DTYPES, load_processor
 from granary.training.models.generative import Generative, cut_to, word_loglikelihood
+from granary.training.models.hub_generative import HubGenerative, load_hub_generative, says_texts
+from granary.training.models.registry import read_name
 from granary.training.models.training import load_training
+
+if TYPE_CHECKING:  # takes seconds to import
+    from transformers import BaseImageProcessor
 
 CELLS = 1 << 24  # logits held at once
 ROWS = 256  # texts of pictures at once, at most
@@ -181,6 +187,38 @@ class TrainedGenerator:
         return texts
 
 
+class HubGenerator(TrainedGenerator):
+    """A LLaVA or BLIP of `transformers`, whose pictures are prepared as its processor does.
+
+    Args:
+        model: with the weights of a dtype that it computes in.
+        processor: image processor.
+        device: where it computes.
+        batch: pictures at once.
+    """
+
+    def __init__(
+        self, model: HubGenerative, processor: BaseImageProcessor, device: torch.device, batch: int = 8
+    ) -> None:
+        super().__init__(model, device, batch=batch)
+        self.processor, self.dtype = processor, model.network.dtype
+
+    def _prepared(self, image: Image.Image) -> Tensor:
+        pixels: Tensor = self.processor([workable(image, aspect=16)], return_tensors="pt")["pixel_values"]
+        return pixels[0]
+
+    def pictures(self, files: Sequence[bytes]) -> list[Tensor | DecodeError]:
+        """Prepare each picture: (3, S, S) float32."""
+        return decoded_by(files, self._prepared)
+
+    def prepared(self, pictures: Sequence[Callable[[], Image.Image]]) -> list[Tensor | None]:
+        """Open and prepare pictures on threads: (3, S, S) float32 each; None for a DecodeError."""
+        return opened_by(pictures, self._prepared)
+
+    def _memory(self, pictures: Tensor) -> Tensor:
+        return self.model.memory(pictures.to(self.device, self.dtype))
+
+
 class GeneratedPairs:
     """A generator as a scorer of pictures against texts, by the log probability of a text given the picture.
 
@@ -243,7 +281,7 @@ def load_generator(path: str, device: str = "auto", dtype: str = "float32") -> G
     """Return the generator that PATH names.
 
     Args:
-        path: a training directory or a checkpoint of a generative method.
+        path: a training directory or a checkpoint of a generative method, or hf:ID_OR_PATH of a LLaVA or BLIP.
         device: auto, cpu, cuda or cuda:N.
         dtype: float32, bfloat16 or float16.
 
@@ -251,6 +289,10 @@ def load_generator(path: str, device: str = "auto", dtype: str = "float32") -> G
         UserError: there is no such model, or it says no texts.
     """
     check_dtype(dtype)
+    target = read_name(path).target
+    if read_name(path).way in ("path", "hub") and checkpoint_folder(target) is None and says_texts(target):
+        network = load_hub_generative(target, DTYPES[dtype])
+        return HubGenerator(network, load_processor(target), torch_device(device))
     model = load_training(path)
     if not isinstance(model, Generative):
         raise UserError(f"model: {path} says no texts about a picture; give a training of a generative method")

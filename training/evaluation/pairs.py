@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import NamedTuple, Protocol
 
@@ -22,22 +21,22 @@ from torch import Tensor
 
 from granary.curation.encoders.inference import torch_device
 from granary.curation.errors import UserError
-from granary.curation.images.decode import DecodeError, decode
-from granary.curation.images.limits import DecodeLimits
+from granary.curation.images.decode import DecodeError
 from granary.training.data import shards
 from granary.training.data.augment import normalised, to_unit
 from granary.training.data.collate import Part
 from granary.training.data.loader import read_row
 from granary.training.data.tokenizer import filled
 from granary.training.evaluation.generators import GeneratedPairs, TrainedGenerator, check_dtype, load_generator
-from granary.training.evaluation.picture_views import central_views, opened_views
+from granary.training.evaluation.picture_views import central_views, decoded_by, opened_views
 from granary.training.evaluation.protocol import Scorer
 from granary.training.evaluation.scores import DeadLetter, dead_letter
 from granary.training.models.checkpoint import checkpoint_folder
-from granary.training.models.clip_transformers import DTYPES, THREADS, ClipModel
+from granary.training.models.clip_transformers import DTYPES, ClipModel
 from granary.training.models.clip_weights import dual_encoder
 from granary.training.models.dual_encoder import DualEncoder
 from granary.training.models.generative import Generative
+from granary.training.models.hub_generative import says_texts
 from granary.training.models.pair_scores import mean_direction, products
 from granary.training.models.registry import read_name
 from granary.training.models.training import load_training
@@ -183,17 +182,12 @@ class TransformersPair:
 
     def pictures(self, files: Sequence[bytes]) -> list[Tensor | DecodeError]:
         """Prepare each picture as the model's processor does, and encode."""
-        with ThreadPoolExecutor(THREADS) as pool:
-            prepared = list(pool.map(self._prepared, files))
+        prepared = decoded_by(files, lambda image: self.model.pixels([image])[0])
         pixels = [picture for picture in prepared if isinstance(picture, Tensor)]
         if not pixels:
             return [error for error in prepared if isinstance(error, DecodeError)]
         vectors = iter(_finite(self.model.images(torch.stack(pixels)).cpu()))
         return [picture if isinstance(picture, DecodeError) else next(vectors) for picture in prepared]
-
-    def _prepared(self, file: bytes) -> Tensor | DecodeError:
-        image = _decoded(file)
-        return image if isinstance(image, DecodeError) else self.model.pixels([image])[0]
 
     def texts(self, texts: Sequence[str]) -> Tensor:
         """Encode texts, a batch at a time."""
@@ -214,13 +208,6 @@ def _finite(vectors: Tensor) -> Tensor:
     return vectors
 
 
-def _decoded(file: bytes) -> Image.Image | DecodeError:
-    try:
-        return decode(file, DecodeLimits()).image
-    except DecodeError as error:
-        return error
-
-
 def load_image_text_model(
     source: str, device: str = "auto", dtype: str = "float32", scorer: Scorer = "auto"
 ) -> ImageTextModel:
@@ -229,6 +216,8 @@ def load_image_text_model(
     folder = checkpoint_folder(source) if read_name(source).way == "path" else None
     if scorer in LIKELIHOODS:
         return GeneratedPairs(load_generator(source, device, dtype), scorer == "mean_likelihood")
+    if folder is None and scorer == "auto" and says_texts(read_name(source).target):
+        return GeneratedPairs(load_generator(source, device, dtype))
     if folder is None:
         return TransformersPair(ClipModel.load(source, device, dtype))
     return _trained(folder, device, dtype, scorer)
@@ -246,6 +235,8 @@ def load_pair_scorer(source: str, device: str = "auto", dtype: str = "float32", 
     written = os.path.isfile(os.path.join(os.path.expanduser(name.target), "model", "config.json"))
     if scorer in LIKELIHOODS:
         return GeneratedPairs(load_generator(source, device, dtype), scorer == "mean_likelihood")
+    if folder is None and scorer == "auto" and says_texts(name.target):
+        return GeneratedPairs(load_generator(source, device, dtype))
     if folder is None or written:
         return ClipModel.load(source, device, dtype)
     return _trained(folder, device, dtype, scorer)
