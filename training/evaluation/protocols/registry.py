@@ -41,6 +41,7 @@ PROTOCOLS = {  # name on the command line -> module, which has a PROTOCOL
     "vqa": "granary.training.evaluation.protocols.vqa",
     "selective": "granary.training.evaluation.protocols.selective",
     "blind": "granary.training.evaluation.protocols.blind",
+    "diffusion-classifier": "granary.synth.feedback.diffusion.bayes",  # above: imported by this name alone
     "video-segmentation": "granary.training.evaluation.protocols.segmentation",
 }
 
