@@ -116,13 +116,27 @@ class SemDeDup(Options, frozen=True):
     keep: Literal["hard", "easy", "random"] = Field("hard", description="which end of a cell comes first and stays")
 
 
+class CaptionBalance(Options, frozen=True):
+    """Balance of captions over metadata entries (MetaCLIP, Xu et al. 2023), the last step before the shards."""
+
+    entries: str = Field(
+        "",
+        description="words: those of the pool's own captions; else a file of entries, one a line or a JSON list; "
+        "nothing: captions decide nothing",
+    )
+    most: int = Field(20_000, ge=1, description="images that an entry keeps in expectation, t of MetaCLIP")
+    least: int = Field(20, ge=1, description="words: images whose captions must hold a word for it to be an entry")
+    fold_case: bool = Field(False, description="match capitals and small letters alike; MetaCLIP does not")
+
+
 class Balance(Options, frozen=True):
-    """Balanced sampling from hierarchical k-means (Vo et al. 2024), in the retrieval space."""
+    """Balanced sampling: of pictures from hierarchical k-means (Vo et al. 2024), of captions over entries."""
 
     target: int | None = Field(None, ge=1, description="images to draw, flattening the density of the pool")
     levels: tuple[int, ...] = Field((1000, 100), description="cells of each level, the finest first")
     resamples: int = Field(10, ge=0, description="resampling rounds of the levels above the first")
     leaves: Literal["random", "nearest"] = Field("random", description="how a leaf gives its share")
+    captions: CaptionBalance = Field(CaptionBalance(), description="balance of captions (off without entries)")
 
     @field_validator("levels")
     @classmethod
@@ -166,7 +180,7 @@ class CurateRecipe(RunRecipe, frozen=True):
     leaks: Leaks = Field(Leaks(), description="leak removal")
     retrieval: Retrieval = Field(Retrieval(), description="retrieval")
     semdedup: SemDeDup = Field(SemDeDup(), description="semantic deduplication (off without epsilon)")
-    balance: Balance = Field(Balance(), description="balanced sampling (off without target)")
+    balance: Balance = Field(Balance(), description="balanced sampling (off without target, or entries of captions)")
     shards: Shards = Field(Shards(), description="output files")
 
     @property

@@ -107,6 +107,36 @@ class SourceCount(TypedDict):
     left_out: NotRequired[list[LeftOutRow]]
 
 
+class EntryCount(TypedDict):
+    """An entry that captions were balanced over: how many images match it, and how many of them stay.
+
+    probability: of the draw that an image has for the entry.
+    """
+
+    entry: str
+    before: int
+    after: int
+    probability: float
+
+
+class CaptionCounts(TypedDict):
+    """What balancing captions came to.
+
+    Attributes:
+        most: images that an entry keeps in expectation.
+        entries: how many there are.
+        head: how many of them more images match than that.
+        tail: how many fewer match, but one at least.
+        rows: the most frequent of the head, then of the tail.
+    """
+
+    most: int
+    entries: int
+    head: int
+    tail: int
+    rows: list[EntryCount]
+
+
 class Audit(TypedDict):
     """The highest similarity left between a reference set and what survived."""
 
@@ -155,6 +185,7 @@ class Facts(TypedDict):
     sources: NotRequired[list[SourceCount]]
     thresholds: NotRequired[dict[str, float]]
     removed_at: NotRequired[list[tuple[float, int]]]
+    caption_balance: NotRequired[CaptionCounts | None]
     leak_audit: NotRequired[list[Audit]]
     retrieval: NotRequired[list[SetCount]]
 

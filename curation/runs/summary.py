@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+import pyarrow as pa
 
-from granary.curation.recipe import CurateRecipe
-from granary.curation.runs.facts import Audit, FlowRow
+from granary.curation.recipe import CaptionBalance, CurateRecipe
+from granary.curation.runs.facts import Audit, CaptionCounts, EntryCount, FlowRow
 from granary.curation.runs.lookup import ledger_tables
 from granary.curation.runs.run import Marker, Run
 from granary.curation.runs.vectors import Layout
@@ -34,6 +35,7 @@ STAGES = {  # where a file can be decided, in the order of the run
     "semdedup": StageInfo("Semantically distinct", "semantic duplicates"),
     "retrieval": StageInfo("Retrieved by a seed", "retrieved by no seed"),
     "balance": StageInfo("Drawn by balanced sampling", "not drawn"),
+    "captions": StageInfo("Drawn by their captions", "not drawn by their captions"),
     "shards": StageInfo("Written to shards", "not written"),
 }
 PACKAGES = (
@@ -48,6 +50,7 @@ PACKAGES = (
     "transformers",
 )
 CURVE_POINTS = 24
+SHOWN_ENTRIES = 20
 
 
 def flow(ledger: Sequence[Marker], run: Run) -> list[FlowRow]:
@@ -87,6 +90,33 @@ def removed_at(run: Run, threshold: float) -> list[tuple[float, int]]:
         for point in points
         if point >= threshold
     ]
+
+
+def caption_balance(run: Run, options: CaptionBalance, shown: int = SHOWN_ENTRIES) -> CaptionCounts | None:
+    """Return what balancing captions came to; None where it was not asked for.
+
+    Args:
+        run: finished.
+        options: of the balance.
+        shown: entries of the head, and of the tail, that are listed.
+    """
+    if not run.parts("caption-balance"):
+        return None
+    table = run.read("caption-balance", 0)
+    head = int((table["before"].to_numpy() > options.most).sum())
+    rows: list[EntryCount] = _ends(table, head, shown).to_pylist()
+    return {
+        "most": options.most,
+        "entries": sum(run.rows("caption-entries")),
+        "head": head,
+        "tail": table.num_rows - head,
+        "rows": rows,
+    }
+
+
+def _ends(table: pa.Table, head: int, shown: int) -> pa.Table:
+    """Return the most frequent entries, and the first of those that keep all their images."""
+    return pa.concat_tables([table.slice(0, min(head, shown)), table.slice(head, shown)])
 
 
 def leak_audit(run: Run, recipe: CurateRecipe) -> list[Audit]:

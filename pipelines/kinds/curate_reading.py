@@ -13,9 +13,10 @@ from granary.curation.images.filters import Filters
 from granary.curation.recipe import ROLES, CurateRecipe, Role
 from granary.curation.runs.facts import read_recipe
 from granary.curation.runs.run import Run
-from granary.curation.sources import Source, check_apart, resolve
+from granary.curation.sources import Source, check_apart, files, resolve
 from granary.curation.sources.contents import LeftOut
 from granary.curation.steps import embed, listing
+from granary.curation.steps.captions import load_entries
 from granary.curation.steps.probe import check_first_images, check_named_keys
 from granary.curation.steps.tally import Tally, tally
 from granary.curation.steps.unreadable import what_allows
@@ -63,6 +64,7 @@ def prepare(recipe: CurateRecipe, choose: Callable[[], str] = choose_encoder) ->
     recipe = recipe.model_copy(update={role: [resolve(source) for source in recipe.sources[role]] for role in ROLES})
     check_apart(recipe.out, recipe.sources)
     _check_threshold(recipe)
+    recipe = _with_entries(recipe)
     recipe = _with_encoder_chosen(recipe, choose)
     device = recipe.encoder.device
     copy, retrieval = plan_encoder(recipe.encoder.copy_, device), _retrieval_encoder(recipe)
@@ -75,6 +77,16 @@ def prepare(recipe: CurateRecipe, choose: Callable[[], str] = choose_encoder) ->
         "leaks": recipe.leaks.model_copy(update={"threshold": leaks}),
     }
     return Prepared(recipe.model_copy(update=filled), copy, retrieval, dedup, leaks)
+
+
+def _with_entries(recipe: CurateRecipe) -> CurateRecipe:
+    """Return the recipe with the absolute path of the entries of captions; raises UserError where they are none."""
+    options = recipe.balance.captions
+    if options.entries in ("", "words"):
+        return recipe
+    load_entries(options.entries)
+    options = options.model_copy(update={"entries": files.absolute(options.entries)})
+    return recipe.model_copy(update={"balance": recipe.balance.model_copy(update={"captions": options})})
 
 
 def _check_threshold(recipe: CurateRecipe) -> None:

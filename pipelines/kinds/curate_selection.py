@@ -9,12 +9,22 @@ from granary.curation.recipe import SeedSet
 from granary.curation.runs.run import NoJob
 from granary.curation.runs.vectors import Block, Layout
 from granary.curation.selection.search import Approximation
-from granary.curation.steps import balance, clusters, embed, retrieve, verdicts
+from granary.curation.steps import balance, captions, clusters, embed, retrieve, verdicts
 from granary.pipelines.engine.combines import MergeLloyd
 from granary.pipelines.engine.stages import Combine
 from granary.pipelines.kinds.curate_reading import Reading
 
 MEMBERS_PER_UNIT = 200_000  # images whose vectors one SemDeDup unit holds
+WORDS_PER_BUCKET = 5_000_000
+WORDS = "words"  # in the place of a file of entries: those of the captions themselves
+CAPTION_STAGES = (
+    "caption-words",
+    "caption-entries",
+    "caption-matches",
+    "caption-counts",
+    "caption-draws",
+    "caption-balance",
+)
 
 
 def select(reading: Reading) -> None:
@@ -28,6 +38,9 @@ def select(reading: Reading) -> None:
     }
     # First, because the steps below read what they find, and an earlier recipe may have left it there.
     reading.stages.runner.remove_stages(lambda name: not asked.get(name, True))
+    balances = bool(recipe.balance.captions.entries)
+    if not balances:
+        reading.stages.runner.remove_stages(lambda name: name in (captions.BEFORE, *CAPTION_STAGES))
     if encoder is not None:
         embed_survivors(reading, encoder)
         if recipe.semdedup.epsilon is not None:
@@ -39,7 +52,43 @@ def select(reading: Reading) -> None:
     sets = tuple(seeds.name for seeds in recipe.seeds)
     job = verdicts.DecideAll(bool(sets) or recipe.balance.target is not None, sets)
     inputs = ["survivors", "exact", "duplicates", *(name for name, is_asked in asked.items() if is_asked)]
-    reading.stages.serial("verdicts", verdicts.write_verdicts, inputs, job)
+    reading.stages.serial(captions.BEFORE if balances else "verdicts", verdicts.write_verdicts, inputs, job)
+    if balances:
+        balance_captions(reading)
+
+
+def balance_captions(reading: Reading) -> None:
+    """Draw among the images that are left by the entries of their captions, and write the verdicts anew."""
+    options, stages, parts = reading.recipe.balance.captions, reading.stages, reading.run.rows("pool")
+    list_caption_entries(reading)
+    entries = stages.digests["caption-entries"]
+    units = range(len(parts))
+    matching = [captions.MatchPart(part, options.fold_case, entries) for part in units]
+    inputs = ["pool", captions.BEFORE, "caption-entries"]
+    stages.parallel("caption-matches", captions.match_part, matching, inputs, "images", parts)
+    inputs = ["caption-entries", "caption-matches"]
+    stages.serial("caption-counts", captions.count_matches, inputs, captions.CountMatches(entries))
+    drawing = [captions.DrawPart(part, options.most, reading.recipe.seed, entries) for part in units]
+    stages.parallel("caption-draws", captions.draw_part, drawing, [*inputs, "caption-counts"], "images", parts)
+    job = captions.SumUp(options.most, entries)
+    stages.serial("caption-balance", captions.sum_up, ["caption-entries", "caption-counts", "caption-draws"], job)
+    inputs = ["pool", captions.BEFORE, "caption-draws"]
+    stages.serial("verdicts", captions.write_balanced_verdicts, inputs, NoJob())
+
+
+def list_caption_entries(reading: Reading) -> None:
+    """Write the entries of a file, or the frequent words of the captions that are left."""
+    options, stages, parts = reading.recipe.balance.captions, reading.stages, reading.run.rows("pool")
+    if options.entries != WORDS:
+        stages.runner.remove_stages(lambda name: name == "caption-words")
+        job = captions.ListEntries(tuple(captions.load_entries(options.entries)))
+        stages.serial("caption-entries", captions.list_entries, [], job)
+        return
+    counting = [captions.CountWords(part, options.fold_case) for part in range(len(parts))]
+    stages.parallel("caption-words", captions.count_words, counting, ["pool", captions.BEFORE], "images", parts)
+    buckets = max(1, sum(reading.run.rows("caption-words")) // WORDS_PER_BUCKET)
+    frequent = [captions.FrequentWords(bucket, buckets, options.least) for bucket in range(buckets)]
+    stages.parallel("caption-entries", captions.frequent_words, frequent, ["caption-words"], "buckets of words")
 
 
 def embed_survivors(reading: Reading, encoder: PlannedEncoder) -> None:

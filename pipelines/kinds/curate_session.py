@@ -91,6 +91,7 @@ def _summarise(curation: Curation) -> dict[str, object]:
         "removed_at": summary.removed_at(run, prepared.dedup_threshold),
         "leak_audit": summary.leak_audit(run, prepared.recipe),
         "retrieval": _retrieval(curation),
+        "caption_balance": summary.caption_balance(run, prepared.recipe.balance.captions),
         "notes": _notes(curation),
     }
 
