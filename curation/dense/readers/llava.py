@@ -9,7 +9,7 @@ nothing to show.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from typing import Literal
 
 from granary.curation.dense import fields
@@ -71,14 +71,24 @@ def parse(data: bytes | str, name: str) -> Annotation:
     """Read one record that `records` made; raises InvalidAnnotation."""
     (image,), entries, problems = gathered.opened(data)
     problems += gathered.unknown([fields.json_object(entry["record"]) for entry in entries], KNOWN, "records")
-    messages = [message for entry in entries for message in _conversation(entry, problems)]
+    messages: list[MessageRow] = []
+    for entry in entries:
+        messages += _conversation(entry, {message["conversation"] for message in messages}, problems)
     return Annotation(file=name, image=image, messages=messages, problems=problems)
 
 
-def _conversation(entry: JsonObject, problems: list[Problem]) -> list[MessageRow]:
-    """Return the turns of a record; none where they are not turns of a user and an assistant, which is noted."""
+def _conversation(entry: JsonObject, taken: Container[str], problems: list[Problem]) -> list[MessageRow]:
+    """Return the turns of a record; none where they are not turns of a user and an assistant, which is noted.
+
+    Args:
+        entry: the record and its place.
+        taken: ids of other conversations about the picture: in the published files the id is often that of the
+            picture, and a conversation whose id is taken is called after its place.
+        problems: gets what was lost.
+    """
     record, place = fields.json_object(entry["record"]), str(entry["place"])
     name, turns = gathered.identity(record.get("id")) or place, record.get("conversations")
+    name = place if name in taken else name
     turns = turns if isinstance(turns, list) else []
     messages = [message for turn in turns if (message := _message(name, turn))]
     problems += gathered.unknown([turn for turn in turns if isinstance(turn, dict)], TURN, f"turns of {place}")

@@ -269,6 +269,9 @@ def test_llava_keeps_the_turns_and_joins_conversations_about_a_picture(tmp_path:
         *(("7", role) for role in ("user", "assistant")),
     ]
     assert tuple(message["content"] for message in annotation.messages[:4]) == talk
+    again = written(tmp_path / "again.json", [llava_of(name, *talk[:2]), llava_of(name, *talk[2:])])
+    (two,) = read(llava, list(llava.records(source(again), LIMIT))).values()
+    assert [m["conversation"] for m in two.messages] == ["000000033471"] * 2 + ["again.json:1"] * 2
     lines = written(tmp_path / "lines" / "mix.jsonl", "\n".join(map(json.dumps, mixture)))
     (same,) = read(llava, list(llava.records(source(lines), LIMIT))).values()
     assert same.messages == annotation.messages
