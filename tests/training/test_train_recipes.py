@@ -40,6 +40,8 @@ OWN = {
     "llip": TEXT,
     "llava": "--options.encoder null --options.language tiny?width=16&depth=1&heads=2 --options.tuning whole "
     "--options.vocabulary 600 --options.context 16 --options.layer 1 --options.columns [captions]",
+    "flava": TEXT + " --options.fusion_depth 1 --options.fusion_heads 2 --options.codes 8 --options.codebook_pictures 8"
+    " --options.smallest_block 1",
     "coca": TEXT + " --options.decoder_depth 1 --options.queries 4",
     "simclr": "--model.img_size {side}",
     "beit": "--model.img_size {side} --options.codes 8 --options.codebook_pictures 8",

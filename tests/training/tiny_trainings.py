@@ -37,6 +37,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "siglip": TEXT,
     "llip": {**TEXT, "dimension": 8, "heads": 2},
     "llava": {"language": "tiny?width=16&depth=1&heads=2", "vocabulary": 600, "context": 16, "describe": "what?"},
+    "flava": {**TEXT, "fusion_depth": 1, "fusion_heads": 2, "codes": 8, "codebook_pictures": 8, "smallest_block": 2},
     "coca": {**TEXT, "dimension": 8, "decoder_depth": 1, "queries": 3},
 }
 NONE: Mapping[str, Any] = {}

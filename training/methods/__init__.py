@@ -22,6 +22,7 @@ METHODS = {  # name in a recipe -> module:class
     "siglip": "granary.training.methods.clip:SigLIP",
     "llip": "granary.training.methods.llip:Llip",
     "coca": "granary.training.methods.coca:CoCa",
+    "flava": "granary.training.methods.flava:Flava",
     "llava": "granary.training.methods.llava:Llava",
     "dinov2": "granary.training.methods.dinov2:DINOv2",
     "simclr": "granary.training.methods.simclr:SimCLR",

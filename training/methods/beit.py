@@ -87,15 +87,7 @@ class BEiT(MaskTokens):
         """
         assert isinstance(options, BEiTOptions)
         assert isinstance(config, ViTConfig)
-        earlier = storage.join(out, CODEBOOK)
-        if storage.exists(earlier):
-            return read_codebook(earlier)
-        crop = Crop(1, config.img_size, options.crop_scale)
-        steps = range(math.ceil(options.codebook_pictures / plan.batch))
-        views = [part["image"][:, 0] for part in batches(plan._replace(crops={"image": crop}), steps, workers=0)]
-        pixels = normalised(to_unit(torch.cat(views)[: options.codebook_pictures]), config.mean, config.std)
-        patches = patchify(pixels, config.patch_size).flatten(0, 1).numpy()
-        return train_kmeans(patches, options.codes, plan.seed, spherical=False)
+        return learn_codebook(config, options.codes, options.codebook_pictures, options.crop_scale, plan, out)
 
     @property
     def remembered(self) -> None:
@@ -113,9 +105,7 @@ class BEiT(MaskTokens):
     @property
     def files(self) -> dict[str, bytes]:
         """The codebook: a run that goes on does not learn it anew."""
-        file = io.BytesIO()
-        np.save(file, self.codebook.cpu().numpy())
-        return {CODEBOOK: file.getvalue()}
+        return {CODEBOOK: codebook_file(self.codebook)}
 
     def draw_mask(self, generator: np.random.Generator) -> NDArray[np.bool_]:
         """Return a mask of random blocks, (N,)."""
@@ -139,6 +129,41 @@ class BEiT(MaskTokens):
         loss = F.cross_entropy(logits.flatten(0, 1).float(), words.flatten())
         right = (logits.detach().argmax(dim=2) == words).float().mean()
         return {"loss": loss, "accuracy": right, "features": tokens.mean(dim=1).detach()}
+
+
+def learn_codebook(
+    config: ViTConfig, codes: int, pictures: int, crop_scale: tuple[float, float], plan: BatchPlan, out: str
+) -> NDArray[np.float32]:
+    """Return the centres of k-means on the patches of pictures, (K, P) float32: those in `out`, or learnt now.
+
+    It is learnt on the crops of the first steps, every process for itself: the same seed gives the same codebook.
+
+    Args:
+        config: of the image encoder: patches, and how pictures are normalised.
+        codes: K at most.
+        pictures: whose patches are taken.
+        crop_scale: share of a picture's area in a crop.
+        plan: of the run.
+        out: the training directory.
+
+    Raises:
+        UserError: the codebook in `out` is damaged.
+    """
+    earlier = storage.join(out, CODEBOOK)
+    if storage.exists(earlier):
+        return read_codebook(earlier)
+    crop, steps = Crop(1, config.img_size, crop_scale), range(math.ceil(pictures / plan.batch))
+    views = [part["image"][:, 0] for part in batches(plan._replace(crops={"image": crop}), steps, workers=0)]
+    pixels = normalised(to_unit(torch.cat(views)[:pictures]), config.mean, config.std)
+    patches = patchify(pixels, config.patch_size).flatten(0, 1).numpy()
+    return train_kmeans(patches, codes, plan.seed, spherical=False)
+
+
+def codebook_file(codebook: Tensor) -> bytes:
+    """Return a codebook (K, P) as the file that `read_codebook` reads."""
+    file = io.BytesIO()
+    np.save(file, codebook.cpu().numpy())
+    return file.getvalue()
 
 
 def read_codebook(url: str) -> NDArray[np.float32]:

@@ -47,7 +47,7 @@ def dual_encoder(model: Method, path: str) -> DualEncoder:
     """Return a training as the dual encoder that it is. Raises UserError for another one, found at `path`."""
     if not isinstance(model, DualEncoder):
         raise UserError(
-            f"model: {path} has no text encoder; give a training of clip, siglip, llip or coca, or hf:ID_OR_PATH"
+            f"model: {path} has no text encoder; give a training of clip, siglip, llip, coca or flava, or hf:ID_OR_PATH"
         )
     return model
 

@@ -14,6 +14,7 @@ from granary.curation.errors import UserError
 from granary.curation.store import storage
 from granary.training.method import Method
 from granary.training.methods.coca import CoCa
+from granary.training.methods.flava import Flava
 from granary.training.methods.llip import Llip
 from granary.training.methods.supervised import Supervised
 from granary.training.models import clip_weights, resnet_weights, weights
@@ -108,7 +109,11 @@ def _open_clip(method: Method, out: str) -> str:
 
 def _check_products(method: DualEncoder) -> None:
     """Raise UserError for a model that has parts which no model of this format has."""
-    more = {Llip: "llip mixes the tokens of a picture for every text", CoCa: "coca gathers patches by learnt queries"}
+    more = {
+        Llip: "llip mixes the tokens of a picture for every text",
+        CoCa: "coca gathers patches by learnt queries",
+        Flava: "flava has a transformer over both",
+    }
     why = next((why for kind, why in more.items() if isinstance(method, kind)), None)
     if why:
         raise UserError(f"export: {why}, which no model of this format does; granary.load_training gives it back whole")

@@ -46,6 +46,7 @@ TASKS = {
     "siglip": "zero-shot-image-classification",
     "llip": "zero-shot-image-classification",
     "coca": "image-to-text",
+    "flava": "zero-shot-image-classification",
     "llava": "image-text-to-text",
     "dci_lora": "zero-shot-image-classification",
 }

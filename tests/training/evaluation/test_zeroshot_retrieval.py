@@ -344,7 +344,7 @@ def test_models_and_data_that_do_not_fit_are_sentences(run: str, models: dict[st
     options = {"predictor_width": 8, "predictor_depth": 1, "predictor_heads": 2, "min_keep": 1}
     masks = {"target_scale": [0.2, 0.3]}
     train(recipe_of(run, tmp_path / "ijepa", method="ijepa", options={**options, **masks}))
-    with pytest.raises(UserError, match="has no text encoder; give a training of clip, siglip, llip or coca"):
+    with pytest.raises(UserError, match="has no text encoder; give a training of clip, siglip, llip, coca or flava"):
         measure(retrieval, str(tmp_path / "ijepa"), run)
     with pytest.raises(UserError, match="model"):
         measure(retrieval, f"hf:{tmp_path}/nothing", run)
