@@ -21,6 +21,7 @@ from tiny_speaker import Speaker
 from torch import Tensor
 
 from granary.curation.errors import UserError
+from granary.curation.store.language import question_feature
 from granary.training.evaluation import questions as questions_module
 from granary.training.evaluation.evaluate import EvaluateRecipe, evaluate
 from granary.training.evaluation.generators import TrainedGenerator
@@ -30,9 +31,7 @@ from granary.training.evaluation.text_only import Bigrams, usual_answers
 
 PAIRS = list(itertools.permutations(COLOURS, 2))  # 56
 QUESTIONS = {
-    "questions": List(
-        {name: Value("string") for name in ("id", "kind", "question", "answer")} | {"answers": List(Value("string"))}
-    ),
+    "questions": question_feature(),
     "objects": List({"name": Value("string"), "box": List(Value("int32")), "pixels": Value("int32")}),
 }
 Says = Callable[[Tensor, str | None], str]

@@ -23,6 +23,7 @@ from tiny_trainings import tiny_run, tiny_training
 from torch import Tensor
 
 from granary.curation.errors import UserError
+from granary.curation.store.language import poll_feature
 from granary.training.evaluation.generators import GeneratedPairs
 from granary.training.evaluation.negatives import CHANGES, WORD, negative
 from granary.training.evaluation.pairs import load_image_text_model
@@ -285,7 +286,7 @@ def test_negatives_may_stand_in_a_column(tmp_path: Path, monkeypatch: pytest.Mon
 
 # -- POPE --------------------------------------------------------------------------------------------------------------
 
-POLLS = {"polls": List({name: Value("string") for name in ("kind", "object", "question", "answer")})}
+POLLS = {"polls": poll_feature()}
 
 
 def poll(name: str, there: bool, kind: str = "random") -> dict[str, str]:
@@ -350,6 +351,15 @@ def test_pope_of_a_generator_that_sees(tmp_path: Path, monkeypatch: pytest.Monke
 
     use(GeneratedPairs(FakeGenerator(says=says)), pope, monkeypatch)
     assert measure(pope, "", polls(tmp_path / "run"))["f1"] == 1
+
+
+@pytest.mark.parametrize(("likelier", "expected"), [("yes", (1, 0)), ("no", (0, 0)), ("", (0, 112))])
+def test_pope_by_the_likelier_answer(
+    likelier: str, expected: tuple[float, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use(GeneratedPairs(FakeGenerator(lambda picture, text: -2.0 + (text == likelier))), pope, monkeypatch)
+    found = measure(pope, "", polls(tmp_path / "run"), way="rank")
+    assert (found["yes_rate"], found["polls.neither"], found["accuracy"]) == (*expected, 0.5)
 
 
 def test_polls_that_are_none_are_sentences(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -38,6 +38,9 @@ class PopeOptions(SplitOptions, ScorerOptions, frozen=True):
 
     column: str = Field("polls", description="column of the polls")
     sentence: str = Field(SENTENCE, description="of an object, {}, that a dual encoder scores")
+    way: Literal["answer", "rank"] = Field(
+        "answer", description="of a generator; answer: the first word that it says; rank: whether yes or no is likelier"
+    )
     tune: float = Field(0.3, gt=0, lt=1, description="share of the pictures that sets a dual encoder's bound")
 
 
@@ -102,7 +105,8 @@ def _answered(model: PairScorer, pictures: Tensor, rows: Sequence[Part], options
     asked = [(at, poll) for at, row in enumerate(rows) for poll in polls_of(row, options.column)]
     at, polls = [at for at, _ in asked], [poll for _, poll in asked]
     if isinstance(model, GeneratedPairs):
-        values = said_yes(model.generator, pictures[at], [poll.question for poll in polls])
+        says = said_yes if options.way == "answer" else likelier_yes
+        values = says(model.generator, pictures[at], [poll.question for poll in polls])
     else:
         unknown = next((poll for poll in polls if not poll.object), None)
         if unknown:
@@ -122,6 +126,12 @@ def said_yes(generator: Generator, pictures: Tensor, questions: Sequence[str]) -
     """
     first = [normalised(answer).split(" ")[0] for answer in generator.answer(pictures, questions, TOKENS)]
     return [{"yes": 1.0, "no": 0.0}.get(word, float("nan")) for word in first]
+
+
+def likelier_yes(generator: Generator, pictures: Tensor, questions: Sequence[str]) -> list[float]:
+    """Return 1 where yes is likelier than no, 0 where no is, NaN where both are alike; arguments as in `said_yes`."""
+    both = generator.own_loglikelihood(pictures, [("yes", "no")] * len(questions), questions)
+    return [float("nan") if yes == no else float(yes > no) for yes, no in both.tolist()]
 
 
 def _tunes(one: Answered, share: float) -> bool:
