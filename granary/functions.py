@@ -102,14 +102,23 @@ def sample(*, data: Sources, model: str, classifier: str, out: Path, **fields: A
     return _run("sample", {"data": data, "model": model, "classifier": classifier, "out": out, **fields})
 
 
-def pack(*, annotations: Sources, images: Sources, out: Path, **fields: Any) -> Run:
-    """Pack images with mask-aligned descriptions into dense captions.
+def pack(
+    *,
+    out: Path,
+    annotations: Sources | None = None,
+    images: Sources | None = None,
+    videos: Path | None = None,
+    **fields: Any,
+) -> Run:
+    """Pack images with mask-aligned descriptions into dense captions, or videos with the clips of their steps.
 
     Args:
-        annotations: descriptions in one of the formats of `granary.curation.dense.readers`.
-        images: where the images are that they name.
         out: the run directory to write, a path or URL.
-        fields: of `granary.curation.dense.recipe.PackRecipe`, and what every call takes.
+        annotations: descriptions in one of the formats of `granary.curation.dense.readers`, or steps of videos.
+        images: where the images are that they name.
+        videos: in the place of images, the folder of the videos; `format` then says where clips come from.
+        fields: of `granary.curation.dense.recipe.PackRecipe`, of videos of `granary.curation.videos.recipe`, and what
+            every call takes.
 
     Returns:
         The finished run.
@@ -117,7 +126,7 @@ def pack(*, annotations: Sources, images: Sources, out: Path, **fields: Any) -> 
     Raises:
         UserError: the recipe cannot be run, or a work unit failed.
     """
-    return _run("pack", {"annotations": annotations, "images": images, "out": out, **fields})
+    return _run("pack", {"annotations": annotations, "images": images, "videos": videos, "out": out, **fields})
 
 
 def train(*, data: Sources, out: Path, quiet: bool = False, steal_lock: bool = False, **fields: Any) -> Training:
@@ -220,14 +229,22 @@ def _run(name: str, given: dict[str, Any], **flags: bool) -> Run:
     """Run the pipeline of one kind; flags: those of its command."""
     from granary.pipelines.engine.profiles import load_profile
     from granary.pipelines.engine.units import Engine
-    from granary.pipelines.kinds.registry import KINDS
+    from granary.pipelines.kinds.registry import KINDS, kind_of
 
     workers, runner, beam, steal_lock, quiet = (given.pop(key, default) for key, default in CALL.items())
-    kind = KINDS[name]
+    kind = kind_of(name, _written(given)) if name == "pack" else KINDS[name]
     recipe = _recipe(kind.model(), given)
     engine = Engine(load_profile(runner, beam) if runner else beam, workers, steal_lock)
     kind.start(recipe, engine, _console(quiet), **flags)
     return open_run(recipe.out)
+
+
+def _written(given: Mapping[str, Any]) -> Mapping[str, object]:
+    """Return the recipe that a config and keyword arguments make, unchecked."""
+    from granary.pipelines.engine.recipe import merged
+
+    values = {key: _plain(value) for key, value in given.items() if value is not None}
+    return merged(values.pop("config", None), values)
 
 
 def _recipe(model: type[BaseModel], given: dict[str, Any]) -> Any:

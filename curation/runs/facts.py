@@ -214,6 +214,13 @@ def read_recipe(url: str, model: type[M]) -> M:
         ) from error
 
 
+def recipe_tree(url: str) -> dict[str, object]:
+    """Return the recipe of a run directory as it is written, unchecked; empty where there is none."""
+    path = storage.join(url, "recipe.yaml")
+    tree = yaml_tree(storage.read_bytes(path)) if storage.exists(path) else {}
+    return tree if isinstance(tree, dict) else {}
+
+
 def read_facts(url: str) -> Facts:
     """Return run.json of a finished run.
 

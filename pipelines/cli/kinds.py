@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from granary.pipelines.cli.recipe_command import Given, Page, RecipeCommand, steal_lock_option
-from granary.pipelines.kinds.registry import KINDS
+from granary.pipelines.kinds.registry import KINDS, PACK_VIDEOS, Kind, kind_of
 
 
 def command_of(name: str) -> RecipeCommand:
@@ -17,9 +17,10 @@ def command_of(name: str) -> RecipeCommand:
         from granary.pipelines.engine.recipe import load_recipe
         from granary.pipelines.engine.units import Engine
 
-        recipe = load_recipe(kind.model(), given.config, given.overrides)
+        chosen = _chosen(name, given)
+        recipe = load_recipe(chosen.model(), given.config, given.overrides)
         beam = load_profile(runner, given.beam) if runner else given.beam
-        kind.start(recipe, Engine(beam, workers, steal_lock), None, **flags)
+        chosen.start(recipe, Engine(beam, workers, steal_lock), None, **flags)
         return 0
 
     params = [
@@ -28,7 +29,13 @@ def command_of(name: str) -> RecipeCommand:
         steal_lock_option(),
         click.Option(["--runner"], metavar="PROFILE", help="a file of configs/runners/ that names a Beam runner"),
     ]
-    return RecipeCommand(name, run, lambda given: kind.model(), Page(kind.usage, kind.examples), params, passes_on=True)
+    page = Page(kind.usage, (*kind.examples, *(PACK_VIDEOS.examples if name == "pack" else ())))
+    return RecipeCommand(name, run, lambda given: _chosen(name, given).model(), page, params, passes_on=True)
+
+
+def _chosen(name: str, given: Given) -> Kind:
+    """Return the kind of run that a command and a recipe name."""
+    return kind_of(name, given.tree()) if name == "pack" else KINDS[name]
 
 
 curate, render, sample, pack = (command_of(name) for name in ("curate", "render", "sample", "pack"))

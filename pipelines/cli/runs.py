@@ -36,8 +36,9 @@ explain = PlainCommand(
 def _report(run: str) -> int:
     from rich.console import Console
 
+    from granary.curation.runs.facts import recipe_tree
     from granary.pipelines.engine.session import print_cost, read_facts
-    from granary.pipelines.kinds.registry import KINDS
+    from granary.pipelines.kinds.registry import KINDS, kind_of
     from granary.training.report import training_facts, write_report
 
     training = training_facts(run)
@@ -47,7 +48,7 @@ def _report(run: str) -> int:
     facts = read_facts(run)
     if facts["kind"] not in KINDS:
         raise UserError(f"run: {run} holds a run of granary {facts['kind']}; there are {', '.join(KINDS)}")
-    print(KINDS[facts["kind"]].write_report(run))
+    print(kind_of(facts["kind"], recipe_tree(run)).write_report(run))
     print_cost(Console(stderr=True, highlight=False, markup=False), facts)
     return 0
 

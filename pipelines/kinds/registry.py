@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, cast
 
 from granary.curation.errors import needs
@@ -117,6 +117,29 @@ KINDS = {
         ("granary pack --config pack/dci.yaml --annotations dci/annotations --images dci/photos --out runs/dci",),
     ),
 }
+
+PACK_VIDEOS = Kind(
+    "granary.curation.videos.recipe:PackVideosRecipe",
+    "granary.pipelines.kinds.pack_videos:pack_videos",
+    "granary.pipelines.kinds.pack_videos:write_report",
+    ("--videos DIR_OR_URL", "[--annotations FILE_OR_DIR]", "--out RUN"),
+    (
+        "granary pack --config pack/video.yaml --videos clips --out runs/shots",
+        "granary pack --config pack/video.yaml --format coin --annotations COIN.json --videos coin --out runs/coin",
+    ),
+    extra="video",
+)
+VIDEO_FORMATS = ("coin", "crosstask", "lines", "shots")  # of `granary pack`, whose recipe is then another
+
+
+def kind_of(name: str, recipe: Mapping[str, object]) -> Kind:
+    """Return a kind of run.
+
+    Args:
+        name: of the command.
+        recipe: as it was written; of `pack` its format says whether videos are packed.
+    """
+    return PACK_VIDEOS if name == "pack" and recipe.get("format") in VIDEO_FORMATS else KINDS[name]
 
 
 def load(where: str) -> Callable[..., object]:

@@ -1,0 +1,1 @@
+"""Videos: decoded safely, cut into clips, and what people wrote of their steps."""

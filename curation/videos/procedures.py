@@ -1,0 +1,168 @@
+"""What people wrote of the steps of videos: COIN, CrossTask, and JSON lines; every reader gives the same records.
+
+COIN (Tang et al. 2019) is one JSON file, CrossTask (Zhukov et al. 2019) a folder of `TASK_VIDEO.csv` with lines
+`step,start,end`, steps from 1, and beside it lists of tasks with the names of their steps. A JSON line is
+{"video": ..., "task": ..., "subset": ..., "steps": [{"step_id": ..., "label": ..., "start": ..., "end": ...}]}.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Literal, NamedTuple
+
+from granary.curation.errors import UserError
+from granary.curation.sources import files, listing
+from granary.curation.sources.model import unescape
+
+Format = Literal["coin", "crosstask", "lines"]
+MAX_BYTES = 1 << 30
+TASKS = ("tasks_primary.txt", "tasks_related.txt")
+
+
+class Segment(NamedTuple):
+    """A step: from start to end in seconds.
+
+    Args:
+        step: its number, as the annotations have it; "" where there is none.
+        label: in words.
+    """
+
+    start: float
+    end: float
+    step: str
+    label: str
+
+
+class Procedure(NamedTuple):
+    """The steps of a video in the order they were written down.
+
+    Args:
+        video: its name.
+        task: what is done.
+        subset: training, testing, ...; "" where none is named.
+        segments: the steps that can be used.
+        wrong: what is wrong with the others, or with all of it.
+    """
+
+    video: str
+    task: str
+    subset: str
+    segments: list[Segment]
+    wrong: list[str]
+
+
+def read_procedures(path: str, form: Format) -> Iterator[Procedure]:
+    """Yield the videos of annotations, in the order of the files.
+
+    Args:
+        path: of the file, or of CrossTask's folder with a slash at its end.
+        form: of the annotations.
+
+    Raises:
+        UserError: they cannot be read.
+    """
+    try:
+        yield from READERS[form](path)
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(
+            f"annotations: {path} cannot be read as {form} ({error}); give another file or --format"
+        ) from error
+
+
+def _coin(path: str) -> Iterator[Procedure]:
+    tree = json.loads(files.read_file(path, MAX_BYTES))
+    database = tree.get("database") if isinstance(tree, dict) else None
+    if not isinstance(database, dict):
+        raise ValueError("there is no object `database`")
+    for video, entry in database.items():
+        record = entry if isinstance(entry, dict) else {}
+        steps = record.get("annotation")
+        rows = [_coin_step(step) for step in steps] if isinstance(steps, list) else []
+        yield _procedure(video, record.get("class"), record.get("subset"), rows)
+
+
+def _coin_step(step: Any) -> Mapping[str, Any]:
+    """Return a step of COIN, {"id": "373", "segment": [21.0, 23.0], "label": ...}, as a JSON line has it."""
+    record = step if isinstance(step, dict) else {}
+    bounds = record.get("segment")
+    start, end = bounds if isinstance(bounds, list) and len(bounds) == 2 else (None, None)
+    return {"step_id": record.get("id"), "label": record.get("label"), "start": start, "end": end}
+
+
+def _lines(path: str) -> Iterator[Procedure]:
+    data = files.read_file(path, MAX_BYTES)
+    for line in (gzip.decompress(data) if path.endswith(".gz") else data).splitlines():
+        record = json.loads(line) if line.strip() else None
+        if record is None:
+            continue
+        if not isinstance(record, dict) or not record.get("video"):
+            raise ValueError("a line names no `video`")
+        steps = record.get("timed_steps", record.get("steps"))
+        rows: list[Mapping[str, Any]]
+        rows = [step if isinstance(step, dict) else {"step_id": step} for step in steps or []]
+        yield _procedure(str(record["video"]), record.get("task"), record.get("subset"), rows)
+
+
+def _crosstask(path: str) -> Iterator[Procedure]:
+    if not path.endswith("/"):
+        raise ValueError("it is a file; give the folder of the annotations")
+    names = _task_names(path)
+    for file in listing.walk(path):
+        name = unescape(file.path).rsplit("/", 1)[-1]
+        task, _, video = name.removesuffix(".csv").partition("_")
+        if name.endswith(".csv") and video and task.isdigit():
+            text = files.read_file(files.join(path, file.path), MAX_BYTES).decode("utf-8", "replace")
+            title, steps = names.get(task, (task, []))
+            yield _procedure(
+                video, title, "", [_crosstask_step(row, steps) for row in csv.reader(io.StringIO(text)) if row]
+            )
+
+
+def _crosstask_step(row: list[str], names: list[str]) -> Mapping[str, Any]:
+    number, start, end = [*row, "", "", ""][:3]
+    known = number.isdigit() and 0 < int(number) <= len(names)
+    return {"step_id": number, "label": names[int(number) - 1] if known else "", "start": start, "end": end}
+
+
+def _task_names(path: str) -> dict[str, tuple[str, list[str]]]:
+    """Return title and steps of the tasks: blocks of number, title, address, count, steps with commas, empty line."""
+    names = {}
+    for folder in (path, path.rstrip("/").rpartition("/")[0] + "/"):
+        for file in (folder + name for name in TASKS):
+            if files.exists(file):
+                lines = files.read_file(file, MAX_BYTES).decode("utf-8", "replace").splitlines()
+                for block in zip(*(lines[place::6] for place in range(5)), strict=False):
+                    names[block[0].strip()] = (block[1].strip(), [step.strip() for step in block[4].split(",")])
+    return names
+
+
+def _procedure(video: str, task: object, subset: object, steps: list[Mapping[str, Any]]) -> Procedure:
+    segments, wrong = [], []
+    for place, step in enumerate(steps):
+        start, end = _seconds(step.get("start")), _seconds(step.get("end"))
+        number = step.get("step_id", step.get("step"))
+        if start is None or end is None or end <= start:
+            wrong.append(f"step {place + 1} has no time: from {step.get('start')} to {step.get('end')}")
+        else:
+            words = str(step.get("label") or "")
+            segments.append(Segment(start, end, "" if number is None else str(number), words))
+    if not steps:
+        wrong.append("no step is written down")
+    return Procedure(video, "" if task is None else str(task), str(subset or ""), segments, wrong)
+
+
+def _seconds(value: object) -> float | None:
+    """Return a time as a number of seconds, not negative; None where it is none."""
+    try:
+        seconds = float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return None
+    return seconds if math.isfinite(seconds) and seconds >= 0 else None
+
+
+READERS: dict[Format, Callable[[str], Iterator[Procedure]]] = {"coin": _coin, "crosstask": _crosstask, "lines": _lines}
