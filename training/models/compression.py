@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 SIMILAR = 0.83  # frames as similar as that to their window are dropped
+TINY = 1e-24  # smallest square of a length: frames of zeros are like none
 SAME = 0.8  # patches more similar than that to those of the first frame of their window are dropped
 
 
@@ -88,15 +89,14 @@ def window_similarity(features: Tensor, window: int, itself: bool = False) -> Te
         window: frames of a window; windows do not overlap, the last one may be shorter.
         itself: whether a frame is compared with itself too; without, a frame alone in its window has 0.
     """
-    unit = F.normalize(features.flatten(1).float(), dim=1)
-    count = len(unit)
-    padded = F.pad(unit, (0, 0, 0, -count % window)).unflatten(0, (-1, window))
-    sums = (padded @ padded.sum(dim=1)[..., None]).flatten()[:count]
-    own = (unit**2).sum(dim=1)  # 0 for a frame of zeros
-    sizes = torch.full((count,), window, device=unit.device)
-    if count % window:
-        sizes[-(count % window) :] = count % window
-    return sums / sizes if itself else (sums - own) / (sizes - 1).clamp(min=1)
+    frames, means = features.flatten(1).float(), []
+    for part in frames.split(window):
+        products = part @ part.T
+        lengths = products.diagonal().clamp(min=TINY).sqrt()
+        cosines = products / lengths[:, None] / lengths
+        sums = cosines.sum(dim=1)
+        means.append(sums / len(part) if itself else (sums - cosines.diagonal()) / max(len(part) - 1, 1))
+    return torch.cat(means) if means else frames.new_zeros(0)
 
 
 def kept_frames(features: Tensor, window: int = 8, similar: float = SIMILAR, itself: bool = False) -> Tensor:
