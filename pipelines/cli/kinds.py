@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from granary.pipelines.cli.recipe_command import Given, Page, RecipeCommand, steal_lock_option
-from granary.pipelines.kinds.registry import KINDS, PACK_VIDEOS, Kind, kind_of
+from granary.pipelines.kinds.registry import KINDS, Kind, kind_of
 
 
 def command_of(name: str) -> RecipeCommand:
@@ -29,7 +29,7 @@ def command_of(name: str) -> RecipeCommand:
         steal_lock_option(),
         click.Option(["--runner"], metavar="PROFILE", help="a file of configs/runners/ that names a Beam runner"),
     ]
-    page = Page(kind.usage, (*kind.examples, *(PACK_VIDEOS.examples if name == "pack" else ())))
+    page = Page(kind.usage, kind.examples)
     return RecipeCommand(name, run, lambda given: _chosen(name, given).model(), page, params, passes_on=True)
 
 
