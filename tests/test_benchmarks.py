@@ -345,6 +345,7 @@ def test_a_gap_is_clear_beyond_three_of_its_errors() -> None:
     assert dejavu.Gap(0.5, 0.03) - dejavu.Gap(0.2, 0.04) == pytest.approx((0.3, 0.05))
     assert dejavu.layouts_of("1x4,0.25x16") == [(1.0, 4), (0.25, 16)]
     assert [layout.times for layout in dejavu.layouts_of("1x4,0.25x16")] == [5, 5]
+    assert str(dejavu.Setting(100, 300, 800, 20, ("options.blur=0",))) == "100-300-800-20-options.blur=0"
 
 
 def test_grounds_of_planted_pictures_say_nothing_of_their_garments() -> None:
@@ -370,7 +371,7 @@ def test_grounds_of_planted_pictures_say_nothing_of_their_garments() -> None:
 
 @pytest.mark.slow
 def test_twins_are_trained_with_copies_and_without(tmp_path: Path) -> None:
-    setting, layout = dejavu.Setting(4, 6, 2, 5), dejavu.Layout(0.5, 2)
+    setting, layout = dejavu.Setting(4, 6, 2, 5, ("options.strength=0.25",)), dejavu.Layout(0.5, 2)
     cells = {}
     for arm, work in dejavu.works(tmp_path, setting, [layout], 0):
         cells[arm, 0] = work()

@@ -2,11 +2,12 @@
 their object, and how much of that the removal of near copies takes away.
 
     python -m tests.benchmarks.dejavu OUT [--seeds 0,1] [--steps 800] [--per-class 100] [--public 300]
-        [--layouts 1x4,0.25x16] [--k 20]
+        [--layouts 1x4,0.25x16] [--k 20] [--set options.temperature=0.2]
 
 The pictures are those of tests/benchmarks/planted.py, parted by `granary partition`: with the defaults A and B have
-1,000 and X 3,000. Twins are trained on A and on B by configs/train/simclr_resnet_tiny.yaml at temperature 0.15; 800
-steps of 128 are 102 passes over A. They attack the place beside the garment, as `granary evaluate dejavu` does, at
+1,000 and X 3,000. Twins are trained on A and on B by configs/train/simclr_resnet_tiny.yaml at temperature 0.15, with
+crops from 8 % of a picture, so that some show the ground alone; --set changes the recipe of all trainings. 800 steps of
+128 are 102 passes over A. They attack the place beside the garment, as `granary evaluate dejavu` does, at
 every fifth of the steps too; beside them stand untrained twins, and some of one pass.
 
 A layout SHARExCOPIES plants so many near copies of each of a share of A and B. The parts are then drawn again, by
@@ -41,12 +42,17 @@ CLEAN, KEPT, REMOVED = "clean", "kept", "removed"
 
 
 class Setting(NamedTuple):
-    """What all trainings of a command share: pictures of a class in A, in X; steps; neighbours that vote."""
+    """What trainings share: pictures of a class in A, in X; steps; neighbours that vote; changes `KEY=VALUE`."""
 
     per_class: int
     public: int
     steps: int
     k: int
+    changes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        """Return it as part of a name."""
+        return "-".join([f"{self.per_class}-{self.public}-{self.steps}-{self.k}", *self.changes])
 
     @property
     def batch(self) -> int:
@@ -136,9 +142,18 @@ def attacked(
 
 def twins(run: str, out: Path, setting: Setting, seed: int, steps: int) -> list[str]:
     """Train on A and on B; returns the training directories."""
-    fields = {"options__temperature": 0.15, "batch": setting.batch, "seed": seed, "steps": steps, "workers": 0}
+    fields = {
+        "options__temperature": 0.15,
+        "options__crop_scale": "[0.08, 1.0]",
+        "batch": setting.batch,
+        "seed": seed,
+        "steps": steps,
+        "workers": 0,
+    }
     fields |= {"probe__every": 0, "alarm__every": 0, "device__threads": 1, "optimiser__warmup": min(100, steps // 4)}
     fields |= {"checkpoints__every": max(1, steps // FIFTHS), "checkpoints__keep": FIFTHS + 2}
+    pairs = (word.partition("=") for word in setting.changes)
+    fields |= {key.replace(".", "__"): value for key, _, value in pairs}
     return [trained(CONFIG, run, out / part, split=f"part={part}", **fields) for part in "AB"]
 
 
@@ -287,12 +302,15 @@ def main() -> None:
     parser.add_argument("--layouts", type=layouts_of, default="1x4,0.25x16")
     for name, count in (("--steps", 800), ("--per-class", 100), ("--public", 300), ("--k", 20)):
         parser.add_argument(name, type=int, default=count)
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="of the recipe of all trainings"
+    )
     given = parser.parse_args()
-    setting = Setting(given.per_class, given.public, given.steps, given.k)
+    setting = Setting(given.per_class, given.public, given.steps, given.k, tuple(given.set))
     cells, table = Cells(given.out / "cells.json"), {}
     for seed in given.seeds:
         for arm, work in works(given.out, setting, given.layouts, seed):
-            table[arm, seed] = cells.measured(f"{arm}-seed-{seed}-{'-'.join(map(str, setting))}", work)
+            table[arm, seed] = cells.measured(f"{arm}-seed-{seed}-{setting}", work)
     report(table, given.layouts, given.seeds)
 
 
@@ -308,7 +326,7 @@ def works(
     """Yield each arm with what measures it; the pictures of a seed are made once."""
     name = f"seed-{seed}-{setting.per_class}-{setting.public}"
     clean = partial(clean_run, out / "pictures" / name, setting, seed)
-    folder = out / f"{name}-steps-{setting.steps}"
+    folder = out / f"seed-{seed}-{setting}"
     yield Arm(None, CLEAN), lambda: clean_cell(clean(), folder / CLEAN, setting, seed)
     for layout in layouts:
         for kind in (KEPT, REMOVED):

@@ -53,10 +53,10 @@ def planted(per_class: int, seed: int) -> Iterator[Row]:
 
 
 def composed(ground: Pixels, garment: Pixels, x: int, y: int) -> Pixels:
-    """Return a ground (SIDE, SIDE, 3) with a garment (28, 28) shrunk to GLYPH pixels at a place."""
-    page = Image.fromarray(garment)
+    """Return a ground (SIDE, SIDE, 3) at half its brightness with a bright garment, (28, 28) shrunk to GLYPH, on it."""
+    page = Image.fromarray((128 + garment // 2).astype(np.uint8))
     ink = Image.fromarray(np.where(garment > INK, 255, 0).astype(np.uint8))
-    size, picture = (GLYPH, GLYPH), Image.fromarray(ground)
+    size, picture = (GLYPH, GLYPH), Image.fromarray(ground // 2)
     picture.paste(
         page.resize(size, Image.Resampling.BOX).convert("RGB"), (x, y), ink.resize(size, Image.Resampling.BOX)
     )
