@@ -124,7 +124,7 @@ class CaptionBalance(Options, frozen=True):
         description="words: those of the pool's own captions; else a file of entries, one a line or a JSON list; "
         "nothing: captions decide nothing",
     )
-    most: int = Field(20_000, ge=1, description="images that an entry keeps in expectation, t of MetaCLIP")
+    most: int = Field(20_000, ge=1, description="images that the draws of an entry keep in expectation, t of MetaCLIP")
     least: int = Field(20, ge=1, description="words: images whose captions must hold a word for it to be an entry")
     fold_case: bool = Field(False, description="match capitals and small letters alike; MetaCLIP does not")
 

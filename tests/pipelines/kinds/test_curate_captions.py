@@ -99,7 +99,7 @@ def test_a_file_of_entries_decides_as_brute_force_does(pool: Path, plain: pools.
     assert (counted["entries"], counted["head"], counted["tail"]) == (5, 2, 1)
     assert [row["entry"] for row in counted["rows"]] == ["cat", "dog", "zebra"]
     html = (run.path / "report" / "index.html").read_text()
-    assert "5 entries, each of which keeps 6 images" in html
+    assert "5 entries, whose own draws keep 6 images each" in html
     assert "<bdi>zebra</bdi>" in html
     flow = {row["stage"]: row for row in run.facts["flow"]}
     assert flow["captions"]["dropped"] == len(expected["dropped"])
