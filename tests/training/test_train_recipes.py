@@ -36,6 +36,7 @@ OWN = {
     "dinov2": "--model.img_size {side} --options.local_size {patch} --options.global_size null --options.prototypes 16 "
     "--options.patch_prototypes 16 --options.hidden 16",
     "clip": TEXT,
+    "clip_kd": TEXT + " --options.teacher_size null",
     "siglip": TEXT,
     "llip": TEXT,
     "llava": "--options.encoder null --options.language tiny?width=16&depth=1&heads=2 --options.tuning whole "
@@ -78,7 +79,7 @@ def large(run: str, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def given(config: Path, model: str = "MODEL") -> list[str]:
     """What a recipe leaves to the command line: another model."""
-    named = {"dci_lora": "clip", "predictor_tuning": "teacher", "rob": "teacher", "simreg": "teacher"}
+    named = {"dci_lora": "clip", **dict.fromkeys(("clip_kd", "predictor_tuning", "rob", "simreg"), "teacher")}
     key = named.get(yaml.safe_load(config.read_text())["method"])
     return [f"--options.{key}", model] if key else []
 
@@ -91,6 +92,15 @@ def world_model(recipe: TrainRecipe, small: list[str], folder: Path) -> str:
     options = {"predictor_width": 16, "predictor_depth": 1}
     (folder / "iwm.yaml").write_text(yaml.safe_dump({"method": "iwm", "model": model, "options": options}))
     return f"random:{folder}/iwm.yaml"
+
+
+def small_clip(recipe: TrainRecipe, folder: Path) -> str:
+    """A CLIP of initial weights, whose pictures are those of a recipe at its reduced size."""
+    patch = recipe.config().patch_size
+    model = {"width": 32, "depth": 1, "heads": 2, "img_size": 2 * patch, "patch_size": patch}
+    options = {"dimension": 8, "text_width": 16, "text_depth": 1, "text_heads": 2, "context": 16}
+    (folder / "clip.yaml").write_text(yaml.safe_dump({"method": "clip", "model": model, "options": options}))
+    return f"random:{folder}/clip.yaml"
 
 
 def test_every_method_has_a_tiny_recipe_and_one_of_published_size() -> None:
@@ -120,6 +130,7 @@ def test_a_shipped_recipe_runs_at_a_reduced_size(config: Path, run: str, large: 
     patch = whole.config().patch_size
     small = (SMALL + MODELS[whole.model.kind] + OWN[whole.method].format(side=2 * patch, patch=patch)).split()
     model = world_model(whole, small, tmp_path) if whole.method == "predictor_tuning" else large
+    model = small_clip(whole, tmp_path) if whole.method == "clip_kd" else model
     small += given(config, model)
     recipe = load_recipe(TrainRecipe, str(config), ["--data", run, "--out", str(tmp_path / "out"), *small])
     assert train(recipe)["finished"]

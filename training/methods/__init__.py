@@ -19,6 +19,7 @@ METHODS = {  # name in a recipe -> module:class
     "simsiam": "granary.training.methods.simsiam:SimSiam",
     "nnclr": "granary.training.methods.nnclr:NNCLR",
     "clip": "granary.training.methods.clip:CLIP",
+    "clip_kd": "granary.training.methods.clip_kd:ClipKD",
     "siglip": "granary.training.methods.clip:SigLIP",
     "llip": "granary.training.methods.llip:Llip",
     "coca": "granary.training.methods.coca:CoCa",

@@ -43,6 +43,7 @@ from granary.training.models.export import export
 TASKS = {
     "supervised": "image-classification",
     "clip": "zero-shot-image-classification",
+    "clip_kd": "zero-shot-image-classification",
     "siglip": "zero-shot-image-classification",
     "llip": "zero-shot-image-classification",
     "coca": "image-to-text",
