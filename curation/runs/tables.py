@@ -28,6 +28,9 @@ class DamagedPart(UserError):
             "damaged there, and the run's command makes it again"
         )
 
+    def __reduce__(self) -> tuple[type[DamagedPart], tuple[str, str]]:
+        return type(self), (self.url, self.cause)
+
 
 def read_table(url: str, columns: list[str] | None = None, group: int | None = None) -> pa.Table:
     """Read a Parquet file, or one row group of it; raises DamagedPart when it is missing or damaged."""

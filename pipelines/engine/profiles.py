@@ -92,8 +92,8 @@ def _read(path: str) -> dict[str, Any]:
             path = shipped(f"runners/{name}.yaml")
         except UserError:
             raise UserError(
-                f"runner: there is no profile {path!r}; give a YAML file, or threads or processes, portable, flink, "
-                "spark, dataflow or dataflow_gpu"
+                f"runner: there is no profile {path!r}; give a YAML file, or threads or processes, dask, portable, "
+                "flink, spark, dataflow or dataflow_gpu"
             ) from None
     try:
         profile = yaml_tree(storage.read_bytes(path))

@@ -6,6 +6,7 @@ Beam takes a second to import, so this module is imported by the first stage tha
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Generic, TypeVar
 
@@ -14,8 +15,9 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.runner import PipelineResult, PipelineState
 from joblib import cpu_count
 
-from granary.curation.runs.run import J, Run, Stage, Unit, run_unit
+from granary.curation.runs.run import J, Run, Stage, Unit, UnitError, run_unit
 from granary.curation.store.threads import limit_threads
+from granary.pipelines.engine import dask_cluster
 from granary.pipelines.engine.children import run_in_child
 from granary.pipelines.engine.merge import A, Merge
 
@@ -45,7 +47,9 @@ def run_units(
     outputs = pipeline | beam.Create(list(units)) | transform
     if combine is not None:
         merge, target = combine
-        merged = outputs | beam.CombineGlobally(MergeOutputs(merge))
+        combined = beam.CombineGlobally(MergeOutputs(merge))
+        # What nothing merges to is a side input, which costs a runner more than it looks, so only where it can be.
+        merged = outputs | (combined.without_defaults() if units else combined)
         merged | beam.ParDo(WriteCombined(transform.run_directory, target))
     wait(pipeline.run())
 
@@ -84,7 +88,7 @@ class _RunUnit(beam.DoFn, Generic[J]):
             run_in_child(self.processes, self.run, self.stage, unit)
         else:
             limit_threads(self.threads or int(cpu_count()))
-            run_unit(self.run, self.stage, unit)
+            run_unit_plainly(self.run, self.stage, unit)
         yield self.stage.output(self.run, unit)
 
 
@@ -120,8 +124,22 @@ class WriteCombined(beam.DoFn, Generic[J]):
     def process(self, combined: object) -> Iterator[str]:
         """Write one combined value; `stage.step` knows its table."""
         limit_threads(1)
-        run_unit(self.run, self.stage, self.stage.units[0], combined)
+        run_unit_plainly(self.run, self.stage, self.stage.units[0], combined)
         yield self.stage.output(self.run, self.stage.units[0])
+
+
+def run_unit_plainly(run: Run, stage: Stage[J], unit: Unit[J], *combined: object) -> None:
+    """Run a unit; of what it raises the sentence travels alone.
+
+    Dask sends an error with all that caused it, and waits for ever for one that does not survive that.
+    """
+    try:
+        run_unit(run, stage, unit, *combined)
+        return
+    except UnitError as error:
+        logging.getLogger(__name__).debug("a unit failed", exc_info=error)
+        sentence = str(error)
+    raise UnitError(sentence)
 
 
 def wait(result: PipelineResult) -> None:
@@ -135,5 +153,7 @@ def wait(result: PipelineResult) -> None:
     except KeyboardInterrupt:
         result.cancel()
         raise
+    finally:
+        dask_cluster.close(result)
     if state not in (None, PipelineState.DONE):  # None: a runner that only returns when all is done
         raise RuntimeError(f"the job ended in state {state}")

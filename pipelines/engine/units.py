@@ -23,6 +23,8 @@ from granary.curation.runs.tables import DamagedPart
 from granary.curation.sources.files import absolute
 from granary.curation.steps.unreadable import what_allows
 from granary.curation.store import storage
+from granary.curation.store.printable import printable
+from granary.pipelines.engine.dask_cluster import cause_of, check_cluster, is_dask
 from granary.pipelines.engine.memory import PeakMemory
 from granary.pipelines.engine.merge import A, Merge
 from granary.pipelines.engine.progress import Progress
@@ -150,6 +152,7 @@ class Runner:
     engine: Engine
     progress: Progress
     timings: list[dict[str, object]] = dataclasses.field(default_factory=list)
+    _asked: bool = dataclasses.field(default=False, init=False)
 
     def __post_init__(self) -> None:
         self.engine.check_reach(self.run)
@@ -186,10 +189,19 @@ class Runner:
         memory = PeakMemory() if self.engine.local else None  # of other machines nothing is known here
         watched = memory or contextlib.nullcontext()
         with watched, self.progress.stage(self.run, stage, missing), one_sentence(self.engine):
+            self._ask_cluster(run)
             options = self.engine.beam_options(len(missing) > 1, job_name(run, stage))
             transform = RunUnits(run, stage, threads, self.engine.processes(run, stage, missing))
             run_units(options, transform, missing if combine is None else stage.units, combine)
         self.timings.append(self._timing(stage, missing, time.monotonic() - started, memory))
+
+    def _ask_cluster(self, run: Run) -> None:
+        """Before the first stage that has work to do: can the workers do it?"""
+        if is_dask(self.engine.options) and not self._asked:
+            note = check_cluster(self.engine.options, run)
+            self._asked = True
+            if note:
+                self.progress.console.print(f"note: {printable(note)}", soft_wrap=True)
 
     def _timing(
         self, stage: Stage[J], missing: Sequence[Unit[J]], seconds: float, memory: PeakMemory | None
@@ -229,7 +241,7 @@ def one_sentence(engine: Engine) -> Iterator[None]:
         damaged = re.search(r"DamagedPart: (.+?) cannot be read \((.+?)\); if it", match.group(0)) if match else None
         if damaged:
             raise DamagedPart(*damaged.groups()) from error
-        cause = match.group(0) if match else f"{type(error).__name__}: {last}"
+        cause = match.group(0) if match else cause_of(error) or f"{type(error).__name__}: {last}"
         raise UserError(f"{cause}. {advice(cause)}") from error
     finally:
         beam_log.setLevel(level)
@@ -247,6 +259,11 @@ def advice(cause: str) -> str:
         return (
             "Repair the connection, the mount or the permissions and run the same command again, finished work is "
             "kept; or take these files for lost with --max_unreadable 1."
+        )
+    if "KilledWorker" in cause:
+        return (
+            "Workers are killed when they lack memory: lower --unit_rows, --shards.rows or --dedup.block, as far as "
+            "the command has them, or give them more (`dask worker --memory-limit`); their logs say more."
         )
     if "MemoryError" in cause or "not enough memory" in cause:
         return (

@@ -56,10 +56,12 @@ class Kind:
         Raises:
             UserError: the recipe cannot be run, a work unit failed, or a package of the extra is not installed.
         """
+        from granary.pipelines.engine.dask_cluster import check_cluster_options
         from granary.pipelines.engine.profiles import check_beam_options
         from granary.pipelines.engine.repair import repairing
         from granary.pipelines.engine.session import console_or_stderr
 
+        check_cluster_options(engine.options)
         check_beam_options(engine.options)
         with needs(self.extra) if self.extra else contextlib.nullcontext():
             run = functools.partial(load(self.run), recipe, engine, console, **flags)

@@ -1,0 +1,251 @@
+"""Every pipeline on a Dask scheduler with two worker processes, on loopback: the bytes of a local run."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import every_pipeline
+import pools
+import pytest
+from places import CONFIGS, ROOT
+
+from granary.curation.ports import free_port
+from granary.pipelines import command
+
+pytest.importorskip("distributed", reason="Dask is not installed: pip install 'granary-data[dask]'")
+
+PROFILE = str(CONFIGS / "runners" / "dask.yaml")
+OUTPUTS = ("dataset", "ledger", "dead-letter")
+RECIPE = (*pools.SMALL_UNITS, *pools.THRESHOLDS)
+LIMIT = 480  # seconds, for whatever a test waits for
+# What a worker loads before it begins: it notes each unit with its process, and waits in it where a file says so.
+NOTES = """
+import os, pathlib, time
+from granary.pipelines.engine import transforms
+
+folder = pathlib.Path(os.environ["GRANARY_TEST_NOTES"])
+
+def noting(run, stage, unit, *combined, inner=transforms.run_unit):
+    with open(folder / str(os.getpid()), "a") as notes:
+        notes.write(f"{stage.name} {unit.index}\\n")
+    deadline = time.monotonic() + 60
+    while (folder / "hold" / stage.name).exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    inner(run, stage, unit, *combined)
+
+if transforms.run_unit.__name__ != "noting":  # a preload is loaded twice
+    transforms.run_unit = noting
+"""
+
+
+class Cluster:
+    """A scheduler and its workers, each the leader of a process group."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.port = folder, free_port()
+        self.address = f"tcp://127.0.0.1:{self.port}"
+        self.notes = folder / "notes"
+        (self.notes / "hold").mkdir(parents=True)
+        (folder / "noting.py").write_text(NOTES)
+        self.file = folder / "scheduler.json"
+        self.scheduler = self.start("scheduler", "--port", str(self.port), "--scheduler-file", str(self.file))
+        self.workers: list[subprocess.Popen] = []
+
+    def start(self, kind: str, *words: str) -> subprocess.Popen:
+        call = [sys.executable, "-m", f"distributed.cli.dask_{kind}", "--host", "127.0.0.1", "--no-dashboard", *words]
+        paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+        return subprocess.Popen(
+            call,
+            cwd=self.folder,
+            env={**os.environ, "GRANARY_TEST_NOTES": str(self.notes), "OMP_NUM_THREADS": "1", "PYTHONPATH": paths},
+            stdin=subprocess.DEVNULL,
+            stdout=(self.folder / f"{kind}.log").open("ab"),
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+    def complete(self) -> None:
+        """Have two workers at work, no notes, and no hold on any stage."""
+        for left in [path for path in self.notes.rglob("*") if path.is_file()]:
+            left.unlink()
+        self.workers = [worker for worker in self.workers if worker.poll() is None]
+        options = ("--nthreads", "1", "--no-nanny", "--death-timeout", "60", "--local-directory", str(self.folder))
+        while len(self.workers) < 2:
+            self.workers.append(
+                self.start("worker", self.address, *options, "--preload", str(self.folder / "noting.py"))
+            )
+        from distributed import Client
+
+        with Client(self.address, timeout=LIMIT, set_as_default=False) as client:
+            client.wait_for_workers(2, timeout=LIMIT)
+
+    def hold(self, stage: str) -> Path:
+        """Let units of a stage wait while the file that is returned stands."""
+        path = self.notes / "hold" / stage
+        path.touch()
+        return path
+
+    def done(self) -> dict[int, list[str]]:
+        """Return the units that each process of this cluster has begun."""
+        files = [path for path in self.notes.iterdir() if path.is_file()]
+        return {int(path.name): path.read_text().splitlines() for path in files}
+
+    def end(self) -> None:
+        for process in (*self.workers, self.scheduler):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait(20)
+
+    @property
+    def words(self) -> list[str]:
+        return ["--runner", PROFILE, "--", f"--dask_client_address={self.address}"]
+
+
+@pytest.fixture(scope="module")
+def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    one = Cluster(tmp_path_factory.mktemp("dask"))
+    try:
+        yield one
+    finally:
+        one.end()
+
+
+@pytest.fixture
+def cluster(started: Cluster) -> Cluster:
+    started.complete()
+    return started
+
+
+@pytest.fixture(autouse=True)
+def bounded() -> Iterator[None]:
+    """No test hangs: SIGALRM ends it with what it was doing."""
+
+    def fail(*_: object) -> None:
+        raise TimeoutError(f"not done after {LIMIT} s")
+
+    before = signal.signal(signal.SIGALRM, fail)
+    signal.alarm(LIMIT)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+@pytest.fixture(scope="module")
+def local(roles, tmp_path_factory: pytest.TempPathFactory) -> pools.Run:
+    """A run of the planted pool without Dask or Beam."""
+    return pools.curate(roles, tmp_path_factory.mktemp("local") / "run", *RECIPE)
+
+
+def until(true, what: str) -> None:
+    deadline = time.monotonic() + LIMIT / 2
+    while not true():
+        assert time.monotonic() < deadline, f"never: {what}"
+        time.sleep(0.05)
+
+
+def start(roles, out: Path, cluster: Cluster) -> subprocess.Popen:
+    """Start the command as a process group of its own."""
+    main = "import sys; from granary.pipelines.command import main; sys.exit(main())"
+    words = ["curate", *pools.sources(roles), "--out", str(out), *RECIPE, *cluster.words]
+    return subprocess.Popen(
+        [sys.executable, "-c", main, *words],
+        start_new_session=True,
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        cwd=ROOT,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+    )
+
+
+def test_curate_with_seeds_and_references_and_a_worker_killed_in_the_middle(roles, local, tmp_path, cluster):
+    victim, other = cluster.workers
+    held = cluster.hold("pool")
+    process = start(roles, tmp_path / "run", cluster)
+    try:
+        until(lambda: any("pool 0" in units for units in cluster.done().values()), "a unit of the pool begins")
+        until(lambda: any(u.startswith("pool") for u in cluster.done().get(victim.pid, [])), "the victim has a unit")
+        os.killpg(victim.pid, signal.SIGKILL)
+        held.unlink()
+        error = process.communicate(timeout=LIMIT)[1].decode()
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 0, error
+    assert "Traceback" not in error
+    there = pools.Run(str(tmp_path / "run"))
+    ran = [row["stage"] for row in local.facts["stages"]]
+    assert ran == [row["stage"] for row in there.facts["stages"]]
+    assert {"references", "audit", "seeds", "features", "shards"} <= set(ran)
+    assert there.hashes(*OUTPUTS, *ran) == local.hashes(*OUTPUTS, *ran)
+    lost = [unit for unit in cluster.done()[victim.pid] if unit.startswith("pool")]
+    assert set(lost) <= set(cluster.done()[other.pid])
+
+
+def test_a_killed_command_goes_on_with_both_workers(roles, local, tmp_path, cluster):
+    out = tmp_path / "run"
+    held = cluster.hold("join")
+    process = start(roles, out, cluster)
+    try:
+        until(lambda: any("join 0" in units for units in cluster.done().values()), "the join begins")
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+    before = pools.Run(str(out)).times()
+    assert len([name for name in before if name.startswith("pool/")]) == 8
+    held.unlink()
+    begun = {worker.pid: len(cluster.done().get(worker.pid, [])) for worker in cluster.workers}
+    resumed = pools.curate(roles, out, *RECIPE, *cluster.words, beam=True)
+    assert before.items() <= resumed.times().items()
+    assert resumed.hashes(*OUTPUTS) == local.hashes(*OUTPUTS)
+    assert all(len(cluster.done()[worker]) > before for worker, before in begun.items())
+
+
+def test_interrupted_it_leaves_nothing_queued(roles, local, tmp_path, cluster):
+    held, process = cluster.hold("pool"), start(roles, tmp_path / "run", cluster)
+    try:
+        until(lambda: any("pool 0" in units for units in cluster.done().values()), "a unit of the pool begins")
+        os.kill(process.pid, signal.SIGINT)
+        error = process.communicate(timeout=LIMIT)[1].decode()
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 130, error
+    assert "run the same command again" in error.splitlines()[-1]
+    assert "Traceback" not in error
+    held.unlink()
+    from distributed import Client
+
+    with Client(cluster.address, timeout=LIMIT, set_as_default=False) as client:
+        until(lambda: not any(client.processing().values()), "the workers have nothing to do")
+    assert len(list((tmp_path / "run" / "pool").glob("*.done"))) <= 2  # those at work; the other two never began
+
+
+def test_a_failing_unit_is_one_sentence(roles, local, tmp_path, cluster, capfd):
+    run = pools.Run(str(shutil.copytree(local.path, tmp_path / "run")))
+    shutil.rmtree(run.path / "join")
+    (run.path / "join").write_text("a file where a folder of parts should be")
+    assert pools.attempt(roles, run.path, *RECIPE, *cluster.words, beam=True) == 2
+    said = capfd.readouterr().err
+    assert said.strip().splitlines()[-1].startswith("granary: stage join, unit ")
+    assert "(--debug shows the traceback" in said
+    assert "Traceback (most" not in said
+
+
+@pytest.mark.parametrize("name", ["render", "pack", pytest.param("sample", marks=pytest.mark.slow)])
+def test_every_other_pipeline(name, tmp_path, cluster):
+    every_pipeline.write_inputs(tmp_path / "inputs")
+    words = [every_pipeline.words(name, tmp_path / "inputs", tmp_path / "inputs", tmp_path / out) for out in "ab"]
+    assert command.main([*words[0], "--workers", "1"]) == 0
+    assert command.main([*words[1], *cluster.words[:-1], f"--dask_scheduler_file={cluster.file}"]) == 0
+    here, there = pools.Run(str(tmp_path / "a")), pools.Run(str(tmp_path / "b"))
+    assert [row["stage"] for row in here.facts["stages"]] == [row["stage"] for row in there.facts["stages"]]
+    assert here.hashes(*OUTPUTS) == there.hashes(*OUTPUTS)
+    assert there.samples
