@@ -71,11 +71,7 @@ def check_cluster(options: Sequence[str], run: Run) -> str | None:
     ours = summary.versions()
     for worker, answer in answers.items():
         _check_worker(worker, answer, run, ours)
-    return (
-        None
-        if answers
-        else f"the Dask scheduler at {address or file} has no worker yet; work begins with the first"
-    )
+    return None if answers else f"the Dask scheduler at {address or file} has no worker yet; work begins with the first"
 
 
 def _see(path: str) -> tuple[bool, Mapping[str, str]]:

@@ -56,7 +56,8 @@ class Cluster:
         (self.notes / "hold").mkdir(parents=True)
         (folder / "noting.py").write_text(NOTES)
         self.file = folder / "scheduler.json"
-        self.scheduler = self.start("scheduler", "--port", str(self.port), "--scheduler-file", str(self.file))
+        words = ("--port", str(self.port), "--scheduler-file", str(self.file), "--idle-timeout", "20 minutes")
+        self.scheduler = self.start("scheduler", *words)
         self.workers: list[subprocess.Popen] = []
 
     def start(self, kind: str, *words: str) -> subprocess.Popen:
