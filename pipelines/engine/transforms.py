@@ -7,20 +7,20 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Generic, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Generic, ParamSpec, TypeVar
 
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.runner import PipelineResult, PipelineState
-from joblib import cpu_count
 
 from granary.curation.runs.run import J, Run, Stage, Unit, UnitError, run_unit
 from granary.curation.store.threads import limit_threads
 from granary.pipelines.engine import dask_cluster
-from granary.pipelines.engine.children import run_in_child
+from granary.pipelines.engine.here import UnitRunner
 from granary.pipelines.engine.merge import A, Merge
 
+P = ParamSpec("P")
 C = TypeVar("C")  # what a combine computes
 K = TypeVar("K")  # the job of the stage that writes it
 
@@ -50,7 +50,7 @@ def run_units(
         combined = beam.CombineGlobally(MergeOutputs(merge))
         # What nothing merges to is a side input, which costs a runner more than it looks, so only where it can be.
         merged = outputs | (combined.without_defaults() if units else combined)
-        merged | beam.ParDo(WriteCombined(transform.run_directory, target))
+        merged | beam.ParDo(WriteCombined(transform.runner.run, target))
     wait(pipeline.run())
 
 
@@ -58,38 +58,27 @@ class RunUnits(beam.PTransform):  # type: ignore[type-arg]  # Beam reads the par
     """Run each unit of the input; yields the URL of its output.
 
     Args:
-        run: the run directory and sources.
-        stage: whose step is called; its units are not shipped.
-        threads: native threads one unit may use (BLAS, OpenMP, torch); 0 for every core of its machine.
-        processes: of this machine that run the units; 0: the worker itself does.
+        runner: of a unit; the units of its stage are not shipped.
     """
 
-    def __init__(self, run: Run, stage: Stage[J], threads: int, processes: int = 0) -> None:
-        super().__init__(f"Run {stage.name}")
-        self.run_directory, self.threads, self.processes = run, threads, processes
-        self.stage = dataclasses.replace(stage, units=(), count=stage.total)
+    def __init__(self, runner: UnitRunner[Any]) -> None:
+        super().__init__(f"Run {runner.stage.name}")
+        stage = dataclasses.replace(runner.stage, units=(), count=runner.stage.total)
+        self.runner = dataclasses.replace(runner, stage=stage)
 
     def expand(self, units: beam.PCollection[Unit[Any]]) -> beam.PCollection[str]:
         """Apply to a PCollection of Unit."""
-        return (
-            units
-            | beam.Reshuffle()
-            | beam.ParDo(_RunUnit(self.run_directory, self.stage, self.threads, self.processes))
-        )
+        return units | beam.Reshuffle() | beam.ParDo(_RunUnit(self.runner))
 
 
 class _RunUnit(beam.DoFn, Generic[J]):
-    def __init__(self, run: Run, stage: Stage[J], threads: int, processes: int) -> None:
-        self.run, self.stage, self.threads, self.processes = run, stage, threads, processes
+    def __init__(self, runner: UnitRunner[J]) -> None:
+        self.runner = runner
 
     def process(self, unit: Unit[J]) -> Iterator[str]:
         """Run one unit."""
-        if self.processes:
-            run_in_child(self.processes, self.run, self.stage, unit)
-        else:
-            limit_threads(self.threads or int(cpu_count()))
-            run_unit_plainly(self.run, self.stage, unit)
-        yield self.stage.output(self.run, unit)
+        plainly(self.runner, unit)
+        yield self.runner.stage.output(self.runner.run, unit)
 
 
 class MergeOutputs(beam.CombineFn, Generic[A, C]):
@@ -124,17 +113,17 @@ class WriteCombined(beam.DoFn, Generic[J]):
     def process(self, combined: object) -> Iterator[str]:
         """Write one combined value; `stage.step` knows its table."""
         limit_threads(1)
-        run_unit_plainly(self.run, self.stage, self.stage.units[0], combined)
+        plainly(run_unit, self.run, self.stage, self.stage.units[0], combined)
         yield self.stage.output(self.run, self.stage.units[0])
 
 
-def run_unit_plainly(run: Run, stage: Stage[J], unit: Unit[J], *combined: object) -> None:
-    """Run a unit; of what it raises the sentence travels alone.
+def plainly(work: Callable[P, None], *args: P.args, **options: P.kwargs) -> None:
+    """Do the work of a unit; of what it raises the sentence travels alone.
 
     Dask sends an error with all that caused it, and waits for ever for one that does not survive that.
     """
     try:
-        run_unit(run, stage, unit, *combined)
+        work(*args, **options)
         return
     except UnitError as error:
         logging.getLogger(__name__).debug("a unit failed", exc_info=error)

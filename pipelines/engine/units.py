@@ -2,7 +2,7 @@
 
 The same pipeline runs on every Beam runner; each stage is one job, because what the next one has to do is read from
 what this one wrote. Locally it is always FnApiRunner with worker threads: decoding, matrix products and search are
-native code that releases the interpreter lock. A stage without work needs no Beam, and does not import it.
+native code that releases the interpreter lock. A stage of few units, or none, needs no Beam, and does not import it.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from granary.curation.steps.unreadable import what_allows
 from granary.curation.store import storage
 from granary.curation.store.printable import printable
 from granary.pipelines.engine.dask_cluster import cause_of, check_cluster, is_dask
+from granary.pipelines.engine.here import FEW, UnitRunner, run_here
 from granary.pipelines.engine.memory import PeakMemory
 from granary.pipelines.engine.merge import A, Merge
 from granary.pipelines.engine.progress import Progress
@@ -84,7 +85,13 @@ class Engine:
         """
         return max(1, min(self._local_workers(True), int(cpu_count())) // max(1, units)) if self.local else 1
 
+    def here(self, units: int) -> bool:
+        """Whether a stage is done in this process without Beam: no options of it are given, and the units are few."""
+        return not self.options and units <= FEW
+
     def _local_workers(self, parallel: bool) -> int:
+        if not self.options:
+            return self.threads
         from apache_beam.options.pipeline_options import DirectOptions
 
         direct = self.beam_options(parallel).view_as(DirectOptions)
@@ -181,19 +188,29 @@ class Runner:
             storage.remove(self.run.path(name))
 
     def _run(self, stage: Stage[J], missing: Sequence[Unit[J]], combine: tuple[Merge[A, C], Stage[K]] | None) -> None:
-        from granary.pipelines.engine.transforms import RunUnits, run_units
-
         threads = {"one": 1, "all": 0, "idle": self.engine.native_threads(len(missing))}[stage.cores]
         run = dataclasses.replace(self.run, url=absolute(self.run.url))  # workers may stand in another folder
         started = time.monotonic()
         memory = PeakMemory() if self.engine.local else None  # of other machines nothing is known here
         watched = memory or contextlib.nullcontext()
-        with watched, self.progress.stage(self.run, stage, missing), one_sentence(self.engine):
+        with watched, self.progress.stage(self.run, stage, missing), one_sentence():
             self._ask_cluster(run)
-            options = self.engine.beam_options(len(missing) > 1, job_name(run, stage))
-            transform = RunUnits(run, stage, threads, self.engine.processes(run, stage, missing))
-            run_units(options, transform, missing if combine is None else stage.units, combine)
+            unit_runner = UnitRunner(run, stage, threads, self.engine.processes(run, stage, missing))
+            if self.engine.here(len(missing)):
+                run_here(unit_runner, self.engine.threads, missing, combine)
+            else:
+                self._run_by_beam(unit_runner, missing, combine)
         self.timings.append(self._timing(stage, missing, time.monotonic() - started, memory))
+
+    def _run_by_beam(
+        self, runner: UnitRunner[J], missing: Sequence[Unit[J]], combine: tuple[Merge[A, C], Stage[K]] | None
+    ) -> None:
+        from granary.pipelines.engine.transforms import RunUnits, run_units
+
+        with quiet(self.engine):
+            options = self.engine.beam_options(len(missing) > 1, job_name(runner.run, runner.stage))
+            units = missing if combine is None else runner.stage.units
+            run_units(options, RunUnits(runner), units, combine)
 
     def _ask_cluster(self, run: Run) -> None:
         """Before the first stage that has work to do: can the workers do it?"""
@@ -220,8 +237,8 @@ class Runner:
 
 
 @contextlib.contextmanager
-def one_sentence(engine: Engine) -> Iterator[None]:
-    """Turn a failed pipeline into one sentence; its traceback goes to the debug log, not to the terminal."""
+def quiet(engine: Engine) -> Iterator[None]:
+    """Let the local runner of Beam print nothing of its own, unless --debug is on."""
     beam_log = logging.getLogger("apache_beam")
     level = beam_log.level
     if engine.local and not logging.getLogger().isEnabledFor(logging.DEBUG):
@@ -232,10 +249,19 @@ def one_sentence(engine: Engine) -> Iterator[None]:
         setattr(sdk_worker, "print", lambda *_, **__: None)  # noqa: B010
     try:
         yield
+    finally:
+        beam_log.setLevel(level)
+
+
+@contextlib.contextmanager
+def one_sentence() -> Iterator[None]:
+    """Turn a failed stage into one sentence; its traceback goes to the debug log, not to the terminal."""
+    try:
+        yield
     except UserError:
         raise
     except Exception as error:
-        logging.getLogger(__name__).debug("the pipeline failed", exc_info=error)
+        logging.getLogger(__name__).debug("a stage failed", exc_info=error)
         match = re.search(r"stage [\w.-]+, unit \d+ of \d+: .*?(?= ;;)", str(error))
         last = str(error).strip().rpartition("\n")[2]
         damaged = re.search(r"DamagedPart: (.+?) cannot be read \((.+?)\); if it", match.group(0)) if match else None
@@ -243,8 +269,6 @@ def one_sentence(engine: Engine) -> Iterator[None]:
             raise DamagedPart(*damaged.groups()) from error
         cause = match.group(0) if match else cause_of(error) or f"{type(error).__name__}: {last}"
         raise UserError(f"{cause}. {advice(cause)}") from error
-    finally:
-        beam_log.setLevel(level)
 
 
 def advice(cause: str) -> str:

@@ -138,7 +138,7 @@ def write_planted(folder: Path, distinct: int = 12) -> dict[str, Path]:
 def run_in_a_loop(self: Runner, stage: Stage, missing: list[Unit], combine: Any) -> None:
     """Run units one after the other without Beam: what Beam adds is tested apart, and costs half a second a stage."""
     limit_threads(1)  # of torch, for this thread alone: what a worker has
-    with one_sentence(self.engine):
+    with one_sentence():
         for unit in missing:
             run_unit(self.run, stage, unit)
         if combine is not None:
@@ -168,6 +168,8 @@ def curate(roles: Mapping[str, Path | str | Sequence[str]], out: Path | str, *wo
 
 def attempt(roles: Mapping[str, Path | str | Sequence[str]], out: Path | str, *words: str, beam: bool = False) -> int:
     """Run `granary curate` in this process; returns its exit status."""
+    if beam and not {"--runner", "--"} & set(words):
+        words = (*words, "--runner", "threads")  # without a word of Beam, stages of few units run without it
     with pytest.MonkeyPatch.context() as patch:
         if not beam:
             patch.setattr(Runner, "_run", run_in_a_loop)

@@ -29,7 +29,7 @@ LIMIT = 480  # seconds, for whatever a test waits for
 # What a worker loads before it begins: it notes each unit with its process, and waits in it where a file says so.
 NOTES = """
 import os, pathlib, time
-from granary.pipelines.engine import transforms
+from granary.pipelines.engine import here, transforms
 
 folder = pathlib.Path(os.environ["GRANARY_TEST_NOTES"])
 
@@ -42,7 +42,7 @@ def noting(run, stage, unit, *combined, inner=transforms.run_unit):
     inner(run, stage, unit, *combined)
 
 if transforms.run_unit.__name__ != "noting":  # a preload is loaded twice
-    transforms.run_unit = noting
+    transforms.run_unit = here.run_unit = noting
 """
 
 

@@ -16,11 +16,11 @@ from places import ROOT
 from granary.curation.errors import UserError
 from granary.curation.ports import free_port
 from granary.curation.runs import summary
-from granary.curation.runs.run import NoJob, Run, Stage, Unit, UnitError
+from granary.curation.runs.run import NoJob, Run, Stage, Unit, UnitError, run_unit
 from granary.curation.runs.tables import DamagedPart
 from granary.pipelines.engine import dask_cluster, transforms
 from granary.pipelines.engine.profiles import load_profile
-from granary.pipelines.engine.units import Engine, advice, one_sentence
+from granary.pipelines.engine.units import advice, one_sentence
 
 RUNNER = f"--runner={dask_cluster.RUNNER}"
 
@@ -175,7 +175,7 @@ class FutureCancelledError(Exception):
     ],
 )
 def test_what_dask_gives_up_for_is_one_sentence(error, said):
-    with pytest.raises(UserError) as told, one_sentence(Engine([RUNNER])):
+    with pytest.raises(UserError) as told, one_sentence():
         raise error
     assert said in str(told.value)
     assert "lower --unit_rows" in advice("KilledWorker: x")
@@ -191,7 +191,7 @@ def test_errors_travel_as_their_sentence(tmp_path):
 
     stage = Stage("bad", fail, [Unit(0, NoJob())])
     with pytest.raises(UnitError) as error:
-        transforms.run_unit_plainly(Run(str(tmp_path)), stage, stage.units[0])
+        transforms.plainly(run_unit, Run(str(tmp_path)), stage, stage.units[0])
     assert error.value.__cause__ is error.value.__context__ is None
     assert str(pickle.loads(pickle.dumps(error.value))) == "stage bad, unit 0 of 1: Unpicklable: nothing ;;"
 

@@ -12,8 +12,8 @@ import pytest
 import torch
 from places import CONFIGS
 
-from granary.curation.runs.run import Stage
 from granary.pipelines import command
+from granary.pipelines.engine.here import UnitRunner
 from granary.pipelines.engine.transforms import RunUnits
 
 PROFILE = str(CONFIGS / "runners" / "portable.yaml")
@@ -31,9 +31,9 @@ def stages(monkeypatch):
     names = []
     inner = RunUnits.__init__
 
-    def remember(self, run, stage: Stage, *rest):
-        names.append(stage.name)
-        inner(self, run, stage, *rest)
+    def remember(self, runner: UnitRunner):
+        names.append(runner.stage.name)
+        inner(self, runner)
 
     monkeypatch.setattr(RunUnits, "__init__", remember)
     return names

@@ -71,10 +71,10 @@ def stage_of(numbers, **options):
     return Stage("squares", square, [Unit(i, Number(n)) for i, n in enumerate(numbers)], **options)
 
 
-@pytest.fixture
-def runner(tmp_path):
+@pytest.fixture(params=[[], ["--direct_running_mode=multi_threading"]], ids=["here", "beam"])
+def runner(tmp_path, request):
     console = Console(file=io.StringIO(), width=120, highlight=False, markup=False)
-    return Runner(Run(str(tmp_path / "run")), Engine(workers=2), Progress(console))
+    return Runner(Run(str(tmp_path / "run")), Engine(request.param, workers=2), Progress(console))
 
 
 def modified(runner):
