@@ -44,6 +44,8 @@ def test_the_recipe_of_lvd_142m_has_the_numbers_of_the_paper():
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("runners/*.yaml")), ids=lambda path: path.name)
 def test_every_shipped_profile_is_beam_options(path):
+    if path.stem == "dask":  # whose options are those of its runner
+        pytest.importorskip("apache_beam.runners.dask.dask_runner")
     options = yaml.safe_load(path.read_text())["options"]
     left = [f"--{key}=9" for key, value in options.items() if value is None]
     words = load_profile(str(path), left)
