@@ -294,6 +294,31 @@ class Output:
         return Marker(path, digest, self.sink.hash.hexdigest(), self.sink.size, self.rows, counters, self.notes)
 
 
+def standing(run: Run, stage: Stage[J]) -> dict[int, Marker]:
+    """Return by index of the unit the markers of outputs that are there, whole and made from the present inputs.
+
+    The folder is listed once: that tells which markers there are to read, and how long the outputs are.
+    """
+    markers = storage.sizes(run.path(stage.name))
+    outputs = storage.sizes(run.path(stage.target)) if stage.target else markers
+    units = [unit for unit in stage.units if f"{stage.stem(unit)}.done" in markers]
+    read = storage.side_by_side(run.url, functools.partial(_marker, run, stage), units)
+    return {
+        unit.index: marker
+        for unit, marker in zip(units, read, strict=True)
+        if marker is not None
+        and marker.digest == stage.unit_digest(unit)
+        and marker.size == outputs.get(f"{stage.stem(unit)}.parquet")
+    }
+
+
+def _marker(run: Run, stage: Stage[J], unit: Unit[J]) -> Marker | None:
+    try:
+        return Marker.parse(storage.read_bytes(stage.marker(run, unit)))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
 def finished(run: Run, stage: Stage[J], unit: Unit[J]) -> bool:
     """Say whether the unit's output is there, whole, made from the present inputs, and not to be tried again."""
     marker = written(run, stage, unit)
@@ -302,12 +327,13 @@ def finished(run: Run, stage: Stage[J], unit: Unit[J]) -> bool:
 
 def written(run: Run, stage: Stage[J], unit: Unit[J]) -> Marker | None:
     """Return the marker of a unit whose output is there, whole and made from the present inputs; else None."""
-    try:
-        marker = Marker.parse(storage.read_bytes(stage.marker(run, unit)))
-        whole = marker.digest == stage.unit_digest(unit) and storage.size(stage.output(run, unit)) == marker.size
-    except (OSError, ValueError, TypeError):
+    marker = _marker(run, stage, unit)
+    if marker is None or marker.digest != stage.unit_digest(unit):
         return None
-    return marker if whole else None
+    try:
+        return marker if storage.size(stage.output(run, unit)) == marker.size else None
+    except OSError:
+        return None
 
 
 def to_retry(run: Run, marker: Marker) -> bool:
@@ -338,13 +364,19 @@ def run_unit(run: Run, stage: Stage[J], unit: Unit[J], *combined: object) -> Non
         raise UnitError(f"stage {stage.name}, unit {unit.index} of {stage.total}: {cause} ;;") from error
 
 
-def close_stage(run: Run, stage: Stage[J]) -> list[Marker]:
+def close_stage(run: Run, stage: Stage[J], known: Mapping[int, Marker] = {}) -> list[Marker]:
     """Write the index of a stage whose units are all finished, and remove what an earlier recipe left beside them.
+
+    Args:
+        known: markers that have been read, by index of the unit.
 
     Returns:
         The markers, in order of the units.
     """
-    markers = [Marker.parse(storage.read_bytes(stage.marker(run, unit))) for unit in stage.units]
+    units = [unit for unit in stage.units if unit.index not in known]
+    read = storage.side_by_side(run.url, lambda unit: storage.read_bytes(stage.marker(run, unit)), units)
+    all_of_them = {**known, **{unit.index: Marker.parse(data) for unit, data in zip(units, read, strict=True)}}
+    markers = [all_of_them[unit.index] for unit in stage.units]
     stems = {stage.stem(unit) for unit in stage.units}
     for folder in {stage.name, stage.target or stage.name}:
         for name in storage.names(run.path(folder)):

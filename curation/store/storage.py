@@ -5,6 +5,7 @@ A write is atomic: readers see the whole file or none. Reads of remote files are
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import errno
 import functools
@@ -23,6 +24,8 @@ from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
 T = TypeVar("T")
+U = TypeVar("U")
+AT_ONCE = 32  # requests to a store
 FINAL_ERRNOS = {
     errno.ENOENT,
     errno.EACCES,
@@ -227,6 +230,31 @@ def names(url: str) -> list[str]:
     except (FileNotFoundError, NotADirectoryError):
         return []
     return sorted(os.path.basename(str(entry).rstrip("/")) for entry in entries)
+
+
+def sizes(url: str) -> dict[str, int]:
+    """Return the sizes in bytes of the files of a folder by name, of one listing; none when there is no such folder."""
+    fs, path = filesystem(url)
+    try:
+        if not isinstance(fs, LocalFileSystem):
+            entries = fs.ls(path, detail=True, refresh=True)
+            return {os.path.basename(one["name"]): int(one["size"]) for one in entries if one["type"] == "file"}
+        found = {}
+        with os.scandir(path) as listed:
+            for entry in listed:
+                with contextlib.suppress(FileNotFoundError):  # removed since
+                    found[entry.name] = entry.stat().st_size
+        return found
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+
+
+def side_by_side(url: str, action: Callable[[U], T], items: Sequence[U]) -> list[T]:
+    """Return `action` of each item in order: of many at a time where the files of `url` are far away."""
+    if is_local(url) or len(items) < 2:
+        return [action(item) for item in items]
+    with concurrent.futures.ThreadPoolExecutor(min(AT_ONCE, len(items)), "granary-storage") as pool:
+        return list(pool.map(action, items))
 
 
 def size(url: str) -> int:

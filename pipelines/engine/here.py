@@ -70,7 +70,8 @@ def run_here(
     try:
         _all([pool.submit(runner, unit) for unit in units])
         if combine is not None:
-            _all([pool.submit(_write_combined, runner, *combine)])
+            merge, target = combine
+            _all([pool.submit(lambda: _write_combined(runner, merge, target))])
     except KeyboardInterrupt:
         patient = False  # what a unit has not finished was never there
         raise

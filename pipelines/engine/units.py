@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, TypeVar
 from joblib import cpu_count
 
 from granary.curation.errors import UserError
-from granary.curation.runs.run import J, Marker, Run, Stage, Unit, close_stage, digest, finished
+from granary.curation.runs.run import J, Marker, Run, Stage, Unit, close_stage, digest, finished, standing, to_retry
 from granary.curation.runs.tables import DamagedPart
 from granary.curation.sources.files import absolute
 from granary.curation.steps.unreadable import what_allows
@@ -174,13 +174,14 @@ class Runner:
         Raises:
             UserError: a unit failed; the finished ones stay finished.
         """
-        missing = [unit for unit in stage.units if not finished(self.run, stage, unit)]
+        known = {i: one for i, one in standing(self.run, stage).items() if not to_retry(self.run, one)}
+        missing = [unit for unit in stage.units if unit.index not in known]
         combined = combine is None or finished(self.run, combine[1], combine[1].units[0])
         if missing or not combined:
             self._run(stage, missing, None if combined else combine)
         if combine is not None:
             close_stage(self.run, combine[1])
-        return close_stage(self.run, stage)
+        return close_stage(self.run, stage, known)
 
     def remove_stages(self, chosen: Callable[[str], bool]) -> None:
         """Remove the folders of stages that the recipe no longer has."""
