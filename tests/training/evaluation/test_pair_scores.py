@@ -113,6 +113,23 @@ def test_retrieval_of_a_model_whose_score_depends_on_the_pair(nearest: TrainedPa
         assert found[f"image_to_text_R@{k}"] == pytest.approx(np.mean(by_image))
 
 
+def test_scores_of_pairs_are_made_once_where_they_fit_and_in_parts_where_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    images, texts = torch.randn(6, 3, 4), torch.randn(15, 4)
+    owner, asked = torch.arange(15) % 6, list[int]()
+
+    def score(some: Tensor, others: Tensor) -> Tensor:
+        asked.append(len(some) * len(others))
+        return (some @ others.T).amax(dim=1).round(decimals=1)  # with ties
+
+    whole = ranks(images, texts, owner, score)
+    assert asked == [90]
+    monkeypatch.setattr(retrieval, "CELLS", 60)
+    parts = ranks(images, texts, owner, score)
+    assert len(asked) > 3
+    assert all(torch.equal(one, other) for one, other in zip(whole, parts, strict=True))
+
+
 def test_zero_shot_of_a_model_whose_score_depends_on_the_pair(nearest: TrainedPair, tmp_path: Path) -> None:
     rows = shapes(12)
     run = str(write_shards(tmp_path / "run", rows, shards=1))

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from caption_batches import batch_of
 from masked_trainings import compare_gradients, disturbed
 from same_training import SGD, VIT, check_near, one_and_two, whole_and_cut
 from tiny_trainings import TEXT, tiny_recipe, tiny_run, tiny_training
@@ -46,16 +47,6 @@ def student(of: CLIP, **options: Any) -> ClipKD:
     made = ClipKD(config, given, Known(TOKENIZER, facts))
     made.teacher.method.load_state_dict(of.state_dict())
     return made
-
-
-def batch_of(captions: list[list[str]], seed: int = 0) -> dict[str, Any]:
-    generator, count = torch.Generator().manual_seed(seed), len(captions)
-    return {
-        "image": torch.randint(0, 256, (count, 1, 16, 16, 3), dtype=torch.uint8, generator=generator),
-        "image_draws": torch.rand(count, 1, 16, generator=generator),
-        "captions": captions,
-        "id": [f"id{i}" for i in range(count)],
-    }
 
 
 def slow_losses(model: ClipKD, batch: dict[str, Any]) -> dict[str, Tensor]:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from caption_batches import batch_of
 from masked_trainings import compare_gradients, disturbed
 from places import CONFIGS
 from same_training import SGD, VIT, check_near, one_and_two, whole_and_cut
@@ -50,16 +51,6 @@ def coca(seed: int = 0, **options: Any) -> CoCa:
         **options,
     }
     return CoCa(ViTConfig(**{**SHAPE, **CoCa.MODEL}), CoCaOptions(**given), TOKENIZER)
-
-
-def batch_of(captions: list[list[str]], seed: int = 0) -> dict[str, Any]:
-    generator, count = torch.Generator().manual_seed(seed), len(captions)
-    return {
-        "image": torch.randint(0, 256, (count, 1, 16, 16, 3), dtype=torch.uint8, generator=generator),
-        "image_draws": torch.rand(count, 1, 16, generator=generator),
-        "captions": captions,
-        "id": [f"id{i}" for i in range(count)],
-    }
 
 
 # -- the losses --------------------------------------------------------------------------------------------------------

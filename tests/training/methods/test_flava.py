@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from caption_batches import batch_of
 from masked_trainings import compare_gradients, disturbed
 from places import CONFIGS
 from same_training import SGD, VIT, check_near, one_and_two, whole_and_cut
@@ -42,16 +43,6 @@ def flava(**options: Any) -> Flava:
     given |= {f"{name}_weight": weight for name, weight in WEIGHTS.items()}
     codebook = np.random.default_rng(0).normal(size=(8, 48)).astype(np.float32)
     return Flava(ViTConfig(**{**SHAPE, **Flava.MODEL}), FlavaOptions(**given), Learnt(TOKENIZER, codebook))
-
-
-def batch_of(captions: list[list[str]], seed: int = 0) -> dict[str, Any]:
-    generator, count = torch.Generator().manual_seed(seed), len(captions)
-    return {
-        "image": torch.randint(0, 256, (count, 1, 16, 16, 3), dtype=torch.uint8, generator=generator),
-        "image_draws": torch.rand(count, 1, 16, generator=generator),
-        "captions": captions,
-        "id": [f"id{i}" for i in range(count)],
-    }
 
 
 def paired(model: Flava, batch: dict[str, Any]) -> tuple[Tensor, Paired]:

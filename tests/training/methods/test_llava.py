@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import caption_batches
 import pytest
 import torch
 from datasets import List, Value
@@ -47,15 +48,9 @@ def llava(of: LanguageModel | None = None, **options: Any) -> Llava:
     return Llava(config, given, Parts(build(config), of or load_language(given.language, WORDS)))
 
 
-def batch_of(captions: list[list[str]], questions: list[list[tuple[str, str]]], seed: int = 0) -> dict[str, Any]:
-    generator, count = torch.Generator().manual_seed(seed), len(captions)
-    return {
-        "image": torch.randint(0, 256, (count, 1, 16, 16, 3), dtype=torch.uint8, generator=generator),
-        "image_draws": torch.rand(count, 1, 16, generator=generator),
-        "captions": captions,
-        "questions": [[{"question": q, "answer": a} for q, a in own] for own in questions],
-        "id": [f"id{i}" for i in range(count)],
-    }
+def batch_of(captions: list[list[str]], questions: list[list[tuple[str, str]]]) -> dict[str, Any]:
+    asked = [[{"question": q, "answer": a} for q, a in own] for own in questions]
+    return {**caption_batches.batch_of(captions), "questions": asked}
 
 
 BATCH = batch_of(

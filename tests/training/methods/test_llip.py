@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from caption_batches import batch_of
 from masked_trainings import disturbed
 from measuring import measure
 from places import CONFIGS
@@ -45,16 +46,6 @@ def llip(registers: int = 3, class_token: bool = True, seed: int = 0, **options:
     config = ViTConfig(**{**SHAPE, **Llip.MODEL, "registers": registers, "class_token": class_token})
     given = LlipOptions(**{**TEXT, "dimension": 8, "heads": 2, "temperature": 0.7, "bias": -2.0, **options})
     return Llip(config, given, TOKENIZER)
-
-
-def batch_of(captions: list[list[str]], seed: int = 0) -> dict[str, Any]:
-    generator, count = torch.Generator().manual_seed(seed), len(captions)
-    return {
-        "image": torch.randint(0, 256, (count, 1, 16, 16, 3), dtype=torch.uint8, generator=generator),
-        "image_draws": torch.rand(count, 1, 16, generator=generator),
-        "captions": captions,
-        "id": [f"id{i}" for i in range(count)],
-    }
 
 
 BATCH = [["a red dog"], ["two cats"], [], ["a red dog"], ["a boat"], ["the old man at sea"]]

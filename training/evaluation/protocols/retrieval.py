@@ -102,6 +102,8 @@ def ranks(images: Tensor, texts: Tensor, owner: Tensor, score: Score = products)
     `recalls`.
     """
     count = max(1, CELLS // max(len(images), len(texts)))
+    if images.ndim != 2 and len(images) * len(texts) <= CELLS:  # a score of a pair costs more than its place in memory
+        return _ranks_of(score(images, texts), owner)
     by_text, by_image = [], []
     for start in range(0, len(texts), count):
         scores = _by_text(images, texts[start : start + count], score)  # (count, N)
@@ -113,6 +115,14 @@ def ranks(images: Tensor, texts: Tensor, owner: Tensor, score: Score = products)
         right = scores.masked_fill(~belongs, -torch.inf).amax(dim=1, keepdim=True)
         by_image.append(((scores >= right) & ~belongs).sum(dim=1))
     return torch.cat(by_text), torch.cat(by_image)
+
+
+def _ranks_of(scores: Tensor, owner: Tensor) -> tuple[Tensor, Tensor]:
+    """Return what `ranks` does, of the scores of all pairs (N, T)."""
+    right = scores.gather(0, owner[None])  # (1, T)
+    belongs = owner == torch.arange(len(scores))[:, None]
+    best = scores.masked_fill(~belongs, -torch.inf).amax(dim=1, keepdim=True)
+    return (scores >= right).sum(dim=0) - 1, ((scores >= best) & ~belongs).sum(dim=1)
 
 
 def _by_text(images: Tensor, texts: Tensor, score: Score) -> Tensor:
