@@ -12,6 +12,7 @@ from typing import BinaryIO, TypedDict, TypeVar
 
 from granary.curation.download.client import Downloads
 from granary.curation.download.options import Download
+from granary.curation.errors import UserError
 from granary.curation.sources.model import escape, unescape
 from granary.curation.store import storage
 from granary.curation.store.addresses import stored
@@ -94,6 +95,26 @@ def info(path: str) -> Info:
     entry = as_os_errors(lambda: storage.retrying(ask))
     size = int(str(entry.get("size") or 0))
     return {"type": str(entry["type"]), "size": size, "stamp": remote_stamp(entry)}
+
+
+def placed(field: str, path: str) -> str:
+    """Return the absolute path of what is there, of a folder with a slash at its end.
+
+    Args:
+        field: of the recipe, for messages.
+        path: a path or URL.
+
+    Raises:
+        UserError: nothing is there, or it cannot be read.
+    """
+    place = absolute(path)
+    try:
+        kind = info(place)["type"]
+    except FileNotFoundError:
+        raise UserError(f"{field}: there is nothing at {path!r}; give a folder or a file that is there") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{field}: {path!r} cannot be read: {error}") from error
+    return place.rstrip("/") + "/" if kind == "directory" else place
 
 
 def exists(path: str) -> bool:

@@ -7,9 +7,9 @@ from typing import Any
 
 from granary.curation.report.page import render_page, write_page
 from granary.curation.runs.facts import Facts
+from granary.curation.runs.quads import image_shards
 from granary.curation.runs.run import Run
 from granary.curation.runs.tables import read_groups
-from granary.curation.videos.steps import shard_urls
 
 VIDEOS, CLIPS, LETTERS = 24, 12, 40
 COLUMNS = ["name", "image", "label", "width", "height", "frames", "seconds", "codec", "clips", "split"]
@@ -31,7 +31,7 @@ def write_report(run: Run, facts: Facts, recipe: str) -> str:
 def _videos(run: Run) -> list[dict[str, Any]]:
     """Return the first videos, their pictures as data URLs; the files themselves are not read."""
     shown: list[dict[str, Any]] = []
-    for url in shard_urls(run):
+    for url in image_shards(run):
         for table in read_groups(url, COLUMNS):
             for row in table.to_pylist():
                 picture = "data:image/jpeg;base64," + base64.b64encode(row["image"]["bytes"]).decode()

@@ -18,6 +18,7 @@ from PIL import Image
 from granary.curation.images.decode import DecodeError
 from granary.curation.runs import dead_letters
 from granary.curation.runs.dead_letters import DeadLetter
+from granary.curation.runs.quads import image_shards
 from granary.curation.runs.row_groups import RowGroups
 from granary.curation.runs.run import Marker, NoJob, Output, Run, digest, undigested
 from granary.curation.runs.splits import NAME, TRAIN
@@ -321,7 +322,7 @@ def write_ledger(run: Run, job: WriteLedger, output: Output) -> None:
     """Write one row per video of a unit: kept or dead, and why."""
     dead = {uri: f"{error}: {message}" for uri, part, error, message in notes_of(run, job.unit) if not part}
     kept = {}
-    for table in read_groups(shard_urls(run)[job.unit], ["id", "source", "video"]):
+    for table in read_groups(image_shards(run)[job.unit], ["id", "source", "video"]):
         for batch in table.to_batches(max_chunksize=1):  # one video is held at a time
             (row,) = batch.to_pylist()
             kept[row["source"]["uri"]] = {"id": row["id"], "sha256": hashlib.sha256(row["video"]["bytes"]).hexdigest()}
@@ -347,8 +348,3 @@ def notes_of(run: Run, unit: int) -> list[tuple[str, str, str, str]]:
     """Return (uri, part, error, message) of what a unit lost."""
     marker = Marker.parse(storage.read_bytes(run.parts("shards")[unit].removesuffix(".parquet") + ".done"))
     return [(str(uri), str(part), str(error), str(text)) for uri, part, error, text in marker.notes]
-
-
-def shard_urls(run: Run) -> list[str]:
-    """Return the URLs of the shards, in order; that of a unit has its number."""
-    return [run.path("dataset", "data", part.rsplit("/", 1)[-1]) for part in run.parts("shards")]

@@ -306,8 +306,8 @@ def prepare(recipe: PackRecipe) -> Prepared:
     absolute = {
         "annotations": annotations,
         "images": sources["images"][0].path,
-        "captions": _placed("captions", recipe.captions) if recipe.captions else "",
-        "answers": _placed("answers", recipe.answers) if recipe.answers else "",
+        "captions": files.placed("captions", recipe.captions) if recipe.captions else "",
+        "answers": files.placed("answers", recipe.answers) if recipe.answers else "",
         "splits": _splits(recipe, annotations),
         "budget": recipe.budget.model_copy(update={"tokenizer": tokenizer}),
         "writer": recipe.writer.model_copy(update={"model": model}),
@@ -318,10 +318,10 @@ def prepare(recipe: PackRecipe) -> Prepared:
 
 def _folders(recipe: PackRecipe) -> dict[str, str]:
     """Return the absolute paths of annotations and images; where no images are named, the folder of the annotations."""
-    annotations = _placed("annotations", recipe.annotations)
+    annotations = files.placed("annotations", recipe.annotations)
     if not recipe.images and recipe.format != "winoground":
         raise UserError("images: missing; give the folder that image names are relative to")
-    images = _placed("images", recipe.images or files.root(annotations))
+    images = files.placed("images", recipe.images or files.root(annotations))
     if not images.endswith("/"):
         raise UserError(f"images: {recipe.images!r} is a file; give the folder that image names are relative to")
     if recipe.format in ONE_FILE and annotations.endswith("/"):
@@ -342,22 +342,10 @@ def _model_fingerprint(folder: str) -> str:
     return fingerprint(model_files(folder))
 
 
-def _placed(field: str, path: str) -> str:
-    """Return an absolute path, of a folder with a slash at its end."""
-    place = files.absolute(path)
-    try:
-        kind = files.info(place)["type"]
-    except FileNotFoundError:
-        raise UserError(f"{field}: there is nothing at {path!r}; give a folder or a file that is there") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{field}: {path!r} cannot be read: {error}") from error
-    return place.rstrip("/") + "/" if kind == "directory" else place
-
-
 def _splits(recipe: PackRecipe, annotations: str) -> str:
     """Return the path of splits.json: the one named, or of DCI the one in or beside the folder; "" for none."""
     if recipe.splits:
-        return _placed("splits", recipe.splits)
+        return files.placed("splits", recipe.splits)
     folder = annotations.rstrip("/") if annotations.endswith("/") else files.root(annotations).rstrip("/")
     near = [storage.join(folder, "splits.json"), storage.join(folder.rpartition("/")[0], "splits.json")]
     return next((path for path in near if files.exists(path)), "") if recipe.format == "dci" else ""

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 
 from rich.console import Console
 
+from granary.curation.dense.summary import totals
 from granary.curation.errors import UserError, needs
 from granary.curation.runs.facts import About, Facts, read_facts, read_recipe
 from granary.curation.runs.run import NoJob, Run
@@ -105,10 +106,7 @@ class PackedVideos(Stages):
 
     def counts(self) -> collections.Counter[str]:
         """Return the sum of the counters of the shards."""
-        sums: collections.Counter[str] = collections.Counter()
-        for marker in self.markers["shards"]:
-            sums.update(marker.counters)
-        return sums
+        return totals(self.markers["shards"])
 
 
 def pack_videos(recipe: PackVideosRecipe, engine: Engine, console: Console | None = None) -> Facts:
@@ -140,27 +138,15 @@ def pack_videos(recipe: PackVideosRecipe, engine: Engine, console: Console | Non
 
 def prepare(recipe: PackVideosRecipe) -> tuple[PackVideosRecipe, Mapping[str, Sequence[Source]]]:
     """Return the recipe with absolute paths, and the source of each role; raises UserError where nothing is there."""
-    videos = _placed("videos", recipe.videos)
+    videos = files.placed("videos", recipe.videos)
     if not videos.endswith("/"):
         raise UserError(f"videos: {recipe.videos!r} is a file; give the folder of the videos")
     sources = {"videos": [Source(name="videos", path=videos, kind="folder")]}
-    annotations = _placed("annotations", recipe.annotations) if recipe.annotations else ""
+    annotations = files.placed("annotations", recipe.annotations) if recipe.annotations else ""
     if annotations:
         sources["annotations"] = [Source(name="annotations", path=annotations, kind="folder")]
     check_apart(recipe.out, sources)
     return recipe.model_copy(update={"videos": videos, "annotations": annotations}), sources
-
-
-def _placed(field: str, path: str) -> str:
-    """Return an absolute path, of a folder with a slash at its end."""
-    place = files.absolute(path)
-    try:
-        kind = files.info(place)["type"]
-    except FileNotFoundError:
-        raise UserError(f"{field}: there is nothing at {path!r}; give a folder or a file that is there") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{field}: {path!r} cannot be read: {error}") from error
-    return place.rstrip("/") + "/" if kind == "directory" else place
 
 
 def _finish(session: Session[PackVideosRecipe], packed: PackedVideos) -> Facts:
