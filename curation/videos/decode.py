@@ -119,7 +119,7 @@ class Video:
             "max_streams": str(self.limits.max_streams),
         }
         with _readable("NotAVideo"):
-            self.container = av.open(io.BytesIO(data), options=options, metadata_errors="replace")
+            self.container = av.open(io.BytesIO(data), "r", options=options, metadata_errors="replace")
         try:
             self.stream = self._chosen()
         except BaseException:
