@@ -51,9 +51,9 @@ def train(run: Run, job: TrainCells, output: Output) -> None:
     write_centroids(centroids, output)
 
 
-def _alive(run: Run, before_semdedup: bool) -> NDArray[np.int64]:
-    """Return the candidates, or before SemDeDup everything that was embedded."""
-    return embedded(run) if before_semdedup else candidates(run)
+def _alive(run: Run, before_semdedup: bool, *among: Block) -> NDArray[np.int64]:
+    """Return the candidates, or before SemDeDup everything that was embedded, among blocks or in all of it."""
+    return embedded(run, *among) if before_semdedup else candidates(run, *among)
 
 
 def write_centroids(centroids: NDArray[np.float32], output: Output) -> None:
@@ -85,14 +85,14 @@ class AssignBlock:
 
 def assign(run: Run, job: AssignBlock, output: Output) -> None:
     """Assign the candidates of one block to their nearest centroid."""
-    index, ids, vectors = load_features(run, job.block, _alive(run, job.before_semdedup))
+    index, ids, vectors = load_features(run, job.block, _alive(run, job.before_semdedup, job.block))
     cells, similarity = clusters.assign(vectors, read_centroids(run, job.centroids), gpu=search.has_gpu())
     output.write(pa.table({"index": index, "id": ids.tolist(), "cell": cells, "similarity": similarity}, CELLS))
 
 
 def lloyd(run: Run, job: AssignBlock, output: Output) -> None:
     """Sum the candidates of one block by nearest centroid: a part of one Lloyd iteration."""
-    _, _, vectors = load_features(run, job.block, _alive(run, job.before_semdedup))
+    _, _, vectors = load_features(run, job.block, _alive(run, job.before_semdedup, job.block))
     centroids = read_centroids(run, job.centroids)
     sums = clusters.LloydSums(*centroids.shape).add(vectors, *clusters.assign(vectors, centroids))
     output.write(

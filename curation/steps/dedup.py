@@ -58,12 +58,17 @@ def exact_copies(run: Run, job: Bucket, output: Output) -> None:
     output.write(pa.table({"index": index[copy][order], "original": original[copy][order]}))
 
 
-def originals(run: Run) -> NDArray[np.int64]:
-    """Return the sorted global indices of the readable pool rows that are no exact copy."""
+def originals(run: Run, *among: Block) -> NDArray[np.int64]:
+    """Return the sorted global indices of the readable pool rows that are no exact copy.
+
+    Args:
+        among: blocks of the pool, no other part of which is opened; none for all of it.
+    """
     layout = Layout.of(run, "pool")
     readable = [
         start + np.flatnonzero(table["status"].to_numpy() == "ok")
-        for start, table in layout.read(0, len(layout.parts), ["status"])
+        for part in sorted({part for block in among or [(0, len(layout.parts))] for part in range(*block)})
+        for start, table in layout.read(part, part + 1, ["status"])
     ]
     copies = run.read_all("exact", ["index"])["index"].to_numpy()
     return np.setdiff1d(np.concatenate(readable), copies, assume_unique=True)
@@ -142,8 +147,8 @@ def join_pair(run: Run, job: JoinPair, output: Output) -> None:
     """Join two blocks of the pool and contract the edges above the threshold to their spanning forest."""
     from granary.curation.dedup import join
 
-    layout, directions, alive = Layout.of(run, "pool"), read_basis(run, "basis"), originals(run)
-    first, second = job.blocks
+    layout, directions = Layout.of(run, "pool"), read_basis(run, "basis")
+    alive, (first, second) = originals(run, *job.blocks), job.blocks
     left_index, left = load(layout, first, alive, job.view)
     left_block = prepare(left, directions, job.device)
     right_index, right_block = left_index, None

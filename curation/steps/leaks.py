@@ -23,11 +23,11 @@ from granary.curation.steps.dedup import View, originals, prepare, read_basis
 LINKS = pa.schema([("index", pa.int64()), ("parent", pa.int64()), ("root", pa.int64()), ("similarity", pa.float32())])
 
 
-def distinct(run: Run) -> NDArray[np.int64]:
-    """Return the sorted global indices of the pool images that deduplication left."""
+def distinct(run: Run, *among: Block) -> NDArray[np.int64]:
+    """Return the sorted global indices of the pool images that deduplication left, among blocks or in all of it."""
     rows = run.read_all("duplicates", ["index", "representative"])
     index, representative = rows["index"].to_numpy(), rows["representative"].to_numpy()
-    return np.setdiff1d(originals(run), index[index != representative], assume_unique=True)
+    return np.setdiff1d(originals(run, *among), index[index != representative], assume_unique=True)
 
 
 def leaked_before(run: Run, round_: int) -> NDArray[np.int64]:
@@ -62,7 +62,7 @@ def link(run: Run, job: LinkBlock, output: Output) -> None:
     from granary.curation.dedup.join import join_blocks
 
     layout, directions = Layout.of(run, "pool"), read_basis(run, "leak-basis")
-    alive = np.setdiff1d(distinct(run), leaked_before(run, job.round), assume_unique=True)
+    alive = np.setdiff1d(distinct(run, job.block), leaked_before(run, job.round), assume_unique=True)
     names, roots, vectors = _frontier(run, job.round, job.frontier)
     frontier = prepare(vectors, directions, job.device)
     best = LINKS.empty_table()
@@ -141,7 +141,7 @@ class AuditPair:
 def audit(run: Run, job: AuditPair, output: Output) -> None:
     """Find the highest similarity left between one block of references and one block of surviving pool images."""
     leaks = all_leaks(run)["index"].to_numpy()
-    alive = np.setdiff1d(distinct(run), leaks, assume_unique=True)
+    alive = np.setdiff1d(distinct(run, job.block), leaks, assume_unique=True)
     references, queries = load(Layout.of(run, "references"), job.references)
     index, vectors = load(Layout.of(run, "pool"), job.block, alive)
     similarity, nearest = search.top_k(queries, vectors, index, 1)

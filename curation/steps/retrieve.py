@@ -41,20 +41,25 @@ NEAREST = pa.schema([("seed", pa.int64()), ("similarity", pa.list_(pa.float32())
 Vectors = tuple[NDArray[np.int64], NDArray[np.str_], NDArray[np.float32]]  # global index, id and unit vector of each
 
 
-def embedded(run: Run) -> NDArray[np.int64]:
-    """Return the ascending global indices of the pool images that were embedded for retrieval."""
+def embedded(run: Run, *among: Block) -> NDArray[np.int64]:
+    """Return the ascending global indices of the pool images that were embedded for retrieval.
+
+    Args:
+        among: disjoint blocks of the features in order, no other part of which is opened; none for all of them.
+    """
     layout = Layout.of(run, "features")
     alive = [
         table["index"].to_numpy()[table["status"].to_numpy() == "ok"]
-        for _, table in layout.read(0, len(layout.parts), ["index", "status"])
+        for block in among or [(0, len(layout.parts))]
+        for _, table in layout.read(*block, ["index", "status"])
     ]
     return np.concatenate(alive)
 
 
-def candidates(run: Run) -> NDArray[np.int64]:
-    """Return the sorted global indices of the pool images that can be retrieved."""
+def candidates(run: Run, *among: Block) -> NDArray[np.int64]:
+    """Return the sorted global indices of the pool images that can be retrieved, among blocks or in all of it."""
     dropped = [table["index"].to_numpy() for table in _optional(run, "semdedup", ["index"])]
-    return np.setdiff1d(embedded(run), np.concatenate([np.empty(0, np.int64), *dropped]), assume_unique=True)
+    return np.setdiff1d(embedded(run, *among), np.concatenate([np.empty(0, np.int64), *dropped]), assume_unique=True)
 
 
 def _optional(run: Run, stage: str, columns: list[str]) -> Iterator[pa.Table]:
@@ -149,7 +154,7 @@ class SearchBlock:
 def nearest(run: Run, job: SearchBlock, output: Output) -> None:
     """Find the k nearest images of one pool block for every seed of a set."""
     seeds, _, queries = seeds_of_set(run, job.set)
-    index, _, vectors = load_features(run, job.block, candidates(run))
+    index, _, vectors = load_features(run, job.block, candidates(run, job.block))
     if job.approximate is None:
         similarity, images = search.top_k(queries, vectors, index, job.k, gpu=search.has_gpu())
     else:
