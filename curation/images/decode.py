@@ -220,11 +220,15 @@ def to_rgb(image: Image.Image, bits: int = 16) -> Image.Image:
         bits: significant bits of 16-bit greys.
     """
     low, high = grey_range(image, bits) if image.mode[0] in "IF" else (0.0, 255.0)
-    over_white = laid_over("white", image, low, high)
-    if not image.has_transparency_data or darkest(over_white) <= FAINT:
-        return over_white
-    over_black = laid_over("black", image, low, high)
-    return over_black if over_black.getbbox() else over_white  # nothing at all is as white as paper
+    laid = laid_over("white", image, low, high)
+    if not image.has_transparency_data or darkest(laid) <= FAINT:
+        return laid
+    del laid  # two whole pictures are enough, the one with alpha among them
+    laid = laid_over("black", image, low, high)
+    if laid.getbbox():
+        return laid
+    del laid
+    return laid_over("white", image, low, high)  # nothing at all is as white as paper
 
 
 def darkest(image: Image.Image) -> int:
