@@ -23,7 +23,7 @@ from granary.curation.images.decode import decode
 from granary.curation.images.limits import DecodeLimits
 from granary.curation.sources import Source
 from granary.pipelines import command
-from granary.pipelines.engine import transforms, units
+from granary.pipelines.engine import here, units
 from granary.pipelines.engine.units import Runner
 
 ARABIC = "باب أبيض بمزلاج."
@@ -69,9 +69,9 @@ def test_worker_processes_write_the_same_bytes(
     packed: pools.Run, barns: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = []
-    inner = transforms.run_in_child
+    inner = here.run_in_child
     monkeypatch.setattr(units, "PROCESSES_FROM", 1)
-    monkeypatch.setattr(transforms, "run_in_child", lambda *words: asked.append(words[2].name) or inner(*words))
+    monkeypatch.setattr(here, "run_in_child", lambda *words: asked.append(words[2].name) or inner(*words))
     there = pack(barns, tmp_path / "run", "--workers", "2", "--unit_rows", "2", beam=True)
     assert set(asked) == {"shards", "texts", "pairs"}
     names = ("dataset", "texts", "ledger", "dead-letter")
