@@ -13,7 +13,7 @@ from pydantic_core.core_schema import BeforeValidatorFunctionSchema, ModelSchema
 
 from granary.curation.options import Options
 from granary.pipelines.cli.plain_command import VARIABLE, PlainCommand
-from granary.pipelines.kinds.registry import KINDS, load
+from granary.pipelines.kinds.registry import KINDS, PACK_VIDEOS, load
 
 RECIPES = {  # the recipes that can be written, and where their models are
     **{name: kind.recipe for name, kind in KINDS.items()},
@@ -22,6 +22,8 @@ RECIPES = {  # the recipes that can be written, and where their models are
     "compare": "granary.training.evaluation.comparison_recipe:CompareRecipe",
     "partition": "granary.training.evaluation.partition_recipe:PartitionRecipe",
 }
+
+SCHEMAS = {**RECIPES, "pack-videos": PACK_VIDEOS.recipe}  # `granary pack` has another recipe for videos
 
 
 def _completion(shell: str) -> int:
@@ -96,7 +98,7 @@ def schema_of(model: type[BaseModel]) -> JsonSchemaValue:
 
 
 def _schema(recipe: str) -> int:
-    model = cast(type[BaseModel], load(RECIPES[recipe]))
+    model = cast(type[BaseModel], load(SCHEMAS[recipe]))
     print(json.dumps(schema_of(model), indent=2, ensure_ascii=False))
     return 0
 
@@ -106,6 +108,6 @@ schema = PlainCommand(
     _schema,
     "Print the JSON schema of a recipe, by which an editor completes and checks its YAML: in many editors by a first "
     "line `# yaml-language-server: $schema=FILE`.",
-    [click.Argument(["recipe"], type=click.Choice(list(RECIPES)))],
+    [click.Argument(["recipe"], type=click.Choice(list(SCHEMAS)))],
     ["granary schema curate > curate.schema.json"],
 )

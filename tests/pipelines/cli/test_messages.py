@@ -16,12 +16,15 @@ from granary.pipelines.cli.models import evaluate
 from granary.pipelines.cli.plain_command import SETTINGS, PlainCommand
 from granary.pipelines.cli.recipe_command import FieldOption, Given
 from granary.pipelines.engine.fields import fields
+from granary.pipelines.kinds.registry import PACK_VIDEOS
 from granary.training.evaluation.protocols.registry import PROTOCOLS, load_protocol
 from granary.training.methods import METHODS, load_method
 
 OPTION = re.compile(r"(?<![\w-])--([a-z][\w.-]*\w)")
 COMMAND = re.compile(r"(?:`|run: |run )granary ([a-z]+)")
 OF_BEAM = {"runner", "direct_num_workers", "direct_running_mode"}  # what follows `--`
+OF_BEAM |= {"dask_client_address", "dask_scheduler_file", "dask_connection_timeout"}
+OF_DASK = {"memory-limit"}  # of `dask worker`
 PLACEHOLDERS = {"any.field"}
 
 
@@ -53,7 +56,7 @@ def options() -> set[str]:
             names |= {parameter.field.key} if isinstance(parameter, FieldOption) else set(parameter.opts)
     names |= {field.key for method in METHODS for field in fields(load_method(method).Options, "options.")}
     names |= {field.key for name in PROTOCOLS for field in fields(load_protocol(name).options, "options.")}
-    names |= {field.key for field in fields(evaluate.recipe(Given()))}
+    names |= {field.key for recipe in (evaluate.recipe(Given()), PACK_VIDEOS.model()) for field in fields(recipe)}
     server = (ROOT / "synth/pug/world/__main__.py").read_text()  # what a render starts, with a command line of its own
     return {name.removeprefix("--") for name in names} | set(re.findall(r'add_argument\("--([a-z-]+)"', server))
 
@@ -66,7 +69,7 @@ def known(name: str, names: set[str]) -> bool:
 
 
 def test_every_option_that_a_message_names_exists():
-    names = options() | OF_BEAM | PLACEHOLDERS
+    names = options() | OF_BEAM | OF_DASK | PLACEHOLDERS
     wrong = {
         f"{place}: --{name}" for place, text in messages() for name in OPTION.findall(text) if not known(name, names)
     }

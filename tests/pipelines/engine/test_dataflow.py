@@ -218,7 +218,7 @@ def test_the_job_server_a_profile_names_is_the_one_beam_starts(monkeypatch, prof
     assert wanted == f"org.apache.beam:{artifact}:{apache_beam.__version__}"
     text = (CONFIGS / "runners" / f"{profile}.yaml").read_text()
     assert wanted in text
-    assert "Not yet run by us" in text
+    assert "Nobody has run this profile yet" in text
 
 
 def outputs(run):
