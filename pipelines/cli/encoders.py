@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
+from granary.curation.errors import UserError
 from granary.pipelines.cli.plain_command import PlainCommand
 
 if TYPE_CHECKING:
@@ -73,10 +74,16 @@ def row(known: Known, device: str, named: bool) -> Iterator[str]:
     kind, _, target = known.spec.partition(":")
     here = named or kind == "builtin" or (kind == "hf" and cached_revision(target) != "")
     yield from (known.spec, known.purpose)
-    if not here:
+    try:
+        encoder = load_encoder(known.spec, device, LOADERS.get(kind, "")) if here else None
+    except UserError:  # why is told when it is named
+        if named:
+            raise
+        yield from (str(known.dimension), known.licence, "", "cannot be loaded")
+        return
+    if encoder is None:
         yield from (str(known.dimension), known.licence, "", "not on this machine")
         return
-    encoder = load_encoder(known.spec, device, LOADERS.get(kind, ""))
     yield from (str(encoder.dimension), known.licence)
     yield f"{encoder.copy_threshold:g}, {encoder.leak_threshold:g}"
     yield f"{speed(encoder):.0f}"

@@ -7,7 +7,8 @@ import re
 import pytest
 from PIL import Image
 
-from granary.curation.encoders import load_encoder
+from granary.curation.encoders import Encoder, load_encoder
+from granary.curation.errors import UserError
 from granary.pipelines import command
 from granary.pipelines.cli import encoders
 
@@ -53,3 +54,21 @@ def test_what_is_named_is_measured_or_said_to_be_wrong(capsys: pytest.CaptureFix
     assert len(capsys.readouterr().out.splitlines()) == 2
     assert command.main(["encoders", "builtin:colour"]) == 2
     assert "builtin:colour" in capsys.readouterr().err
+
+
+def test_a_cached_model_that_is_broken_does_not_hide_the_others(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(spec: str, device: str, loader: str) -> Encoder:
+        if spec.startswith("hf:"):
+            raise UserError("the weights are cut off")
+        return load_encoder(spec, device, loader)
+
+    monkeypatch.setattr("granary.curation.encoders.choice.cached_revision", lambda model: "0" * 40)
+    monkeypatch.setattr("granary.curation.encoders.load_encoder", broken)
+    assert command.main(["encoders"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.count("cannot be loaded") == 3
+    assert "torchscript:" in shown
+    assert command.main(["encoders", "hf:facebook/dinov2-small"]) == 2
+    assert "the weights are cut off" in capsys.readouterr().err
