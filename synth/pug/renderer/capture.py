@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from granary.synth.pug.plan.scenes import Actor, SceneSpec
 from granary.synth.pug.recipe import RendererOptions
+from granary.synth.pug.renderer.changes import changes_for
 from granary.synth.pug.renderer.connection import (
     Connection,
     ConnectionLost,
@@ -42,9 +43,8 @@ from granary.synth.pug.renderer.frames import (
     picture_of,
     png,
 )
-from granary.synth.pug.renderer.probes import Probe, colour_of, mask_colours, near, numbers, same_colour
+from granary.synth.pug.renderer.probes import OURS, Probe, colour_of, mask_colours, near, numbers, probes_of
 
-OURS = "granary_"
 BACKGROUND: Colour = (0, 0, 0)
 AWAY = 1e5  # cm upwards, where a character is out of sight and still in the world
 POLL = 0.05  # seconds between two looks at a loading level
@@ -120,8 +120,8 @@ class UnrealCVRenderer:
         with self._forgetting():
             self._enter(scene)
             colours = mask_colours(scene.actors, salt, self.others)
-            probes = self._probes(scene, colours)
-            changes = self._changes(scene, colours)
+            probes = probes_of(scene, colours)
+            changes = changes_for(scene, colours, self.options.director)
             frame = self._settled(scene, changes, probes, colours) if self.settles else None
             frame = frame or self._capture(scene, changes, probes, colours)
         self.previous = (scene, frame.lit.tobytes())
@@ -280,58 +280,6 @@ class UnrealCVRenderer:
         present = sorted(name for name in self.objects if name.startswith(OURS))
         if present != sorted(names):
             raise ErrorReply(f"the characters {', '.join(names) or 'none'} were asked for, there are {present}")
-
-    def _changes(self, scene: SceneSpec, colours: Mapping[int, Colour]) -> list[str]:
-        """Return the commands that set everything, whatever was there before."""
-        commands = []
-        for actor in scene.actors:
-            path = f"vset /object/{actor.name}"
-            commands += [
-                f"{path}/location {numbers(*actor.location)}",
-                f"{path}/rotation {numbers(*actor.rotation)}",
-                f"{path}/scale {numbers(actor.scale, actor.scale, actor.scale)}",
-                f"{path}/color {' '.join(map(str, colours[actor.slot]))}",
-            ]
-            if actor.texture is not None:
-                commands.append(f"vbp {self.options.director} SetTexture {actor.name} {actor.texture}")
-        commands += [
-            f"vset /camera/0/size {scene.width} {scene.height}",
-            f"vset /camera/0/fov {numbers(scene.fov)}",
-            f"vset /camera/0/location {numbers(*scene.location)}",
-            f"vset /camera/0/rotation {numbers(*scene.rotation)}",
-        ]
-        if scene.light is not None:
-            sun = scene.light
-            tone = [int(sun.color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
-            director = f"vbp {self.options.director}"
-            commands += [
-                f"{director} SetSun {numbers(sun.yaw, sun.pitch, sun.intensity, *tone)}",
-                f"{director} SetSky {numbers(sun.sky)}",
-            ]
-        return commands
-
-    def _probes(self, scene: SceneSpec, colours: Mapping[int, Colour]) -> list[Probe]:
-        """Return what is read back with every capture, and how each reply is judged."""
-        names = sorted(actor.name for actor in scene.actors)
-        shown = lambda text: sorted(word for word in text.split() if word.startswith(OURS))  # noqa: E731
-        probes: list[Probe] = [("vget /objects", lambda text: "" if shown(text) == names else f"objects {shown(text)}")]
-        if scene.world:
-            probes.append(("vget /level/name", lambda text: "" if text == scene.world else f"the world {text}"))
-        for actor in scene.actors:
-            path = f"vget /object/{actor.name}"
-            scale = (actor.scale,) * 3
-            probes += [
-                (f"{path}/location", near("location", actor.location)),
-                (f"{path}/rotation", near("rotation", actor.rotation)),
-                (f"{path}/scale", near("scale", scale)),
-                (f"{path}/color", same_colour(colours[actor.slot])),
-            ]
-        probes += [
-            ("vget /camera/0/location", near("location", scene.location)),
-            ("vget /camera/0/rotation", near("rotation", scene.rotation)),
-            ("vget /camera/0/fov", near("fov", (scene.fov,))),
-        ]
-        return probes
 
     # -- capture -----------------------------------------------------------------------------------------------------
 

@@ -5,18 +5,48 @@ from __future__ import annotations
 import hashlib
 import itertools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from granary.synth.pug.plan.scenes import Actor, rotation_matrix
+from granary.synth.pug.plan.scenes import Actor, SceneSpec, rotation_matrix
 from granary.synth.pug.renderer.frames import Colour
 
+OURS = "granary_"  # what the names of our characters begin with
 DARKEST = 16  # channel values below it collapse to 0 on some servers
 TOLERANCE = {"location": 0.05, "rotation": 2e-3, "scale": 2e-3, "fov": 0.05}
 COLOUR = re.compile(r"R=(\d+),\s*G=(\d+),\s*B=(\d+)")
 Judge = Callable[[str], str]  # of a reply: what is wrong with it, "" for nothing
 Probe = tuple[str, Judge]  # a command and the judge of its reply
+
+
+def probes_of(scene: SceneSpec, colours: Mapping[int, Colour]) -> list[Probe]:
+    """Return what is read back with every capture of a scene, and how each reply is judged.
+
+    Args:
+        scene: what was set.
+        colours: of the mask, by slot of the character.
+    """
+    names = sorted(actor.name for actor in scene.actors)
+    shown = lambda text: sorted(word for word in text.split() if word.startswith(OURS))  # noqa: E731
+    probes: list[Probe] = [("vget /objects", lambda text: "" if shown(text) == names else f"objects {shown(text)}")]
+    if scene.world:
+        probes.append(("vget /level/name", lambda text: "" if text == scene.world else f"the world {text}"))
+    for actor in scene.actors:
+        path = f"vget /object/{actor.name}"
+        scale = (actor.scale,) * 3
+        probes += [
+            (f"{path}/location", near("location", actor.location)),
+            (f"{path}/rotation", near("rotation", actor.rotation)),
+            (f"{path}/scale", near("scale", scale)),
+            (f"{path}/color", same_colour(colours[actor.slot])),
+        ]
+    probes += [
+        ("vget /camera/0/location", near("location", scene.location)),
+        ("vget /camera/0/rotation", near("rotation", scene.rotation)),
+        ("vget /camera/0/fov", near("fov", (scene.fov,))),
+    ]
+    return probes
 
 
 def mask_colours(actors: Sequence[Actor], salt: str, taken: set[Colour]) -> dict[int, Colour]:

@@ -24,7 +24,7 @@ from granary.synth.pug.plan.spar import (
     tasks_of,
 )
 from granary.synth.pug.recipe import RendererOptions
-from granary.synth.pug.renderer.capture import UnrealCVRenderer
+from granary.synth.pug.renderer.changes import changes_for
 from granary.synth.pug.renderer.frames import (
     Blank,
     Frame,
@@ -41,7 +41,7 @@ from granary.synth.pug.renderer.frames import (
     picture_of,
     png,
 )
-from granary.synth.pug.renderer.probes import colour_of, mask_colours, near, numbers
+from granary.synth.pug.renderer.probes import colour_of, mask_colours, near, numbers, probes_of
 
 OPTIONS = SceneOptions(world="Meadow", character="Cat", distance=200, height=50, pitch=0)
 PAIR: dict[str, Value] = {
@@ -153,9 +153,9 @@ def test_every_command_matches_one_template() -> None:
         rf"vget /object/{word}/(location|rotation|scale|color)",
     ]
     scene = scene_of({**PAIR, "scene_light": "Evening", "camera_yaw": 33.3}, OPTIONS, (64, 48))
-    renderer = UnrealCVRenderer(None, RendererOptions(), ["lit", "mask"], {})  # type: ignore[arg-type]
     colours = mask_colours(scene.actors, "salt", set())
-    commands = renderer._changes(scene, colours) + [command for command, _ in renderer._probes(scene, colours)]
+    changes = changes_for(scene, colours, RendererOptions().director)
+    commands = changes + [command for command, _ in probes_of(scene, colours)]
     assert len(commands) == 2 * 5 + 4 + 2 + 2 + 2 * 4 + 3
     for command in commands:
         assert sum(re.fullmatch(template, command) is not None for template in templates) == 1, command
