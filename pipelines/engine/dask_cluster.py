@@ -15,18 +15,19 @@ from granary.curation.errors import UserError
 from granary.curation.runs import summary
 from granary.curation.runs.run import Run
 from granary.curation.store import storage
+from granary.pipelines.engine.profiles import last_value
 
 if TYPE_CHECKING:
     from apache_beam.runners.runner import PipelineResult
 
 RUNNER = "apache_beam.runners.dask.dask_runner.DaskRunner"
-ADDRESS, FILE = "--dask_client_address", "--dask_scheduler_file"
+ADDRESS, FILE, SECONDS = "--dask_client_address", "--dask_scheduler_file", "--dask_connection_timeout"
 TIMEOUT = 30  # seconds for the first answer of a scheduler
 
 
 def is_dask(options: Sequence[str]) -> bool:
     """Say whether Beam's options name its runner for Dask."""
-    return (_given(options, "--runner") or "").rpartition(".")[2] == "DaskRunner"
+    return (last_value(options, "--runner") or "").rpartition(".")[2] == "DaskRunner"
 
 
 def check_cluster_options(options: Sequence[str]) -> None:
@@ -35,11 +36,14 @@ def check_cluster_options(options: Sequence[str]) -> None:
         return
     if importlib.util.find_spec("distributed") is None or importlib.util.find_spec("dask") is None:
         raise UserError("dask is not installed; run: pip install 'granary-data[dask]'")
-    if bool(_given(options, ADDRESS)) == bool(_given(options, FILE)):
+    if bool(last_value(options, ADDRESS)) == bool(last_value(options, FILE)):
         raise UserError(
             f"runner: Dask takes one of {ADDRESS}=tcp://HOST:8786 and {FILE}=FILE, to say where its scheduler is; "
             "write it after `--`"
         )
+    seconds = last_value(options, SECONDS)
+    if seconds is not None and not seconds.isdecimal():
+        raise UserError(f"beam: {SECONDS}={seconds} is not right: give whole seconds")
 
 
 def check_cluster(options: Sequence[str], run: Run) -> str | None:
@@ -55,10 +59,10 @@ def check_cluster(options: Sequence[str], run: Run) -> str | None:
     Raises:
         UserError: no scheduler answers, or a worker has other packages or does not see the run directory.
     """
-    address, file = _given(options, ADDRESS), _given(options, FILE)
+    address, file = last_value(options, ADDRESS), last_value(options, FILE)
     from distributed import Client
 
-    seconds = int(_given(options, "--dask_connection_timeout") or TIMEOUT)
+    seconds = int(last_value(options, SECONDS) or TIMEOUT)
     try:
         client = Client(address or _address_in(str(file)), timeout=seconds, set_as_default=False)
     except (OSError, ValueError) as error:
@@ -124,16 +128,6 @@ def cause_of(error: BaseException) -> str | None:
     if kind in ("CancelledError", "FutureCancelledError", "FuturesCancelledError"):
         return f"{kind}: the Dask scheduler ended, or the work was cancelled there"
     return None
-
-
-def _given(options: Sequence[str], name: str) -> str | None:
-    """Return the last value of an option among words `--a=b` or `--a b`."""
-    value = None
-    for word, after in zip(options, [*options, ""][1:], strict=True):
-        key, equals, text = word.partition("=")
-        if key == name:
-            value = text if equals else after
-    return value
 
 
 def _line(error: BaseException) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import difflib
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -42,7 +41,7 @@ def check_beam_options(options: Sequence[str]) -> None:
         options: Beam's, as words, those of a profile too. What a job server knows is known to that server alone.
     """
     words = [word.partition("=")[0] for word in options if word.startswith("--")]
-    runner = _runner(options)
+    runner = last_value(options, "--runner")
     if not words or runner in JOB_SERVERS or not _is_there(runner):
         return
     known = _known_options()
@@ -53,11 +52,14 @@ def check_beam_options(options: Sequence[str]) -> None:
             raise UserError(f"beam: {word} is no option of Apache Beam; {hint}")
 
 
-def _runner(options: Sequence[str]) -> str | None:
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--runner")
-    runner: str | None = parser.parse_known_args(list(options))[0].runner
-    return runner
+def last_value(options: Sequence[str], name: str) -> str | None:
+    """Return the last value of an option among words `--a=b` or `--a b`; None where it is not there."""
+    value = None
+    for word, after in zip(options, [*options, ""][1:], strict=True):
+        key, equals, text = word.partition("=")
+        if key == name:
+            value = text if equals else after
+    return value
 
 
 def _is_there(runner: str | None) -> bool:

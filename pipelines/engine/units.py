@@ -265,7 +265,8 @@ def one_sentence() -> Iterator[None]:
         logging.getLogger(__name__).debug("a stage failed", exc_info=error)
         match = re.search(r"stage [\w.-]+, unit \d+ of \d+: .*?(?= ;;)", str(error))
         last = str(error).strip().rpartition("\n")[2]
-        damaged = re.search(r"DamagedPart: (.+?) cannot be read \((.+?)\); if it", match.group(0)) if match else None
+        told = match.group(0) if match else last  # a combine, too, reads parts
+        damaged = re.search(r"DamagedPart: (.+?) cannot be read \((.+?)\); if it", told)
         if damaged:
             raise DamagedPart(*damaged.groups()) from error
         cause = match.group(0) if match else cause_of(error) or f"{type(error).__name__}: {last}"

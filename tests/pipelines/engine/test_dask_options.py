@@ -51,6 +51,13 @@ def test_exactly_one_way_to_the_scheduler(options, installed):
         dask_cluster.check_cluster_options(load_profile("dask", options))
 
 
+@pytest.mark.parametrize("seconds", ["30s", "-1", ""])
+def test_the_timeout_is_whole_seconds(seconds, installed):
+    options = ["--dask_client_address=tcp://a:1", f"--dask_connection_timeout={seconds}"]
+    with pytest.raises(UserError, match=r"^beam: --dask_connection_timeout=.* is not right: give whole seconds$"):
+        dask_cluster.check_cluster_options(load_profile("dask", options))
+
+
 @pytest.mark.parametrize("options", [["--dask_client_address", "tcp://a:1"], ["--dask_scheduler_file=b.json"]])
 def test_one_way_is_enough_and_units_go_one_by_one(options, installed):
     words = load_profile("dask", options)

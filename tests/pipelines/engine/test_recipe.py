@@ -70,6 +70,7 @@ def test_every_option_of_a_shipped_profile_is_one_of_beam():
     ["--runner=apache_beam.runners.dask.dask_runner.DaskRunner", "--dask_client_address=tcp://127.0.0.1:1"],
     ["--runner", "PortableRunner", "--an_option_of_the_server=1"],
     ["--direct_num_workers", "3"],
+    ["--direct_num_workers=3", "--runner"],
     [],
 ])  # fmt: skip
 def test_options_that_somebody_knows_are_taken(options):

@@ -24,7 +24,7 @@ from rich.console import Console
 
 from granary.curation.errors import UserError
 from granary.curation.runs.run import NoJob, Output, Run, Stage, Unit, UnitError, close_stage, finished, run_unit
-from granary.curation.runs.tables import read_table
+from granary.curation.runs.tables import DamagedPart, read_table
 from granary.curation.sources import Source
 from granary.curation.store import storage
 from granary.curation.store.threads import limit_threads
@@ -109,6 +109,15 @@ def test_a_combine_merges_all_units_whether_they_ran_now_or_before(runner):
     runner.stage(stage_of(range(4)), (SumSquares(), Stage("total", total, [Unit(0, NoJob())], ["y"])))
     assert modified(runner) == before
     assert [timing["units"] for timing in runner.timings] == [4, 0, 0]
+
+
+def test_a_combine_names_the_part_that_is_damaged(runner):
+    runner.stage(stage_of(range(4)))
+    part = runner.run.parts("squares")[2]
+    storage.write_bytes(part, bytes(storage.size(part)))  # as long as its marker says
+    with pytest.raises(DamagedPart) as error:
+        runner.stage(stage_of(range(4)), (SumSquares(), Stage("total", total, [Unit(0, NoJob())], ["x"])))
+    assert error.value.url == part  # which is made again
 
 
 def test_a_failed_unit_is_one_sentence_and_the_others_stay(runner, caplog):
