@@ -78,7 +78,7 @@ def croissant(
         "@type": "sc:Dataset",
         "conformsTo": "http://mlcommons.org/croissant/1.0",
         "name": name,
-        "description": f"{name}: an image dataset made with granary. The card describes how.",
+        "description": f"{name}: a dataset made with granary. The card describes how.",
         "license": licence,
         "url": address,
         "distribution": [_repository(address), *map(_file_set, features)],
@@ -167,7 +167,7 @@ def _field(identity: str, kind: FeatureType, config: str, column: str, path: str
             ]
         }
     data_type = _data_type(kind)
-    path = "bytes" if data_type == "sc:ImageObject" else path
+    path = f"{path}.bytes".lstrip(".") if data_type == "sc:ImageObject" else path
     source: Node = {"fileSet": {"@id": f"{config}-files"}, "extract": {"column": column}}
     if path:
         source["transform"] = {"jsonPath": path}
@@ -175,6 +175,8 @@ def _field(identity: str, kind: FeatureType, config: str, column: str, path: str
 
 
 def _data_type(kind: FeatureType) -> str:
+    """Return the type of a column; bytes are text, as Croissant 1.0 has no type for them and readers give them back."""
     name = type(kind).__name__ if type(kind).__name__ == "Image" else str(kind.dtype)
-    names = {"Image": "sc:ImageObject", "string": "sc:Text", "bool": "sc:Boolean"}
-    return names.get(name) or ("sc:Integer" if "int" in name else "sc:Float")
+    names = {"Image": "sc:ImageObject", "bool": "sc:Boolean"}
+    numbers = {"int": "sc:Integer", "float": "sc:Float"}
+    return names.get(name) or next((said for part, said in numbers.items() if part in name), "sc:Text")

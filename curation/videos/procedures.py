@@ -1,26 +1,31 @@
 """What people wrote of the steps of videos: COIN, CrossTask, and JSON lines; every reader gives the same records.
 
 COIN (Tang et al. 2019) is one JSON file, CrossTask (Zhukov et al. 2019) a folder of `TASK_VIDEO.csv` with lines
-`step,start,end`, steps from 1, and beside it lists of tasks with the names of their steps. A JSON line is
-{"video": ..., "task": ..., "subset": ..., "steps": [{"step_id": ..., "label": ..., "start": ..., "end": ...}]}.
+`step,start,end`, steps from 1, and beside it lists of tasks with the names of their steps. The form of COIN is that
+of https://github.com/coin-dataset/annotations, README.md; that of CrossTask is what `read_task_info` and
+`read_assignment` of https://github.com/DmZhukov/CrossTask, data.py, read. A JSON line is {"video": ..., "task": ...,
+"subset": ..., "steps": [{"step_id": ..., "label": ..., "start": ..., "end": ...}]}.
 """
 
 from __future__ import annotations
 
 import csv
-import gzip
 import io
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, NamedTuple
 
+from granary.curation.dense import fields
+from granary.curation.dense.readers import lines
+from granary.curation.dense.tree import InvalidAnnotation
 from granary.curation.errors import UserError
-from granary.curation.sources import files, listing
+from granary.curation.sources import Source, failure, files, listing
 from granary.curation.sources.model import unescape
 
 Format = Literal["coin", "crosstask", "lines"]
 MAX_BYTES = 1 << 30
+MAX_LINE = 64 << 20
 TASKS = ("tasks_primary.txt", "tasks_related.txt")
 
 
@@ -47,6 +52,7 @@ class Procedure(NamedTuple):
         subset: training, testing, ...; "" where none is named.
         segments: the steps that can be used.
         wrong: what is wrong with the others, or with all of it.
+        error: (class, message) when nothing of it can be read; `video` is then where it was written.
     """
 
     video: str
@@ -54,10 +60,11 @@ class Procedure(NamedTuple):
     subset: str
     segments: list[Segment]
     wrong: list[str]
+    error: tuple[str, str] | None = None
 
 
 def read_procedures(path: str, form: Format) -> Iterator[Procedure]:
-    """Yield the videos of annotations, in the order of the files.
+    """Yield the videos of annotations, in the order of the files; a line or a table that is none has an error.
 
     Args:
         path: of the file, or of CrossTask's folder with a slash at its end.
@@ -68,7 +75,7 @@ def read_procedures(path: str, form: Format) -> Iterator[Procedure]:
     """
     try:
         yield from READERS[form](path)
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(
             f"annotations: {path} cannot be read as {form} ({error}); give another file or --format"
         ) from error
@@ -95,17 +102,23 @@ def _coin_step(step: Any) -> Mapping[str, Any]:
 
 
 def _lines(path: str) -> Iterator[Procedure]:
-    data = files.read_file(path, MAX_BYTES)
-    for line in (gzip.decompress(data) if path.endswith(".gz") else data).splitlines():
-        record = json.loads(line) if line.strip() else None
-        if record is None:
-            continue
-        if not isinstance(record, dict) or not record.get("video"):
-            raise ValueError("a line names no `video`")
-        steps = record.get("timed_steps", record.get("steps"))
-        rows: list[Mapping[str, Any]]
-        rows = [step if isinstance(step, dict) else {"step_id": step} for step in steps or []]
-        yield _procedure(str(record["video"]), record.get("task"), record.get("subset"), rows)
+    for line in lines.records(Source(name="annotations", path=path, kind="folder"), MAX_LINE):
+        try:
+            if line.error:
+                raise InvalidAnnotation(*line.error)
+            yield _of_line(fields.load(line.text, []))
+        except InvalidAnnotation as error:
+            yield Procedure(line.name, "", "", [], [], (error.kind, str(error)))
+
+
+def _of_line(record: fields.JsonObject) -> Procedure:
+    """Return what a line says; raises InvalidAnnotation where it names no video."""
+    if not record.get("video"):
+        raise InvalidAnnotation("NoVideoName", "the line names no `video`")
+    steps = record.get("timed_steps", record.get("steps"))
+    rows: list[Mapping[str, Any]]
+    rows = [step if isinstance(step, dict) else {"step_id": step} for step in steps] if isinstance(steps, list) else []
+    return _procedure(str(record["video"]), record.get("task"), record.get("subset"), rows)
 
 
 def _crosstask(path: str) -> Iterator[Procedure]:
@@ -116,11 +129,14 @@ def _crosstask(path: str) -> Iterator[Procedure]:
         name = unescape(file.path).rsplit("/", 1)[-1]
         task, _, video = name.removesuffix(".csv").partition("_")
         if name.endswith(".csv") and video and task.isdigit():
-            text = files.read_file(files.join(path, file.path), MAX_BYTES).decode("utf-8", "replace")
             title, steps = names.get(task, (task, []))
-            yield _procedure(
-                video, title, "", [_crosstask_step(row, steps) for row in csv.reader(io.StringIO(text)) if row]
-            )
+            try:
+                text = files.read_file(files.join(path, file.path), MAX_BYTES).decode("utf-8", "replace")
+                rows = [_crosstask_step(row, steps) for row in csv.reader(io.StringIO(text)) if row]
+            except (OSError, csv.Error) as error:
+                yield Procedure(video, title, "", [], [], failure(error))
+            else:
+                yield _procedure(video, title, "", rows)
 
 
 def _crosstask_step(row: list[str], names: list[str]) -> Mapping[str, Any]:
@@ -160,7 +176,7 @@ def _seconds(value: object) -> float | None:
     """Return a time as a number of seconds, not negative; None where it is none."""
     try:
         seconds = float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
     return seconds if math.isfinite(seconds) and seconds >= 0 else None
 

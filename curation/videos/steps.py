@@ -148,6 +148,8 @@ def _listed(procedure: Procedure, file: listing.File | None) -> dict[str, Any]:
         "segments": json.dumps(procedure.segments),
         "wrong": json.dumps(procedure.wrong),
     }
+    if procedure.error:
+        return row | dict(zip(("error", "message"), procedure.error, strict=True))
     if file is None:
         return row | {"error": "FileNotFoundError", "message": "the folder has no video of that name"}
     return row | {"path": file.path, "stamp": file.stamp}

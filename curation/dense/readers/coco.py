@@ -4,7 +4,8 @@
 the caption file; `captions` is the caption file beside an instance file. A file is read whole, so memory grows with it
 while the records are listed; the images are packed after that, a unit at a time. An image's captions are alternate
 summaries of it, its instances are masks without a tree, labelled with their category; a crowd is a dull one. Of LVIS,
-which has no file names, the last parts of `coco_url` name the picture.
+which has no file names, the last parts of `coco_url` name the picture. Keys of images and annotations that neither
+COCO nor LVIS has are counted and named.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import TypedDict, cast
 
 from granary.curation.dense import fields
 from granary.curation.dense.fields import JsonObject
+from granary.curation.dense.readers import gathered
 from granary.curation.dense.readers.record import Record
 from granary.curation.dense.texts import cleaned
 from granary.curation.dense.tree import (
@@ -36,6 +38,14 @@ from granary.curation.sources import Source, files
 
 MAX_BYTES = 4 << 30
 MAX_DIGITS = 20  # longer ones are texts
+IMAGE = frozenset(
+    {
+        *("id", "file_name", "coco_url", "flickr_url", "width", "height", "license", "date_captured"),
+        *("neg_category_ids", "not_exhaustive_category_ids"),  # of LVIS
+    }
+)
+CAPTION = frozenset({"id", "image_id", "caption"})
+INSTANCE = frozenset({"id", "image_id", "category_id", "segmentation", "area", "bbox", "iscrowd"})
 
 Key = int | str
 
@@ -45,10 +55,13 @@ class CocoRecord(TypedDict):
 
     Args:
         file_name: those it may have.
+        unknown: keys of the image that no file of COCO has.
+        captions, instances: its annotations, those with the name of their `category`.
     """
 
     file_name: list[str]
-    captions: list[object]
+    unknown: list[str]
+    captions: list[JsonObject]
     instances: list[JsonObject]
 
 
@@ -58,11 +71,13 @@ class Gathered:
 
     Args:
         names: that its picture may have.
+        unknown: its keys that no file of COCO has.
         captions, instances: its annotations, in file order.
     """
 
     names: list[str]
-    captions: list[object] = field(default_factory=list)
+    unknown: list[str]
+    captions: list[JsonObject] = field(default_factory=list)
     instances: list[JsonObject] = field(default_factory=list)
 
 
@@ -105,7 +120,9 @@ def records(source: Source, max_bytes: int, captions: str = "") -> Iterator[Reco
         _add_annotations(whole, path, gathering)
     stem = source.path.rsplit("/", 1)[-1]
     for number, image in sorted(gathering.images.items(), key=lambda entry: _order(entry[0])):
-        content = {"file_name": image.names, "captions": image.captions, "instances": image.instances}
+        content = CocoRecord(
+            file_name=image.names, unknown=image.unknown, captions=image.captions, instances=image.instances
+        )
         yield Record(f"{stem}:{number}", text=json.dumps(content))
     yield from _unreadable(stem, gathering)
 
@@ -160,7 +177,7 @@ def _add_images(entries: Iterable[JsonObject], gathering: Gathering) -> None:
                 (f"images/{place}", "NoImageName", "the image has no id, or no file_name or coco_url")
             )
         elif before is None:
-            gathering.images[number] = Gathered(names)
+            gathering.images[number] = Gathered(names, sorted(entry.keys() - IMAGE))
         elif before.names[0] != names[0]:
             message = f"image id {number} is also that of {before.names[0]}; the first was kept"
             gathering.lost.append((f"images/{place}", "DuplicateKey", message))
@@ -188,7 +205,7 @@ def _add_annotations(whole: JsonObject, path: str, gathering: Gathering) -> None
         elif image is None:
             gathering.strays[number] += 1
         elif "caption" in entry:
-            image.captions.append(entry["caption"])
+            image.captions.append(entry)
         else:
             image.instances.append({**entry, "category": _label(entry, labels)})
 
@@ -204,7 +221,10 @@ def parse(data: bytes | str, name: str) -> Annotation:
     problems: list[Problem] = []
     record = fields.load(data, problems)
     content = cast(CocoRecord, record)
-    captions = fields.texts(content["captions"], "captions", problems)
+    captions = fields.texts([entry["caption"] for entry in content["captions"]], "captions", problems)
+    problems += gathered.unknown([dict.fromkeys(content["unknown"])], frozenset(), "images")
+    problems += gathered.unknown(content["captions"], CAPTION, "captions")
+    problems += gathered.unknown(content["instances"], INSTANCE | {"category"}, "instances")
     listed = ((str(entry.get("id", place)), entry) for place, entry in enumerate(content["instances"]))
     image, *also = [fields.image_name({"file_name": name}, "file_name") for name in content["file_name"]]
     return Annotation(

@@ -31,7 +31,8 @@ ANSWER = frozenset({"question_id", "image_id", "question_type", "answer_type", "
 def records(source: Source, max_bytes: int, answers: str = "") -> Iterator[Record]:
     """Yield the pictures in the order of their first questions, each with its questions and their answers as JSON.
 
-    What belongs to no picture follows: questions without an id or a picture, and annotations of no question.
+    What belongs to no picture follows: questions without an id or a picture, and annotations of no question or of one
+    that has another already.
 
     Args:
         source: the file of questions.
@@ -42,8 +43,8 @@ def records(source: Source, max_bytes: int, answers: str = "") -> Iterator[Recor
         UserError: a file is not VQAv2's.
     """
     whole = _object(gathered.load(source.path), source.path)
-    answered = _annotations(answers) if answers else {}
     subset, gathering = str(whole.get("data_subtype") or ""), Gathering()
+    answered = _annotations(answers, gathering) if answers else {}
     seen: Counter[str] = Counter()
     for place, question in enumerate(_listed(whole, "questions", source.path)):
         number, names = gathered.identity(question.get("question_id")), _names(question.get("image_id"), subset)
@@ -77,12 +78,18 @@ def _listed(whole: JsonObject, name: str, path: str) -> list[JsonObject]:
     return [entry if isinstance(entry, dict) else {} for entry in entries]
 
 
-def _annotations(path: str) -> dict[str, JsonObject]:
-    """Return the annotations by the id of their question; of two the first counts."""
+def _annotations(path: str, gathering: Gathering) -> dict[str, JsonObject]:
+    """Return the annotations by the id of their question; of two the first counts, the other is lost."""
     answered: dict[str, JsonObject] = {}
-    for entry in _listed(_object(gathered.load(path), path), "annotations", path):
-        answered.setdefault(gathered.identity(entry.get("question_id")), entry)
-    answered.pop("", None)
+    for place, entry in enumerate(_listed(_object(gathered.load(path), path), "annotations", path)):
+        number = gathered.identity(entry.get("question_id"))
+        if not number:
+            gathering.lose(f"annotations[{place}]", "NoQuestion", "the annotation has no question_id")
+        elif number in answered:
+            message = f"question_id {number} is answered twice; the first counts"
+            gathering.lose(f"annotations[{place}]", "DuplicateKey", message)
+        else:
+            answered[number] = entry
     return answered
 
 

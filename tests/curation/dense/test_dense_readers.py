@@ -236,6 +236,33 @@ def test_coco_gathers_instances_and_captions_of_an_image(tmp_path: Path) -> None
     assert not coco.parse(records[1].text, records[1].name).masks
 
 
+def test_coco_counts_and_names_the_keys_that_are_not_read(tmp_path: Path) -> None:
+    published = {"width": 9, "height": 9, "license": 3, "flickr_url": "http://x/y", "date_captured": "2013-11-14"}
+    whole = {"area": 1.5, "bbox": [1, 1, 3, 3], "iscrowd": 0, "segmentation": []}
+    found = gathered(
+        tmp_path,
+        {
+            "images": [{"id": 2, "file_name": "a.jpg", "mood": 1, **published}, {"id": 3, "file_name": "b.jpg"}],
+            "annotations": [
+                {"id": 1, "image_id": 2, "caption": "A dog.", "author": "x"},
+                {"id": 2, "image_id": 2, "caption": "Dogs.", "author": "y"},
+                {"id": 3, "image_id": 2, "category_id": 1, "keypoints": [1], **whole},
+                {"id": 4, "image_id": 3, "category_id": 1, **whole},
+                {"id": 5, "image_id": 3, "caption": "A cat."},
+            ],
+        },
+    )
+    first, second = found["x.json:2"], found["x.json:3"]
+    assert isinstance(first, Annotation)
+    assert isinstance(second, Annotation)
+    assert [(problem.part, problem.error, problem.message) for problem in first.problems] == [
+        ("mood", "UnknownKey", "the key 'mood' of 1 images is not read"),
+        ("author", "UnknownKey", "the key 'author' of 2 captions is not read"),
+        ("keypoints", "UnknownKey", "the key 'keypoints' of 1 instances is not read"),
+    ]
+    assert not second.problems
+
+
 @pytest.mark.parametrize(
     "text", ["{", "{}", "[]", '{"images": [], "annotations": 3}', '{"images": {"1": {}}, "annotations": []}']
 )

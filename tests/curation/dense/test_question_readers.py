@@ -126,6 +126,8 @@ def test_vqa_loses_the_smallest_part(tmp_path: Path) -> None:
         answered(12, "yes"),
         answered(99, "yes"),
         {"question_id": 13, "answers": "yes"},
+        answered(10, "no"),
+        {"answers": []},
     ]
     path = written(tmp_path / "q.json", questions_of_vqa(*asked))
     answers = written(tmp_path / "a.json", {"annotations": bad})
@@ -140,6 +142,8 @@ def test_vqa_loses_the_smallest_part(tmp_path: Path) -> None:
     assert ("questions/10/answers/1", "InvalidText") in errors(annotation)
     assert lost(records) == [
         ("annotations/99", "NoQuestion"),
+        ("annotations[5]", "DuplicateKey"),
+        ("annotations[6]", "NoQuestion"),
         ("questions/3", "DuplicateKey"),
         ("questions/4", "NoImageName"),
         ("questions/5", "NoImageName"),

@@ -64,14 +64,35 @@ def test_lines_may_be_packed_and_leave_fields_out(tmp_path: Path) -> None:
     ("name", "form", "text"),
     [
         ("a.json", "coin", "{"), ("a.json", "coin", "[]"), ("a.json", "coin", '{"database": []}'),
-        ("a.jsonl", "lines", '{"steps": []}'), ("a.jsonl", "lines", "[1]"), ("a.jsonl.gz", "lines", "plain"),
-        ("a.csv", "crosstask", "1,2,3"),
+        ("a.json", "coin", "[" * 100_000), ("a.csv", "crosstask", "1,2,3"),
     ],
 )  # fmt: skip
 def test_other_files_are_refused_in_one_sentence(name: str, form: str, text: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text(text)
     with pytest.raises(UserError, match=f"^annotations: .* cannot be read as {form}"):
         list(read_procedures(str(tmp_path / name), form))  # type: ignore[arg-type]
+
+
+def test_a_bad_line_or_table_is_lost_alone(tmp_path: Path) -> None:
+    good = {"video": "a", "steps": [{"start": 10**400, "end": 2}, {"start": 0, "end": 2}]}
+    bad = ["{", "[1]", '{"steps": []}', '{"video": "b", "steps": 7}', '{"video": "c", "steps": "xy"}']
+    (tmp_path / "a.jsonl").write_text("\n".join([*bad, json.dumps(good)]))
+    *lost, none, text, kept = read_procedures(str(tmp_path / "a.jsonl"), "lines")
+    assert [(one.video, one.error[0]) for one in lost if one.error] == [
+        ("a.jsonl:1", "InvalidJson"),
+        ("a.jsonl:2", "InvalidJson"),
+        ("a.jsonl:3", "NoVideoName"),
+    ]
+    assert none.wrong == text.wrong == ["no step is written down"]
+    assert kept.segments == [Segment(0.0, 2.0, "", "")]
+    (tmp_path / "b.jsonl.gz").write_text("plain")
+    (broken,) = read_procedures(str(tmp_path / "b.jsonl.gz"), "lines")
+    assert broken.error
+    (tmp_path / "1_long.csv").write_text(f"1,2,{'9' * 200_000}\n")
+    (tmp_path / "1_short.csv").write_text("1,2,3\n")
+    long, short = read_procedures(f"{tmp_path}/", "crosstask")
+    assert (long.video, long.error and long.error[0]) == ("long", "Error")
+    assert short.segments == [Segment(2.0, 3.0, "1", "")]
 
 
 @pytest.mark.skipif(not SHARED.exists(), reason="../shared/data is not there")

@@ -154,7 +154,7 @@ def test_without_annotations_videos_are_cut_where_the_picture_changes(tmp_path: 
 
 def test_the_public_function_packs_videos_and_datasets_loads_them(folder: Path, tmp_path: Path) -> None:
     lines = [{"video": "other", "task": "t", "steps": [{"step_id": 3, "label": "a", "start": 0, "end": 0.3}]}]
-    (tmp_path / "steps.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (tmp_path / "steps.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + "{\n")
     run = granary.pack(
         videos=str(folder / "clips"), annotations=str(tmp_path / "steps.jsonl"), out=tmp_path / "run", format="lines",
         quiet=True,
@@ -162,6 +162,8 @@ def test_the_public_function_packs_videos_and_datasets_loads_them(folder: Path, 
     assert run.counts["samples"] == 1
     (row,) = load_dataset(str(tmp_path / "run" / "dataset"), split="train")
     assert [(clip["frames"], clip["step"]) for clip in row["clips"]] == [(3, "3")]
+    (letter,) = pools.Run(str(tmp_path / "run")).table("dead-letter")
+    assert (letter["uri"], letter["error"]) == ("videos/steps.jsonl:2", "InvalidJson")
 
 
 @pytest.mark.parametrize(
