@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from same_training import SGD, VIT, check_near, one_and_two, whole_and_cut
+from same_training import SGD, VIT, check_near, check_same, one_and_two, whole_and_cut
 from tiny_trainings import OPTIONS
 from torch import nn
 
@@ -54,9 +54,7 @@ def compare_gradients(fast: nn.Module, slow: nn.Module, atol: float = 1e-7) -> N
 
 def goes_on(method: str, folder: Path) -> None:
     """Train six steps, and again the last two of them: the weights are the same to the bit."""
-    whole, again = whole_and_cut(_tree(method), folder)
-    assert whole.keys() == again.keys()
-    assert all(torch.equal(whole[name], again[name]) for name in whole)
+    check_same(*whole_and_cut(_tree(method), folder))
 
 
 def two_processes_train_what_one_does(method: str, strategy: str, folder: Path) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from places import ROOT
 from safetensors.torch import load_file
 from tiny_shards import shapes, write_shards
@@ -59,6 +60,12 @@ def one_and_two(tree: Mapping[str, Any], folder: Path, strategy: str = "ddp") ->
     subprocess.run([sys.executable, str(folder / "script.py")], check=True, timeout=300, env=environment)
     last = "checkpoints/step-000000002/training.safetensors"
     return load_file(folder / "one" / last), load_file(folder / "two" / last)
+
+
+def check_same(one: Weights, two: Weights) -> None:
+    """Fail where a tensor differs at all."""
+    assert one.keys() == two.keys()
+    assert {name for name in one if not torch.equal(one[name], two[name])} == set()
 
 
 def check_near(one: Weights, two: Weights, share: float = 5e-3) -> None:

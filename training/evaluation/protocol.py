@@ -14,6 +14,8 @@ from pydantic import Field, ValidationError
 
 from granary.curation.errors import UserError
 from granary.curation.options import Options
+from granary.curation.store import storage
+from granary.curation.store.trees import json_tree
 from granary.training.data.table import USUAL, Columns
 from granary.training.evaluation.scores import Scores
 
@@ -106,6 +108,22 @@ class Protocol(Generic[OwnOptions]):
     def has(self, option: str) -> bool:
         """Say whether an option is one of its own."""
         return option in self.options.model_fields or option in self.options.FORMER
+
+
+def text_option(path: str, option: str) -> str:
+    """Return the text of the file that an option names. Raises UserError where it cannot be read."""
+    try:
+        return storage.read_bytes(path).decode()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"options.{option}: {path} cannot be read ({error})") from error
+
+
+def json_option(path: str, option: str) -> object:
+    """Return what the JSON file holds that an option names. Raises UserError where it cannot be read, or is no JSON."""
+    try:
+        return json_tree(text_option(path, option))
+    except ValueError as error:
+        raise UserError(f"options.{option}: {path} is not JSON ({error})") from error
 
 
 AnyProtocol = Protocol[Any]  # of whatever options: it reads them itself

@@ -2,7 +2,8 @@
 
 The text decoder is cut in two. Its lower half does not see the picture, and gives the vector that is compared; its
 upper half attends to the picture and says the caption, a token after another: one pass gives both losses. Two poolers
-of learnt queries gather the patches, one query for the comparison and many for the words.
+of learnt queries gather the patches, one query for the comparison and many for the words. A text is read at the token
+that ends it, where the paper adds a class token at the end.
 Shapes: B pictures, T texts of L tokens, P patches of width D, K gathered tokens of width W, V tokens.
 """
 

@@ -4,8 +4,9 @@ Losses on pictures with captions: patches are predicted from the picture alone a
 the two, where picture and text belong together; whether they do; and the contrastive loss, where nothing is masked.
 The paper has the first two on pictures and texts without partners.
 
-As in SigLIP a picture is pooled by attention and a text is read at its last place, where FLAVA has class tokens; the
-visual words of patches are BEiT's of here, centres of k-means, where it has those of a dVAE.
+As in SigLIP a picture is pooled by attention and a text is read at its last place, where FLAVA has class tokens, and
+the shared space has the width of the image encoder, where it has 512 dimensions; the visual words of patches are BEiT's
+of here, centres of k-means, where it has those of a dVAE.
 Shapes: B pairs, N patches, M masked ones, L tokens of a text, K visual words, V tokens of the vocabulary, W width.
 """
 
@@ -44,7 +45,7 @@ WORDS, PARTNERS, SHIFT = 2, 3, 4  # purposes of random draws
 
 
 class FlavaOptions(PairOptions, frozen=True):
-    """Options of FLAVA; defaults are the paper's, but for the visual words."""
+    """Options of FLAVA; defaults are the paper's where it gives them, but for the visual words."""
 
     loss: Literal["contrastive"] = Field("contrastive", description="what compares pictures and texts")
     vocabulary: int = Field(30_522, ge=512, description="tokens at most of a tokenizer that is trained")

@@ -156,7 +156,7 @@ def test_things_have_synonyms_and_are_in_captions_too(
         with pytest.raises(UserError, match="must be an object, thing -> list of synonyms"):
             measure(hallucination, "", run, things=str(things))
     things.write_text("{")
-    with pytest.raises(UserError, match="cannot be read as JSON"):
+    with pytest.raises(UserError, match="is not JSON"):
         measure(hallucination, "", run, things=str(things))
     with pytest.raises(UserError, match="has no column 'objects', which captioning needs"):
         measure(hallucination, "", str(write_shards(tmp_path / "other", shapes(4))))

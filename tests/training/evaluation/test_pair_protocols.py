@@ -437,7 +437,7 @@ def test_clipscore_of_results_with_the_captions_as_references(tmp_path: Path, mo
         with pytest.raises(UserError, match="it must be a list of image_id, each once, and caption"):
             measure(clipscore, "", run, results=str(file))
     file.write_text("[")
-    with pytest.raises(UserError, match="cannot be read as JSON"):
+    with pytest.raises(UserError, match="is not JSON"):
         measure(clipscore, "", run, results=str(file))
     with pytest.raises(UserError, match="it goes without candidates and references"):
         measure(clipscore, "", run, results=str(file), references="captions")

@@ -11,31 +11,26 @@ import pytest
 import torch
 import torch.nn.functional as F
 from caption_batches import batch_of
+from caption_trainings import CAPTIONS, NOW, SHAPE, TOKENIZER, check_evaluated, check_half_precision, check_silence
 from masked_trainings import compare_gradients, disturbed
 from places import CONFIGS
-from same_training import SGD, VIT, check_near, one_and_two, whole_and_cut
+from same_training import SGD, VIT, check_near, check_same, one_and_two, whole_and_cut
 from tiny_clip import scene_rows, write_pairs
 from tiny_trainings import OPTIONS, TEXT, tiny_run, tiny_training
 from torch import Tensor
 
 from granary.curation.errors import UserError
 from granary.pipelines.engine.recipe import load_recipe
-from granary.training.data.tokenizer import train_tokenizer
 from granary.training.evaluation.evaluate import EvaluateRecipe, evaluate
 from granary.training.evaluation.generators import GeneratedPairs, TrainedGenerator, load_generator
 from granary.training.evaluation.pairs import TrainedPair, load_image_text_model, load_pair_scorer
 from granary.training.evaluation.protocol import Scorer
-from granary.training.method import Moment
 from granary.training.methods.coca import CoCa, CoCaOptions
 from granary.training.models.export import export
 from granary.training.models.training import load_training
 from granary.training.models.vit import ViTConfig
 from granary.training.recipe import TrainRecipe
 
-CAPTIONS = ["a red dog runs", "two cats on a mat", "a boat at sea", "the old man", "a red dog runs to the boat"]
-TOKENIZER = train_tokenizer(CAPTIONS, 600)
-SHAPE: dict[str, Any] = {"img_size": 16, "patch_size": 4, "width": 16, "depth": 2, "heads": 2}
-NOW = Moment(0, 10, 0)
 BATCH = [["a red dog"], ["two cats on a mat"], [], ["a red dog"], ["a boat"], ["the old man at sea"]]
 
 
@@ -125,20 +120,11 @@ def test_every_weight_gets_a_gradient_and_pictures_without_captions_none() -> No
     output["loss"].backward()
     idle = [name for name, p in model.named_parameters() if p.numel() and (p.grad is None or not p.grad.abs().sum())]
     assert idle == []
-    model = coca()
-    loss = model(batch_of([[], [], []]), NOW)["loss"]
-    loss.backward()
-    assert float(loss.detach()) == 0
-    assert all(p.grad is None or not p.grad.abs().sum() for p in model.parameters())
+    check_silence(coca())
 
 
 def test_half_precision_is_compared_in_float32() -> None:
-    model = coca()
-    whole = float(model(batch_of(BATCH), NOW)["loss"].detach())
-    with torch.autocast("cpu", torch.bfloat16):
-        output = model(batch_of(BATCH), NOW)
-    assert output["loss"].dtype == torch.float32
-    assert float(output["loss"].detach()) == pytest.approx(whole, rel=0.05)
+    check_half_precision(coca(), batch_of(BATCH))
 
 
 def test_sizes_that_do_not_fit_are_sentences() -> None:
@@ -185,9 +171,7 @@ TREE = {"method": "coca", "model": VIT, "options": OPTIONS["coca"]}
 
 
 def test_a_training_goes_on_as_if_it_had_not_stopped(tmp_path: Path) -> None:
-    whole, again = whole_and_cut({**TREE, "model": {**VIT, "drop_path": 0.2}}, tmp_path)
-    assert whole.keys() == again.keys()
-    assert all(torch.equal(whole[name], again[name]) for name in whole)
+    check_same(*whole_and_cut({**TREE, "model": {**VIT, "drop_path": 0.2}}, tmp_path))
 
 
 @pytest.mark.slow
@@ -231,10 +215,8 @@ def test_a_training_comes_back_whole_and_says_texts(training: Path) -> None:
 
 
 def test_granary_evaluate_takes_a_training(training: Path, run: str, tmp_path: Path) -> None:
+    check_evaluated(training, run, tmp_path)
     given = {"model": str(training), "data": run, "out": str(tmp_path / "scores.json"), "device": "cpu"}
-    evaluate(EvaluateRecipe(protocols=["zero-shot", "retrieval", "knn"], **given), lambda _: None)
-    scores = json.loads((tmp_path / "scores.json").read_text())
-    assert scores["zero-shot"]["top1.pictures"] == scores["retrieval"]["pictures"] == 24
     texts, options = write_pairs(tmp_path / "pairs", scene_rows(9)), {"scorer": "likelihood"}
     recipe = EvaluateRecipe(protocols=["sdci", "binary-choice"], **{**given, "data": texts}, options=options)
     evaluate(recipe, lambda _: None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,28 +10,22 @@ import pytest
 import torch
 import torch.nn.functional as F
 from caption_batches import batch_of
+from caption_trainings import CAPTIONS, NOW, SHAPE, TOKENIZER, check_evaluated, check_half_precision
 from masked_trainings import compare_gradients, disturbed
 from places import CONFIGS
-from same_training import SGD, VIT, check_near, one_and_two, whole_and_cut
+from same_training import SGD, VIT, check_near, check_same, one_and_two, whole_and_cut
 from tiny_trainings import OPTIONS, tiny_run, tiny_training
 from torch import Tensor
 
 from granary.curation.errors import UserError
 from granary.pipelines.engine.recipe import load_recipe
-from granary.training.data.tokenizer import train_tokenizer
-from granary.training.evaluation.evaluate import EvaluateRecipe, evaluate
 from granary.training.losses.next_token import IGNORED
-from granary.training.method import Moment
 from granary.training.methods.flava import Flava, FlavaOptions, Learnt, Paired
 from granary.training.models.export import export
 from granary.training.models.training import load_training
 from granary.training.models.vit import ViTConfig
 from granary.training.recipe import TrainRecipe
 
-CAPTIONS = ["a red dog runs", "two cats on a mat", "a boat at sea", "the old man", "a red dog runs to the boat"]
-TOKENIZER = train_tokenizer(CAPTIONS, 600)
-SHAPE: dict[str, Any] = {"img_size": 16, "patch_size": 4, "width": 16, "depth": 2, "heads": 2}
-NOW = Moment(0, 10, 0)
 BATCH = [["a red dog"], ["two cats on a mat"], [], ["a red dog"], ["a boat"], ["the old man at sea"], ["a mat"]]
 WEIGHTS = {"contrastive": 1.0, "image": 0.5, "text": 2.0, "fused": 1.5, "matching": 0.7}
 
@@ -170,12 +163,7 @@ def test_every_weight_gets_a_gradient_and_pictures_without_captions_teach_patche
 
 
 def test_half_precision_is_summed_in_float32() -> None:
-    model = flava()
-    whole = float(model(batch_of(BATCH), NOW)["loss"].detach())
-    with torch.autocast("cpu", torch.bfloat16):
-        output = model(batch_of(BATCH), NOW)
-    assert output["loss"].dtype == torch.float32
-    assert float(output["loss"].detach()) == pytest.approx(whole, rel=0.05)
+    check_half_precision(flava(), batch_of(BATCH))
 
 
 def test_sizes_that_do_not_fit_are_sentences() -> None:
@@ -189,9 +177,7 @@ TREE = {"method": "flava", "model": VIT, "options": OPTIONS["flava"]}
 
 
 def test_a_training_goes_on_as_if_it_had_not_stopped(tmp_path: Path) -> None:
-    whole, again = whole_and_cut(TREE, tmp_path)
-    assert whole.keys() == again.keys()
-    assert all(torch.equal(whole[name], again[name]) for name in whole)
+    check_same(*whole_and_cut(TREE, tmp_path))
 
 
 @pytest.mark.slow
@@ -205,6 +191,7 @@ def test_the_recipe_has_the_published_sizes() -> None:
     recipe = load_recipe(TrainRecipe, str(CONFIGS / "train" / "flava_vitb16.yaml"), ["--data", "RUN", "--out", "TRAIN"])
     config, options = recipe.config(), FlavaOptions.model_validate(recipe.options)
     assert (config.width, config.depth, config.patch_size, config.img_size) == (768, 12, 16, 224)
+    assert (recipe.batch, recipe.steps, recipe.optimiser.lr) == (8192, 150_000, 1e-3)
     assert (options.text_depth, options.fusion_depth, options.mask_ratio, options.word_ratio) == (12, 6, 0.4, 0.15)
 
 
@@ -214,10 +201,7 @@ def test_a_training_comes_back_whole_and_is_evaluated(tmp_path: Path) -> None:
     model = load_training(str(tmp_path / "out"))
     assert isinstance(model, Flava)
     assert model.codebook.abs().sum() > 0
-    given = {"model": str(tmp_path / "out"), "data": run, "out": str(tmp_path / "scores.json"), "device": "cpu"}
-    evaluate(EvaluateRecipe(protocols=["zero-shot", "retrieval", "knn"], **given), lambda _: None)
-    scores = json.loads((tmp_path / "scores.json").read_text())
-    assert scores["zero-shot"]["top1.pictures"] == scores["retrieval"]["pictures"] == 24
+    check_evaluated(tmp_path / "out", run, tmp_path)
     with pytest.raises(UserError, match="export: flava has a transformer over both"):
         export(str(tmp_path / "out"), str(tmp_path / "exported"), "transformers")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,10 +9,11 @@ from typing import Any
 import caption_batches
 import pytest
 import torch
+from caption_trainings import check_evaluated
 from datasets import List, Value
 from masked_trainings import compare_gradients, disturbed
 from places import CONFIGS
-from same_training import SGD, VIT, check_near, one_and_two, whole_and_cut
+from same_training import SGD, VIT, check_near, check_same, one_and_two, whole_and_cut
 from tiny_language import TEXTS, language_config, tiny_language
 from tiny_shards import shapes, write_shards
 from tiny_trainings import OPTIONS, tiny_recipe, tiny_run, tiny_training
@@ -24,7 +24,6 @@ from granary.curation.errors import UserError
 from granary.pipelines.engine.recipe import load_recipe
 from granary.training.data.conversations import Exchange, draw_conversations
 from granary.training.data.tokenizer import train_tokenizer
-from granary.training.evaluation.evaluate import EvaluateRecipe, evaluate
 from granary.training.evaluation.generators import TrainedGenerator, load_generator
 from granary.training.method import Moment
 from granary.training.methods.llava import Llava, LlavaOptions, Parts, read_stage
@@ -265,9 +264,7 @@ def test_a_training_goes_on_as_if_it_had_not_stopped(tuning: str, tmp_path: Path
     options: dict[str, Any] = dict(OPTIONS["llava"])
     if tuning != "whole":
         options |= {"language": tiny_language(tmp_path / "language"), "tuning": tuning, "lora": {"rank": 2, "alpha": 4}}
-    whole, again = whole_and_cut({**TREE, "options": options}, tmp_path)
-    assert whole.keys() == again.keys()
-    assert all(torch.equal(whole[name], again[name]) for name in whole)
+    check_same(*whole_and_cut({**TREE, "options": options}, tmp_path))
 
 
 @pytest.mark.slow
@@ -318,10 +315,7 @@ def test_a_training_on_other_models_comes_back_without_them(tmp_path: Path) -> N
 def test_granary_evaluate_takes_a_training(tmp_path: Path) -> None:
     run = tiny_run(tmp_path / "run")
     tiny_training("llava", run, tmp_path / "out")
-    given = {"model": str(tmp_path / "out"), "data": run, "out": str(tmp_path / "scores.json"), "device": "cpu"}
-    evaluate(EvaluateRecipe(protocols=["zero-shot", "retrieval", "knn"], **given), lambda _: None)
-    scores = json.loads((tmp_path / "scores.json").read_text())
-    assert scores["zero-shot"]["top1.pictures"] == scores["retrieval"]["pictures"] == 24
+    check_evaluated(tmp_path / "out", run, tmp_path)
 
 
 def test_a_second_stage_begins_with_the_parts_of_the_first(tmp_path: Path) -> None:

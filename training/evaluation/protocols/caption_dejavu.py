@@ -4,6 +4,13 @@ Jayaraman et al. 2024 (arXiv 2402.02103). The data are a run of `granary partiti
 by a caption of every picture of parts A and B for the public pictures (part X, those with captions) that score highest
 with it, and is taken to say what most of these show. The gap is how much better the model does that was trained on the
 part.
+
+The population gaps of precision and recall are those of the released code (facebookresearch/VLMDejaVu), and its gap of
+areas under the curve of recall is, but for the bins of a histogram, `recall.gap_100`. Otherwise it differs: it takes
+all that the neighbours show to be said, as does `most` where it is large enough; it ranks captions once for both
+models, by what the target gets right or is surest of, and has F1 of the means, where here each model ranks by its own
+scores, so that none is chosen by its result, and F1 is a mean; it attacks one part, here two; k is 100 by default and
+10 in its commands.
 """
 
 from __future__ import annotations

@@ -15,13 +15,11 @@ from pydantic import Field
 from torch import Tensor
 
 from granary.curation.errors import UserError
-from granary.curation.store import storage
-from granary.curation.store.trees import json_tree
 from granary.training.data import shards
 from granary.training.data.collate import Part
 from granary.training.data.tokenizer import filled
 from granary.training.evaluation.pairs import Encoded, ImageTextModel, encode_rows, load_image_text_model
-from granary.training.evaluation.protocol import Measured, Protocol, SplitOptions
+from granary.training.evaluation.protocol import Measured, Protocol, SplitOptions, json_option
 from granary.training.evaluation.scores import Scores
 
 SCALE = 2.5  # w of the paper: puts most cosines of CLIP into 0 .. 1
@@ -92,10 +90,7 @@ def _texts(row: Part, references: str | None, results: Mapping[str, str] | None)
 
 def read_results(path: str) -> dict[str, str]:
     """Return the captions of a JSON list of {image_id, caption} by image_id. Raises UserError for another file."""
-    try:
-        tree = json_tree(storage.read_bytes(path).decode())
-    except (OSError, ValueError) as error:
-        raise UserError(f"options.results: {path} cannot be read as JSON ({error})") from error
+    tree = json_option(path, "results")
     rows = tree if isinstance(tree, list) else [None]
     captions = {
         str(row["image_id"]): row["caption"]

@@ -11,14 +11,13 @@ from collections.abc import Iterable, Mapping
 from pydantic import Field
 
 from granary.curation.errors import UserError
-from granary.curation.store import storage
-from granary.curation.store.trees import json_tree
-from granary.training.evaluation.looked import listed
 from granary.training.evaluation.mentions import Names, chair, mentioned, vocabulary
-from granary.training.evaluation.protocol import Measured, Protocol
+from granary.training.evaluation.protocol import Measured, Protocol, json_option
 from granary.training.evaluation.protocols.captioning import Described, DescribeOptions, described
+from granary.training.evaluation.recovery import names_of
 from granary.training.evaluation.scores import Scores
 
+COLUMN = "the column objects"  # in messages
 NOTES = (
     "chair_i: wrong of all things mentioned; chair_s: descriptions with a wrong one. Each with `.other` pictures.",
 )
@@ -46,7 +45,7 @@ def evaluate(measured: Measured, options: HallucinationOptions) -> Scores:
     needs, also = (["objects"], ["captions"]) if things is None else (["captions"], ["objects"])
     found = described(measured, options, needs, also)
     if things is None:
-        things = {name: [] for objects in found.objects for name in names_of(objects)}
+        things = {name: [] for objects in found.objects for name in sorted(names_of(objects, COLUMN))}
     return Scores({**made_up(found, things), **found.counts}, settings={"dead": found.dead})
 
 
@@ -66,24 +65,13 @@ def made_up(found: Described, things: Mapping[str, list[str]]) -> dict[str, floa
 
 def _present(objects: object, captions: Iterable[str], names: Names) -> set[str]:
     """Return the things in a picture."""
-    texts = [*names_of(objects), *captions]
+    texts = [*names_of(objects, COLUMN), *captions]
     return {thing for text in texts for thing in mentioned(text, names)}
-
-
-def names_of(objects: object) -> list[str]:
-    """Return the names in a column of objects: texts, or objects with a name. Raises UserError for something else."""
-    names = [one.get("name") if isinstance(one, dict) else one for one in listed(objects)]
-    if not all(isinstance(name, str) for name in names):
-        raise UserError(f"data: the column objects has {objects}; it must hold texts, or objects with a name")
-    return [str(name) for name in names]
 
 
 def read_things(path: str) -> dict[str, list[str]]:
     """Return the synonyms of things. Raises UserError where the file is no object, thing -> list of texts."""
-    try:
-        tree = json_tree(storage.read_bytes(path).decode())
-    except (OSError, ValueError) as error:
-        raise UserError(f"options.things: {path} cannot be read as JSON ({error})") from error
+    tree = json_option(path, "things")
     things = tree if isinstance(tree, dict) else {}
     if not things or not all(isinstance(w, list) and all(isinstance(x, str) for x in w) for w in things.values()):
         raise UserError(f"options.things: {path} is not right; it must be an object, thing -> list of synonyms")

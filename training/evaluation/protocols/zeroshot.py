@@ -14,11 +14,16 @@ from pydantic import Field
 from torch import Tensor
 
 from granary.curation.errors import UserError
-from granary.curation.store import storage
-from granary.curation.store.trees import json_tree
 from granary.training.data import shards
 from granary.training.evaluation.pairs import encode_rows, load_image_text_model
-from granary.training.evaluation.protocol import Measured, Protocol, ScorerOptions, SplitOptions
+from granary.training.evaluation.protocol import (
+    Measured,
+    Protocol,
+    ScorerOptions,
+    SplitOptions,
+    json_option,
+    text_option,
+)
 from granary.training.evaluation.scores import Scores
 from granary.training.models.pair_scores import mean_direction
 
@@ -116,7 +121,7 @@ def read_templates(path: str | None) -> list[str]:
     """Return the sentences of a file, or granary's own. Raises UserError."""
     if path is None:
         return list(TEMPLATES)
-    lines = [line.strip() for line in _text(path, "templates").splitlines() if line.strip()]
+    lines = [line.strip() for line in text_option(path, "templates").splitlines() if line.strip()]
     wrong = next((line for line in lines if "{}" not in line), None)
     if wrong or not lines:
         raise UserError(f"options.templates: {path} has a line without {{}}: {wrong!r}; give one sentence a line")
@@ -134,17 +139,7 @@ def read_names(path: str | None, classes: Sequence[str]) -> list[str]:
 
 
 def _json(path: str) -> dict[str, str]:
-    try:
-        tree = json_tree(_text(path, "names"))
-    except ValueError as error:
-        raise UserError(f"options.names: {path} is not JSON ({error})") from error
+    tree = json_option(path, "names")
     if not isinstance(tree, dict) or not all(isinstance(name, str) and name for name in tree.values()):
         raise UserError(f"options.names: {path} is not right; it must be an object, label -> name")
     return tree
-
-
-def _text(path: str, option: str) -> str:
-    try:
-        return storage.read_bytes(path).decode()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"options.{option}: {path} cannot be read ({error})") from error
