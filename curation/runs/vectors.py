@@ -62,6 +62,11 @@ class Layout:
         for part in range(first, last):
             yield int(self.starts[part]), read_table(self.parts[part], columns)
 
+    def read_among(self, blocks: Sequence[Block], columns: list[str]) -> Iterator[tuple[int, pa.Table]]:
+        """Yield as `read` each part of some blocks once, in order; where there are no blocks, every part."""
+        for part in sorted({part for block in blocks or [(0, len(self.parts))] for part in range(*block)}):
+            yield from self.read(part, part + 1, columns)
+
     def take(self, indices: np.ndarray, columns: list[str]) -> pa.Table:
         """Return rows by global index, in the order given, reading only the parts that hold them."""
         order = np.argsort(indices, kind="stable")

@@ -67,8 +67,7 @@ def originals(run: Run, *among: Block) -> NDArray[np.int64]:
     layout = Layout.of(run, "pool")
     readable = [
         start + np.flatnonzero(table["status"].to_numpy() == "ok")
-        for part in sorted({part for block in among or [(0, len(layout.parts))] for part in range(*block)})
-        for start, table in layout.read(part, part + 1, ["status"])
+        for start, table in layout.read_among(among, ["status"])
     ]
     copies = run.read_all("exact", ["index"])["index"].to_numpy()
     return np.setdiff1d(np.concatenate(readable), copies, assume_unique=True)

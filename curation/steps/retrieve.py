@@ -45,13 +45,12 @@ def embedded(run: Run, *among: Block) -> NDArray[np.int64]:
     """Return the ascending global indices of the pool images that were embedded for retrieval.
 
     Args:
-        among: disjoint blocks of the features in order, no other part of which is opened; none for all of them.
+        among: blocks of the features, no other part of which is opened; none for all of them.
     """
     layout = Layout.of(run, "features")
     alive = [
         table["index"].to_numpy()[table["status"].to_numpy() == "ok"]
-        for block in among or [(0, len(layout.parts))]
-        for _, table in layout.read(*block, ["index", "status"])
+        for _, table in layout.read_among(among, ["index", "status"])
     ]
     return np.concatenate(alive)
 
