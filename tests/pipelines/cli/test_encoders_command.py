@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from granary.curation.encoders import Encoder, load_encoder
+from granary.curation.encoders.choice import LAYOUT, MODEL
 from granary.curation.errors import UserError
 from granary.pipelines import command
 from granary.pipelines.cli import encoders
@@ -25,6 +26,7 @@ def test_what_is_here_is_measured_and_nothing_is_downloaded(
     assert command.main(["encoders"]) == 0
     lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if ":" in line}
     assert list(lines) == [known.spec for known in encoders.KNOWN]
+    assert {f"hf:{MODEL}", LAYOUT} <= set(lines)
     for spec in ("builtin:copy", "builtin:layout"):
         encoder = load_encoder(spec)
         shown = re.search(r"(\d+)\s+apache-2.0\s+([\d.]+), ([\d.]+)\s+(\d+)\s*$", lines[spec])

@@ -240,6 +240,15 @@ def test_a_failing_unit_is_one_sentence(roles, local, tmp_path, cluster, capfd):
     assert "Traceback (most" not in said
 
 
+def test_a_damaged_part_that_a_combine_reads_is_made_again(roles, local, tmp_path, cluster):
+    run = pools.Run(str(shutil.copytree(local.path, tmp_path / "run")))
+    part = sorted((run.path / "join").glob("*.parquet"))[0]
+    part.write_bytes(bytes(part.stat().st_size))  # as long as its marker says
+    shutil.rmtree(run.path / "forest")
+    again = pools.curate(roles, run.path, *RECIPE, *cluster.words, beam=True)
+    assert again.hashes(*OUTPUTS, "join", "forest") == local.hashes(*OUTPUTS, "join", "forest")
+
+
 @pytest.mark.parametrize("name", ["render", "pack", pytest.param("sample", marks=pytest.mark.slow)])
 def test_every_other_pipeline(name, tmp_path, cluster):
     every_pipeline.write_inputs(tmp_path / "inputs")
