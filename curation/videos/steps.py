@@ -60,6 +60,7 @@ LISTED = pa.schema(
     ]
 )
 NO_TIME, OUTSIDE = "NoTime", "OutsideOfVideo"
+TWICE = ("DuplicateKey", "the video is annotated twice; the first time counts")
 
 
 class Group(NamedTuple):
@@ -114,28 +115,35 @@ def state_of(run: Run) -> str:
 
 
 def list_videos(run: Run, job: ListVideos, output: Output) -> None:
-    """Write a row for each video: one of the annotations with its file, or, for shots, each file of the folder."""
+    """Write a row for each video: one of the annotations with its file, or, for shots, each file of the folder.
+
+    Of two files with the name of one video the first is taken, and the others are counted; a video that is annotated
+    again is lost the second time.
+    """
     found: dict[str, listing.File] = {}
+    files_found = 0
     for file in listing.walk(run.sources["videos"][0].path):
         name = unescape(file.path).rsplit("/", 1)[-1]
         if name.lower().endswith(ENDINGS):
             found.setdefault(name.rpartition(".")[0], file)
+            files_found += 1
     if job.format == "shots":
         told: Iterator[Procedure] = (Procedure(name, "", "", [], []) for name in sorted(found))
     else:
         told = read_procedures(run.sources["annotations"][0].path, job.format)
     groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    named = set()
+    named = set[str]()
     for procedure in told:
+        again = procedure.video in named
         named.add(procedure.video)
-        row = _listed(procedure, found.get(procedure.video))
+        row = _listed(procedure._replace(error=TWICE) if again else procedure, found.get(procedure.video))
         group = groups[row["split"]]
         group.append(row)
         if len(group) == job.unit_rows:
             _write_group(groups.pop(row["split"]), output)
     for group in groups.values():
         _write_group(group, output)
-    output.counters["unnamed"] = len(found.keys() - named)
+    output.counters.update({"unnamed": len(found.keys() - named), "namesakes": files_found - len(found)})
     output.begin(LISTED)
 
 

@@ -169,8 +169,13 @@ def _finish(session: Session[PackVideosRecipe], packed: PackedVideos) -> Facts:
 
 
 def _notes(packed: PackedVideos) -> list[str]:
-    unnamed = packed.markers["videos"][0].counters.get("unnamed", 0)
-    return [f"{unnamed:,} files of the folder are named in no annotation; they were left out."] if unnamed else []
+    """Return what is said of files that no row comes from."""
+    left_out = {
+        "unnamed": "files of the folder are named in no annotation; they were left out.",
+        "namesakes": "files of the folder have the name of another video; they were left out.",
+    }
+    counts = packed.markers["videos"][0].counters
+    return [f"{counts[key]:,} {words}" for key, words in left_out.items() if counts.get(key)]
 
 
 def write_report(url: str) -> str:

@@ -160,11 +160,8 @@ def _load(path: str) -> JsonObject:
 
 
 def _listed(whole: JsonObject, name: str, path: str) -> list[JsonObject]:
-    """Return a list of the file, what is no object in it as an empty one."""
-    entries = whole.get(name)
-    if not isinstance(entries, list):
-        raise UserError(f"annotations: {path} is no instance or caption file of COCO: {name!r} is no list in it")
-    return [entry if isinstance(entry, dict) else {} for entry in entries]
+    otherwise = f"annotations: {path} is no instance or caption file of COCO: {name!r} is no list in it"
+    return gathered.listed(whole, name, otherwise)
 
 
 def _add_images(entries: Iterable[JsonObject], gathering: Gathering) -> None:

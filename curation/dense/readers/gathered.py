@@ -106,6 +106,23 @@ def load(path: str) -> object:
         raise UserError(f"annotations: {path} cannot be read ({str(error)[:200]}); give a file of JSON") from error
 
 
+def listed(whole: JsonObject, name: str, otherwise: str) -> list[JsonObject]:
+    """Return a list of a file, what is no object in it as an empty one.
+
+    Args:
+        whole: content of the file.
+        name: of the list.
+        otherwise: what is said where it is none.
+
+    Raises:
+        UserError: there is no such list.
+    """
+    entries = whole.get(name)
+    if not isinstance(entries, list):
+        raise UserError(otherwise)
+    return [entry if isinstance(entry, dict) else {} for entry in entries]
+
+
 def stem_of(source: Source) -> str:
     """Return the last part of the path of a source."""
     return source.path.rstrip("/").rsplit("/", 1)[-1]

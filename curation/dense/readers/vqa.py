@@ -68,14 +68,11 @@ def _object(whole: object, path: str) -> JsonObject:
 
 
 def _listed(whole: JsonObject, name: str, path: str) -> list[JsonObject]:
-    """Return a list of the file, what is no object in it as an empty one."""
-    entries = whole.get(name)
-    if not isinstance(entries, list):
-        raise UserError(
-            f"annotations: {path} is no file of VQAv2: {name!r} is no list in it; give the questions as "
-            "--annotations and the annotations as --answers"
-        )
-    return [entry if isinstance(entry, dict) else {} for entry in entries]
+    otherwise = (
+        f"annotations: {path} is no file of VQAv2: {name!r} is no list in it; give the questions as --annotations and "
+        "the annotations as --answers"
+    )
+    return gathered.listed(whole, name, otherwise)
 
 
 def _annotations(path: str, gathering: Gathering) -> dict[str, JsonObject]:

@@ -152,6 +152,20 @@ def test_without_annotations_videos_are_cut_where_the_picture_changes(tmp_path: 
     assert "scenes" in page
 
 
+def test_a_second_file_or_annotation_of_a_video_is_told(tmp_path: Path) -> None:
+    (tmp_path / "clips" / "later").mkdir(parents=True)
+    for number, name in ((20, "a.mp4"), (10, "later/a.mp4")):
+        (tmp_path / "clips" / name).write_bytes(made(number))
+    lines = [{"video": "a", "task": task, "steps": [{"start": 0, "end": 0.5}]} for task in ("tea", "soup")]
+    (tmp_path / "steps.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    words = ("--format", "lines", "--annotations", str(tmp_path / "steps.jsonl"), "--unit_rows", "1")
+    assert attempt(tmp_path / "clips", tmp_path / "run", *words) == 0
+    run = pools.Run(str(tmp_path / "run"))
+    assert [(row["label"], row["frames"]) for row in run.samples] == [("tea", 20)]
+    assert [(letter["uri"], letter["error"]) for letter in run.table("dead-letter")] == [("videos/a", "DuplicateKey")]
+    assert run.facts["notes"] == ["1 files of the folder have the name of another video; they were left out."]
+
+
 def test_the_public_function_packs_videos_and_datasets_loads_them(folder: Path, tmp_path: Path) -> None:
     lines = [{"video": "other", "task": "t", "steps": [{"step_id": 3, "label": "a", "start": 0, "end": 0.3}]}]
     (tmp_path / "steps.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + "{\n")
