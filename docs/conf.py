@@ -14,7 +14,7 @@ from sphinx.application import Sphinx
 
 from granary.pipelines.cli.manual import command_page
 from granary.pipelines.command import COMMANDS, granary
-from granary.training.evaluation.protocols.registry import PROTOCOLS
+from granary.pipelines.engine.protocols import PROTOCOLS
 from granary.training.methods import METHODS
 
 HERE = Path(__file__).parent

@@ -168,7 +168,7 @@ def evaluate(
         model: a training, a checkpoint, "hf:ID_OR_PATH", "random:RECIPE.yaml" or "pixels".
         data: a run, its dataset, or what the protocol reads; with names of columns {"path": ..., "label": ...}.
         quiet: print no scores.
-        fields: of `granary.training.evaluation.evaluate.EvaluateRecipe`, and `config`; what one protocol alone takes
+        fields: of `granary.pipelines.engine.protocols.EvaluateRecipe`, and `config`; what one protocol alone takes
             goes into `options`.
 
     Returns:
@@ -177,7 +177,7 @@ def evaluate(
     Raises:
         UserError: for an option that no protocol takes, or what a protocol finds wrong.
     """
-    from granary.training.evaluation.evaluate import EvaluateRecipe
+    from granary.pipelines.engine.protocols import EvaluateRecipe
     from granary.training.evaluation.evaluate import evaluate as measure
 
     where = dict(data) if isinstance(data, Mapping) else _url(data)

@@ -7,7 +7,8 @@ import re
 import pytest
 from places import ROOT
 
-from granary.training.evaluation.protocols.registry import PROTOCOLS, load_protocol
+from granary.pipelines.engine.protocols import PROTOCOLS
+from granary.training.evaluation.protocols.registry import load_protocol
 from granary.training.methods import METHODS, load_method
 
 MADE = (ROOT / ".gitignore").read_text().split()  # by `make docs`
@@ -39,7 +40,7 @@ def test_every_recipe_and_benchmark_of_a_page_exists(page: str) -> None:
 
 def test_every_option_of_a_method_that_a_page_names_exists() -> None:
     known = {name for method in METHODS for name in load_method(method).Options.model_fields}
-    known |= {name for protocol in PROTOCOLS for name in load_protocol(protocol).options.model_fields}
+    known |= {name for protocol in PROTOCOLS for name in load_protocol(protocol, PROTOCOLS).options.model_fields}
     pages = [(page, (ROOT / page).read_text()) for page in PAGES]
     named = [(page, name) for page, text in pages for name in re.findall(r"--options\.(\w+)", text)]
     assert [(page, name) for page, name in named if name not in known] == []

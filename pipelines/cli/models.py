@@ -69,7 +69,7 @@ class _Protocols(click.Argument):
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem[str]]:
         """Return the protocols that begin so, after those that are there already."""
-        from granary.training.evaluation.evaluate import PROTOCOLS
+        from granary.pipelines.engine.protocols import PROTOCOLS
 
         before, comma, begun = incomplete.rpartition(",")
         return [CompletionItem(before + comma + name) for name in PROTOCOLS if name.startswith(begun)]
@@ -87,7 +87,7 @@ class _Evaluate(RecipeCommand):
 
 
 def _evaluate_recipe(given: Given) -> type[BaseModel]:
-    from granary.training.evaluation.evaluate import EvaluateRecipe
+    from granary.pipelines.engine.protocols import EvaluateRecipe
 
     return EvaluateRecipe
 
@@ -99,17 +99,19 @@ def _protocols_named(given: Given) -> Sequence[str]:
 
 def _protocol_options(given: Given) -> Iterator[Further]:
     """Yield the options of each protocol that was named."""
-    from granary.training.evaluation.protocols.registry import PROTOCOLS, load_protocol
+    from granary.pipelines.engine.protocols import PROTOCOLS
+    from granary.training.evaluation.protocols.registry import load_protocol
 
     for name in _protocols_named(given):
         if name in PROTOCOLS:
             with needs("train"):
-                yield Further(f"Options of {name}", load_protocol(name).options)
+                yield Further(f"Options of {name}", load_protocol(name, PROTOCOLS).options)
 
 
 def _evaluate(given: Given) -> int:
+    from granary.pipelines.engine.protocols import EvaluateRecipe
     from granary.pipelines.engine.recipe import load_recipe
-    from granary.training.evaluation.evaluate import EvaluateRecipe, evaluate
+    from granary.training.evaluation.evaluate import evaluate
 
     with needs("train"):
         evaluate(load_recipe(EvaluateRecipe, given.config, given.overrides))

@@ -18,7 +18,7 @@ from granary.pipelines.kinds.registry import KINDS, PACK_VIDEOS, load
 RECIPES = {  # the recipes that can be written, and where their models are
     **{name: kind.recipe for name, kind in KINDS.items()},
     "train": "granary.training.recipe:TrainRecipe",
-    "evaluate": "granary.training.evaluation.evaluate:EvaluateRecipe",
+    "evaluate": "granary.pipelines.engine.protocols:EvaluateRecipe",
     "compare": "granary.training.evaluation.comparison_recipe:CompareRecipe",
     "partition": "granary.training.evaluation.partition_recipe:PartitionRecipe",
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field, field_validator
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:  # the recipe is read, and --help printed, without torch
 
 class EvaluateRecipe(Options, frozen=True):
     """Evaluate a model by one or more protocols on the dataset of a run."""
+
+    KNOWN: ClassVar[Mapping[str, str]] = PROTOCOLS  # those that can be named; who stands above knows more
 
     protocols: list[str] = Field(min_length=1, description=f"what to measure: {', '.join(PROTOCOLS)}")
     model: str = Field(
@@ -49,9 +51,9 @@ class EvaluateRecipe(Options, frozen=True):
     @classmethod
     def _known(cls, protocols: list[str]) -> list[str]:
         for name in protocols:
-            if name not in PROTOCOLS:
-                close = difflib.get_close_matches(name, PROTOCOLS, 1)
-                hint = f"did you mean {close[0]}?" if close else f"the protocols are {', '.join(PROTOCOLS)}"
+            if name not in cls.KNOWN:
+                close = difflib.get_close_matches(name, cls.KNOWN, 1)
+                hint = f"did you mean {close[0]}?" if close else f"the protocols are {', '.join(cls.KNOWN)}"
                 raise ValueError(f"there is no protocol {name!r}; {hint}")
         return protocols
 
@@ -72,7 +74,7 @@ def evaluate(recipe: EvaluateRecipe, say: Callable[[str], None] = print) -> dict
     """
     from granary.training.evaluation.features import shared_features
 
-    protocols = {name: load_protocol(name) for name in recipe.protocols}
+    protocols = {name: load_protocol(name, recipe.KNOWN) for name in recipe.protocols}
     check(recipe, protocols)
     options = {name: protocol.read(recipe.options) for name, protocol in protocols.items()}
     results: dict[str, dict[str, Any]] = {}

@@ -12,8 +12,9 @@ from pydantic import BaseModel
 from granary.pipelines import command
 from granary.pipelines.cli.shell import RECIPES
 from granary.pipelines.engine.fields import fields
+from granary.pipelines.engine.protocols import PROTOCOLS
 from granary.pipelines.kinds.registry import KINDS, load
-from granary.training.evaluation.protocols.registry import PROTOCOLS, load_protocol
+from granary.training.evaluation.protocols.registry import load_protocol
 from granary.training.methods import METHODS, load_method
 
 HEAVY = ("apache_beam", "torch", "sklearn", "transformers", "datasets", "faiss", "diffusers", "pandas", "scipy")
@@ -80,7 +81,7 @@ def test_the_options_of_a_method_that_is_named(capsys: pytest.CaptureFixture[str
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_the_options_of_a_protocol_that_is_named(capsys: pytest.CaptureFixture[str], protocol: str) -> None:
     text = told(capsys, "evaluate", protocol, "--help")
-    check_fields(text.partition(f"Options of {protocol}:")[2], load_protocol(protocol).options, "options.")
+    check_fields(text.partition(f"Options of {protocol}:")[2], load_protocol(protocol, PROTOCOLS).options, "options.")
 
 
 def test_several_protocols_are_told_of_and_unknown_ones_left_out(capsys: pytest.CaptureFixture[str]) -> None:

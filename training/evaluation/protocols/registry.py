@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # the recipe is read, and --help printed, without torch
@@ -41,12 +42,11 @@ PROTOCOLS = {  # name on the command line -> module, which has a PROTOCOL
     "vqa": "granary.training.evaluation.protocols.vqa",
     "selective": "granary.training.evaluation.protocols.selective",
     "blind": "granary.training.evaluation.protocols.blind",
-    "diffusion-classifier": "granary.synth.feedback.diffusion.bayes",  # above: imported by this name alone
     "video-segmentation": "granary.training.evaluation.protocols.segmentation",
 }
 
 
-def load_protocol(name: str) -> AnyProtocol:
-    """Return a protocol by its name; its options are of its own type. Raises KeyError."""
-    protocol: AnyProtocol = importlib.import_module(PROTOCOLS[name]).PROTOCOL
+def load_protocol(name: str, known: Mapping[str, str] = PROTOCOLS) -> AnyProtocol:
+    """Return a protocol by its name among those known; its options are of its own type. Raises KeyError."""
+    protocol: AnyProtocol = importlib.import_module(known[name]).PROTOCOL
     return protocol
