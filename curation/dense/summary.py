@@ -24,6 +24,14 @@ LOCAL = [
 ]  # keys of the recipe that belong to one machine
 METHODS: Mapping[Format, str] = {
     "dci": "Densely Captioned Images (Urbanek et al., [arXiv 2312.08578](https://arxiv.org/abs/2312.08578)).",
+    "coco": "COCO (Lin et al., [arXiv 1405.0312](https://arxiv.org/abs/1405.0312)) or LVIS (Gupta et al., "
+    "[arXiv 1908.03195](https://arxiv.org/abs/1908.03195)), packed as Densely Captioned Images are (Urbanek et al., "
+    "[arXiv 2312.08578](https://arxiv.org/abs/2312.08578)).",
+    "narratives": "ImageInWords (Garg et al., [arXiv 2405.02793](https://arxiv.org/abs/2405.02793)) or Localized "
+    "Narratives (Pont-Tuset et al., [arXiv 1912.03098](https://arxiv.org/abs/1912.03098)), packed as Densely Captioned "
+    "Images are (Urbanek et al., [arXiv 2312.08578](https://arxiv.org/abs/2312.08578)).",
+    "jsonl": "Annotations of one's own, packed as Densely Captioned Images are (Urbanek et al., "
+    "[arXiv 2312.08578](https://arxiv.org/abs/2312.08578)).",
     "vqa": "VQAv2 (Goyal et al., [arXiv 1612.00837](https://arxiv.org/abs/1612.00837)).",
     "gqa": "GQA (Hudson and Manning, [arXiv 1902.09506](https://arxiv.org/abs/1902.09506)).",
     "pope": "POPE (Li et al., [arXiv 2305.10355](https://arxiv.org/abs/2305.10355)).",
@@ -142,7 +150,7 @@ def card(recipe: PackRecipe, unit: str) -> About:
         },
         "tags": ["dense-captions", "image-text", "contrastive"],
         "task_categories": ["image-to-text", "zero-shot-image-classification"],
-        "method": METHODS.get(recipe.format, METHODS["dci"]),
+        "method": METHODS[recipe.format],
         "limits": [
             "Texts are as the annotations had them and were not checked against the pictures.",
             "Negatives made by rule may happen to describe the picture, or read oddly.",
