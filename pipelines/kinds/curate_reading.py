@@ -186,15 +186,31 @@ class Reading:
 
     def embed_role(self, role: Role, encoder: PlannedEncoder, filters: Filters = embed.NO_FILTERS) -> None:
         """Read, hash, decode and embed everything the sources of a role hold."""
-        listed = listing.write_listing(self.run, role, self.recipe.unit_rows)
+        listed = self.write_listing(self.run, role)
         self.left_out[role] = listed.left_out
+        jobs = self.embed_units(role, encoder, listed, filters)
+        self.stages.parallel(role, embed.embed, jobs, [], "images", listed.weights)
+        self.check_readable(role)
+
+    def write_listing(self, run: Run, role: Role) -> listing.Listing:
+        """List what the sources of a role hold; raises UserError for a pool without files.
+
+        Args:
+            run: where the listing is written.
+            role: which sources.
+        """
+        listed = listing.write_listing(run, role, self.recipe.unit_rows)
         if role == "pool" and not listed.units:
             paths = self._paths(role)
             raise UserError(f"pool: {paths} holds no files; give a folder, shards or a list with images in it")
+        return listed
+
+    def embed_units(
+        self, role: Role, encoder: PlannedEncoder, listed: listing.Listing, filters: Filters = embed.NO_FILTERS
+    ) -> list[embed.EmbedUnit]:
+        """Return the jobs that embed what was listed."""
         options, mirror = self.options(encoder), role == "pool" and self.recipe.dedup.mirror
-        jobs = [embed.EmbedUnit(unit, options, filters, mirror) for unit in listed.units]
-        self.stages.parallel(role, embed.embed, jobs, [], "images", listed.weights)
-        self.check_readable(role)
+        return [embed.EmbedUnit(unit, options, filters, mirror) for unit in listed.units]
 
     def check_first_images(self) -> None:
         """Raise UserError where a set of any role begins, and ends, without an image."""

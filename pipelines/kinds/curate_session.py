@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Mapping
+from typing import Any
 
 from rich.console import Console
 
@@ -23,6 +25,7 @@ from granary.pipelines.engine.session import Session, console_or_stderr
 from granary.pipelines.engine.stages import Stages
 from granary.pipelines.engine.units import Engine
 from granary.pipelines.kinds.curate import Curation
+from granary.pipelines.kinds.curate_dry_run import show_dry_run
 from granary.pipelines.kinds.curate_reading import Reading, prepare
 
 SPREAD = ("lowest", "median", "highest")  # similarities of retrieved images
@@ -35,7 +38,8 @@ def curate(
     *,
     retry_failed: bool = False,
     offline: bool = False,
-) -> Facts:
+    dry_run: bool = False,
+) -> Mapping[str, Any]:
     """Curate; finished work of an earlier, interrupted run of the same recipe is kept.
 
     What an earlier run lost to something that can pass, a busy server for example, is tried again.
@@ -46,9 +50,10 @@ def curate(
         console: for progress and the closing table; stderr by default.
         retry_failed: try everything again that could not be read.
         offline: whether no model may be downloaded.
+        dry_run: print what would be done, as far as listing and a few pictures tell, and stop.
 
     Returns:
-        What run.json holds.
+        What run.json holds; nothing of a dry run.
 
     Raises:
         UserError: the recipe cannot be run, or a work unit failed.
@@ -56,6 +61,9 @@ def curate(
     console = console_or_stderr(console)
     tell = functools.partial(console.print, soft_wrap=True)
     prepared = prepare(recipe, lambda: choose_encoder(offline, tell))
+    if dry_run:
+        show_dry_run(prepared, engine, console)
+        return {}
     recipe = prepared.recipe
     session = Session.begin(recipe, "curate", engine, console, recipe.sources, ("pool", _pool_paths))
     session.runner.run = dataclasses.replace(session.runner.run, retry_failed=retry_failed)

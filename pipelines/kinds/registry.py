@@ -85,6 +85,7 @@ KINDS = {
         ),
         (
             ("retry-failed", "try everything again that could not be read, not what may pass alone"),
+            ("dry-run", "print sources, stages, time and disk, told by a few pictures, and stop"),
             ("offline", "download no model: without one at hand, retrieve by layout and colour"),
         ),
     ),
