@@ -13,7 +13,7 @@ from pydantic_core.core_schema import BeforeValidatorFunctionSchema, ModelSchema
 
 from granary.curation.options import Options
 from granary.pipelines.cli.plain_command import VARIABLE, PlainCommand
-from granary.pipelines.kinds.registry import KINDS, PACK_VIDEOS, load
+from granary.pipelines.kinds.registry import KINDS, PACK_INSTRUCTIONS, PACK_VIDEOS, load
 
 RECIPES = {  # the recipes that can be written, and where their models are
     **{name: kind.recipe for name, kind in KINDS.items()},
@@ -23,7 +23,11 @@ RECIPES = {  # the recipes that can be written, and where their models are
     "partition": "granary.training.evaluation.partition_recipe:PartitionRecipe",
 }
 
-SCHEMAS = {**RECIPES, "pack-videos": PACK_VIDEOS.recipe}  # `granary pack` has another recipe for videos
+SCHEMAS = {  # `granary pack` has other recipes for videos and for instructions
+    **RECIPES,
+    "pack-videos": PACK_VIDEOS.recipe,
+    "pack-instructions": PACK_INSTRUCTIONS.recipe,
+}
 
 
 def _completion(shell: str) -> int:

@@ -135,14 +135,25 @@ PACK_VIDEOS = Kind(
 VIDEO_FORMATS = ("coin", "crosstask", "lines", "shots")  # of `granary pack`, whose recipe is then another
 
 
+PACK_INSTRUCTIONS = Kind(
+    "granary.curation.instructions.recipe:PackInstructionsRecipe",
+    "granary.pipelines.kinds.pack_instructions:pack_instructions",
+    "granary.pipelines.kinds.pack_instructions:write_report",
+    ("--data RUN[,RUN...]", "--out RUN"),
+    ("granary pack --config pack/instructions.yaml --data runs/rendered,runs/coco --out runs/asked",),
+)
+INSTRUCTIONS = "instructions"  # the format of `granary pack` that makes them of other runs
+
+
 def kind_of(name: str, recipe: Mapping[str, object]) -> Kind:
     """Return a kind of run.
 
     Args:
         name: of the command.
-        recipe: as it was written; of `pack` its format says whether videos are packed.
+        recipe: as it was written; of `pack` its format says whether videos are packed, or instructions.
     """
-    return PACK_VIDEOS if name == "pack" and recipe.get("format") in VIDEO_FORMATS else KINDS[name]
+    form = recipe.get("format") if name == "pack" else None
+    return PACK_INSTRUCTIONS if form == INSTRUCTIONS else PACK_VIDEOS if form in VIDEO_FORMATS else KINDS[name]
 
 
 def load(where: str) -> Callable[..., object]:

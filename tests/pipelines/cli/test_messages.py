@@ -17,7 +17,7 @@ from granary.pipelines.cli.plain_command import SETTINGS, PlainCommand
 from granary.pipelines.cli.recipe_command import FieldOption, Given
 from granary.pipelines.engine.fields import fields
 from granary.pipelines.engine.protocols import PROTOCOLS
-from granary.pipelines.kinds.registry import PACK_VIDEOS
+from granary.pipelines.kinds.registry import PACK_INSTRUCTIONS, PACK_VIDEOS
 from granary.training.evaluation.protocols.registry import load_protocol
 from granary.training.methods import METHODS, load_method
 
@@ -57,7 +57,11 @@ def options() -> set[str]:
             names |= {parameter.field.key} if isinstance(parameter, FieldOption) else set(parameter.opts)
     names |= {field.key for method in METHODS for field in fields(load_method(method).Options, "options.")}
     names |= {field.key for name in PROTOCOLS for field in fields(load_protocol(name, PROTOCOLS).options, "options.")}
-    names |= {field.key for recipe in (evaluate.recipe(Given()), PACK_VIDEOS.model()) for field in fields(recipe)}
+    names |= {
+        field.key
+        for recipe in (evaluate.recipe(Given()), PACK_VIDEOS.model(), PACK_INSTRUCTIONS.model())
+        for field in fields(recipe)
+    }
     server = (ROOT / "synth/pug/world/__main__.py").read_text()  # what a render starts, with a command line of its own
     return {name.removeprefix("--") for name in names} | set(re.findall(r'add_argument\("--([a-z-]+)"', server))
 

@@ -19,7 +19,7 @@ from places import ROOT
 from granary.pipelines import command
 from granary.pipelines.cli.shell import RECIPES, SCHEMAS, schema_of
 from granary.pipelines.engine.fields import fields
-from granary.pipelines.kinds.registry import VIDEO_FORMATS, load
+from granary.pipelines.kinds.registry import INSTRUCTIONS, VIDEO_FORMATS, load
 
 CONFIGS = sorted(path for name in RECIPES for path in (ROOT / "configs" / name).glob("*.yaml"))
 JSON_TYPES: dict[str, tuple[type, ...]] = {
@@ -78,7 +78,8 @@ def test_a_schema_has_every_field(capsys: pytest.CaptureFixture[str], name: str)
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_what_is_shipped_fits_its_schema(path: Path) -> None:
     recipe = yaml.safe_load(path.read_text())
-    model = load(SCHEMAS["pack-videos" if recipe.get("format") in VIDEO_FORMATS else path.parent.name])
+    others = {INSTRUCTIONS: "pack-instructions", **dict.fromkeys(VIDEO_FORMATS, "pack-videos")}
+    model = load(SCHEMAS[others.get(recipe.get("format"), path.parent.name)])
     assert isinstance(model, type)
     schema = schema_of(model)
     asked = set(schema.pop("required", ()))  # what the user adds on the command line
