@@ -46,7 +46,7 @@ Operation = CommitOperationAdd | CommitOperationDelete
 MANIFEST = "granary.json"
 HARMLESS = (".gitattributes", "README.md")  # what a repository holds that was only just created
 OURS = re.compile(
-    r"(data|pairs|quads|ledger|embeddings)/\w+-\d+-of-\d+\.parquet|contact-sheet\.jpg|checkpoints/step-\d+/\w+\.\w+"
+    r"(data|pairs|quads|videos|ledger|embeddings)/\w+-\d+-of-\d+\.parquet|contact-sheet\.jpg|checkpoints/step-\d+/\w+\.\w+"
 )
 CARDS: dict[str, type[DatasetCard | ModelCard]] = {"dataset": DatasetCard, "model": ModelCard}
 ATTEMPTS, PAUSE, LONGEST_PAUSE = 6, 1.0, 3600.0

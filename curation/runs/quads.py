@@ -82,7 +82,7 @@ def write_quads(run: Run, job: WriteQuads, output: Output) -> None:
     """Write one shard of quads with their pictures, see `granary.curation.store.language.QuadRow`."""
     chosen: list[Chosen] = read_table(run.parts(STAGE)[0], group=job.unit).to_pylist()
     places = [[(quad["shard_0"], quad["row_0"]), (quad["shard_1"], quad["row_1"])] for quad in chosen]
-    pictures = _pictures(run, [place for pair in places for place in pair])
+    pictures = pictures_at(run, [place for pair in places for place in pair])
     shard = RowGroups(output, schema.arrow_schema(quad_features()), job.row_group)
     for quad, (first, second) in zip(chosen, places, strict=True):
         row = QuadRow(
@@ -101,7 +101,7 @@ def write_quads(run: Run, job: WriteQuads, output: Output) -> None:
     shard.close()
 
 
-def _pictures(run: Run, places: Iterable[tuple[int, int]]) -> dict[tuple[int, int], PictureFile]:
+def pictures_at(run: Run, places: Iterable[tuple[int, int]]) -> dict[tuple[int, int], PictureFile]:
     """Return the pictures at some places, each shard read once and a row group of it held at a time."""
     wanted: dict[int, set[int]] = defaultdict(set)
     for shard, row in places:

@@ -17,6 +17,8 @@ MEANINGS = {
     "questions": "questions about the picture: id, kind, question, answer, and answers, all that people gave",
     "polls": "whether an object is in the picture: kind (random, popular, adversarial: how the absent ones were "
     "chosen), object, question, answer (yes or no)",
+    "images": "the frames of a video, one after another",
+    "needle": "numbers of the frames that the questions are about, the first is 0",
     "messages": "conversations about the picture, the turns of all one after another: conversation, role, content",
 }
 
@@ -96,6 +98,23 @@ class QuadRow(TypedDict):
     split: str
 
 
+class VideoRow(TypedDict):
+    """Frames, and questions that a few of them answer.
+
+    Attributes:
+        images: the frames, one after another.
+        questions: about the needle.
+        needle: numbers of its frames.
+        split: train, or where the rows of all its pictures are held out to.
+    """
+
+    id: str
+    images: list[PictureFile]
+    questions: list[QuestionRow]
+    needle: list[int]
+    split: str
+
+
 def question_feature() -> FeatureType:
     """Return the `datasets` feature of the column questions, a list of `QuestionRow`."""
     from datasets import List, Value
@@ -135,5 +154,20 @@ def quad_features() -> Features:
             "num_main_preds": Value("int32"),
             "collapsed_tag": string,
             "split": string,
+        }
+    )
+
+
+def frames_features() -> Features:
+    """Return the `datasets.Features` of the config videos of a render, see `VideoRow`."""
+    from datasets import Features, Image, List, Value
+
+    return Features(
+        {
+            "id": Value("string"),
+            "images": List(Image()),
+            "questions": question_feature(),
+            "needle": List(Value("int32")),
+            "split": Value("string"),
         }
     )

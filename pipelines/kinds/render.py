@@ -2,6 +2,7 @@
 
     plan ┬ rows ──── shards ┬ ledger
          └ objects ─┘       ├ chosen-quads ─ quads
+                            ├ chosen-videos ─ videos
                             └ dead-letter     PUG (Bordes et al., arXiv 2308.03977), by UnrealCV or the embedded world.
 
 Each name is a stage: a folder of part files in the run directory, made by work units through Beam.
@@ -25,7 +26,7 @@ from granary.curation.store import language
 from granary.pipelines.engine.session import Session
 from granary.pipelines.engine.stages import Stages
 from granary.pipelines.engine.units import Engine
-from granary.synth.pug import quads, steps
+from granary.synth.pug import quads, steps, videos
 from granary.synth.pug.planning import (
     Planned,
     PlannedRow,
@@ -43,6 +44,7 @@ from granary.synth.pug.renderer.worker import Lost, Service
 from granary.synth.pug.report import write_report as write_report_of
 
 SHOWN = 5  # rows of a dry run
+VIDEOS_LARGER = 10  # so many fewer videos than pictures are in a row group
 METHOD = (
     "PUG (Bordes et al., [arXiv 2308.03977](https://arxiv.org/abs/2308.03977)): "
     "a table of factor values, one rendered picture for each row."
@@ -97,12 +99,28 @@ class Rendering(Stages):
         self.serial("dead-letter", steps.write_dead_letters, ["shards"], steps.LostRows(everything))
         if recipe.quads.kinds:
             self.write_quads()
+        if recipe.videos.kinds:
+            self.write_videos()
 
     def write_quads(self) -> None:
         """Choose the quads among the rows that have a picture, and write their shards."""
         choosing = quads.ChooseQuads(self.work.recipe.quads)
         self.serial(STAGE, quads.choose_quads, ["plan", "shards"], choosing)
         self.write_quad_shards(self.work.recipe.shards.row_group)
+
+    def write_videos(self) -> None:
+        """Choose the frames of the videos among the rows that have a picture, and write their shards."""
+        choosing = videos.ChooseVideos(self.work.recipe.videos)
+        marker = self.serial(videos.STAGE, videos.choose_videos, ["plan", "shards"], choosing)
+        groups = [videos.VideoGroup(*note) for note in marker.notes]
+        if not groups:
+            return
+        rows = max(1, self.work.recipe.shards.row_group // VIDEOS_LARGER)
+        jobs = [videos.WriteVideos(unit, rows) for unit in range(len(groups))]
+        splits, weights, inputs = [g.split for g in groups], [g.rows for g in groups], [videos.STAGE, "shards"]
+        self.write_shards(
+            "videos", videos.write_videos, jobs, splits, inputs, "videos", weights, target="dataset/videos"
+        )
 
     def render_shards(self, sizes: Sequence[steps.ShardSize]) -> None:
         """Render the rows of every shard."""
@@ -199,18 +217,21 @@ def _finish(session: Session[RenderRecipe], rendering: Rendering, version: str) 
     rows = len(work.plan)
     recipe = work.recipe
     renderer = {"kind": recipe.renderer.kind, "version": version}
-    written_quads = rendering.written.get("quads", [])
+    features = {"default": work.features(), "quads": language.quad_features(), "videos": language.frames_features()}
+    shards = {"default": rendering.written["shards"]}
+    shards |= {name: rendering.written[name] for name in ("quads", "videos") if rendering.written.get(name)}
+    counts = {name: sum(shard.marker.rows for shard in some) for name, some in shards.items()}
     facts = session.finish(
-        features={"default": work.features(), **({"quads": language.quad_features()} if written_quads else {})},
+        features={name: features[name] for name in shards},
         facts={
             "noun": "frames",
             "flow": [{"stage": "render", "in": rows, "kept": kept, "dropped": 0, "dead": dead}],
             "renderer": renderer,
             "factors": {axis.name: len(axis.levels) for axis in work.axes},
             "columns": list(work.plan.columns),
-            "notes": _notes(work, dead, sum(shard.marker.rows for shard in written_quads)),
+            "notes": _notes(work, dead, counts),
         },
-        shards={"default": rendering.written["shards"], **({"quads": written_quads} if written_quads else {})},
+        shards=shards,
         card={
             "made": f"rendered from {rows:,} rows of factor values by {MAKERS[recipe.renderer.kind]}.",
             "meanings": {**MEANINGS, **{column: "factor" for column in work.plan.columns}},
@@ -227,18 +248,24 @@ def _finish(session: Session[RenderRecipe], rendering: Rendering, version: str) 
 
 def _tasks(recipe: RenderRecipe) -> list[str]:
     """Return the tasks that the Hub lists the dataset under."""
-    asked = bool(recipe.questions.kinds or recipe.polls.kinds)
+    asked = bool(recipe.questions.kinds or recipe.polls.kinds or recipe.videos.kinds)
     tasks = ["image-classification", "zero-shot-image-classification"]
     return tasks + ["visual-question-answering"] * asked
 
 
-def _notes(work: Planned, dead: int, quads: int) -> list[str]:
-    notes = []
+def _notes(work: Planned, dead: int, counts: Mapping[str, int]) -> list[str]:
+    notes, quads, videos = [], counts.get("quads", 0), counts.get("videos", 0)
     if work.recipe.quads.kinds:
         notes.append(
             f"{quads:,} quads of two pictures and two captions of the same words (config quads)."
             if quads
             else "There are no quads: no two rows of a split with a picture exchange what quads.kinds asks for."
+        )
+    if work.recipe.videos.kinds:
+        notes.append(
+            f"{videos:,} videos of {work.recipe.videos.frames} frames, asked about a few of them (config videos)."
+            if videos
+            else "There are no videos: no row with a picture has an answer to videos.kinds that no other one has."
         )
     if dead:
         notes.append(f"{dead:,} rows have no picture; dead-letter/ and the report say why.")

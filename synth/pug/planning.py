@@ -29,7 +29,7 @@ from granary.synth.pug.recipe import RenderRecipe
 from granary.synth.pug.texts.facts import FIELDS, PictureFacts, facts_of
 from granary.synth.pug.texts.polls import Commonness, polls_of
 from granary.synth.pug.texts.sentences import captions_of, questions_of
-from granary.synth.pug.texts.templates import check_question, check_template
+from granary.synth.pug.texts.templates import SOUGHT, check_question, check_sought, check_template
 from granary.synth.pug.world.content.imports import FORMATS, files_of
 
 LABELS = ("character_label", "character_name")
@@ -259,6 +259,10 @@ def _check_texts(recipe: RenderRecipe, columns: Sequence[str]) -> None:
             check_question(kind, template)
     for exchange, template in quads.templates.items():
         check_template(f"quads.templates.{exchange}", template, FIELDS, ())
+    for sought, templates in recipe.videos.templates.items():
+        for template in templates:
+            check_template(f"videos.templates.{sought}", template, SOUGHT, ())
+            check_sought(sought, template)
     check_template("polls.template", polls.template, ("object",), ())
     if quads.kinds and not set(NAMES_OF_BOTH) <= set(columns):
         raise UserError(f"quads.kinds: a quad needs two things; give the factors {' and '.join(NAMES_OF_BOTH)}")

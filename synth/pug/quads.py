@@ -46,14 +46,14 @@ def choose_quads(run: Run, job: ChooseQuads, output: Output) -> None:
     Which are drawn depends on the rows that have a picture and on the seed alone.
     """
     work = planned_of(run)
-    seed, quads = work.recipe.seed, _quads(work, _places(run), job.options)
+    seed, quads = work.recipe.seed, _quads(work, places_of(run), job.options)
     drawn = heapq.nsmallest(
         job.options.count, quads, key=lambda quad: (hashed(f"{seed}/quad/{quad['id']}"), quad["id"])
     )
     quads_of_run.write_chosen(drawn, output)
 
 
-def _places(run: Run) -> dict[str, Place]:
+def places_of(run: Run) -> dict[str, Place]:
     """Return for every rendered row where its picture is."""
     places = {}
     for shard, url in enumerate(quads_of_run.image_shards(run)):

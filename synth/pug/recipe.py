@@ -12,7 +12,7 @@ from granary.synth.pug.plan.factors import Factor
 from granary.synth.pug.plan.plans import PlanOptions
 from granary.synth.pug.plan.scenes import SceneOptions
 from granary.synth.pug.plan.splits import Holdout
-from granary.synth.pug.texts.options import Captions, Polls, Quads, Questions
+from granary.synth.pug.texts.options import Captions, Polls, Quads, Questions, Videos
 
 
 class ImageOptions(Options, frozen=True):
@@ -101,6 +101,7 @@ class RenderRecipe(RunRecipe, frozen=True):
     questions: Questions = Field(Questions(), description="questions with their answers")
     polls: Polls = Field(Polls(), description="questions whether an object is in the picture")
     quads: Quads = Field(Quads(), description="two pictures and two captions of the same words")
+    videos: Videos = Field(Videos(), description="frames of several pictures, and a question about a few of them")
     words: dict[str, Sentence] = Field({}, description="names of worlds, characters, textures, and the words for them")
     assets: dict[str, str] = Field({}, description="names the renderer does not have, and what it shows instead")
     meshes: dict[str, str] = Field({}, description="your own meshes by name: glb, gltf, obj, ply, stl or off files")

@@ -27,7 +27,16 @@ from granary.synth.pug.renderer.worker import Lost, Service, Worker
 from granary.synth.pug.texts.polls import Commonness
 
 LOST = b"granary.lost"
-SERVICE = {"out", "name", "licence", "renderer", "shards", "meshes", "quads"}  # fields that leave a sample as it is
+SERVICE = {
+    "out",
+    "name",
+    "licence",
+    "renderer",
+    "shards",
+    "meshes",
+    "quads",
+    "videos",
+}  # fields that leave a sample as it is
 PLAN = pa.schema([("recipe", pa.string())])
 ROWS = pa.schema([("row", pa.int64())])
 OBJECTS = pa.schema([("object", pa.string()), ("beside", pa.string()), ("rows", pa.int64())])

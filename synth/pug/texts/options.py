@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from granary.curation.options import Options
 from granary.curation.values import Sentence
@@ -13,6 +13,7 @@ from granary.synth.pug.texts.templates import POLL
 QuestionKind = Literal["what", "world", "where", "count", "side", "height", "colour", "texture"]
 Sampling = Literal["random", "popular", "adversarial"]
 QuadKind = Literal["relation", "colour", "texture"]
+VideoKind = Literal["what", "world", "colour", "texture"]
 
 
 class Captions(Options, frozen=True):
@@ -61,3 +62,29 @@ class Quads(Options, frozen=True):
     )
     count: int = Field(400, ge=1, description="most quads, drawn among all that the plan has")
     templates: dict[QuadKind, Sentence] = Field({}, description="by kind your wording in the place of the shipped one")
+
+
+class Videos(Options, frozen=True):
+    """Long runs of still frames with a short needle, and a question about it: the config `videos`."""
+
+    kinds: tuple[VideoKind, ...] = Field(
+        (),
+        description="what is asked of the needle: what is in a place, in which world something is, its colour or "
+        "texture; nothing else in the video has an answer",
+    )
+    count: int = Field(1000, ge=1, description="most videos, drawn among all that the plan has")
+    frames: int = Field(64, ge=2, description="of a video")
+    needle: int = Field(2, ge=1, description="frames that show the needle, one after another")
+    shots: int = Field(6, ge=1, description="other pictures of a video at most, each shown for a run of frames")
+    templates: dict[VideoKind, tuple[Sentence, ...]] = Field(
+        {}, description="by kind your wordings in the place of the shipped ones, with {thing}, {world} or both"
+    )
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.needle + self.shots > self.frames:
+            raise ValueError(
+                f"frames is {self.frames}; a needle of {self.needle} frames and {self.shots} shots need at least "
+                f"{self.needle + self.shots}"
+            )
+        return self

@@ -56,6 +56,13 @@ QUADS: Mapping[str, str] = {
     "colour": "{a_colour} {thing} and {a_other_colour} {other}",
     "texture": "{a_thing} covered in {texture} and {a_other} covered in {other_texture}",
 }
+VIDEOS: Mapping[str, Sequence[str]] = {
+    "what": ("What is in the {world}?", "What can be seen in the {world}?"),
+    "world": ("Where is the {thing}?", "In which place is the {thing}?"),
+    "colour": ("What colour is the {thing}?",),
+    "texture": ("What is the {thing} covered in?",),
+}
+SOUGHT = ("thing", "world")  # what a question about a needle may say of it
 POLL = "Is there {a_object} in the image?"
 
 
@@ -111,3 +118,12 @@ def check_question(kind: str, template: str) -> None:
         raise UserError(
             f"questions.templates.{kind}: {template!r} gives its answer away by {{{given[0]}}}; leave that out"
         )
+
+
+def check_sought(kind: str, template: str) -> None:
+    """Raise UserError when a question about a needle says nothing to find it by, or gives its own answer away."""
+    names, key = {plain(name) for name in names_in(template)}, f"videos.templates.{kind}"
+    if ANSWERS[kind] in names:
+        raise UserError(f"{key}: {template!r} gives its answer away by {{{ANSWERS[kind]}}}; leave that out")
+    if not names:
+        raise UserError(f"{key}: {template!r} does not say what to look for; write {{thing}} or {{world}} in it")

@@ -15,7 +15,7 @@ from granary.curation.dense.schema import image_features, pair_features
 from granary.curation.hub.croissant import croissant
 from granary.curation.instructions.schema import group_features, picture_features
 from granary.curation.store import schema
-from granary.curation.store.language import quad_features
+from granary.curation.store.language import frames_features, quad_features
 from granary.curation.videos.steps import video_features
 from granary.pipelines.kinds.registry import KINDS
 from granary.synth.feedback.outputs import sampled_features
@@ -38,7 +38,7 @@ def rendered() -> Features:
 
 FEATURES: dict[str, dict[str, Any]] = {
     "curate": {"plain": schema.curated_features, "classes": lambda: schema.curated_features(["cat"])},
-    "render": {"all": rendered, "quads": quad_features},
+    "render": {"all": rendered, "quads": quad_features, "videos": frames_features},
     "sample": {"plain": sampled_features},
     "pack": {
         **{form: lambda form=form: image_features(form) for form in get_args(Format)},
