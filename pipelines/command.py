@@ -49,6 +49,7 @@ COMMANDS = {
     "export": Command("models", "write a trained model in the format of transformers"),
     "encoders": Command("encoders", "list what turns pictures into vectors, with its speed on this machine"),
     "unreal": Command("demos", "serve the embedded world to any UnrealCV client"),
+    "view": Command("view", "look at the pictures of a run in a browser"),
     "explain": Command("runs", "tell the story of one image of a run"),
     "report": Command("runs", "write the report of a run again, and print what the run cost"),
     "check": Command("runs", "compare the files of a run with what was written, and remove what is damaged"),

@@ -106,6 +106,17 @@ class Downloads:
         return self.loop
 
 
+class NoDownloads(Downloads):
+    """In the place of downloads: fetches nothing and refuses every address."""
+
+    def expect(self, addresses: Iterable[str]) -> None:
+        """Announce nothing."""
+
+    def read(self, address: str) -> bytes:
+        """Raise DownloadError."""
+        raise DownloadError("NotFetched", "its picture is at an address, and nothing is fetched here")
+
+
 class _Worker:
     """What runs inside the event loop; every method is called there."""
 

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import ModuleType, TracebackType
 from typing import Protocol
 
+from granary.curation.download.client import NoDownloads
 from granary.curation.errors import UserError
 from granary.curation.sources import dataset, detect, files, folder, listing, parquet, urls, webdataset
 from granary.curation.sources.contents import LeftOut
@@ -133,6 +134,11 @@ class Reader:
         """Say which rows will be read next, in this order, so that those of a list are fetched ahead."""
         if isinstance(self.reader, urls.Reader):
             self.reader.expect(offsets)
+
+    def fetch_nothing(self) -> None:
+        """Refuse from now on what a row only names by an address: reading it is an OSError."""
+        if isinstance(self.reader, parquet.Reader | dataset.Reader):
+            self.reader.downloads = NoDownloads(self.reader.downloads.options, 0)
 
     def read(self, path: str, offset: int, size: int) -> bytes:
         """Return the original bytes. Raises OSError, whatever failed."""

@@ -1,0 +1,52 @@
+"""Rows of a page as a list to keep: CSV or JSON lines."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from granary.curation.errors import UserError
+from granary.curation.store.printable import printable
+from granary.curation.view.catalogue import Catalogue
+
+COLUMNS = ("id", "uri", "status", "stage", "reason")
+FORMULAS = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet takes the text behind for
+
+
+def exported(catalogue: Catalogue, rows: NDArray[np.int64], format: str) -> tuple[bytes, str]:
+    """Return the rows as a file and its media type.
+
+    Args:
+        catalogue: of the run.
+        rows: (m,) int64.
+        format: csv, or jsonl.
+
+    Raises:
+        UserError: the format is another.
+    """
+    chosen = catalogue.ledger.select(COLUMNS).take(pa.array(rows)).to_pylist()
+    if format == "jsonl":
+        lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in chosen)
+        return "".join(lines).encode("utf-8", "replace"), "application/jsonl"
+    if format != "csv":
+        raise UserError(f"format: {format[:20]!r} is none; there are csv and jsonl")
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    writer.writerows([cell(row[name] or "") for name in COLUMNS] for row in chosen)
+    return file.getvalue().encode("utf-8", "replace"), "text/csv; charset=utf-8"
+
+
+def cell(text: str) -> str:
+    r"""Return a text for a cell of a table: no control character, and nothing that a spreadsheet would compute.
+
+    >>> cell("pool/a.jpg"), cell("=1+1"), cell("a\x1b[2Jb")
+    ('pool/a.jpg', "'=1+1", 'a\\x1b[2Jb')
+    """
+    safe = printable(text, keep="")
+    return f"'{safe}" if text.startswith(FORMULAS) else safe
