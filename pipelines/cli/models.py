@@ -29,7 +29,7 @@ def _method_options(given: Given) -> Iterator[Further]:
             yield Further(f"Options of {method}", load_method(method).Options)
 
 
-def _train(given: Given, steal_lock: bool) -> int:
+def _train(given: Given, dry_run: bool, steal_lock: bool) -> int:
     from rich.console import Console
 
     from granary.pipelines.engine.recipe import load_recipe
@@ -37,9 +37,14 @@ def _train(given: Given, steal_lock: bool) -> int:
 
     with needs("train"):
         from granary.training.run.loop import train
+        from granary.training.run.trial import try_training
 
         recipe = load_recipe(TrainRecipe, given.config, given.overrides)
-        facts = train(recipe, Console(stderr=True, highlight=False, markup=False), steal_lock)
+        console = Console(stderr=True, highlight=False, markup=False)
+        if dry_run:
+            try_training(recipe, console)
+            return 0
+        facts = train(recipe, console, steal_lock)
     print(facts["checkpoint"])
     return 0 if facts["finished"] else 130
 
@@ -57,7 +62,10 @@ train = RecipeCommand(
         _method_options,
         "; with --method NAME the options of that method too",
     ),
-    [steal_lock_option()],
+    [
+        click.Option(["--dry-run"], is_flag=True, help="open data and models, take and time a few steps, and stop"),
+        steal_lock_option(),
+    ],
 )
 
 

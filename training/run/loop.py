@@ -151,8 +151,8 @@ class TrainingSession:
             self._probe(step, logs)
         with Bar(self.console, step, self.steps, self.recipe.batch) as bar, stop_signals() as interrupted:
             try:
-                for batch in self._batches(step):
-                    output, finite, stop = self._step(batch, step, interrupted.is_set())
+                for batch in self.batches_from(step):
+                    output, finite, stop = self.step(batch, step, interrupted.is_set())
                     step, bad = step + 1, 0 if finite else bad + 1
                     self._watch(step, output, logs)
                     bar.show(step, self.progress.metrics["loss"])
@@ -178,7 +178,8 @@ class TrainingSession:
             self.console.print(directory.summary(facts, self.recipe.out), soft_wrap=True, highlight=False)
         return facts
 
-    def _batches(self, start: int) -> Iterator[Part]:
+    def batches_from(self, start: int) -> Iterator[Part]:
+        """Yield the batches of this process from a step on, on its device."""
         device, recipe = self.fabric.device, self.recipe
         process = Process(self.fabric.global_rank, self.fabric.world_size)
         place, pin = partial(on_device, device), device.type == "cuda"
@@ -191,7 +192,7 @@ class TrainingSession:
         self.unseen = False
         return keeping_views(self.method, batch, self.recipe.accumulate, storage.join(self.recipe.out, SHEET))
 
-    def _step(self, batch: Part, step: int, interrupted: bool) -> tuple[dict[str, Tensor], bool, bool]:
+    def step(self, batch: Part, step: int, interrupted: bool = False) -> tuple[dict[str, Tensor], bool, bool]:
         """Take a step; returns the output of the method, whether all losses were finite, and whether to stop.
 
         Where one is not finite nothing is changed: what it did to running statistics is taken back.
