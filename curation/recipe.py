@@ -176,6 +176,9 @@ class CurateRecipe(RunRecipe, frozen=True):
     decode: DecodeLimits = Field(DecodeLimits(), description="limits on what is decoded")
     filters: Filters = Field(Filters(), description="drop by size, shape, blankness or blur; all off by default")
     encoder: Encoders = Field(Encoders(), description="descriptors")
+    decisions: str = Field(
+        "", description="file of what a person decided, as `granary view` writes it: CSV or JSON lines"
+    )
     dedup: Dedup = Field(Dedup(), description="near-duplicate removal")
     leaks: Leaks = Field(Leaks(), description="leak removal")
     retrieval: Retrieval = Field(Retrieval(), description="retrieval")

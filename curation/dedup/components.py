@@ -144,6 +144,59 @@ def _graph(forest: Forest) -> tuple[Indices, csr_array]:
     return vertices, csr_array((np.ones(len(forest)), (i, j)), shape=(len(vertices),) * 2)
 
 
+def separated(forest: Forest, pairs: ArrayLike) -> Forest:
+    """Return a forest without the weakest edges that join what must be apart.
+
+    Edges are taken in the order of the forest (Kruskal); one that would join the two of a pair, over whatever way, is
+    left out. So no pair is in one component, every edge left out would join one, and of the edges on a way between
+    two it is the weakest that goes.
+
+        >>> import numpy as np
+        >>> chain = spanning_forest([1, 2, 3], [2, 3, 4], np.array([0.9, 0.7, 0.8], np.float32))
+        >>> separated(chain, [(1, 4)]).i.tolist()
+        [1, 3]
+
+    Args:
+        forest: the edges.
+        pairs: (m, 2) int64, in any order; vertices without an edge are apart anyway.
+    """
+    pairs = np.asarray(pairs, np.int64).reshape(-1, 2)
+    vertices, labels = connected_components(forest)
+    inside = np.isin(pairs, vertices).all(axis=1)
+    first, second = (labels[np.searchsorted(vertices, side)] for side in pairs[inside].T)
+    joined, crowded = pairs[inside][first == second], first[first == second]
+    mine = np.isin(labels[np.searchsorted(vertices, forest.i)], crowded)
+    kept = ~mine
+    kept[mine] = _taken(forest.i[mine].tolist(), forest.j[mine].tolist(), joined.tolist())
+    return Forest(forest.i[kept], forest.j[kept], forest.similarity[kept])
+
+
+def _taken(i: Sequence[int], j: Sequence[int], pairs: Sequence[tuple[int, int]]) -> list[bool]:
+    """Say of each edge, in order, whether it joins two sets that no pair keeps apart."""
+    parent: dict[int, int] = {}
+    foes: dict[int, list[int]] = {}  # of the root of a set: what must not come into it
+    for one, other in pairs:
+        foes.setdefault(one, []).append(other)
+        foes.setdefault(other, []).append(one)
+
+    def root(vertex: int) -> int:
+        while (above := parent.get(vertex, vertex)) != vertex:
+            parent[vertex] = parent.get(above, above)
+            vertex = above
+        return vertex
+
+    taken = []
+    for left, right in zip(map(root, i), j, strict=True):
+        right = root(right)
+        small, large = sorted((left, right), key=lambda vertex: len(foes.get(vertex, ())))
+        apart = any(root(foe) == large for foe in foes.get(small, ()))
+        taken.append(not apart)
+        if not apart:
+            parent[small] = large
+            foes.setdefault(large, []).extend(foes.pop(small, ()))
+    return taken
+
+
 def preference(pixels: ArrayLike, ids: Sequence[str], uris: Sequence[str]) -> Indices:
     """Rank images by the total order of representatives: most pixels, then smallest id, then smallest uri.
 

@@ -56,7 +56,7 @@ CURATED: About = {
         "Nobody has looked at every image: near duplicates below the threshold and unwanted content may remain.",
         "Labels, captions and metadata are as the sources had them and were not checked.",
     ],
-    "local": ["balance.captions.entries"],
+    "local": ["balance.captions.entries", "decisions"],
 }
 SIZES = [(1000**power, prefix) for power, prefix in ((4, "TB"), (3, "GB"), (2, "MB"), (1, "kB"))]
 

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from granary.curation.recipe import CaptionBalance, CurateRecipe
+from granary.curation.runs.decisions import CUT
 from granary.curation.runs.facts import Audit, CaptionCounts, EntryCount, FlowRow
 from granary.curation.runs.lookup import ledger_tables
 from granary.curation.runs.run import Marker, Run
@@ -29,6 +30,7 @@ STAGES = {  # where a file can be decided, in the order of the run
     "decode": StageInfo("Readable images", "unreadable"),
     "filter": StageInfo("Past the filters", "filtered out"),
     "exact": StageInfo("Distinct files", "exact copies"),
+    "decisions": StageInfo("Not dropped by a decision", "dropped by a decision"),
     "dedup": StageInfo("Distinct pictures", "near duplicates"),
     "leaks": StageInfo("Free of leaks", "leaks"),
     "features": StageInfo("Embedded for retrieval", "not embedded"),
@@ -83,7 +85,7 @@ def removed_at(run: Run, threshold: float) -> list[tuple[float, int]]:
 
     A component of n images loses n - 1, so the number removed at a threshold is the number of forest edges above it.
     """
-    similarity = np.sort(run.read("forest", 0)["similarity"].to_numpy())
+    similarity = np.sort(run.read(CUT if run.parts(CUT) else "forest", 0)["similarity"].to_numpy())
     points = np.unique(np.append(np.round(np.linspace(threshold, 1, CURVE_POINTS)[:-1], 4), threshold))
     return [
         (float(point), int(len(similarity) - np.searchsorted(similarity, np.float32(point), "right")))

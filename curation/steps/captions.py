@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from granary.curation.errors import UserError
+from granary.curation.runs.decisions import STAGE as DECIDED
 from granary.curation.runs.run import NoJob, Output, Run
 from granary.curation.runs.tables import read_table
 from granary.curation.runs.vectors import Layout
@@ -64,11 +65,11 @@ def load_entries(path: str) -> list[str]:
 
 
 def candidates(run: Run, part: int) -> pa.Table:
-    """Return index, id and captions of the images of a pool part that every other stage keeps."""
+    """Return index, id and captions of the images of a pool part that every other stage keeps, and no decision."""
     start = int(Layout.of(run, "pool").starts[part])
-    kept = np.flatnonzero(
-        pc.equal(read_table(run.parts(BEFORE)[0], ["status"], group=part)["status"], "kept").to_numpy()
-    )
+    before = read_table(run.parts(BEFORE)[0], ["status", "stage"], group=part)
+    drawn = pc.and_(pc.equal(before["status"], "kept"), pc.not_equal(before["stage"], DECIDED))
+    kept = np.flatnonzero(drawn.to_numpy())
     rows = read_table(run.parts("pool")[part], ["id", "captions"]).take(pa.array(kept))
     return rows.append_column("index", pa.array(kept + start))
 

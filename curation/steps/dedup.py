@@ -11,8 +11,9 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from granary.curation.dedup import components
-from granary.curation.runs.run import NoJob, Output, Run
+from granary.curation.runs.run import NoJob, Output, Run, undigested
 from granary.curation.runs.vectors import Block, Layout, from_column, load
+from granary.curation.steps.decisions import decided, preferred
 from granary.curation.store.sampling import priority
 from granary.curation.store.threads import limit_blas
 
@@ -210,6 +211,14 @@ def write_combined_forest(run: Run, job: NoJob, output: Output, forest: componen
     write_forest(forest, output)
 
 
+def cut_links(run: Run, job: NoJob, output: Output) -> None:
+    """Write the forest of the whole pool without what joins pictures that are no near copies of each other."""
+    forest = read_forest(run.read("forest", 0))
+    cut = components.separated(forest, decided(run).apart)
+    output.counters["cut"] = len(forest) - len(cut)
+    write_forest(cut, output)
+
+
 def write_forest(forest: components.Forest, output: Output) -> None:
     """Write a forest as edges."""
     output.counters["edges"] = len(forest.i)
@@ -228,19 +237,23 @@ class ChooseKept(Bucket):
     Args:
         mirror: whether mirror images count too.
         split_below: least similarity of a member to the one kept; None leaves components whole.
+        forest: the stage that wrote the forest; the digest of the stage names it as its input.
     """
 
     mirror: bool = False
     split_below: float | None = None
+    forest: str = undigested("forest")
 
 
 def duplicates(run: Run, job: ChooseKept, output: Output) -> None:
     """Choose what stays of the components in one bucket, and say how close each member is to it.
 
+    What a person wants to keep stands for its component, and stays beside another one like it.
+
     Writes a row for every member of a component of two or more: index, representative (global index and id),
     similarity to it, the component's tightness (lowest similarity of a member) and size.
     """
-    vertices, labels = components.connected_components(read_forest(run.read("forest", 0)))
+    vertices, labels = components.connected_components(read_forest(run.read(job.forest, 0)))
     mine = labels % job.buckets == job.bucket
     vertices, labels = vertices[mine], labels[mine]
     layout = Layout.of(run, "pool")
@@ -249,11 +262,14 @@ def duplicates(run: Run, job: ChooseKept, output: Output) -> None:
     similarity = _Similarity(rows, job.mirror)
     pixels = rows["width"].to_numpy().astype(np.int64) * rows["height"].to_numpy()
     ids, uris = rows["id"].to_numpy(zero_copy_only=False), rows["uri"].to_numpy(zero_copy_only=False)
-    order = components.preference(pixels, ids, uris)
+    chosen = decided(run)
+    order = preferred(components.preference(pixels, ids, uris), vertices, chosen)
     if job.split_below is None:
         representative = components.representatives(labels, order)
     else:
         representative = components.split_by_similarity(labels, order, similarity, job.split_below)
+    stays = np.flatnonzero(np.isin(vertices, chosen.keep))
+    representative[stays] = stays
     closeness = similarity(np.arange(len(vertices)), representative)
     heads, lowest = components.tightness(representative, similarity)
     size = np.bincount(representative, minlength=len(vertices))[representative]

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from granary.curation.runs.run import NoJob, Output, Run
 from granary.curation.runs.vectors import Block, Layout, from_column, load
 from granary.curation.selection import search
+from granary.curation.steps.decisions import decided
 from granary.curation.steps.dedup import View, originals, prepare, read_basis
 
 # parent: global index of the reference (round 0) or of the pool image the link comes from;
@@ -28,6 +29,13 @@ def distinct(run: Run, *among: Block) -> NDArray[np.int64]:
     rows = run.read_all("duplicates", ["index", "representative"])
     index, representative = rows["index"].to_numpy(), rows["representative"].to_numpy()
     return np.setdiff1d(originals(run, *among), index[index != representative], assume_unique=True)
+
+
+def surviving(run: Run, *among: Block) -> NDArray[np.int64]:
+    """Return the sorted global indices of what deduplication, leak removal and decisions left; `among` as above."""
+    chosen = decided(run)
+    leaks = np.setdiff1d(all_leaks(run)["index"].to_numpy(), chosen.keep_leaked)
+    return np.setdiff1d(distinct(run, *among), np.concatenate([leaks, chosen.drop]), assume_unique=True)
 
 
 def leaked_before(run: Run, round_: int) -> NDArray[np.int64]:
@@ -140,8 +148,7 @@ class AuditPair:
 
 def audit(run: Run, job: AuditPair, output: Output) -> None:
     """Find the highest similarity left between one block of references and one block of surviving pool images."""
-    leaks = all_leaks(run)["index"].to_numpy()
-    alive = np.setdiff1d(distinct(run, job.block), leaks, assume_unique=True)
+    alive = surviving(run, job.block)
     references, queries = load(Layout.of(run, "references"), job.references)
     index, vectors = load(Layout.of(run, "pool"), job.block, alive)
     similarity, nearest = search.top_k(queries, vectors, index, 1)
@@ -149,9 +156,9 @@ def audit(run: Run, job: AuditPair, output: Output) -> None:
 
 
 def write_survivors(run: Run, job: NoJob, output: Output) -> None:
-    """Write what deduplication and leak removal left, densely: row group i says of each row of pool part i."""
+    """Write what deduplication, leak removal and decisions left, densely: row group i says it of pool part i."""
     layout = Layout.of(run, "pool")
-    alive = np.setdiff1d(distinct(run), all_leaks(run)["index"].to_numpy(), assume_unique=True)
+    alive = surviving(run)
     output.counters["alive"] = len(alive)
     for start, stop in zip(layout.starts[:-1], layout.starts[1:], strict=True):
         low, high = np.searchsorted(alive, [start, stop])

@@ -8,7 +8,9 @@ from typing import Any, TypedDict
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from granary.curation.runs.decisions import APART, DROP, KEEP_LEAKED, STAGE
 from granary.curation.runs.run import Output, Run
 from granary.curation.runs.tables import read_table
 from granary.curation.runs.vectors import Layout
@@ -17,6 +19,7 @@ from granary.curation.store.schema import LEDGER
 
 IDENTITY = ("uri", "id", "sha256", "role")  # what a ledger row says of the file itself; the rest is the verdict
 VERDICT = pa.schema([field for field in LEDGER if field.name not in IDENTITY])
+DECISION = "decision"  # the reason of what a person decided
 Row = dict[str, Any]  # of the table of a stage
 
 
@@ -69,6 +72,7 @@ class Evidence:
         self.stages = {
             "duplicates": duplicates,
             "exact": Sparse(_with_component(Sparse.of(run, "exact").table, duplicates)),
+            "decisions": _about_single(Sparse.of(run, STAGE)),
             "leaks": Sparse(_named_leaks(run, self.layout)),
             **{stage: Sparse.of(run, stage) for stage in ("unreadable", "semdedup", "retrieved", "balanced")},
         }
@@ -77,6 +81,13 @@ class Evidence:
         """Return what each stage says of the rows of a part of the pool, by global index."""
         start, stop = (int(bound) for bound in self.layout.starts[part : part + 2])
         return {stage: rows.between(start, stop) for stage, rows in self.stages.items()}
+
+
+def _about_single(decisions: Sparse) -> Sparse:
+    """Return the decisions that speak of one picture; there is one of each at most."""
+    if "decision" not in decisions.table.column_names:
+        return decisions
+    return Sparse(decisions.table.filter(pc.not_equal(decisions.table["decision"], APART)))
 
 
 def _with_component(copies: pa.Table, members: Sparse) -> pa.Table:
@@ -190,6 +201,11 @@ def _exact(case: Case) -> Verdict | None:
     }
 
 
+def _dropped(case: Case) -> Verdict | None:
+    decision = case.evidence.get("decisions")
+    return {"stage": STAGE, "reason": DECISION} if decision and decision["decision"] == DROP else None
+
+
 def _duplicate(case: Case) -> Verdict | None:
     member = case.evidence.get("duplicates")
     if member is None or member["representative"] == case.index:
@@ -198,8 +214,8 @@ def _duplicate(case: Case) -> Verdict | None:
 
 
 def _leaked(case: Case) -> Verdict | None:
-    leak = case.evidence.get("leaks")
-    if leak is None:
+    leak, decision = case.evidence.get("leaks"), case.evidence.get("decisions")
+    if leak is None or (decision and decision["decision"] == KEEP_LEAKED):
         return None
     return {
         "stage": "leaks",
@@ -215,6 +231,13 @@ def _unreadable(case: Case) -> Verdict | None:
     if lost is None:
         return None
     return {"status": "dead", "stage": lost["stage"], "reason": f"{lost['reason']}: {lost['message']}"}
+
+
+def _kept(case: Case) -> Verdict | None:
+    """Keep what a person wants to keep, with the seeds that retrieved it; it was no leak, or may be one."""
+    if "decisions" not in case.evidence:
+        return None
+    return {**(_retrieved(case) or {}), "status": "kept", "stage": STAGE, "reason": DECISION}
 
 
 def _thinned(case: Case) -> Verdict | None:
@@ -260,9 +283,11 @@ def _left(case: Case) -> Verdict:
 DECISIONS: Sequence[Callable[[Case], Verdict | None]] = (
     _decoded,
     _exact,
+    _dropped,
     _duplicate,
     _leaked,
     _unreadable,
+    _kept,
     _thinned,
     _retrieved,
     _drawn,

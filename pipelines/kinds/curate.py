@@ -15,12 +15,13 @@ from itertools import combinations_with_replacement, product
 from typing import Literal
 
 from granary.curation.recipe import ROLES, CurateRecipe
+from granary.curation.runs.decisions import CUT, STAGE
 from granary.curation.runs.run import NoJob, Run
 from granary.curation.runs.splits import TRAIN
 from granary.curation.runs.tables import read_groups
 from granary.curation.runs.vectors import Block, Layout
 from granary.curation.sources import random_access
-from granary.curation.steps import dataset, dedup, leaks
+from granary.curation.steps import dataset, decisions, dedup, leaks
 from granary.curation.store.printable import printable
 from granary.pipelines.engine.combines import MergeForests
 from granary.pipelines.engine.stages import Combine, Stages
@@ -90,10 +91,20 @@ class Curation:
         self.stages.parallel("exact", dedup.exact_copies, copies, ["pool"])
         self.fit_basis("basis", self.prepared.dedup_threshold)
         self.join()
+        forest, *inputs = self.decide()
         options = self.recipe.dedup
-        buckets = max(1, self.run_directory.rows("forest")[0] // MEMBERS_PER_UNIT)
-        components = [dedup.ChooseKept(b, buckets, options.mirror, options.split_below) for b in range(buckets)]
-        self.stages.parallel("duplicates", dedup.duplicates, components, ["pool", "forest"])
+        buckets = max(1, self.run_directory.rows(forest)[0] // MEMBERS_PER_UNIT)
+        components = [dedup.ChooseKept(b, buckets, options.mirror, options.split_below, forest) for b in range(buckets)]
+        self.stages.parallel("duplicates", dedup.duplicates, components, ["pool", forest, *inputs])
+
+    def decide(self) -> list[str]:
+        """Bring a person's decisions to the pool; returns the stage of the forest, and that of decisions if any."""
+        if self.prepared.decisions is None:
+            self.stages.runner.remove_stages(lambda name: name in (STAGE, CUT))
+            return ["forest"]
+        self.stages.serial(STAGE, decisions.decide, ["pool", "exact"], decisions.Decide(self.prepared.decisions))
+        self.stages.serial(CUT, dedup.cut_links, ["forest", STAGE], NoJob())
+        return [CUT, STAGE]
 
     def fit_basis(self, name: str, threshold: float) -> None:
         """Fit the directions that the joins at a threshold prune with."""

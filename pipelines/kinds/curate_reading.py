@@ -11,6 +11,7 @@ from granary.curation.encoders.spec import EncoderSpec
 from granary.curation.errors import UserError
 from granary.curation.images.filters import Filters
 from granary.curation.recipe import ROLES, CurateRecipe, Role
+from granary.curation.runs.decisions import Decisions, load_decisions
 from granary.curation.runs.facts import read_recipe
 from granary.curation.runs.run import Run
 from granary.curation.sources import Source, check_apart, files, resolve
@@ -40,6 +41,7 @@ class Prepared:
         retrieval: tells resemblance; None where nothing is retrieved, clustered or drawn.
         dedup_threshold: cosine above which two pictures are linked.
         leak_threshold: cosine above which an image leaks.
+        decisions: of a person; None where there is no file of them.
     """
 
     recipe: CurateRecipe
@@ -47,6 +49,7 @@ class Prepared:
     retrieval: PlannedEncoder | None
     dedup_threshold: float
     leak_threshold: float
+    decisions: Decisions | None = None
 
 
 def prepare(recipe: CurateRecipe, choose: Callable[[], str] = choose_encoder) -> Prepared:
@@ -64,7 +67,7 @@ def prepare(recipe: CurateRecipe, choose: Callable[[], str] = choose_encoder) ->
     recipe = recipe.model_copy(update={role: [resolve(source) for source in recipe.sources[role]] for role in ROLES})
     check_apart(recipe.out, recipe.sources)
     _check_threshold(recipe)
-    recipe = _with_entries(recipe)
+    recipe, decisions = _with_decisions(_with_entries(recipe))
     recipe = _with_encoder_chosen(recipe, choose)
     device = recipe.encoder.device
     copy, retrieval = plan_encoder(recipe.encoder.copy_, device), _retrieval_encoder(recipe)
@@ -76,7 +79,15 @@ def prepare(recipe: CurateRecipe, choose: Callable[[], str] = choose_encoder) ->
         "dedup": recipe.dedup.model_copy(update={"threshold": dedup}),
         "leaks": recipe.leaks.model_copy(update={"threshold": leaks}),
     }
-    return Prepared(recipe.model_copy(update=filled), copy, retrieval, dedup, leaks)
+    return Prepared(recipe.model_copy(update=filled), copy, retrieval, dedup, leaks, decisions)
+
+
+def _with_decisions(recipe: CurateRecipe) -> tuple[CurateRecipe, Decisions | None]:
+    """Return the recipe with the absolute path of its decisions, and these; raises UserError where they are none."""
+    if not recipe.decisions:
+        return recipe, None
+    decisions = load_decisions(recipe.decisions)
+    return recipe.model_copy(update={"decisions": files.absolute(recipe.decisions)}), decisions
 
 
 def _with_entries(recipe: CurateRecipe) -> CurateRecipe:

@@ -15,9 +15,11 @@ from granary.curation.recipe import CurateRecipe, Retrieval, SeedSet
 from granary.curation.report import RunView, build_report
 from granary.curation.report.page import write_page
 from granary.curation.runs import summary
+from granary.curation.runs.decisions import STAGE
 from granary.curation.runs.facts import Facts, SetCount, read_facts
 from granary.curation.runs.lookup import Files, ledger_tables, open_run
 from granary.curation.runs.run import LOST, Run
+from granary.curation.steps import decisions
 from granary.curation.steps.dataset import planned_classes
 from granary.curation.store import schema
 from granary.pipelines.engine.recipe import dump_recipe
@@ -125,6 +127,8 @@ def _notes(curation: Curation) -> list[str]:
     recipe, notes = curation.recipe, [*curation.reading.unreadable_notes(), *_lost_notes(curation)]
     if curation.prepared.retrieval and curation.prepared.retrieval.spec.startswith(LAYOUT):
         notes.append(BY_LAYOUT)
+    for marker in curation.stages.markers.get(STAGE, []):
+        notes += decisions.notes_of(marker.counters, marker.notes)
     if recipe.references and any(seeds.as_is for seeds in recipe.seeds):
         notes.append("Seeds taken as they are were not compared with the reference sets.")
     if recipe.references and not recipe.leaks.through_pool:
