@@ -23,6 +23,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from granary.curation.options import Options as OptionGroup
+from granary.training.data.clip_latents import ClipLook
 from granary.training.data.collate import Part
 from granary.training.data.crops import Crop, sample_generator
 from granary.training.data.loader import BatchPlan
@@ -120,6 +121,8 @@ class Method(nn.Module, abc.ABC):
         columns: columns of the shards it reads, where the options do not matter: "image", "label", "captions" or any.
         takes_features: whether it can do without pictures: a batch then has, in the place of views, features (B, D) of
             the model to use, which is frozen and has the weights that made them.
+        clips: how the model to use, which is frozen, looks at the clips of videos: a batch then has windows of their
+            latents in the place of views; None for pictures. It may be that of an object.
         shardable: whether FSDP can share its weights out.
         evaluated: name of the submodule that is the model to use: a `Backbone` of `config`, written into checkpoints;
             it may be that of an object, where options decide it.
@@ -130,6 +133,7 @@ class Method(nn.Module, abc.ABC):
     kinds: ClassVar[tuple[str, ...]] = tuple(CONFIGS)
     columns: ClassVar[tuple[str, ...]] = ("image",)
     takes_features: ClassVar[bool] = False
+    clips: ClipLook | None = None
     shardable: ClassVar[bool] = True
     evaluated: str
     config: BackboneConfig
@@ -160,6 +164,13 @@ class Method(nn.Module, abc.ABC):
             out: the training directory, with the `files` of an earlier session when a run goes on.
         """
         return plan.classes
+
+    def look(self, plan: BatchPlan) -> None:
+        """Take from the data what must be known of features, before the first step; by default nothing.
+
+        Args:
+            plan: of the training, with features in the place of views where there are any.
+        """
 
     @property
     def remembered(self) -> object:

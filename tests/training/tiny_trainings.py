@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tiny_procedures import STEPS, with_steps
 from tiny_shards import shapes, write_shards
 
 from granary.training.recipe import TrainRecipe
@@ -38,6 +39,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "llip": {**TEXT, "dimension": 8, "heads": 2},
     "llava": {"language": "tiny?width=16&depth=1&heads=2", "vocabulary": 600, "context": 16, "describe": "what?"},
     "flava": {**TEXT, "fusion_depth": 1, "fusion_heads": 2, "codes": 8, "codebook_pictures": 8, "smallest_block": 2},
+    "vedit": {"latents": "latents", "width": 16, "blocks": 1, "heads": 2, "euler_steps": 2},
     "coca": {**TEXT, "dimension": 8, "decoder_depth": 1, "queries": 3},
 }
 NONE: Mapping[str, Any] = {}
@@ -53,9 +55,9 @@ SETTINGS: dict[str, Any] = {
 
 
 def tiny_run(folder: Path, count: int = 24) -> str:
-    """Write shapes with labels and captions; returns the folder of the run."""
+    """Write shapes with labels, captions and steps of a video; returns the folder of the run."""
     rows = [{**row, "captions": [f"a {row['label']}", "a shape"]} for row in shapes(count, 16)]
-    return str(write_shards(folder, rows, group=8))
+    return str(write_shards(folder, with_steps(rows), group=8, extra=STEPS))
 
 
 def tiny_recipe(

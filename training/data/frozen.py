@@ -1,9 +1,7 @@
 """Features of a frozen encoder, computed once for every picture of a dataset and read again by row.
 
 They lie in a folder of their own, named by a hash of all that decides them: the encoder's architecture and weights, the
-rows of the dataset, the crop. A part holds the features of some row groups; a marker beside it, written after it, has
-its hash and what could not be decoded. So an interrupted computation goes on where it stopped, and a damaged part is
-computed again. One process computes at a time; any number may read, from memory-mapped files where they are local.
+rows of the dataset, the crop. See `granary.training.data.computed`.
 """
 
 from __future__ import annotations
@@ -11,23 +9,21 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from safetensors.torch import load, load_file, save
 from torch import Tensor
 
 from granary.curation.images.decode import DecodeError
 from granary.curation.images.limits import DecodeLimits
-from granary.curation.runs.lock import Lock
 from granary.curation.store import storage
-from granary.curation.store.trees import json_tree
 from granary.training.data.augment import normalised, to_unit
 from granary.training.data.collate import Dead, Part
+from granary.training.data.computed import Computed, compute_parts, read_dead, read_part, stretches
 from granary.training.data.crops import Crop
 from granary.training.data.passes import pieces
 from granary.training.data.shards import Dataset, RowGroup, read_group
@@ -62,7 +58,7 @@ class FeatureSet:
     @cached_property
     def parts(self) -> list[Tensor]:
         """The features of each part, (rows, ...) float32."""
-        return [_read(_part(self.folder, number)) for number in range(len(self.ends))]
+        return [read_part(self.folder, number)["features"] for number in range(len(self.ends))]
 
     def row(self, number: int) -> Tensor:
         """Return the features of a row: (D,), of patches (N, D), with the crops before where there are several."""
@@ -98,17 +94,13 @@ def frozen_features(
         UserError: another process computes the same just now.
     """
     target = storage.join(folder, key_of(encoder, dataset, crop, output, seed))
-    stretches = list(_stretches(dataset.groups))
-    if not all([_marker(target, number, say) for number in range(len(stretches))]):
-        lock = Lock(target)
-        lock.acquire()
-        try:
-            for number, groups in enumerate(stretches):
-                if _marker(target, number) is None:
-                    _compute(target, number, encoder, replace(dataset, groups=groups), crop, output, seed)
-        finally:
-            lock.release()
-    return open_features(target, stretches)
+    parts = stretches(dataset.groups, PART)
+
+    def compute(part: Dataset) -> Computed:
+        return _features(encoder, part, crop, output, seed)
+
+    compute_parts(target, parts, dataset, compute, say)
+    return open_features(target, parts)
 
 
 def open_features(folder: str, stretches: Sequence[Sequence[RowGroup]]) -> FeatureSet:
@@ -119,75 +111,37 @@ def open_features(folder: str, stretches: Sequence[Sequence[RowGroup]]) -> Featu
         stretches: the row groups of each part.
     """
     ends = tuple(itertools.accumulate(sum(group.rows for group in groups) for groups in stretches))
-    dead: dict[int, Dead] = {}
-    for number in range(len(ends)):
-        dead |= {int(row): tuple(cells) for row, cells in (_marker(folder, number) or {})["dead"].items()}
-    return FeatureSet(folder, ends, dead)
+    return FeatureSet(folder, ends, read_dead(folder, len(ends)))
 
 
 def key_of(encoder: Backbone, dataset: Dataset, crop: Crop, output: str, seed: int) -> str:
     """Return the name of the folder: a hash of all that decides the features."""
-    digest = hashlib.sha256(json.dumps([asdict(encoder.config), asdict(crop), output, seed]).encode())
+    return digest_of(encoder, dataset, [asdict(encoder.config), asdict(crop), output, seed])
+
+
+def digest_of(encoder: Backbone, dataset: Dataset, settings: object, columns: Sequence[str] = ()) -> str:
+    """Return a hash of weights, rows and whatever else decides features.
+
+    Args:
+        encoder, dataset: whose.
+        settings: plain data.
+        columns: whose values decide them too, beside the ids.
+    """
+    digest = hashlib.sha256(json.dumps(settings).encode())
     for name, tensor in encoder.state_dict().items():
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     for group in dataset.groups:
         digest.update(repr((group.url.rsplit("/", 1)[-1], group.number, group.rows, group.size)).encode())
-        digest.update("\n".join(read_group(group, ["id"])["id"].to_pylist()).encode())
+        rows = read_group(group, ["id", *columns])
+        digest.update("\n".join(rows["id"].to_pylist()).encode())
+        for name in columns:
+            digest.update(json.dumps(rows[name].to_pylist()).encode())
     return digest.hexdigest()[:32]
 
 
-def _stretches(groups: Sequence[RowGroup]) -> Iterator[list[RowGroup]]:
-    """Yield the row groups of each part."""
-    stretch: list[RowGroup] = []
-    for group in groups:
-        stretch.append(group)
-        if sum(member.rows for member in stretch) >= PART:
-            yield stretch
-            stretch = []
-    if stretch:
-        yield stretch
-
-
-def _part(folder: str, number: int) -> str:
-    return storage.join(folder, f"{number:05d}.safetensors")
-
-
-def _read(url: str) -> Tensor:
-    if storage.is_local(url):
-        return load_file(storage.filesystem(url)[1])["features"]  # maps the file
-    return load(storage.read_bytes(url))["features"]
-
-
-def _marker(folder: str, number: int, say: Callable[[str], object] = lambda sentence: None) -> dict[str, Any] | None:
-    """Return what the marker of a part says; None where part or marker are not there or not as they were written."""
-    part = _part(folder, number)
-    try:
-        marker = json_tree(storage.read_bytes(f"{part}.json"))
-        if isinstance(marker, dict) and marker["hash"] == _hash(storage.read_bytes(part)):
-            return marker
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, KeyError):
-        pass
-    say(f"features: {part} is damaged; it is computed again")
-    return None
-
-
-def _hash(data: bytes) -> str:
-    return hashlib.blake2b(data, digest_size=16).hexdigest()
-
-
-def _compute(
-    folder: str, number: int, encoder: Backbone, dataset: Dataset, crop: Crop, output: Output, seed: int
-) -> None:
-    """Write a part and its marker.
-
-    Args:
-        folder, number: which part.
-        encoder, crop, output, seed: see `frozen_features`.
-        dataset: its row groups alone.
-    """
+def _features(encoder: Backbone, dataset: Dataset, crop: Crop, output: Output, seed: int) -> Computed:
+    """Return the features of the rows of a dataset, 0 for those of pictures that cannot be decoded."""
     first = dataset.groups[0].start
     blank = torch.zeros(1, crop.count, crop.side, crop.side, 3, dtype=torch.uint8)
     features = torch.zeros(dataset.count, *encoded(encoder, blank, output).shape[1:])
@@ -198,10 +152,7 @@ def _compute(
             rows = piece["row"] - first
             features[rows], alive[rows] = encoded(encoder, piece["image"], output), True
     lost = (~alive).nonzero()[:, 0].tolist()  # in the order of the rows, as what is dead is
-    data = save({"features": features})
-    storage.write_bytes(_part(folder, number), data)
-    marker = {"hash": _hash(data), "dead": {row + first: cells for row, cells in zip(lost, dead, strict=True)}}
-    storage.write_bytes(f"{_part(folder, number)}.json", json.dumps(marker).encode())
+    return Computed({"features": features}, {row + first: cells for row, cells in zip(lost, dead, strict=True)})
 
 
 @torch.inference_mode()

@@ -25,6 +25,7 @@ METHODS = {  # name in a recipe -> module:class
     "coca": "granary.training.methods.coca:CoCa",
     "flava": "granary.training.methods.flava:Flava",
     "llava": "granary.training.methods.llava:Llava",
+    "vedit": "granary.training.methods.vedit:Vedit",
     "dinov2": "granary.training.methods.dinov2:DINOv2",
     "simclr": "granary.training.methods.simclr:SimCLR",
     "mae": "granary.training.methods.mae:MAE",

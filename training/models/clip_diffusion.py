@@ -142,10 +142,14 @@ class ClipDiffusion(nn.Module):
 
     Args:
         config: its size.
+
+    Attributes:
+        recompute: whether each step from noise is run again in the backward pass, for less memory.
     """
 
     def __init__(self, config: ClipDiffusionConfig) -> None:
         super().__init__()
+        self.recompute = False
         if config.width % (4 * config.heads):
             raise ValueError(f"width: {config.width} is not a multiple of four times the {config.heads} heads")
         self.config = config
@@ -212,7 +216,7 @@ class ClipDiffusion(nn.Module):
         observed_positions: Tensor,
         present: Tensor | None = None,
     ) -> Tensor:
-        """Return the latents (B, N, L, d) that steps from noise lead to; in training each step is run again backwards.
+        """Return the latents (B, N, L, d) that steps from noise lead to.
 
         Args:
             noise: (B, N, L, d), another one for each candidate.
@@ -222,7 +226,7 @@ class ClipDiffusion(nn.Module):
 
         def velocity(x: Tensor, time: Tensor) -> Tensor:
             known = (observed, positions, observed_positions, present)
-            if not (torch.is_grad_enabled() and self.training):
+            if not (torch.is_grad_enabled() and self.recompute):
                 return self(x, time, *known)
             again = checkpoint(self.forward, x, time, *known, use_reentrant=False)
             assert isinstance(again, Tensor)

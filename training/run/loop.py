@@ -122,8 +122,9 @@ class TrainingSession:
         if fabric.is_global_zero:
             directory.write_recipe(recipe)
             directory.write_files(recipe.out, self.method.files)
-        if recipe.features.model:
+        if recipe.features.model or self.method.clips is not None:
             self._take_features()
+        self.method.look(self.plan)
         self.module = fabric.setup_module(self.method)
         self.running = running_statistics(self.method)
         self.groups = self.method.parameter_groups()

@@ -3,28 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from granary.curation.store import storage
+from granary.training.data.clip_latents import kept_latents
+from granary.training.data.clip_windows import WindowViews
 from granary.training.data.crops import Crop
-from granary.training.data.frozen import FeatureSet, FrozenViews, frozen_features
+from granary.training.data.frozen import FrozenViews, frozen_features
 from granary.training.data.loader import BatchPlan
+from granary.training.data.shards import Dataset
 from granary.training.method import Method
 from granary.training.recipe import TrainRecipe
 
 if TYPE_CHECKING:  # needed when a run begins, and in an extra
     from lightning_fabric import Fabric
 
+T = TypeVar("T")
+
 
 def on_features(
     recipe: TrainRecipe, method: Method, plan: BatchPlan, fabric: Fabric, say: Callable[[str], object]
 ) -> BatchPlan:
-    """Return a plan with the features of its pictures, the middle of each, in the place of views.
+    """Return a plan with features in the place of views: of the middle of each picture, or of the clips of each video.
 
     Args:
         recipe: of the training.
         method: with the weights that make them.
-        plan: of pictures.
+        plan: of pictures or videos.
         fabric: of this process.
         say: is told of damaged files.
 
@@ -33,15 +38,18 @@ def on_features(
     """
     encoder = method.evaluated_model().to(fabric.device).eval()
     folder = recipe.features.cache or storage.join(recipe.out, "features")
-    crop = Crop(1, encoder.config.img_size, centre=True)
+    plan = plan._replace(crops={}, columns=[name for name in plan.columns if name not in ("image", "video")])
+    if (look := method.clips) is not None:
+        assert isinstance(plan.views, WindowViews)
+        clips = _of_all(plan, fabric, lambda dataset: kept_latents(encoder, dataset, look, folder, say))
+        return plan._replace(views=plan.views.of(clips))
+    crop, output = Crop(1, encoder.config.img_size, centre=True), recipe.features.output
+    sets = _of_all(plan, fabric, lambda dataset: frozen_features(encoder, dataset, crop, folder, output, say=say))
+    return plan._replace(views=FrozenViews(sets))
 
-    def computed() -> list[FeatureSet]:
-        return [
-            frozen_features(encoder, dataset, crop, folder, recipe.features.output, say=say)
-            for dataset in plan.datasets
-        ]
 
-    sets = computed() if fabric.is_global_zero else []
+def _of_all(plan: BatchPlan, fabric: Fabric, compute: Callable[[Dataset], T]) -> list[T]:
+    """Return what is computed of each dataset: by the first process, while the others wait and then read it."""
+    sets = [compute(dataset) for dataset in plan.datasets] if fabric.is_global_zero else []
     fabric.barrier()
-    columns = [name for name in plan.columns if name != "image"]
-    return plan._replace(crops={}, columns=columns, views=FrozenViews(sets or computed()))
+    return sets or [compute(dataset) for dataset in plan.datasets]

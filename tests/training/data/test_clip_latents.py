@@ -15,7 +15,7 @@ from places import SHARED
 
 from granary.curation.videos.decode import Video, facts_of, read_clip
 from granary.training.data.augment import normalised, to_unit
-from granary.training.data.clip_latents import clip_latents, clip_times
+from granary.training.data.clip_latents import ClipLook, clip_latents, clip_times
 from granary.training.losses.flow_matching import sigmas_of
 from granary.training.models.backbone import Backbone
 from granary.training.models.build import build
@@ -40,8 +40,10 @@ def test_frames_are_the_middles_of_equal_parts() -> None:
 def test_latents_are_those_of_a_loop_over_all_frames_and_the_encoder_stays() -> None:
     model, data = encoder(), made(40)
     before, clips = digest(model), [{"start": 2.0, "end": 3.0}, {"start": 0.0, "end": 1.0}]
-    found = clip_latents(model, data, clips, frames=4)
-    assert found.shape == (2, 16)
+    tokens = clip_latents(model, data, clips, ClipLook(4, mean=False))
+    assert tokens.shape == (2, 4, 16)
+    found = clip_latents(model, data, clips, ClipLook(4))[:, 0]
+    assert torch.allclose(found, tokens.mean(dim=1), atol=1e-6)
     assert not found.requires_grad
     assert not found.is_inference()  # a training may save it for its backward pass
     assert digest(model) == before
@@ -69,8 +71,8 @@ def test_the_way_from_real_videos_to_a_generated_clip() -> None:
             data = archive.read(name)
             bounds = np.linspace(0, facts_of(data).seconds, 4)
             clips = [{"start": float(a), "end": float(b)} for a, b in itertools.pairwise(bounds)]
-            latents.append(clip_latents(model, data, clips, frames=2))
-    rows, places = torch.stack(latents)[:, :, None], torch.arange(3).expand(4, 3)
+            latents.append(clip_latents(model, data, clips, ClipLook(2)))
+    rows, places = torch.stack(latents), torch.arange(3).expand(4, 3)
     network = ClipDiffusion(ClipDiffusionConfig(dimension=16, width=32, blocks=1, heads=2)).eval()
     noise = torch.randn(4, 1, 1, 16, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():

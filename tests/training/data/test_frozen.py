@@ -17,7 +17,7 @@ from torch import Tensor
 
 from granary.curation.errors import UserError
 from granary.curation.runs.lock import Lock
-from granary.training.data import frozen
+from granary.training.data import computed, frozen
 from granary.training.data.augment import normalised, to_unit
 from granary.training.data.crops import Crop
 from granary.training.data.frozen import frozen_features, key_of
@@ -71,17 +71,17 @@ def direct(encoder: Backbone, dataset: Dataset) -> dict[int, Tensor]:
 
 def counted(monkeypatch: pytest.MonkeyPatch, fail_at: int | None = None) -> list[int]:
     """Count the parts that are computed; the one numbered `fail_at` is broken off."""
-    computed: list[int] = []
-    compute = frozen._compute
+    numbers: list[int] = []
+    write = computed.write_part
 
     def counting(folder: str, number: int, *rest: Any) -> None:
         if number == fail_at:
             raise KeyboardInterrupt
-        computed.append(number)
-        compute(folder, number, *rest)
+        numbers.append(number)
+        write(folder, number, *rest)
 
-    monkeypatch.setattr(frozen, "_compute", counting)
-    return computed
+    monkeypatch.setattr(computed, "write_part", counting)
+    return numbers
 
 
 def test_they_are_what_the_encoder_says_of_each_picture(encoder: Backbone, dataset: Dataset, tmp_path: Path) -> None:
@@ -112,10 +112,10 @@ def test_patches_and_several_crops_keep_their_shapes(encoder: Backbone, dataset:
 def test_they_are_computed_once(
     encoder: Backbone, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    computed = counted(monkeypatch)
+    written = counted(monkeypatch)
     for _ in range(2):
         frozen_features(encoder, dataset, CROP, str(tmp_path))
-    assert computed == [0, 1, 2]
+    assert written == [0, 1, 2]
 
 
 def test_a_computation_that_was_broken_off_goes_on(
@@ -126,9 +126,9 @@ def test_a_computation_that_was_broken_off_goes_on(
         counted(patch, fail_at=1)
         with pytest.raises(KeyboardInterrupt):
             frozen_features(encoder, dataset, CROP, str(tmp_path / "part"))
-    computed = counted(monkeypatch)
+    written = counted(monkeypatch)
     features = frozen_features(encoder, dataset, CROP, str(tmp_path / "part"))
-    assert computed == [1, 2]
+    assert written == [1, 2]
     assert torch.equal(features.rows(range(48)), whole.rows(range(48)))
     assert features.dead == whole.dead
 
@@ -249,11 +249,11 @@ def test_going_on_computes_no_features_again_and_gives_the_same_weights(
 ) -> None:
     cache = {"features": {"model": str(folder / "encoder"), "cache": str(folder / "cache")}, "validation": "test"}
     train(recipe_of(run, folder, **cache, split="train"))
-    computed = counted(monkeypatch)
+    written = counted(monkeypatch)
     half = recipe_of(run, folder, **cache, split="train", out=str(folder / "half"), steps=5)
     train(half)
     train(half.model_copy(update={"steps": STEPS}))
-    assert computed == []
+    assert written == []
     one, two = weights(folder / "out"), weights(folder / "half")
     assert one.keys() == two.keys()
     assert all(torch.equal(one[name], two[name]) for name in one if name.startswith("method/"))

@@ -151,8 +151,8 @@ def test_steps_that_are_run_again_backwards_have_the_same_gradient() -> None:
     network, given = model(), inputs()
     known = {name: given[name] for name in ("observed", "positions", "observed_positions")}
     gradients = []
-    for training in (True, False):
-        network.train(training)
+    for recompute in (True, False):
+        network.recompute = recompute
         loss = network.generated(random(3, 2, 2, 6), sigmas_of(3), **known).square().mean()
         gradients.append(torch.autograd.grad(loss, list(network.parameters())))
     for one, other in zip(*gradients, strict=True):

@@ -42,6 +42,7 @@ PROTOCOLS = {  # name on the command line -> module, which has a PROTOCOL
     "vqa": "granary.training.evaluation.protocols.vqa",
     "selective": "granary.training.evaluation.protocols.selective",
     "blind": "granary.training.evaluation.protocols.blind",
+    "procedures": "granary.training.evaluation.protocols.procedures",
     "video-segmentation": "granary.training.evaluation.protocols.segmentation",
 }
 
