@@ -53,6 +53,7 @@ COMMANDS = {
     "explain": Command("runs", "tell the story of one image of a run"),
     "report": Command("runs", "write the report of a run again, and print what the run cost"),
     "check": Command("runs", "compare the files of a run with what was written, and remove what is damaged"),
+    "convert": Command("runs", "write the shards of a run as WebDataset tars"),
     "publish": Command("runs", "publish a dataset or a model on the Hugging Face Hub"),
     "schema": Command("shell", "print the JSON schema of a recipe, for editors"),
     "completion": Command("shell", "print the script that completes commands and options in a shell"),

@@ -141,6 +141,12 @@ def _read(run: Run, name: str, needed: Set[str] = frozenset()) -> Tree:
         ) from None
 
 
+def shards_of(run: Run) -> dict[str, list[Upload]]:
+    """Return for each config of a finished run its shards, "default" first; raises UserError where they are others."""
+    facts = cast(Facts, _read(run, "run.json", NEEDED))
+    return {config: _shards(run, config, counts) for config, counts in counts_of(facts).items()}
+
+
 def _shards(run: Run, config: str, counts: Counts) -> list[Upload]:
     """Return the shards of a config; a folder that lost or gained one since the run counted them is an error."""
     folder = run.path("dataset", folder_of(config))

@@ -37,7 +37,7 @@ class Sidecars:
     unread: list[Unread] = field(default_factory=list)
 
     def described(self, source: Source, more: Mapping[str, object] | None = None) -> Description:
-        """Return what they say; a .cls file goes before the JSON.
+        """Return what they say; a .cls file goes before the JSON, unless that has a word for its number.
 
         Args:
             source: whose options name the keys.
@@ -51,6 +51,8 @@ class Sidecars:
         told = columns.once([*captions, *texts, *own_captions])
         if rest:
             metadata = columns.metadata_of({**rest, columns.METADATA: metadata})
+        if cls and cls.isdecimal() and label and not label.isdecimal():
+            cls = label
         return Description(cls or label or own_label, told, metadata, (*record, *(more or {})))
 
     def parsed(self) -> tuple[Mapping[str, object], str | None]:

@@ -1,4 +1,4 @@
-"""The commands that look at a run or send it away: explain, report, check, publish."""
+"""The commands that look at a run or hand it on: explain, report, check, convert, publish."""
 
 from __future__ import annotations
 
@@ -86,6 +86,32 @@ check = PlainCommand(
         click.Option(["--repair"], is_flag=True, help="remove what is damaged: the run's command makes it again"),
     ],
     ["granary check runs/mine", "granary check runs/mine --repair"],
+)
+
+
+def _convert(run: str, out: str, workers: int) -> int:
+    from granary.curation.exchange.webdataset import write_webdataset
+
+    written = write_webdataset(run, out, workers)
+    empty = sum(tar.empty for tar in written)
+    lacking = f", {empty:,} of them without an image" * bool(empty)
+    print(f"{sum(tar.samples for tar in written):,} samples in {len(written)} tars{lacking}")
+    return 0
+
+
+convert = PlainCommand(
+    "convert",
+    _convert,
+    "Write the shards of a run as WebDataset tars, KEY.png, KEY.txt, KEY.cls and KEY.json for each sample, with the "
+    "original bytes. Killed, the same command goes on where it stopped.",
+    [
+        click.Argument(["run"]),
+        click.Option(["--out"], required=True, metavar="DIR_OR_URL", help="a new folder"),
+        click.Option(
+            ["--workers"], type=click.IntRange(1), default=4, show_default=True, metavar="N", help="tars at a time"
+        ),
+    ],
+    ["granary convert runs/mine --out tars/mine"],
 )
 
 
