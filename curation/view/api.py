@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import functools
 import importlib.resources
-import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
@@ -14,21 +12,22 @@ import numpy as np
 
 from granary.curation.errors import UserError
 from granary.curation.images.limits import DecodeLimits
-from granary.curation.store.addresses import json_without_secrets, stored
+from granary.curation.store.addresses import stored
+from granary.curation.view.answers import BYTES, Answer, Request, as_json, row_of
 from granary.curation.view.catalogue import Catalogue
+from granary.curation.view.curated import Curated
 from granary.curation.view.export import exported
 from granary.curation.view.facets import Facet, facets_of
 from granary.curation.view.pictures import LARGE, SIDE, NotShown, Pictures
-from granary.curation.view.server import Answer, Request
 from granary.curation.view.stories import Story
 
+SCRIPTS = ("page.js", "filters.js", "grid.js", "detail.js", "pairs.js", "map.js", "decisions.js")
 TYPES = {
     "index.html": "text/html; charset=utf-8",
     "style.css": "text/css; charset=utf-8",
     "icon.svg": "image/svg+xml",
-    **dict.fromkeys(("page.js", "filters.js", "grid.js", "detail.js"), "text/javascript; charset=utf-8"),
+    **dict.fromkeys(SCRIPTS, "text/javascript; charset=utf-8"),
 }
-BYTES = "application/octet-stream"
 MOST_AT_ONCE = 500  # rows of one answer
 KEPT_SECONDS = 3600
 TILE = ("uri", "id", "status", "stage", "reason", "label")
@@ -41,10 +40,13 @@ class Api:
         catalogue: the rows of the run.
         limits: on what is decoded.
         story: tells what became of a row.
+        curated: answers what only a run of curate can; None of other runs.
     """
 
-    def __init__(self, catalogue: Catalogue, limits: DecodeLimits, story: Story) -> None:
-        self.catalogue, self.story = catalogue, story
+    def __init__(
+        self, catalogue: Catalogue, limits: DecodeLimits, story: Story, curated: Curated | None = None
+    ) -> None:
+        self.catalogue, self.story, self.curated = catalogue, story, curated
         self.pictures = Pictures(catalogue, limits)
         self.facets = {facet.name: facet for facet in facets_of(catalogue)}
         self.routes: Mapping[tuple[str, str], Callable[[Request], Answer]] = {
@@ -55,6 +57,7 @@ class Api:
             ("GET", "picture"): self.picture,
             ("GET", "search"): self.search,
             ("POST", "export"): self.export,
+            **(curated.routes if curated else {}),
         }
 
     def __call__(self, request: Request) -> Answer:
@@ -81,6 +84,9 @@ class Api:
                 "total": self.catalogue.total,
                 "notes": facts.get("notes", []),
                 "facets": facets,
+                "spaces": list(self.curated.spaces) if self.curated else [],
+                "pairs": self.curated is not None,
+                "decides": self.curated is not None,
             }
         )
 
@@ -94,13 +100,13 @@ class Api:
 
     def rows(self, request: Request) -> Answer:
         """Tell of some rows what stands below their pictures."""
-        numbers = [self._row(text) for text in request.query.get("rows", "").split(",")[:MOST_AT_ONCE]]
+        numbers = [row_of(self.catalogue, text) for text in request.query.get("rows", "").split(",")[:MOST_AT_ONCE]]
         rows = map(self.catalogue.row, numbers)
         return as_json([{name: row[name] for name in TILE} | {"caption": _first(row)} for row in rows])
 
     def row(self, request: Request) -> Answer:
         """Tell all that is known of a row."""
-        number = self._row(request.query.get("row", ""))
+        number = row_of(self.catalogue, request.query.get("row", ""))
         return as_json({"row": self.catalogue.row(number), **self.story(number)})
 
     def picture(self, request: Request) -> Answer:
@@ -110,7 +116,7 @@ class Api:
             if "uri" in request.query:
                 data = self.pictures.of_file(request.query.get("role", ""), request.query["uri"], side)
             else:
-                data = self.pictures.of_row(self._row(request.query.get("row", "")), side)
+                data = self.pictures.of_row(row_of(self.catalogue, request.query.get("row", "")), side)
         except NotShown as reason:
             return Answer.plain(HTTPStatus.NOT_FOUND, str(reason))
         return Answer(data, "image/jpeg", keep=KEPT_SECONDS)
@@ -129,29 +135,10 @@ class Api:
         data, media = exported(self.catalogue, numbers, request.query.get("format", ""))
         return Answer(data, media)
 
-    def _row(self, text: str) -> int:
-        if not (text.isascii() and text.isdecimal()) or len(text) > 9 or int(text) >= len(self.catalogue):
-            raise UserError(f"row: it is a number below {len(self.catalogue)}")
-        return int(text)
-
 
 def _first(row: Mapping[str, Any]) -> str | None:
     captions: Sequence[str] | None = row["captions"]
     return captions[0] if captions else None
-
-
-def as_json(value: object) -> Answer:
-    """Return a value as JSON without secrets of addresses; what is no finite number is null."""
-    text = json.dumps(_finite(value), ensure_ascii=False, allow_nan=False)
-    return Answer(json_without_secrets(text).encode("utf-8", "replace"))
-
-
-def _finite(value: object) -> object:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {key: _finite(entry) for key, entry in value.items()}
-    return [_finite(entry) for entry in value] if isinstance(value, list | tuple) else value
 
 
 @functools.cache

@@ -72,15 +72,15 @@ class Catalogue:
 
     @functools.cached_property
     def searched(self) -> list[pa.ChunkedArray]:
-        """The texts of each row that a search looks into: its uri, its id, its captions."""
+        """The texts of each row that a search looks into, in small letters: its uri, its id, its captions."""
         captions = pc.binary_join(self.texts["captions"].cast(pa.list_(pa.large_string())), LINE)
-        return [self.ledger["uri"], self.ledger["id"], captions]
+        return [pc.utf8_lower(column) for column in (self.ledger["uri"], self.ledger["id"], captions)]
 
     def find(self, text: str) -> Indices:
         """Return the ascending rows (m,) whose uri, id or captions hold every word of a text, in any case."""
         hits = np.ones(len(self), bool)
-        for word in text.split():
-            columns = (pc.match_substring(column, word, ignore_case=True) for column in self.searched)
+        for word in pc.utf8_lower(text).as_py().split():
+            columns = (pc.match_substring(column, word) for column in self.searched)
             masks = [pc.fill_null(column, False).to_numpy(zero_copy_only=False) for column in columns]
             hits &= np.logical_or.reduce(masks)
         return np.flatnonzero(hits)

@@ -13,6 +13,7 @@ from collections.abc import Callable
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from granary.curation.errors import UserError
 from granary.curation.images.decode import DecodeError, decode
 from granary.curation.images.limits import DecodeLimits
 from granary.curation.report.thumbnails import jpeg, shrink
@@ -116,7 +117,7 @@ class Pictures:
         try:
             with self._reading:
                 data = self._reader(role, row["source"]).read(row["path"], row["offset"], row["size"])
-        except OSError as error:
+        except (OSError, UserError) as error:  # a source that is gone as a whole is a UserError
             raise NotShown(f"its file cannot be read any more: {type(error).__name__}") from error
         if row["sha256"] and hashlib.sha256(data).hexdigest() != row["sha256"]:
             raise NotShown("its file has changed since the run read it")

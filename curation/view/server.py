@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import hmac
 import http.server
-import json
 import secrets
 import sys
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl
 
 from granary.curation.errors import UserError
+from granary.curation.view.answers import Answer, Request
 
 if TYPE_CHECKING:
     from socket import socket
@@ -36,45 +35,6 @@ HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cross-Origin-Opener-Policy": "same-origin",
 }
-
-
-@dataclass(frozen=True)
-class Request:
-    """What the page asks.
-
-    Args:
-        method: GET or POST.
-        path: below the token, without a slash in front.
-        query: the parameters; of a name given twice the last.
-        body: of a POST.
-    """
-
-    method: str
-    path: str
-    query: dict[str, str] = field(default_factory=dict)
-    body: bytes = b""
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What the page is told.
-
-    Args:
-        body: the bytes.
-        type: their media type.
-        status: of HTTP.
-        keep: seconds that the browser may keep it.
-    """
-
-    body: bytes
-    type: str = "application/json"
-    status: HTTPStatus = HTTPStatus.OK
-    keep: int = 0
-
-    @staticmethod
-    def plain(status: HTTPStatus, text: str) -> Answer:
-        """Return an answer that says why there is no other."""
-        return Answer(json.dumps({"error": text}).encode(), status=status)
 
 
 class Server(http.server.ThreadingHTTPServer):

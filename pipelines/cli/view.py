@@ -13,15 +13,16 @@ if TYPE_CHECKING:
     from granary.curation.view.server import Server
 
 
-def open_page(url: str, port: int = 0) -> Server:
+def open_page(url: str, port: int = 0, decisions: str = "") -> Server:
     """Return the server of the page of a finished run; it serves from `serve_forever` on.
 
     Args:
         url: of the run directory.
         port: to listen on; 0 for one that is free.
+        decisions: file that decisions go to; "" for decisions.csv in the run directory.
 
     Raises:
-        UserError: there is no finished run, or the port is taken.
+        UserError: there is no finished run, the port is taken, or the file holds no decisions.
     """
     from granary.curation.images.limits import DecodeLimits
     from granary.curation.recipe import CurateRecipe
@@ -30,6 +31,8 @@ def open_page(url: str, port: int = 0) -> Server:
     from granary.curation.runs.run import Run
     from granary.curation.view.api import Api
     from granary.curation.view.catalogue import Catalogue
+    from granary.curation.view.curated import Curated
+    from granary.curation.view.decided import DecisionFile
     from granary.curation.view.server import Server
     from granary.curation.view.stories import story_of
     from granary.pipelines.kinds.registry import KINDS, kind_of
@@ -47,12 +50,17 @@ def open_page(url: str, port: int = 0) -> Server:
     limits = limits if isinstance(limits, DecodeLimits) else DecodeLimits()
     run = Run(url, sources)
     catalogue = Catalogue.of(run, facts)
-    files = Files(run, limits.max_bytes) if facts["kind"] == "curate" else None
-    return Server(Api(catalogue, limits, story_of(catalogue, files)), port)
+    if not isinstance(recipe, CurateRecipe):
+        if decisions:
+            raise UserError(f"decisions: {url} is a run of granary {facts['kind']}; only those of curate obey them")
+        return Server(Api(catalogue, limits, story_of(catalogue, None)), port)
+    file = DecisionFile(catalogue, decisions or run.path("decisions.csv"))
+    story = story_of(catalogue, Files(run, limits.max_bytes))
+    return Server(Api(catalogue, limits, story, Curated(catalogue, recipe, file)), port)
 
 
-def _view(run: str, port: int, no_browser: bool) -> int:
-    with open_page(run, port) as server:
+def _view(run: str, port: int, decisions: str, no_browser: bool) -> int:
+    with open_page(run, port, decisions) as server:
         print(f"{server.address}  (Ctrl-C ends it)", flush=True)
         if not no_browser:
             import webbrowser
@@ -69,11 +77,19 @@ view = PlainCommand(
     "view",
     _view,
     "Look at a run in the browser of this machine: its pictures by status, stage, reason, label, seed and cluster, "
-    "words of their names and captions, and of each picture what became of it. The page is for this machine alone and "
-    "fetches nothing from a network.",
+    "words of their names and captions, and of each picture what became of it; of curate also near duplicates by "
+    "threshold, what resembles a picture, a map, and decisions that the next run obeys. The page is for this machine "
+    "alone and fetches nothing from a network.",
     [
         click.Argument(["run"]),
         click.Option(["--port"], type=int, default=0, metavar="N", help="to listen on; default: one that is free"),
+        click.Option(
+            ["--decisions"],
+            default="",
+            metavar="FILE",
+            help="what is decided on the page is written there, for `granary curate --decisions`; default: "
+            "RUN/decisions.csv",
+        ),
         click.Option(["--no-browser"], is_flag=True, help="print the address, and open no browser"),
     ],
     ["granary view runs/mine", "granary view runs/mine --port 8080 --no-browser"],

@@ -14,6 +14,7 @@ export class Detail {
   constructor(parent, get, open) {
     Object.assign(this, { parent, get, open });
     this.actions = [];
+    this.apart = null; // called with two rows that are no near duplicates
     this.row = -1;
   }
 
@@ -51,7 +52,11 @@ export class Detail {
     if (similarity !== null) line(text, "div", `similarity ${similarity.toFixed(4)}`);
     if (row !== null) {
       box.dataset.row = row;
-      box.addEventListener("click", () => this.open(row));
+      box.firstChild.addEventListener("click", () => this.open(row));
+    }
+    if (row !== null && this.apart) {
+      const of = this.row;
+      line(text, "button", "not a duplicate").addEventListener("click", () => this.apart(of, row));
     }
     this.parent.append(box);
   }

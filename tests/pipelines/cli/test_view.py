@@ -276,16 +276,23 @@ def test_what_cannot_be_shown_is_one_sentence(tmp_path, runs, capsys, page):
 
 
 def test_the_commands_of_the_page_run(inputs, tmp_path, monkeypatch, capsys):
+    from granary.curation.view.answers import Request
     from granary.curation.view.server import Server
 
     monkeypatch.chdir(tmp_path)
     for name, role in (("photos", "pool"), ("favourites", "seeds"), ("benchmark", "references")):
         (tmp_path / name).symlink_to(inputs / role)
     monkeypatch.setattr(Runner, "_run", pools.run_in_a_loop)
-    monkeypatch.setattr(Server, "serve_forever", lambda self: None)
+
+    def drop_the_first(self) -> None:
+        """Do what a click would, in the place of a visitor."""
+        assert self.answer(Request("POST", "decisions", body=b'{"decision": "drop", "rows": [4]}')).status == 200
+
+    monkeypatch.setattr(Server, "serve_forever", drop_the_first)
     monkeypatch.setattr("webbrowser.open", lambda address: True)
     blocks = re.findall(r"```sh\n(.*?)```", (ROOT / "docs" / "view.md").read_text(), re.DOTALL)
     commands = [line for block in blocks for line in block.splitlines()]
     assert len(commands) > 2
     for line in commands:
         assert command.main(shlex.split(line)[1:]) == 0, capsys.readouterr().err
+    assert len(pools.Run(str(tmp_path / "runs" / "decided")).uris("dropped", "decisions")) == 1
