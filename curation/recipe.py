@@ -65,10 +65,31 @@ class Dedup(Options, frozen=True):
         lt=1,
         description="split components so that each member is at least this close to the one kept",
     )
+    index: Literal["exact", "cells"] = Field(
+        "exact",
+        description="cells: join inside cells of k-means alone, for pools past some 10^7; the recall is measured and "
+        "reported",
+    )
+    cells: int | None = Field(
+        None, ge=1, description="cells of k-means; default: about 4 times the square root of the pool"
+    )
+    probes: int | None = Field(
+        None, ge=1, le=64, description="nearest cells that each picture is joined in; default: chosen by the sample"
+    )
+    recall: float = Field(0.995, gt=0, le=1, description="cells: share of the sample's links that probes are to find")
+    measured: int = Field(
+        4096, ge=1, description="cells: pictures, drawn by hash, that are joined with the whole pool to measure recall"
+    )
     block: int = Field(32_768, ge=1, description="vectors in one side of a work unit of the join")
     prefix: int | None = Field(
         None, ge=1, description="principal directions that rule pairs out; speed only; default: chosen from the data"
     )
+
+    @model_validator(mode="after")
+    def _one_way_to_join(self) -> Dedup:
+        if self.index == "cells" and self.neighbours is not None:
+            raise ValueError("dedup.neighbours is for dedup.index exact: leave one of the two out")
+        return self
 
 
 class Leaks(Options, frozen=True):

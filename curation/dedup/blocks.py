@@ -95,7 +95,9 @@ def fit_rotation(sample: ArrayLike, *, rows: int = 4096, seed: int = 0) -> Float
     return np.ascontiguousarray(directions * np.where(largest < 0, -1, 1), np.float32)
 
 
-def choose_prefix(sample: ArrayLike, rotation: ArrayLike, threshold: float, *, rows: int = 1024) -> int:
+def choose_prefix(
+    sample: ArrayLike, rotation: ArrayLike, threshold: float, *, rows: int = 1024, compared: float = 1.0
+) -> int:
     """Choose how many leading directions prune best at a threshold; the edges do not depend on it.
 
     The cost of a prefix is its length plus the exact scoring of the share of pairs that its bound leaves.
@@ -105,6 +107,7 @@ def choose_prefix(sample: ArrayLike, rotation: ArrayLike, threshold: float, *, r
         rotation: (d, d) float32 from `fit_rotation`.
         threshold: of the join.
         rows: of the sample that are used, evenly spaced.
+        compared: share of all pairs that are compared, where those are the pairs of near rows.
 
     Returns:
         The number of directions, in 1..d.
@@ -119,7 +122,8 @@ def choose_prefix(sample: ArrayLike, rotation: ArrayLike, threshold: float, *, r
         inner += head @ head.T
         rest = rotated[:, prefix:].norm(dim=1)
         left = (torch.addr(inner, rest, rest) > threshold).sum().item() - len(picked)
-        cost = prefix + CANDIDATE_COST * max(0, left) / max(1, len(picked) * (len(picked) - 1))
+        share = max(0, left) / max(1, len(picked) * (len(picked) - 1))
+        cost = prefix + CANDIDATE_COST * share / compared
         best, start = min(best, (cost, prefix)), prefix
         if prefix > best[0]:
             break

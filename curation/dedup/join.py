@@ -45,6 +45,7 @@ R = TypeVar("R")
 
 ROUNDOFF = 2.0**-22  # of one addition in float32, truncating
 CPU_TILE, CUDA_TILE = 1024, 16384  # rows of a tile: its products stay near the core, or fill a GPU
+GROUP_TILE = 1024  # rows of a tile of a group on a CPU
 SCORED_AT_ONCE = 1 << 22  # float64 numbers held for one batch of exact inner products
 DENSE = 64  # a gathered pair costs as much as this many of a matrix product
 
@@ -109,6 +110,38 @@ def join_blocks(left: Block, right: Block | None, threshold: float, *, tile: int
     yield from (edges for edges in _in_order(join_tile, corners, workers) if len(edges.i))
 
 
+def join_groups(block: Block, groups: Iterable[tuple[Indices, Indices]], threshold: float) -> Iterator[Edges]:
+    """Find the pairs above a threshold inside groups of rows of one block, each prepared once whatever its groups.
+
+    Args:
+        block: of all the rows.
+        groups: of each its members (h,) and its visitors (v,), int64 rows of the block that are all distinct. Every
+            member is joined with every other and with every visitor, and visitors are not joined among themselves.
+        threshold: in [-1, 1].
+
+    Yields:
+        Edges of rows of the block, group by group; a pair that several groups hold comes with each.
+
+    Raises:
+        ValueError: the threshold is out of range.
+    """
+    _require_joinable(block, block, threshold)
+    cutoff, size = _cutoff(block, block, threshold), CUDA_TILE if block.heads.is_cuda else GROUP_TILE
+
+    def join_group(group: tuple[Indices, Indices]) -> Edges:
+        right = torch.from_numpy(np.concatenate(group)).to(block.heads.device)
+        heads, edges, members = block.heads.index_select(0, right), list[Edges](), len(group[0])
+        for row in range(0, members, size):
+            left = heads[row : min(row + size, members)]
+            for column in range(row, len(right), size):
+                i, j = _candidates(left, heads[column : column + size], cutoff, upper=row == column)
+                edges.append(_score(block.vectors, block.vectors, right[row + i], right[column + j], threshold))
+        return concatenate(edges)
+
+    workers = 1 if block.heads.is_cuda else torch.get_num_threads()
+    yield from (edges for edges in _in_order(join_group, groups, workers) if len(edges.i))
+
+
 def _in_order(function: Callable[[T], R], items: Iterable[T], workers: int) -> Iterator[R]:
     """Map in threads, results in the order of the items, few of them waiting at any time.
 
@@ -139,7 +172,8 @@ def _candidates(left: Tensor, right: Tensor, cutoff: float, *, upper: bool) -> t
     """Return the places (i, j) of a tile of products that reach the cutoff; upper keeps i < j alone."""
     products = _product(left, right)
     if upper:
-        products.masked_fill_(torch.ones_like(products, dtype=torch.bool).tril_(), -math.inf)
+        square = products[:, : len(left)]
+        square.masked_fill_(torch.ones_like(square, dtype=torch.bool).tril_(), -math.inf)
     # One pass for the largest of each row is ten times cheaper than a mask of the tile.
     rows = _places(products.amax(dim=1) >= cutoff)
     places = _places((products.index_select(0, rows) >= cutoff).view(-1))

@@ -137,6 +137,32 @@ class CaptionCounts(TypedDict):
     rows: list[EntryCount]
 
 
+class CellCounts(TypedDict):
+    """How near duplicates were joined inside cells, and what share of the links of a sample that found.
+
+    Attributes:
+        cells: of k-means.
+        homes: cells that each image was a member of.
+        probes: cells that it was joined in.
+        rows: images of the sample that have a link and did not choose the probes.
+        links: of theirs with the whole pool.
+        link_recall: share of the links that were seen; None without any.
+        link_interval: 95 % interval (Wilson), the images as trials, since links of one image hang together.
+        component_recall: share of the links whose ends came into one component.
+        component_interval: its interval.
+    """
+
+    cells: int
+    homes: int
+    probes: int
+    rows: int
+    links: int
+    link_recall: float | None
+    link_interval: tuple[float, float] | None
+    component_recall: float | None
+    component_interval: tuple[float, float] | None
+
+
 class Audit(TypedDict):
     """The highest similarity left between a reference set and what survived."""
 
@@ -186,6 +212,7 @@ class Facts(TypedDict):
     thresholds: NotRequired[dict[str, float]]
     removed_at: NotRequired[list[tuple[float, int]]]
     caption_balance: NotRequired[CaptionCounts | None]
+    cells: NotRequired[CellCounts | None]
     leak_audit: NotRequired[list[Audit]]
     retrieval: NotRequired[list[SetCount]]
 

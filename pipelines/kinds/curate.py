@@ -25,6 +25,7 @@ from granary.curation.steps import dataset, decisions, dedup, leaks
 from granary.curation.store.printable import printable
 from granary.pipelines.engine.combines import MergeForests
 from granary.pipelines.engine.stages import Combine, Stages
+from granary.pipelines.kinds.curate_cells import join_in_cells
 from granary.pipelines.kinds.curate_reading import Prepared, Reading
 from granary.pipelines.kinds.curate_selection import select
 
@@ -116,13 +117,22 @@ class Curation:
         options, inputs, noun = self.recipe.dedup, ["pool", "exact", "basis"], "block pairs"
         forest = Combine(MergeForests(), "forest", dedup.write_combined_forest, NoJob())
         run = self.stages.parallel
+        if not self.in_cells:
+            self.stages.runner.remove_stages(lambda name: name.startswith("dedup-"))
         if not options.enabled:
             run("join", dedup.write_no_edges, [NoJob()], inputs, noun, combine=forest, cores="idle")
+        elif options.index == "cells":
+            join_in_cells(self.reading, self._views, forest)
         elif options.neighbours is not None:
             jobs = self._nearest_jobs(options.neighbours)
             run("join", dedup.join_nearest, jobs, inputs, noun, combine=forest, cores="idle")
         else:
             run("join", dedup.join_pair, self._pair_jobs(), inputs, noun, combine=forest, cores="idle")
+
+    @property
+    def in_cells(self) -> bool:
+        """Whether near duplicates are looked for inside cells alone."""
+        return self.recipe.dedup.enabled and self.recipe.dedup.index == "cells"
 
     def _nearest_jobs(self, k: int) -> list[dedup.JoinNearest]:
         blocks, threshold, device = self._blocks("pool"), self.prepared.dedup_threshold, self.recipe.encoder.device

@@ -31,6 +31,7 @@ from granary.pipelines.engine.progress import Progress
 from granary.pipelines.engine.stages import Stages
 from granary.pipelines.engine.units import Engine, Runner
 from granary.pipelines.kinds.curate_reading import Prepared, Reading
+from granary.pipelines.kinds.join_prices import price_note, prices
 
 PLACES = 6  # of the pool where a few files are read
 HALF = 2  # bytes of a number of a stored vector
@@ -145,7 +146,13 @@ class DryRun:
         if recipe.dedup.enabled:
             pairs = pool * (pool - 1) // 2 + (views - 1) * pool**2
             units = blocks * (blocks + 1) // 2 + (views - 1) * blocks**2
-            yield Line("join", units, f"{pairs:,} pairs", pairs * pair, 0)
+            join = Line("join", units, f"{pairs:,} pairs", pairs * pair, 0)
+            if recipe.dedup.index == "cells":
+                inside = prices(pool, recipe.dedup, pair)[1] * views * 3600
+                join = Line("join", 0, f"{pool:,} images inside cells", inside, 0)
+            if note := price_note(pool, recipe.dedup, pair):
+                self.tell(f"note: {note}")
+            yield join
         if recipe.references:
             pairs = counts["references"] * pool * views
             units = blocks * -(-counts["references"] // recipe.dedup.block)

@@ -23,6 +23,7 @@ from granary.curation.steps.tally import Tally, tally
 from granary.curation.steps.unreadable import what_allows
 from granary.pipelines.engine.encoders import plan_encoder
 from granary.pipelines.engine.stages import Stages
+from granary.pipelines.kinds.join_prices import price_note
 
 OTHERWISE: dict[Role, str] = {  # what helps too where a set holds no image
     "pool": "leave it out of the pool",
@@ -199,6 +200,8 @@ class Reading:
         """Read, hash, decode and embed everything the sources of a role hold."""
         listed = self.write_listing(self.run, role)
         self.left_out[role] = listed.left_out
+        if role == "pool" and (note := price_note(sum(listed.weights), self.recipe.dedup)):
+            self.stages.runner.progress.console.print(f"note: {note}", soft_wrap=True)
         jobs = self.embed_units(role, encoder, listed, filters)
         self.stages.parallel(role, embed.embed, jobs, [], "images", listed.weights)
         self.check_readable(role)

@@ -27,6 +27,7 @@ from granary.pipelines.engine.session import Session, console_or_stderr
 from granary.pipelines.engine.stages import Stages
 from granary.pipelines.engine.units import Engine
 from granary.pipelines.kinds.curate import Curation
+from granary.pipelines.kinds.curate_cells import cell_counts, recall_note
 from granary.pipelines.kinds.curate_dry_run import show_dry_run
 from granary.pipelines.kinds.curate_reading import Reading, prepare
 
@@ -99,6 +100,7 @@ def _summarise(curation: Curation) -> dict[str, object]:
         "sources": [counted.row(role, source) for role, source, counted in curation.reading.counted()],
         "thresholds": {"dedup": prepared.dedup_threshold, "leaks": prepared.leak_threshold},
         "removed_at": summary.removed_at(run, prepared.dedup_threshold),
+        "cells": cell_counts(curation.stages),
         "leak_audit": summary.leak_audit(run, prepared.recipe),
         "retrieval": _retrieval(curation),
         "caption_balance": summary.caption_balance(run, prepared.recipe.balance.captions),
@@ -125,6 +127,8 @@ def _retrieval(curation: Curation) -> list[SetCount]:
 
 def _notes(curation: Curation) -> list[str]:
     recipe, notes = curation.recipe, [*curation.reading.unreadable_notes(), *_lost_notes(curation)]
+    if counted := cell_counts(curation.stages):
+        notes.append(recall_note(counted))
     if curation.prepared.retrieval and curation.prepared.retrieval.spec.startswith(LAYOUT):
         notes.append(BY_LAYOUT)
     for marker in curation.stages.markers.get(STAGE, []):

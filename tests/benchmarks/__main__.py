@@ -6,8 +6,8 @@ import subprocess
 import sys
 
 MODULES = (
-    *("startup", "download", "join", "copies", "pipeline", "workers", "world", "guidance", "pack", "loader"),
-    *("ijepa", "dinov2", "resnet"),
+    *("startup", "download", "join", "cell_join", "copies", "pipeline", "workers", "world", "guidance", "pack"),
+    *("loader", "ijepa", "dinov2", "resnet"),
 )
 
 if __name__ == "__main__":

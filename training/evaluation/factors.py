@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from granary.curation.intervals import wilson
+
 ALL = "all"  # the factor of the row that counts every sample
 
 Value = str | float | None  # of a factor; whole numbers and truth values are numbers too
@@ -72,13 +74,4 @@ def _order(value: Value) -> tuple[bool, float, str]:
 
 def _accuracy(factor: str, value: Value, right: NDArray[np.bool_]) -> Accuracy:
     n, share = len(right), float(right.mean()) if len(right) else math.nan
-    return Accuracy(factor, value, n, share, *_wilson(share, n))
-
-
-def _wilson(share: float, n: int, z: float = 1.959964) -> tuple[float, float]:
-    """Return the Wilson interval of a share of n: (p + z^2/2n -+ z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n)."""
-    if not n:
-        return math.nan, math.nan
-    middle, scale = share + z * z / (2 * n), 1 + z * z / n
-    half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return max(0.0, (middle - half) / scale), min(1.0, (middle + half) / scale)
+    return Accuracy(factor, value, n, share, *wilson(share, n))
