@@ -1,10 +1,14 @@
-"""What people wrote of the steps of videos: COIN, CrossTask, and JSON lines; every reader gives the same records.
+"""What people wrote of the steps of videos, in the forms it is published in; every reader gives the same records.
 
 COIN (Tang et al. 2019) is one JSON file, CrossTask (Zhukov et al. 2019) a folder of `TASK_VIDEO.csv` with lines
 `step,start,end`, steps from 1, and beside it lists of tasks with the names of their steps. The form of COIN is that
 of https://github.com/coin-dataset/annotations, README.md; that of CrossTask is what `read_task_info` and
-`read_assignment` of https://github.com/DmZhukov/CrossTask, data.py, read. A JSON line is {"video": ..., "task": ...,
-"subset": ..., "steps": [{"step_id": ..., "label": ..., "start": ..., "end": ...}]}.
+`read_assignment` of https://github.com/DmZhukov/CrossTask, data.py, read. EPIC-KITCHENS-100 (Damen et al. 2022) is a
+table with the columns of https://github.com/epic-kitchens/epic-kitchens-100-annotations, a line for each action; Ego4D
+Goal-Step (Song et al. 2023) one JSON file with a list `videos`, in the form that the README.md of
+https://github.com/facebookresearch/ego4d-goalstep has; their segments are steps. A JSON line is {"video": ...,
+"task": ..., "subset": ..., "steps": [{"step_id": ..., "label": ..., "start": ..., "end": ...}]}; a step may have a verb
+and a noun too.
 """
 
 from __future__ import annotations
@@ -23,9 +27,11 @@ from granary.curation.errors import UserError
 from granary.curation.sources import Source, failure, files, listing
 from granary.curation.sources.model import unescape
 
-Format = Literal["coin", "crosstask", "lines"]
+Format = Literal["coin", "crosstask", "epic", "goalstep", "lines"]
 MAX_BYTES = 1 << 30
 MAX_LINE = 64 << 20
+EPIC = ("video_id", "start_timestamp", "stop_timestamp", "narration", "verb_class", "noun_class")
+SUBSETS = {"train": "training", "val": "validation", "test": "testing"}  # by what stands in a file's name
 TASKS = ("tasks_primary.txt", "tasks_related.txt")
 
 
@@ -35,12 +41,15 @@ class Segment(NamedTuple):
     Args:
         step: its number, as the annotations have it; "" where there is none.
         label: in words.
+        verb, noun: numbers of their classes, where annotations have them apart.
     """
 
     start: float
     end: float
     step: str
     label: str
+    verb: str = ""
+    noun: str = ""
 
 
 class Procedure(NamedTuple):
@@ -99,6 +108,66 @@ def _coin_step(step: Any) -> Mapping[str, Any]:
     bounds = record.get("segment")
     start, end = bounds if isinstance(bounds, list) and len(bounds) == 2 else (None, None)
     return {"step_id": record.get("id"), "label": record.get("label"), "start": start, "end": end}
+
+
+def _epic(path: str) -> Iterator[Procedure]:
+    """Yield videos in the order of their first actions; the name of the file says which subset they are."""
+    rows = csv.DictReader(io.StringIO(files.read_file(path, MAX_BYTES).decode("utf-8", "replace")))
+    missing = set(EPIC) - set(rows.fieldnames or ())
+    if missing:
+        raise ValueError(f"there is no column {min(missing)}")
+    videos: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        videos.setdefault(row["video_id"] or "", []).append(_epic_step(row))
+    subset = _subset(path)
+    for video, steps in videos.items():
+        yield _procedure(video, "", subset, sorted(steps, key=lambda step: step["start"] or 0.0))
+
+
+def _subset(path: str) -> str:
+    """Return the subset that the name of a file says, "" for none."""
+    name = path.rsplit("/", 1)[-1].lower()
+    return next((subset for word, subset in SUBSETS.items() if word in name), "")
+
+
+def _epic_step(row: Mapping[str, str | None]) -> Mapping[str, Any]:
+    verb, noun = (row[name] or "" for name in ("verb_class", "noun_class"))
+    start, end = (_clock(row[name] or "") for name in ("start_timestamp", "stop_timestamp"))
+    step = f"{verb},{noun}" if verb and noun else None
+    return {"step_id": step, "label": row["narration"], "start": start, "end": end, "verb": verb, "noun": noun}
+
+
+def _clock(text: str) -> float | None:
+    """Return the seconds of a time such as 00:01:09.14; None where it is none."""
+    parts = text.split(":")
+    times = [_seconds(part) for part in parts]
+    if len(parts) != 3 or None in times:
+        return None
+    return sum(60.0**place * (time or 0.0) for place, time in enumerate(reversed(times)))
+
+
+def _goalstep(path: str) -> Iterator[Procedure]:
+    """Yield videos with their steps; the substeps below these are left. The file's name says which subset it is."""
+    tree = json.loads(files.read_file(path, MAX_BYTES))
+    videos = tree.get("videos") if isinstance(tree, dict) else None
+    if not isinstance(videos, list):
+        raise ValueError("there is no list `videos`")
+    subset = _subset(path)
+    for place, entry in enumerate(videos):
+        record = entry if isinstance(entry, dict) else {}
+        if not record.get("video_uid"):
+            error = ("NoVideoName", "the entry names no `video_uid`")
+            yield Procedure(f"videos[{place}]", "", "", [], [], error)
+            continue
+        segments = record.get("segments")
+        steps = [_goalstep_step(segment) for segment in segments] if isinstance(segments, list) else []
+        yield _procedure(str(record["video_uid"]), record.get("goal_category"), subset, steps)
+
+
+def _goalstep_step(segment: Any) -> Mapping[str, Any]:
+    record = segment if isinstance(segment, dict) else {}
+    label, bounds = record.get("step_description"), {"start": record.get("start_time"), "end": record.get("end_time")}
+    return {"step_id": record.get("step_category"), "label": label, **bounds}
 
 
 def _lines(path: str) -> Iterator[Procedure]:
@@ -165,8 +234,9 @@ def _procedure(video: str, task: object, subset: object, steps: list[Mapping[str
         if start is None or end is None or end <= start:
             wrong.append(f"step {place + 1} has no time: from {step.get('start')} to {step.get('end')}")
         else:
-            words = str(step.get("label") or "")
-            segments.append(Segment(start, end, "" if number is None else str(number), words))
+            words, named = str(step.get("label") or ""), "" if number is None else str(number)
+            verb, noun = ("" if step.get(name) is None else str(step[name]) for name in ("verb", "noun"))
+            segments.append(Segment(start, end, named, words, verb, noun))
     if not steps:
         wrong.append("no step is written down")
     return Procedure(video, "" if task is None else str(task), str(subset or ""), segments, wrong)
@@ -181,4 +251,10 @@ def _seconds(value: object) -> float | None:
     return seconds if math.isfinite(seconds) and seconds >= 0 else None
 
 
-READERS: dict[Format, Callable[[str], Iterator[Procedure]]] = {"coin": _coin, "crosstask": _crosstask, "lines": _lines}
+READERS: dict[Format, Callable[[str], Iterator[Procedure]]] = {
+    "coin": _coin,
+    "crosstask": _crosstask,
+    "epic": _epic,
+    "goalstep": _goalstep,
+    "lines": _lines,
+}

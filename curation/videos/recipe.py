@@ -10,7 +10,7 @@ from granary.curation.options import Options, RunRecipe
 from granary.curation.videos.limits import VideoLimits
 from granary.curation.videos.shots import Shots
 
-VideoFormat = Literal["coin", "crosstask", "lines", "shots"]
+VideoFormat = Literal["coin", "crosstask", "epic", "goalstep", "lines", "shots"]
 
 
 class VideoShards(Options, frozen=True):
@@ -26,8 +26,8 @@ class PackVideosRecipe(RunRecipe, frozen=True):
     name: str = Field("videos", pattern=r"^[A-Za-z0-9._ -]+$", description="title of the dataset")
     licence: str = Field("unknown", description="licence of the videos, as the Hub names it: cc-by-4.0, mit, other")
     format: VideoFormat = Field(
-        description="coin, crosstask, lines (JSON, one video a line): clips are the steps; shots: all videos, cut "
-        "where the picture changes"
+        description="coin, crosstask, epic (EPIC-KITCHENS-100), goalstep (Ego4D), lines (JSON, a video a line): clips "
+        "are the steps; shots: all videos, cut where the picture changes"
     )
     annotations: str = Field("", description="file or folder of the annotations, a path or URL; none for shots")
     videos: str = Field(min_length=1, description="folder of the videos; a file is named like its video, any ending")

@@ -77,7 +77,7 @@ def video_features() -> Features:
 
     clip = {
         "start": Value("float64"), "end": Value("float64"), "first": Value("int32"), "frames": Value("int32"),
-        "step": Value("string"), "label": Value("string"),
+        "step": Value("string"), "label": Value("string"), "verb": Value("string"), "noun": Value("string"),
     }  # fmt: skip
     return schema.sample_features(
         {
@@ -286,7 +286,7 @@ def clips_of(segments: list[Segment], facts: Facts) -> tuple[list[dict[str, Any]
         end = min(segment.end, facts.seconds)
         first, last = (int(np.searchsorted(facts.times, time)) for time in (segment.start, end))
         if first < last:
-            told = {"start": segment.start, "end": end, "step": segment.step, "label": segment.label}
+            told = {**segment._asdict(), "end": end}
             clips.append(told | {"first": first, "frames": last - first})
         else:
             times = f"{segment.start:.2f} to {segment.end:.2f} s of {facts.seconds:.2f}"

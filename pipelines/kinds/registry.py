@@ -132,7 +132,8 @@ PACK_VIDEOS = Kind(
     ),
     extra="video",
 )
-VIDEO_FORMATS = ("coin", "crosstask", "lines", "shots")  # of `granary pack`, whose recipe is then another
+# Formats of `granary pack` whose recipe is that of videos.
+VIDEO_FORMATS = ("coin", "crosstask", "epic", "goalstep", "lines", "shots")
 
 
 PACK_INSTRUCTIONS = Kind(

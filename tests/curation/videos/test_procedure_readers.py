@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
 import json
 from pathlib import Path
@@ -52,6 +53,54 @@ def test_crosstask_is_read_as_it_is_published(tmp_path: Path) -> None:
     assert other == Procedure("none", "999", "", [Segment(0.5, 2.0, "1", "")], [])
 
 
+def test_epic_is_read_as_it_is_published(tmp_path: Path) -> None:
+    columns = (
+        "narration_id,participant_id,video_id,narration_timestamp,start_timestamp,stop_timestamp,start_frame,stop_frame,"
+        "narration,verb,verb_class,noun,noun_class,all_nouns,all_noun_classes"
+    )
+    rows = [
+        "P01_01_1,P01,P01_01,00:00:02.720,00:00:05.29,00:01:06.03,8,202,turn on,turn-on,6,light,114,['light'],[114]",
+        "P01_02_0,P01,P01_02,00:00:01.089,01:00:00.14,01:00:03.37,8,202,open door,open,3,door,3,['door'],[3]",
+        "P01_01_0,P01,P01_01,00:00:01.089,00:00:00.14,00:00:03.37,8,202,open door,open,3,door,3,['door'],[3]",
+        "P01_01_2,P01,P01_01,00:00:01.089,soon,00:00:03.37,8,202,close door,close,4,door,3,['door'],[3]",
+    ]
+    path = tmp_path / "EPIC_100_validation.csv"
+    path.write_text("\n".join([columns, *rows]) + "\n")
+    one, other = read_procedures(str(path), "epic")
+    assert (one.video, one.task, one.subset) == ("P01_01", "", "validation")
+    assert one.segments == [
+        Segment(0.14, 3.37, "3,3", "open door", "3", "3"),
+        Segment(5.29, pytest.approx(66.03), "6,114", "turn on", "6", "114"),
+    ]
+    assert one.wrong == ["step 1 has no time: from None to 3.37"]
+    assert [(segment.start, segment.end) for segment in other.segments] == [
+        (pytest.approx(3600.14), pytest.approx(3603.37))
+    ]
+
+
+def test_goal_step_is_read_as_it_is_published(tmp_path: Path) -> None:
+    substep = {"start_time": 2.0, "end_time": 3.0, "step_category": "Cut: slice", "step_description": "slice lime"}
+    step = {
+        "start_time": 0.1, "end_time": 88.3, "step_category": "Peel and cut: Cut", "step_description": "Slice lime",
+        "is_continued": False, "is_procedural": True, "is_relevant": "essential", "summary": [], "segments": [substep],
+    }  # fmt: skip
+    video = {
+        "video_uid": "b739-68", "start_time": 0.02, "end_time": 1864.65, "goal_category": "COOKING:MAKE_SALAD",
+        "goal_description": "making a salad", "goal_wikihow_url": "x", "summary": [], "is_procedural": True,
+        "segments": [step, {**step, "start_time": 99.0}],
+    }  # fmt: skip
+    path = tmp_path / "goalstep_train.json"
+    path.write_text(json.dumps({"videos": [video, {"segments": []}, 7]}))
+    one, nameless, no_entry = read_procedures(str(path), "goalstep")
+    assert (one.video, one.task, one.subset) == ("b739-68", "COOKING:MAKE_SALAD", "training")
+    assert one.segments == [Segment(0.1, 88.3, "Peel and cut: Cut", "Slice lime")]
+    assert one.wrong == ["step 2 has no time: from 99.0 to 88.3"]
+    assert [(some.video, some.error and some.error[0]) for some in (nameless, no_entry)] == [
+        ("videos[1]", "NoVideoName"),
+        ("videos[2]", "NoVideoName"),
+    ]
+
+
 def test_lines_may_be_packed_and_leave_fields_out(tmp_path: Path) -> None:
     line = {"video": "a", "steps": [{"start": 1, "end": 2}, {"step_id": 4, "label": "b", "start": 0.5, "end": 1e999}]}
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress((json.dumps(line) + "\n\n").encode()))
@@ -64,7 +113,8 @@ def test_lines_may_be_packed_and_leave_fields_out(tmp_path: Path) -> None:
     ("name", "form", "text"),
     [
         ("a.json", "coin", "{"), ("a.json", "coin", "[]"), ("a.json", "coin", '{"database": []}'),
-        ("a.json", "coin", "[" * 100_000), ("a.csv", "crosstask", "1,2,3"),
+        ("a.json", "coin", "[" * 100_000), ("a.csv", "crosstask", "1,2,3"), ("a.csv", "epic", "video_id,verb\nx,y\n"),
+        ("a.csv", "epic", ""), ("a.json", "goalstep", "[]"), ("a.json", "goalstep", '{"videos": {}}'),
     ],
 )  # fmt: skip
 def test_other_files_are_refused_in_one_sentence(name: str, form: str, text: str, tmp_path: Path) -> None:
@@ -105,3 +155,27 @@ def test_real_annotations_are_read_whole(name: str, videos: int, steps: int | No
     assert all(segment.end > segment.start for one in procedures for segment in one.segments)
     found = sum(len(one.segments) for one in procedures)
     assert found + sum(len(one.wrong) for one in procedures) == steps if steps else found > 10_000
+
+
+@pytest.mark.skipif(not SHARED.exists(), reason="../shared/data is not there")
+def test_real_actions_and_goals_are_read_whole(tmp_path: Path) -> None:
+    with gzip.open(SHARED / "steps_goalstep_dev.jsonl.gz", "rt") as file:
+        videos = [json.loads(line) for line in file]
+    (tmp_path / "goalstep.json").write_text(json.dumps({"videos": videos}))
+    found = list(read_procedures(str(tmp_path / "goalstep.json"), "goalstep"))
+    assert [one.video for one in found] == [video["video_uid"] for video in videos]
+    steps = sum(len(one.segments) + len(one.wrong) for one in found)
+    assert steps == sum(max(1, len(video["segments"])) for video in videos)
+    assert sum(len(one.segments) for one in found) > 0.9 * steps
+    with gzip.open(SHARED / "steps_epic100_dev.jsonl.gz", "rt") as file:
+        actions = [json.loads(line) for line in file]
+    names = {"video_id": "video", "start_timestamp": "start", "stop_timestamp": "stop"}
+    with (tmp_path / "EPIC_100_train.csv").open("w", newline="") as file:
+        table = csv.writer(file)
+        columns = ("video_id", "start_timestamp", "stop_timestamp", "narration", "verb_class", "noun_class")
+        table.writerow(columns)
+        table.writerows([action[names.get(name, name)] for name in columns] for action in actions)
+    found = list(read_procedures(str(tmp_path / "EPIC_100_train.csv"), "epic"))
+    assert len(found) == 93
+    assert sum(len(one.segments) for one in found) == 6493
+    assert all(segment.verb.isdecimal() and segment.noun.isdecimal() for one in found for segment in one.segments)

@@ -167,7 +167,8 @@ def test_a_second_file_or_annotation_of_a_video_is_told(tmp_path: Path) -> None:
 
 
 def test_the_public_function_packs_videos_and_datasets_loads_them(folder: Path, tmp_path: Path) -> None:
-    lines = [{"video": "other", "task": "t", "steps": [{"step_id": 3, "label": "a", "start": 0, "end": 0.3}]}]
+    step = {"step_id": 3, "label": "a", "start": 0, "end": 0.3, "verb": 7, "noun": "12"}
+    lines = [{"video": "other", "task": "t", "steps": [step]}]
     (tmp_path / "steps.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + "{\n")
     run = granary.pack(
         videos=str(folder / "clips"), annotations=str(tmp_path / "steps.jsonl"), out=tmp_path / "run", format="lines",
@@ -175,7 +176,8 @@ def test_the_public_function_packs_videos_and_datasets_loads_them(folder: Path, 
     )  # fmt: skip
     assert run.counts["samples"] == 1
     (row,) = load_dataset(str(tmp_path / "run" / "dataset"), split="train")
-    assert [(clip["frames"], clip["step"]) for clip in row["clips"]] == [(3, "3")]
+    clips = [(clip["frames"], clip["step"], clip["verb"], clip["noun"]) for clip in row["clips"]]
+    assert clips == [(3, "3", "7", "12")]
     (letter,) = pools.Run(str(tmp_path / "run")).table("dead-letter")
     assert (letter["uri"], letter["error"]) == ("videos/steps.jsonl:2", "InvalidJson")
 
