@@ -8,9 +8,7 @@ from pathlib import Path
 import places
 import pytest
 import yaml
-from tiny_procedures import STEPS, with_steps
-from tiny_shards import shapes, write_shards
-from tiny_trainings import tiny_training
+from tiny_trainings import tiny_run, tiny_training
 
 from granary.pipelines.engine.recipe import load_recipe
 from granary.training.methods import METHODS
@@ -44,6 +42,8 @@ OWN = {
     "--options.vocabulary 600 --options.context 16 --options.layer 1 --options.columns [captions]",
     "vedit": "--options.encoder null --options.latents latents --options.width 16 --options.blocks 1 --options.heads 2 "
     "--options.euler_steps 2",
+    "vistallm": "--options.encoder null --options.language tiny?width=16&depth=1&heads=2 --options.vocabulary 600 "
+    "--options.layer 1 --options.pictures_by.width 16 --options.pictures_by.depth 1 --options.pictures_by.heads 2",
     "flava": TEXT + " --options.fusion_depth 1 --options.fusion_heads 2 --options.codes 8 --options.codebook_pictures 8"
     " --options.smallest_block 1",
     "coca": TEXT + " --options.decoder_depth 1 --options.queries 4",
@@ -71,7 +71,7 @@ OWN = {
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return str(write_shards(tmp_path_factory.mktemp("run"), with_steps(shapes(40, 32)), group=10, extra=STEPS))
+    return tiny_run(tmp_path_factory.mktemp("run"), 40, 32)
 
 
 @pytest.fixture(scope="module")

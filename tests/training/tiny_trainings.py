@@ -9,6 +9,7 @@ from typing import Any
 from tiny_procedures import STEPS, with_steps
 from tiny_shards import shapes, write_shards
 
+from granary.curation.instructions.schema import instruction_feature
 from granary.training.recipe import TrainRecipe
 from granary.training.run.loop import train
 
@@ -38,6 +39,18 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "siglip": TEXT,
     "llip": {**TEXT, "dimension": 8, "heads": 2},
     "llava": {"language": "tiny?width=16&depth=1&heads=2", "vocabulary": 600, "context": 16, "describe": "what?"},
+    "vistallm": {
+        "language": "tiny?width=16&depth=1&heads=2",
+        "vocabulary": 600,
+        "context": 40,
+        "describe": "what?",
+        "bins": 17,
+        "points": 4,
+        "items": 2,
+        "pictures": 2,
+        "train_encoder": True,
+        "pictures_by": {"queries": 2, "width": 16, "depth": 1, "heads": 2},
+    },
     "flava": {**TEXT, "fusion_depth": 1, "fusion_heads": 2, "codes": 8, "codebook_pictures": 8, "smallest_block": 2},
     "vedit": {"latents": "latents", "width": 16, "blocks": 1, "heads": 2, "euler_steps": 2},
     "coca": {**TEXT, "dimension": 8, "decoder_depth": 1, "queries": 3},
@@ -54,10 +67,23 @@ SETTINGS: dict[str, Any] = {
 }
 
 
-def tiny_run(folder: Path, count: int = 24) -> str:
-    """Write shapes with labels, captions and steps of a video; returns the folder of the run."""
-    rows = [{**row, "captions": [f"a {row['label']}", "a shape"]} for row in shapes(count, 16)]
-    return str(write_shards(folder, with_steps(rows), group=8, extra=STEPS))
+def asked(row: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return instructions about a row: where its shape is, where another one is not, and what it is."""
+    side, (word, *_) = row["width"], (name for name in ("circle", "square") if name != row["label"])
+    target = {"picture": 0, "box": [1, 2, side - 3, side - 1], "size": [side, side], "counts": None}
+    made = {"task": "box", "form": "box", "answer": "", "targets": []}
+    said = {"task": "caption", "form": "text", "question": "What is it?", "answer": f"a {row['label']}", "targets": []}
+    there = {**made, "question": f"where is the {row['label']}?", "targets": [target]}
+    return [there, {**made, "question": f"where is the {word}?"}, said]
+
+
+def tiny_run(folder: Path, count: int = 24, side: int = 16) -> str:
+    """Write shapes with labels, captions, instructions and steps of a video; returns the folder of the run."""
+    rows = [
+        {**row, "captions": [f"a {row['label']}", "a shape"], "instructions": asked(row)} for row in shapes(count, side)
+    ]
+    extra = {"instructions": instruction_feature(), **STEPS}
+    return str(write_shards(folder, with_steps(rows), group=8, extra=extra))
 
 
 def tiny_recipe(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -25,6 +26,11 @@ BIN = re.compile(r"<bin_(\d{1,9})>")
 def vocabulary(bins: int = BINS) -> list[str]:
     """Return the tokens that a tokenizer must know beside words: nine markers, then the bins."""
     return [*MARKERS, *(f"<bin_{number}>" for number in range(bins))]
+
+
+def picture_token(number: int) -> str:
+    """Return the token of a picture among several, by its number from 0 on."""
+    return f"<i_{number + 1}>"
 
 
 class Square(NamedTuple):
@@ -113,6 +119,28 @@ def parsed(text: str, kind: Kind, n: int | None = None, bins: int = BINS) -> lis
     return [item for item in items if item] if all(item and len(item) == count for item in items) else None
 
 
+def parsed_group(text: str, n: int, bins: int = BINS) -> dict[int, list[list[int]]] | None:
+    """Return the masks of an answer about several pictures by the number of the picture, none of a blank one.
+
+    None where it is anything else than picture tokens, their numbers rising, each followed by what `written` writes.
+
+    Args:
+        text: of a model.
+        n: points of a mask.
+        bins: of a coordinate.
+    """
+    text = "".join(text.split())
+    first, *parts = re.split(r"<i_(\d{1,9})>", text)
+    numbers = [int(number) - 1 for number in parts[::2]]
+    masks = [parsed(part, "mask", n, bins) for part in parts[1::2]]
+    rising = all(one < other for one, other in pairwise([-1, *numbers]))
+    return (
+        {k: mask for k, mask in zip(numbers, masks, strict=True) if mask}
+        if not first and rising and all(masks)
+        else None
+    )
+
+
 def _item(text: str, bins: int) -> list[int] | None:
     numbers = [int(number) for number in BIN.findall(text)]
     whole = "".join(f"<bin_{number}>" for number in numbers) == text
@@ -120,8 +148,11 @@ def _item(text: str, bins: int) -> list[int] | None:
 
 
 def mask_of(items: Iterable[Sequence[int]], width: int, height: int, bins: int = BINS) -> Mask:
-    """Return the mask (height, width) of a picture that the polygons of an answer cover together."""
+    """Return the mask (height, width) of a picture that the polygons of an answer cover together.
+
+    The points are moved to the nearest pixels: those of an outline are pixels, and bins lie between them.
+    """
     union = np.zeros((height, width), bool)
     for item in items:
-        union |= filled(points_of(item, width, height, bins), height, width)
+        union |= filled(np.rint(points_of(item, width, height, bins)), height, width)
     return union

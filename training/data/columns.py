@@ -15,6 +15,7 @@ from granary.curation.sources import columns as cells
 from granary.curation.store.schema import class_names_of, huggingface_features
 from granary.training.data.table import Columns
 
+SEVERAL = "images"  # the column of several pictures of a row; `image` stands for it where there is none
 NAMEABLE = ("image", "label", "captions", "id")
 TEXTS = pa.list_(pa.string())
 NONE: Mapping[str, float] = {"int64": -1, "float32": np.nan, "bool": 0}  # what stands for no value in a tensor
@@ -67,13 +68,18 @@ def check_layout(
     for ours, name in columns.named().items():
         if name is not None and name not in layout.columns:
             raise UserError(f"data.{_option(ours)}: {path} has no column {name!r}; it has {known}")
-    for name in needs:
+    for name in (stored_pictures(name, layout.types) for name in needs):
         if name not in layout.types:
             hint = f"; name the right one with --data.{_option(name)}"
             raise UserError(f"data: {path} has no column {name!r}, which {why} needs; its columns are {known}{hint}")
         reader = reader_of(name, categories)
         if not reader.fits(layout.types[name]):
             raise UserError(f"data: the column {name} of {path} is {layout.types[name]}; {reader.must}")
+
+
+def stored_pictures(name: str, there: Collection[str]) -> str:
+    """Return the column that a column is read from: of several pictures `image` where only that is there."""
+    return "image" if name == SEVERAL and SEVERAL not in there and "image" in there else name
 
 
 def _option(ours: str) -> str:
@@ -117,6 +123,10 @@ def _is_picture(kind: pa.DataType) -> bool:
         return _is_bytes(kind)
     place = kind.get_field_index("bytes")
     return place >= 0 and _is_bytes(kind.field(place).type)
+
+
+def _are_pictures(kind: pa.DataType) -> bool:
+    return _is_list(kind) and _is_picture(kind.value_type)
 
 
 def _is_source(kind: pa.DataType) -> bool:
@@ -230,6 +240,7 @@ PICTURE_MUST = "it must hold the bytes of pictures, plain or in a struct with a 
 LABEL_MUST = "a label is a number, a text or a truth value, or a list of one"
 READERS: Mapping[str, Reader] = {
     "image": Reader(_field("bytes"), _is_picture, PICTURE_MUST),
+    SEVERAL: Reader(fits=_are_pictures, must="it must be a list of pictures, each with its bytes"),
     "label": Reader(_labels, _is_label, LABEL_MUST),
     "captions": Reader(_captions, _are_captions, "it must be a list of texts, or a text", _lists_of_texts),
     "split": Reader(_labels),

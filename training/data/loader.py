@@ -24,6 +24,7 @@ from granary.curation.images.limits import DecodeLimits
 from granary.curation.store import storage
 from granary.training.data import shards
 from granary.training.data.collate import Dead, Part, divided, joined, stacked
+from granary.training.data.columns import SEVERAL, stored_pictures
 from granary.training.data.crops import Crop, sample_generator, views_of
 from granary.training.data.grouped import Balanced, Chosen, FewClasses, Rows, members_of, subsampled
 from granary.training.data.order import Mixture, Order, Place
@@ -151,7 +152,8 @@ class Parts:
                 return row, plan.views(row, generator, plan.crops, plan.limits)
             except DecodeError as error:
                 dead.append((row["uri"], error.kind, str(error)))
-        raise UserError(f"data: {PATIENCE} samples in a row cannot be decoded, the first of them {dead[-PATIENCE][0]}")
+        uri, _, message = dead[-PATIENCE]
+        raise UserError(f"data: {PATIENCE} samples in a row cannot be decoded, the first of them {uri} ({message})")
 
     def _row(self, place: Place) -> Part:
         """Return the row at a place of the mixture."""
@@ -176,15 +178,21 @@ def _reader(dataset: shards.Dataset, plan: BatchPlan, window: int) -> shards.Gro
 
 def stored_columns(dataset: shards.Dataset, columns: Sequence[str]) -> list[str]:
     """Return the columns to read: those asked for, and what views are made of and samples named by."""
-    return list(dict.fromkeys([*columns, *(name for name in IMAGE_COLUMNS if name in dataset.columns)]))
+    asked = [stored_pictures(name, dataset.columns) for name in columns]
+    return list(dict.fromkeys([*asked, *(name for name in IMAGE_COLUMNS if name in dataset.columns)]))
 
 
 def read_row(rows: shards.GroupRows, row: int, columns: Sequence[str]) -> Part:
-    """Return one row: data, size, key (row_id or id), uri, and the columns but for the picture."""
+    """Return one row: data, size, key (row_id or id), uri, and the columns but for pictures.
+
+    Where several pictures are asked for, `pictures` has the bytes of each.
+    """
     key = rows.cell("row_id", row) or rows.cell("id", row)
     sample: Part = {"data": rows.image(row), "size": rows.sizes[row], "key": key}
     sample["uri"] = rows.cell("source", row) or key
-    return sample | {name: rows.cell(name, row) for name in columns if name != "image"}
+    if SEVERAL in columns:
+        sample["pictures"] = rows.pictures(row)
+    return sample | {name: rows.cell(name, row) for name in columns if name not in ("image", SEVERAL)}
 
 
 class _Handed(Dataset[Part]):

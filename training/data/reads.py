@@ -21,13 +21,15 @@ class Reads:
 
     Args:
         columns: image, label, captions, or any column of the shards, which come as `columns.values_of` gives them:
-            numbers as tensors, everything else as lists of Python objects. Without image no picture is read.
+            numbers as tensors, everything else as lists of Python objects. Without image no picture is read; images
+            are several pictures of a row, or its one.
         categories: further columns whose values are classes, as those of label are: int64, -1 for none.
         config: folder of the dataset that the shards lie in.
         views: makes the views of a row, in a worker: (row, generator of the sample, crops, limits of decoding) ->
             for every crop NAME (count, side, side, 3) uint8, and whatever else as arrays. It raises DecodeError. The
-            row has `data`, the bytes of the picture, `size`, `key`, `uri`, `path`, that of the dataset, and the
-            columns. It is sent to workers, so it must be a function or an object that can be pickled.
+            row has `data`, the bytes of the picture (`pictures`, those of several), `size`, `key`, `uri`, `path`, that
+            of the dataset, and the columns. It is sent to workers, so it must be a function or an object that can be
+            pickled.
         order: of the samples, where the recipe names none.
     """
 

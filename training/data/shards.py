@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from granary.curation.errors import UserError
 from granary.curation.runs.tables import read_table
 from granary.curation.store import schema, storage
-from granary.training.data.columns import Layout, check_layout, kind_of, layout_of, reader_of
+from granary.training.data.columns import SEVERAL, Layout, check_layout, kind_of, layout_of, reader_of
 from granary.training.data.splits import Term, held_out, named_splits, terms_of
 from granary.training.data.table import USUAL, Columns
 
@@ -264,7 +264,7 @@ def _read(
 
 def check_kinds(datasets: Sequence[Dataset], columns: Sequence[str]) -> None:
     """Raise UserError where a column without a reader of its own is not of one kind in all shards."""
-    for name in columns:
+    for name in (name for name in columns if name != SEVERAL):
         kinds = {kind_of(group.layout.types[name]): group for dataset in datasets for group in dataset.groups}
         if len(kinds) > 1:
             (one, first), (other, second) = list(kinds.items())[:2]
@@ -307,7 +307,8 @@ class GroupRows:
     def __init__(self, batch: pa.RecordBatch, categories: Mapping[str, Collection[str]] = {}) -> None:
         self.count = batch.num_rows
         self.images = batch["image"] if "image" in batch.schema.names else None
-        small = [name for name in batch.schema.names if name != "image"]
+        self.several = batch[SEVERAL] if SEVERAL in batch.schema.names else None
+        small = [name for name in batch.schema.names if name not in ("image", SEVERAL)]
         self.columns = {
             name: codes(batch[name], categories[name]) if name in categories else reader_of(name).values(batch[name])
             for name in small
@@ -322,6 +323,13 @@ class GroupRows:
     def image(self, row: int) -> bytes:
         """Return the bytes of a picture; none where there are none."""
         return b"" if self.images is None else self.images[row].as_py() or b""
+
+    def pictures(self, row: int) -> list[bytes]:
+        """Return the bytes of the pictures of a row: of a row with one picture that one."""
+        if self.several is None:
+            return [self.image(row)]
+        files = self.several[row].as_py() or []
+        return [(file.get("bytes") if isinstance(file, dict) else file) or b"" for file in files]
 
     def cell(self, name: str, row: int) -> Any:
         """Return a value; None where there is no such column."""

@@ -26,6 +26,7 @@ METHODS = {  # name in a recipe -> module:class
     "flava": "granary.training.methods.flava:Flava",
     "llava": "granary.training.methods.llava:Llava",
     "vedit": "granary.training.methods.vedit:Vedit",
+    "vistallm": "granary.training.methods.vistallm:VistaLLM",
     "dinov2": "granary.training.methods.dinov2:DINOv2",
     "simclr": "granary.training.methods.simclr:SimCLR",
     "mae": "granary.training.methods.mae:MAE",

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from tokenizers import Tokenizer
+from tokenizers import AddedToken, Tokenizer
 from torch import Tensor, nn
 
 from granary.curation.encoders.inference import UNLOADABLE, reason
@@ -104,6 +104,19 @@ class LanguageModel(nn.Module):
         config = their_config(facts["architecture"])
         network = AutoModelForCausalLM.from_config(config, trust_remote_code=False, dtype=torch.float32)
         return cls(network, LanguageTokenizer(facts["tokenizer"], facts["begin"], facts["end"]))
+
+    def extended(self, names: Sequence[str]) -> LanguageModel:
+        """Return the model with further tokens, each whole wherever it stands; those that it has already stay.
+
+        Args:
+            names: of the tokens. The rows of new ones in the tables of input and output are drawn at random.
+        """
+        inner = Tokenizer.from_str(self.tokenizer.json)
+        inner.add_tokens([AddedToken(name, normalized=False, special=False) for name in names])
+        size = max(inner.get_vocab(with_added_tokens=True).values()) + 1
+        if size > self.vocabulary:
+            self.network.resize_token_embeddings(size, mean_resizing=False)
+        return LanguageModel(self.network, LanguageTokenizer(inner.to_str(), self.tokenizer.begin, self.tokenizer.end))
 
     @property
     def room(self) -> int | None:

@@ -14,6 +14,8 @@ PROTOCOLS = {  # name on the command line -> module, which has a PROTOCOL
     "binary-choice": "granary.training.evaluation.protocols.binary_choice",
     "zero-shot": "granary.training.evaluation.protocols.zeroshot",
     "retrieval": "granary.training.evaluation.protocols.retrieval",
+    "referring": "granary.training.evaluation.protocols.referring",
+    "cosegmentation": "granary.training.evaluation.protocols.cosegmentation",
     "knn": "granary.training.evaluation.protocols.knn",
     "linear": "granary.training.evaluation.protocols.linear",
     "few-shot": "granary.training.evaluation.protocols.fewshot",
