@@ -85,6 +85,7 @@ class Api:
                 "notes": facts.get("notes", []),
                 "facets": facets,
                 "spaces": list(self.curated.spaces) if self.curated else [],
+                "own": bool(self.curated and self.curated.takes_files),
                 "pairs": self.curated is not None,
                 "decides": self.curated is not None,
             }

@@ -7,13 +7,20 @@ import json
 import threading
 from collections.abc import Callable, Mapping
 
+import numpy as np
+from numpy.typing import NDArray
+
+from granary.curation.encoders import Encoder, load_encoder
 from granary.curation.errors import UserError
+from granary.curation.images.decode import DecodeError, decode
 from granary.curation.recipe import CurateRecipe
 from granary.curation.view.answers import BYTES, Answer, Request, as_json, row_of
 from granary.curation.view.catalogue import Catalogue
 from granary.curation.view.decided import DecisionFile
 from granary.curation.view.pairs import Pairs, pairs_of
 from granary.curation.view.space import SPACES, Space
+
+BUILTIN = "builtin:"  # encoders without weights, which any machine has
 
 
 class Curated:
@@ -33,6 +40,7 @@ class Curated:
             ("GET", "pairs"): self.edges,
             ("GET", "threshold"): self.threshold,
             ("GET", "similar"): self.similar,
+            ("POST", "similar"): self.similar_to_file,
             ("GET", "map"): self.map,
             ("GET", "decisions"): self.decided,
             ("POST", "decisions"): self.decide,
@@ -60,8 +68,28 @@ class Curated:
 
     def similar(self, request: Request) -> Answer:
         """Give the rows most similar to one, itself first."""
-        rows, similarities = self._space(request).similar(row_of(self.catalogue, request.query.get("row", "")))
-        return as_json({"rows": rows.tolist(), "similarities": similarities.tolist()})
+        return _ranked(*self._space(request).similar(row_of(self.catalogue, request.query.get("row", ""))))
+
+    def similar_to_file(self, request: Request) -> Answer:
+        """Give the rows most similar to the picture of the body, by the copy encoder."""
+        encoder = self._encoder
+        try:
+            picture = decode(request.body, self.recipe.decode, encoder.side).image
+        except DecodeError as error:
+            raise UserError(f"similar: the file is no picture that granary takes ({error.kind})") from None
+        return _ranked(*self.spaces["copy"].nearest(encoder.embed([picture])[0]))
+
+    @property
+    def takes_files(self) -> bool:
+        """Whether what resembles a file can be found: its encoder is there."""
+        return self.recipe.encoder.copy_.startswith(BUILTIN)
+
+    @functools.cached_property
+    def _encoder(self) -> Encoder:
+        spec = self.recipe.encoder.copy_
+        if not self.takes_files:
+            raise UserError(f"similar: {spec} is not loaded here; a file of yours is compared by {BUILTIN}copy alone")
+        return load_encoder(spec, "cpu")
 
     def map(self, request: Request) -> Answer:
         """Give x and y of every row as float32, not a number where it has no vector."""
@@ -90,3 +118,7 @@ class Curated:
             raise UserError(f"decisions: give decision, rows and other as JSON ({str(error)[:100]})") from None
         self.decisions.change(word, rows, other)
         return self.decided(request)
+
+
+def _ranked(rows: NDArray[np.int64], similarities: NDArray[np.float32]) -> Answer:
+    return as_json({"rows": rows.tolist(), "similarities": similarities.tolist()})

@@ -11,6 +11,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from granary.curation.errors import UserError
+from granary.curation.store.addresses import without_secrets
 from granary.curation.store.printable import printable
 from granary.curation.view.catalogue import Catalogue
 
@@ -29,7 +30,8 @@ def exported(catalogue: Catalogue, rows: NDArray[np.int64], format: str) -> tupl
     Raises:
         UserError: the format is another.
     """
-    chosen = catalogue.ledger.select(COLUMNS).take(pa.array(rows)).to_pylist()
+    table = catalogue.ledger.select(COLUMNS).take(pa.array(rows))
+    chosen = [{name: text and without_secrets(text) for name, text in row.items()} for row in table.to_pylist()]
     if format == "jsonl":
         lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in chosen)
         return "".join(lines).encode("utf-8", "replace"), "application/jsonl"

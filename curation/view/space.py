@@ -49,9 +49,17 @@ class Space:
         query = next((vectors[rows == row][0] for rows, vectors in self.blocks() if row in rows), None)
         if query is None:
             raise UserError("similar: this picture has no vector in that space")
+        return self.nearest(query, most, row)
+
+    def nearest(self, query: Vectors, most: int = NEAREST, first: int = -1) -> tuple[Rows, Vectors]:
+        """Return the rows (m,) most similar to a unit vector (d,), and their cosines (m,) float32.
+
+        Args:
+            first: a row that comes before all others.
+        """
         found = [(rows, vectors @ query) for rows, vectors in self.blocks()]
         rows, cosines = (np.concatenate(column) for column in zip(*found, strict=True))
-        order = np.lexsort((rows, -cosines, rows != row))[:most]
+        order = np.lexsort((rows, -cosines, rows != first))[:most]
         return rows[order], cosines[order]
 
     @functools.cached_property

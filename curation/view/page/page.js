@@ -76,14 +76,24 @@ class Page {
   #similar() {
     for (const space of this.run.spaces) {
       this.detail.actions.push([`similar (${space})`, async (row) => {
-        const { rows, similarities } = await (await get("similar", { row, space })).json();
-        const known = new Map(rows.map((one, place) => [one, similarities[place]]));
-        this.open("pictures");
-        this.order = Uint32Array.from(rows);
-        this.grid.show(this.order, true, (one) => known.get(one)?.toFixed(4) ?? "");
-        this.count();
+        this.#ranked(await (await get("similar", { row, space })).json());
       }]);
     }
+    at("own").hidden = !this.run.own;
+    at("file").addEventListener("change", async () => {
+      const [body] = at("file").files;
+      at("file").value = "";
+      if (body) this.#ranked(await (await get("similar", {}, false, { method: "POST", body })).json());
+    });
+  }
+
+  // Show pictures by their similarity, until the next filter.
+  #ranked({ rows, similarities }) {
+    const known = new Map(rows.map((one, place) => [one, similarities[place]]));
+    this.open("pictures");
+    this.order = Uint32Array.from(rows);
+    this.grid.show(this.order, true, (one) => known.get(one)?.toFixed(4) ?? "");
+    this.count();
   }
 
   #views(facets, open) {

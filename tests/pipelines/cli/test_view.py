@@ -10,6 +10,7 @@ import shlex
 import shutil
 
 import every_pipeline
+import fsspec
 import numpy as np
 import pools
 import pytest
@@ -146,6 +147,21 @@ def test_nothing_is_fetched_from_addresses(tmp_path, monkeypatch):
         statuses = {row["status"]: number for number, row in enumerate(visitor.rows())}
         assert "fetches nothing" in visitor.refused("picture", 404, row=statuses["dropped"])
         assert picture_of(visitor.get("picture", row=statuses["kept"])).size == (72, 72)
+
+
+def test_a_run_behind_an_address_is_shown_and_decided(runs):
+    store = fsspec.filesystem("memory")
+    for path in runs["curate"].path.rglob("*"):
+        if path.is_file():
+            store.pipe_file(f"/viewed/{path.relative_to(runs['curate'].path)}", path.read_bytes())
+    with visiting("memory://viewed") as visitor:
+        kept = next(number for number, row in enumerate(visitor.rows()) if row["status"] == "kept")
+        assert picture_of(visitor.get("picture", row=kept)).size == (72, 72)
+        body = json.dumps({"decision": "drop", "rows": [kept]}).encode()
+        assert visitor.send(visitor.base + "decisions", "POST", body)[0] == 200
+    assert (
+        store.cat_file("/viewed/decisions.csv").decode().endswith(f",{runs['curate'].table('ledger')[kept]['uri']}\n")
+    )
 
 
 # -- who may ask, and what names may hold ----------------------------------------------------------------------------

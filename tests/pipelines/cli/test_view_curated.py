@@ -99,6 +99,18 @@ def test_what_resembles_a_picture_is_what_all_comparisons_say(run, name, held, m
         assert "copy" in visitor.refused("similar", 400, row=0, space="pixels")
 
 
+def test_a_file_finds_what_resembles_it(page, roles):
+    data = (roles["pool"] / "plain" / "05.png").read_bytes()
+    status, _, body = page.send(page.base + "similar", "POST", data)
+    told = json.loads(body)
+    assert status == 200
+    assert page.rows()[told["rows"][0]]["uri"] == "pool/plain/05.png"
+    assert told["similarities"][0] == pytest.approx(1, abs=1e-3)
+    assert (np.diff(told["similarities"]) <= 0).all()
+    status, _, body = page.send(page.base + "similar", "POST", b"no picture")
+    assert (status, "no picture that granary takes" in json.loads(body)["error"]) == (400, True)
+
+
 def test_the_map_is_that_of_the_principal_components(run, page):
     known = vectors(run, "pool")
     index = np.array(sorted(known))
