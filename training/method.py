@@ -119,7 +119,8 @@ class Method(nn.Module, abc.ABC):
             backbone without such a field goes without.
         kinds: kinds of backbone that it can train, of `granary.training.models.backbone_config`.
         columns: columns of the shards it reads, where the options do not matter: "image", "label", "captions" or any.
-        takes_features: whether it can do without pictures: a batch then has, in the place of views, features (B, D) of
+        takes_features: whether it can do without pictures: a batch then has, in the place of views, features, (B, D)
+            or of frames (B, F, P, D), 0 after the last, of
             the model to use, which is frozen and has the weights that made them.
         clips: how the model to use, which is frozen, looks at the clips of videos: a batch then has windows of their
             latents in the place of views; None for pictures. It may be that of an object.

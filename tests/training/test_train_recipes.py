@@ -40,6 +40,9 @@ OWN = {
     "llip": TEXT,
     "llava": "--options.encoder null --options.language tiny?width=16&depth=1&heads=2 --options.tuning whole "
     "--options.vocabulary 600 --options.context 16 --options.layer 1 --options.columns [captions]",
+    "longvu": "--options.encoder null --options.comparer null --options.language tiny?width=16&depth=1&heads=2 "
+    "--options.source image --options.vocabulary 600 --options.context 16 --options.columns [captions] "
+    "--options.width 8 --options.heads 2 --features.model null",
     "vedit": "--options.encoder null --options.latents latents --options.width 16 --options.blocks 1 --options.heads 2 "
     "--options.euler_steps 2",
     "vistallm": "--options.encoder null --options.language tiny?width=16&depth=1&heads=2 --options.vocabulary 600 "

@@ -51,6 +51,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "train_encoder": True,
         "pictures_by": {"queries": 2, "width": 16, "depth": 1, "heads": 2},
     },
+    "longvu": {
+        **{"source": "image", "language": "tiny?width=16&depth=1&heads=2", "vocabulary": 600, "context": 16},
+        **{"describe": "what?", "high": 2, "low": 1, "patches": 2, "width": 8, "depth": 1, "heads": 2, "budget": 14},
+    },
     "flava": {**TEXT, "fusion_depth": 1, "fusion_heads": 2, "codes": 8, "codebook_pictures": 8, "smallest_block": 2},
     "vedit": {"latents": "latents", "width": 16, "blocks": 1, "heads": 2, "euler_steps": 2},
     "coca": {**TEXT, "dimension": 8, "decoder_depth": 1, "queries": 3},

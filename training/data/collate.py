@@ -9,7 +9,8 @@ import numpy as np
 import torch
 
 Part = dict[str, Any]  # column -> a tensor, or a list of as many entries: which columns there are is the method's wish
-FOR_VIEWS = ("data", "pictures", "size", "key", "uri", "path")  # of a row: what its views are made of and named by
+# of a row: what its views are made of and named by
+FOR_VIEWS = ("data", "pictures", "size", "key", "uri", "path", "video")
 Dead = tuple[str, str, str]  # uri, error, message
 
 

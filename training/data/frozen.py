@@ -9,9 +9,9 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Literal
 
 import numpy as np
@@ -24,13 +24,15 @@ from granary.curation.store import storage
 from granary.training.data.augment import normalised, to_unit
 from granary.training.data.collate import Dead, Part
 from granary.training.data.computed import Computed, compute_parts, read_dead, read_part, stretches
-from granary.training.data.crops import Crop
+from granary.training.data.crops import Crop, views_of
 from granary.training.data.passes import pieces
+from granary.training.data.reads import Views
 from granary.training.data.shards import Dataset, RowGroup, read_group
 from granary.training.models.backbone import Backbone
 
 Output = Literal["cls", "mean", "patches"]
 PART = 8192  # rows of a part, at least, but for the last
+PART_BYTES = 1 << 30  # of a part of frames, about: their features are large
 BATCH = 256  # pictures that are encoded at once
 
 
@@ -78,6 +80,8 @@ def frozen_features(
     output: Output = "cls",
     seed: int = 0,
     say: Callable[[str], object] = lambda sentence: None,
+    views: Views = views_of,
+    columns: Sequence[str] = ("image",),
 ) -> FeatureSet:
     """Return the features of every picture of a dataset, computed where they are not there yet.
 
@@ -89,15 +93,24 @@ def frozen_features(
         output: cls, the vector of the picture, (D,); mean, the mean of its patches; patches, all of them, (N, D).
         seed: of random crops.
         say: is told of damaged files.
+        views: makes the view "image" of a row, see `Reads`: of several frames with `frames`, how many there are; the
+            features of those beyond are 0.
+        columns: that the views are made of.
 
     Raises:
         UserError: another process computes the same just now.
     """
-    target = storage.join(folder, key_of(encoder, dataset, crop, output, seed))
+    settings: list[object] = [asdict(encoder.config), asdict(crop), output, seed]
     parts = stretches(dataset.groups, PART)
+    if views is not views_of:
+        size = _blank(encoder, crop, output, 1).nbytes
+        settings, parts = [*settings, repr(views), size], stretches(dataset.groups, max(1, PART_BYTES // size))
+    target = storage.join(folder, digest_of(encoder, dataset, settings))
 
     def compute(part: Dataset) -> Computed:
-        return _features(encoder, part, crop, output, seed)
+        return _features(
+            encoder, part, crop, output, partial(pieces, crop=crop, columns=columns, seed=seed, views=views)
+        )
 
     compute_parts(target, parts, dataset, compute, say)
     return open_features(target, parts)
@@ -140,17 +153,27 @@ def digest_of(encoder: Backbone, dataset: Dataset, settings: object, columns: Se
     return digest.hexdigest()[:32]
 
 
-def _features(encoder: Backbone, dataset: Dataset, crop: Crop, output: Output, seed: int) -> Computed:
+def _blank(encoder: Backbone, crop: Crop, output: Output, rows: int) -> Tensor:
+    """Return features of 0 of some rows."""
+    one = encoded(encoder, torch.zeros(1, 1, crop.side, crop.side, 3, dtype=torch.uint8), output)[0]
+    return torch.zeros(rows, *((crop.count,) if crop.count > 1 else ()), *one.shape)
+
+
+def _features(
+    encoder: Backbone, dataset: Dataset, crop: Crop, output: Output, read: Callable[[Dataset], Iterable[Part]]
+) -> Computed:
     """Return the features of the rows of a dataset, 0 for those of pictures that cannot be decoded."""
-    first = dataset.groups[0].start
-    blank = torch.zeros(1, crop.count, crop.side, crop.side, 3, dtype=torch.uint8)
-    features = torch.zeros(dataset.count, *encoded(encoder, blank, output).shape[1:])
+    first, features = dataset.groups[0].start, _blank(encoder, crop, output, dataset.count)
     alive, dead = torch.zeros(dataset.count, dtype=torch.bool), list[Dead]()
-    for piece in pieces(dataset, crop, seed=seed):
+    for piece in read(dataset):
         dead += piece["dead"]
         if piece["id"]:
             rows = piece["row"] - first
-            features[rows], alive[rows] = encoded(encoder, piece["image"], output), True
+            made, alive[rows] = encoded(encoder, piece["image"], output), True
+            if "frames" in piece and crop.count > 1:
+                there = torch.arange(crop.count) < piece["frames"][:, None]
+                made = made * there.view(*there.shape, *[1] * (made.ndim - 2))
+            features[rows] = made
     lost = (~alive).nonzero()[:, 0].tolist()  # in the order of the rows, as what is dead is
     return Computed({"features": features}, {row + first: cells for row, cells in zip(lost, dead, strict=True)})
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
 from pydantic import Field
 from torch import Tensor
@@ -18,7 +18,6 @@ from granary.training.data import shards
 from granary.training.data.collate import Part
 from granary.training.data.passes import undecoded
 from granary.training.evaluation.answers import normalised, vqa_accuracy
-from granary.training.evaluation.generators import Generator
 from granary.training.evaluation.looked import LookedAt, listed
 from granary.training.evaluation.protocol import Measured, SplitOptions
 from granary.training.evaluation.scores import Words
@@ -113,8 +112,23 @@ def asked(rows: Sequence[Part], options: QuestionOptions) -> tuple[list[int], li
     return [at for at, _ in both], [question for _, question in both]
 
 
+class Answers(Protocol):
+    """What answers questions about what it is shown: a `Generator`, or one of videos."""
+
+    def answer(self, pictures: Tensor, questions: Sequence[str], tokens: int = 16) -> list[str]:
+        """Return the answer to the question of each picture."""
+
+    def loglikelihood(self, pictures: Tensor, texts: Sequence[str], question: str | None = None) -> Tensor:
+        """Return the log probabilities of every text given every picture, (N, T)."""
+
+    def own_loglikelihood(
+        self, pictures: Tensor, texts: Sequence[Sequence[str]], questions: Sequence[str] | None = None
+    ) -> Tensor:
+        """Return the log probabilities of texts of a picture's own, (N, T)."""
+
+
 def answered(
-    generator: Generator,
+    generator: Answers,
     pictures: Tensor,
     questions: Sequence[Question],
     options: QuestionOptions,
@@ -125,7 +139,7 @@ def answered(
 
     Args:
         generator: is asked.
-        pictures: (Q, 3, S, S), prepared: one for each question.
+        pictures: (Q, 3, S, S), prepared: one for each question; of videos (Q, T, S, S, 3).
         questions: Q.
         options: how.
         candidates: of `candidates_of`.
@@ -144,7 +158,7 @@ def answered(
 
 
 def _ranked(
-    generator: Generator, pictures: Tensor, questions: Sequence[Question], candidates: Candidates
+    generator: Answers, pictures: Tensor, questions: Sequence[Question], candidates: Candidates
 ) -> Iterator[str]:
     """Yield the likeliest candidate of each question."""
     for picture, question in zip(pictures, questions, strict=True):

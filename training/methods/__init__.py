@@ -25,6 +25,7 @@ METHODS = {  # name in a recipe -> module:class
     "coca": "granary.training.methods.coca:CoCa",
     "flava": "granary.training.methods.flava:Flava",
     "llava": "granary.training.methods.llava:Llava",
+    "longvu": "granary.training.methods.longvu:LongVU",
     "vedit": "granary.training.methods.vedit:Vedit",
     "vistallm": "granary.training.methods.vistallm:VistaLLM",
     "dinov2": "granary.training.methods.dinov2:DINOv2",

@@ -44,15 +44,10 @@ from granary.training.models.visual_projector import Projection, VisualProjector
 from granary.training.models.vit import VisionTransformer
 
 
-class LlavaOptions(OptionGroup, frozen=True):
-    """Options of LLaVA and of Frozen."""
+class SpeakingOptions(OptionGroup, frozen=True):
+    """Options of methods that teach a language model to speak of what it is shown."""
 
     encoder: str | None = Field(None, description="image encoder: any model; default: the recipe's, with its init")
-    begin: str | None = Field(
-        None, description="training of llava whose encoder, projector and language model to begin with: a first stage"
-    )
-    layer: int = Field(1, ge=1, description="its stage that is read, from the end; LLaVA reads the last but one, 2")
-    train_encoder: bool = Field(False, description="whether the encoder learns, as Frozen's does")
     language: str = Field(
         TINY,
         description="language model: a folder saved by transformers, hf:ID, or tiny?width=128&depth=4&heads=4, a Qwen2 "
@@ -60,8 +55,6 @@ class LlavaOptions(OptionGroup, frozen=True):
     )
     tuning: Literal["whole", "lora", "frozen"] = Field("whole", description="what of the language model learns")
     lora: Lora = Field(Lora(rank=128, alpha=256, dropout=0.05), description="its adapters, where those learn")
-    projector: Projection = Field("mlp", description="linear or mlp of every patch; prefix: of the picture's vector")
-    prefix: int = Field(2, ge=1, description="words that a picture is, where it is a prefix")
     columns: tuple[Column, ...] = Field(
         ("captions",), min_length=1, description="what is said of pictures: captions, questions, polls, messages"
     )
@@ -71,17 +64,37 @@ class LlavaOptions(OptionGroup, frozen=True):
     tokenizer: str | None = Field(None, description="tokenizer.json of a tiny model; default: trained on the texts")
     vocabulary: int = Field(8192, ge=512, description="tokens at most of a tokenizer that is trained")
     corpus: int = Field(1_000_000, ge=1, description="texts at most that it is trained on")
+
+    @model_validator(mode="after")
+    def _shows(self) -> Self:
+        if self.template.count(IMAGE) != 1 or "{question}" not in self.template.partition(IMAGE)[2]:
+            raise ValueError(f"template is {self.template!r}; it must have {IMAGE} once, and {{question}} after it")
+        return self
+
+    def check_tuning(self) -> None:
+        """Raise ValueError where a tiny language model, of random weights, is not to learn as a whole."""
+        if self.language.partition("?")[0] == TINY and self.tuning != "whole":
+            raise ValueError(f"tuning is {self.tuning}; a tiny language model knows nothing yet: give whole")
+
+
+class LlavaOptions(SpeakingOptions, frozen=True):
+    """Options of LLaVA and of Frozen."""
+
+    begin: str | None = Field(
+        None, description="training of llava whose encoder, projector and language model to begin with: a first stage"
+    )
+    layer: int = Field(1, ge=1, description="its stage that is read, from the end; LLaVA reads the last but one, 2")
+    train_encoder: bool = Field(False, description="whether the encoder learns, as Frozen's does")
+    projector: Projection = Field("mlp", description="linear or mlp of every patch; prefix: of the picture's vector")
+    prefix: int = Field(2, ge=1, description="words that a picture is, where it is a prefix")
     crop_scale: tuple[float, float] | None = Field(
         None, description="share of the picture's area in a random crop; default: its middle"
     )
 
     @model_validator(mode="after")
     def _fit(self) -> Self:
-        if self.template.count(IMAGE) != 1 or "{question}" not in self.template.partition(IMAGE)[2]:
-            raise ValueError(f"template is {self.template!r}; it must have {IMAGE} once, and {{question}} after it")
-        tiny = self.language.partition("?")[0] == TINY and self.begin is None
-        if tiny and self.tuning != "whole":
-            raise ValueError(f"tuning is {self.tuning}; a tiny language model knows nothing yet: give whole")
+        if self.begin is None:
+            self.check_tuning()
         if self.train_encoder and self.layer > 1:
             raise ValueError("layer must be 1 where the encoder learns: what follows another one would not")
         return self
@@ -95,102 +108,23 @@ class Parts(NamedTuple):
     projector: VisualProjector | None = None
 
 
-class Llava(Method, Generative):
-    """An image encoder, a projector, a language model.
+class Speaking(Method, Generative):
+    """An image encoder that does not change the texts, and a language model: what is said, and how it is asked.
 
-    Args:
-        config: of the image encoder, where options name none.
+    Attributes:
         options: of the method.
-        known: the parts, as `learn` returns them, or what is `remembered` of them.
+        language: the language model.
     """
 
-    Options: ClassVar[type[OptionGroup]] = LlavaOptions
     evaluated = "encoder"
+    options: SpeakingOptions
+    language: LanguageModel
     skipped: Tensor
-
-    def __init__(self, config: BackboneConfig, options: LlavaOptions, known: Parts | Mapping[str, Any]) -> None:
-        parts = known if isinstance(known, Parts) else _rebuilt(known, config)
-        super().__init__(parts.encoder.config, options, None)
-        self.options, self.encoder, self.language = options, parts.encoder, parts.language
-        self.projector = VisualProjector(options.projector, self.config.width, self.language.width, options.prefix)
-        if parts.projector is not None:
-            self.projector.load_state_dict(parts.projector.state_dict())
-        self.encoder.requires_grad_(options.train_encoder)
-        self.language.requires_grad_(options.tuning == "whole")
-        if options.tuning == "lora":
-            adapt_language(self.language, options.lora)
-        self.register_buffer("skipped", torch.zeros((), dtype=torch.int64))  # pictures of which nothing is said
-
-    @classmethod
-    def reads(cls, options: OptionGroup) -> Reads:
-        """Return the columns that something is said in."""
-        assert isinstance(options, LlavaOptions)
-        return Reads(("image", *options.columns))
-
-    @classmethod
-    def learn(cls, config: BackboneConfig, options: OptionGroup, plan: BatchPlan, out: str) -> Parts:
-        """Return the models to begin with; raises UserError where there are none."""
-        assert isinstance(options, LlavaOptions)
-        if options.begin is not None:
-            return _of_training(options.begin, options)
-        words = None
-        if options.language.partition("?")[0] == TINY:
-            earlier = storage.join(out, TOKENIZER)
-            given = earlier if storage.exists(earlier) else options.tokenizer
-            texts = chain([options.describe] * 2, spoken_corpus(plan.datasets, options.columns))
-            words = (
-                read_tokenizer(given) if given else train_tokenizer(islice(texts, options.corpus), options.vocabulary)
-            )
-        encoder = build(config) if options.encoder is None else load_model(options.encoder)
-        return Parts(encoder, load_language(options.language, words))
-
-    @property
-    def remembered(self) -> dict[str, object]:
-        """What builds the parts again."""
-        return {"encoder": asdict(self.config), "language": self.language.facts}
-
-    @classmethod
-    def imagined(cls, options: OptionGroup) -> dict[str, object]:
-        """Return what describes the language model of the options; a tiny one reads bytes."""
-        assert isinstance(options, LlavaOptions)
-        language = load_language(options.language, train_tokenizer([], options.vocabulary))
-        encoder = None if options.encoder is None else asdict(load_model(options.encoder).config)
-        return {"language": language.facts, "encoder": encoder}
-
-    @classmethod
-    def untrained(cls, config: BackboneConfig, options: OptionGroup) -> Backbone:
-        """Return the image encoder with initial weights."""
-        assert isinstance(options, LlavaOptions)
-        return build(config if options.encoder is None else load_model(options.encoder).config)
 
     @property
     def files(self) -> dict[str, bytes]:
         """Files of the training directory, by name."""
         return {TOKENIZER: self.language.tokenizer.json.encode()}
-
-    def views(self) -> dict[str, Crop]:
-        """One picture, cut at random or in the middle."""
-        scale = self.options.crop_scale
-        crop = Crop(1, self.config.img_size, centre=True) if scale is None else Crop(1, self.config.img_size, scale)
-        return {"image": crop}
-
-    def train(self, mode: bool = True) -> Self:
-        """Keep in evaluation mode what does not learn."""
-        super().train(mode)
-        self.encoder.train(mode and self.options.train_encoder)
-        self.language.train(mode and self.options.tuning != "frozen")
-        return self
-
-    def forward(self, batch: Part, moment: Moment) -> dict[str, Tensor]:
-        """Return the loss of the answers of a batch: one conversation drawn for each picture."""
-        drawn = draw_conversations(batch, self.options.columns, moment)
-        pixels = normalised(to_unit(batch["image"][:, 0]), self.config.mean, self.config.std)
-        tokens, targets = (rows.to(pixels.device) for rows in self.framed(drawn))
-        memory = self.memory(pixels)
-        loss = next_token_loss(self.next_logits(memory, tokens[:, :-1]), targets[:, 1:])
-        silent = torch.tensor([sum(chat is None for chat in drawn)], device=pixels.device)
-        self.skipped += gathered(silent)[0].sum()
-        return {"loss": loss, "features": memory.detach().mean(dim=1), "skipped": self.skipped.float()}
 
     def framed(self, conversations: Sequence[Conversation | None]) -> tuple[Tensor, Tensor]:
         """Return tokens (B, L) and targets (B, L), which are the tokens of answers and their ends, else `IGNORED`."""
@@ -243,12 +177,6 @@ class Llava(Method, Generative):
         """Number of the token that ends an answer."""
         return self.language.tokenizer.end
 
-    def memory(self, pixels: Tensor) -> Tensor:
-        """Return the vectors that stand for normalised pictures: (B, 3, S, S) -> (B, K, W)."""
-        with torch.set_grad_enabled(self.options.train_encoder and torch.is_grad_enabled()):
-            tokens = read_stage(self.encoder, pixels, self.options.layer)
-        return self.projector(tokens)
-
     def next_logits(self, memory: Tensor, tokens: Tensor) -> Tensor:
         """Return the logits of the token after each: (B, K, W), (B, L) -> (B, L, V)."""
         return self.language(memory, tokens)
@@ -270,6 +198,107 @@ class Llava(Method, Generative):
     def spoken(self, tokens: Sequence[int]) -> str:
         """Return the text of tokens."""
         return self.language.tokenizer.text(tokens)
+
+
+class Llava(Speaking):
+    """An image encoder, a projector, a language model.
+
+    Args:
+        config: of the image encoder, where options name none.
+        options: of the method.
+        known: the parts, as `learn` returns them, or what is `remembered` of them.
+    """
+
+    Options: ClassVar[type[OptionGroup]] = LlavaOptions
+    options: LlavaOptions
+
+    def __init__(self, config: BackboneConfig, options: LlavaOptions, known: Parts | Mapping[str, Any]) -> None:
+        parts = known if isinstance(known, Parts) else _rebuilt(known, config)
+        super().__init__(parts.encoder.config, options, None)
+        self.options, self.encoder, self.language = options, parts.encoder, parts.language
+        self.projector = VisualProjector(options.projector, self.config.width, self.language.width, options.prefix)
+        if parts.projector is not None:
+            self.projector.load_state_dict(parts.projector.state_dict())
+        self.encoder.requires_grad_(options.train_encoder)
+        self.language.requires_grad_(options.tuning == "whole")
+        if options.tuning == "lora":
+            adapt_language(self.language, options.lora)
+        self.register_buffer("skipped", torch.zeros((), dtype=torch.int64))  # pictures of which nothing is said
+
+    @classmethod
+    def reads(cls, options: OptionGroup) -> Reads:
+        """Return the columns that something is said in."""
+        assert isinstance(options, LlavaOptions)
+        return Reads(("image", *options.columns))
+
+    @classmethod
+    def learn(cls, config: BackboneConfig, options: OptionGroup, plan: BatchPlan, out: str) -> Parts:
+        """Return the models to begin with; raises UserError where there are none."""
+        assert isinstance(options, LlavaOptions)
+        if options.begin is not None:
+            return _of_training(options.begin, options)
+        encoder = build(config) if options.encoder is None else load_model(options.encoder)
+        return Parts(encoder, begun_language(options, plan, out))
+
+    @property
+    def remembered(self) -> dict[str, object]:
+        """What builds the parts again."""
+        return {"encoder": asdict(self.config), "language": self.language.facts}
+
+    @classmethod
+    def imagined(cls, options: OptionGroup) -> dict[str, object]:
+        """Return what describes the language model of the options; a tiny one reads bytes."""
+        assert isinstance(options, LlavaOptions)
+        language = load_language(options.language, train_tokenizer([], options.vocabulary))
+        encoder = None if options.encoder is None else asdict(load_model(options.encoder).config)
+        return {"language": language.facts, "encoder": encoder}
+
+    @classmethod
+    def untrained(cls, config: BackboneConfig, options: OptionGroup) -> Backbone:
+        """Return the image encoder with initial weights."""
+        assert isinstance(options, LlavaOptions)
+        return build(config if options.encoder is None else load_model(options.encoder).config)
+
+    def views(self) -> dict[str, Crop]:
+        """One picture, cut at random or in the middle."""
+        scale = self.options.crop_scale
+        crop = Crop(1, self.config.img_size, centre=True) if scale is None else Crop(1, self.config.img_size, scale)
+        return {"image": crop}
+
+    def train(self, mode: bool = True) -> Self:
+        """Keep in evaluation mode what does not learn."""
+        super().train(mode)
+        self.encoder.train(mode and self.options.train_encoder)
+        self.language.train(mode and self.options.tuning != "frozen")
+        return self
+
+    def forward(self, batch: Part, moment: Moment) -> dict[str, Tensor]:
+        """Return the loss of the answers of a batch: one conversation drawn for each picture."""
+        drawn = draw_conversations(batch, self.options.columns, moment)
+        pixels = normalised(to_unit(batch["image"][:, 0]), self.config.mean, self.config.std)
+        tokens, targets = (rows.to(pixels.device) for rows in self.framed(drawn))
+        memory = self.memory(pixels)
+        loss = next_token_loss(self.next_logits(memory, tokens[:, :-1]), targets[:, 1:])
+        silent = torch.tensor([sum(chat is None for chat in drawn)], device=pixels.device)
+        self.skipped += gathered(silent)[0].sum()
+        return {"loss": loss, "features": memory.detach().mean(dim=1), "skipped": self.skipped.float()}
+
+    def memory(self, pixels: Tensor) -> Tensor:
+        """Return the vectors that stand for normalised pictures: (B, 3, S, S) -> (B, K, W)."""
+        with torch.set_grad_enabled(self.options.train_encoder and torch.is_grad_enabled()):
+            tokens = read_stage(self.encoder, pixels, self.options.layer)
+        return self.projector(tokens)
+
+
+def begun_language(options: SpeakingOptions, plan: BatchPlan, out: str) -> LanguageModel:
+    """Return the language model to begin with, a tiny one with the tokenizer of an earlier session or of its texts."""
+    words = None
+    if options.language.partition("?")[0] == TINY:
+        earlier = storage.join(out, TOKENIZER)
+        given = earlier if storage.exists(earlier) else options.tokenizer
+        texts = chain([options.describe] * 2, spoken_corpus(plan.datasets, options.columns))
+        words = read_tokenizer(given) if given else train_tokenizer(islice(texts, options.corpus), options.vocabulary)
+    return load_language(options.language, words)
 
 
 def read_stage(encoder: Backbone, pixels: Tensor, layer: int) -> Tokens:

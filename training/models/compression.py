@@ -7,6 +7,7 @@ weights; values keep their gradient, choices have none. Whatever stays says wher
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import torch
@@ -89,14 +90,18 @@ def window_similarity(features: Tensor, window: int, itself: bool = False) -> Te
         window: frames of a window; windows do not overlap, the last one may be shorter.
         itself: whether a frame is compared with itself too; without, a frame alone in its window has 0.
     """
-    frames, means = features.flatten(1).float(), []
-    for part in frames.split(window):
-        products = part @ part.T
-        lengths = products.diagonal().clamp(min=TINY).sqrt()
-        cosines = products / lengths[:, None] / lengths
-        sums = cosines.sum(dim=1)
-        means.append(sums / len(part) if itself else (sums - cosines.diagonal()) / max(len(part) - 1, 1))
-    return torch.cat(means) if means else frames.new_zeros(0)
+    frames = features.flatten(1).float()
+    count, windows = len(frames), -(-len(frames) // window)
+    parts = F.pad(frames, (0, 0, 0, windows * window - count)).unflatten(0, (windows, window))  # frames of 0 at the end
+    products = parts @ parts.mT
+    own = products.diagonal(dim1=1, dim2=2)
+    lengths = own.clamp(min=TINY).sqrt()
+    sums = (products / lengths[:, :, None] / lengths[:, None]).sum(dim=2).flatten()[:count]
+    each = torch.arange(count, device=frames.device)
+    sizes = (count - each // window * window).clamp(max=window)
+    if itself:
+        return sums / sizes
+    return (sums - (own / lengths**2).flatten()[:count]) / (sizes - 1).clamp(min=1)
 
 
 def kept_frames(features: Tensor, window: int = 8, similar: float = SIMILAR, itself: bool = False) -> Tensor:
@@ -219,8 +224,61 @@ def ends_cut(tokens: Placed, frames: Tensor, window: int, budget: int) -> Placed
     return tokens.at((before_end > share).nonzero().flatten()[:budget])
 
 
+class Costs(NamedTuple):
+    """Tokens of a frame, newlines among them: at high and at low resolution; and the rows and columns of the latter."""
+
+    high: int
+    low: int
+    small: tuple[int, int]
+
+
+def costs_of(rows: int, columns: int, limits: Limits, newlines: bool) -> Costs:
+    """Return what frames of rows x columns tokens cost."""
+    small = low_grid(rows, columns, limits.low)
+    high, low = (r * (c + newlines) for r, c in ((rows, columns), small))
+    return Costs(high, low, small)
+
+
+def surviving(features: Tensor, limits: Limits, costs: Costs) -> Tensor:
+    """Return the frames that temporal reduction leaves, (T',) int64: all where they fit at low resolution."""
+    if len(features) * min(costs.high, costs.low) <= limits.budget:
+        return torch.arange(len(features), device=features.device)
+    frames = kept_frames(features, limits.window, limits.similar, limits.itself)
+    return capped(frames, limits.frames or len(frames))
+
+
+def fitted(
+    large: Tensor, small: Tensor, frames: Tensor, question: Tensor, limits: Limits, newline: Tensor | None = None
+) -> Compressed:
+    """Return frames within a budget: the second and third step, as much of them as it takes.
+
+    Args:
+        large, small: (T', H, W, D), (T', h, w, D) of the frames that are left, at high and at low resolution.
+        frames: (T',) int64, their numbers in the source.
+        question: (L, D).
+        limits: what it may cost.
+        newline: (D,) after every row of a frame.
+    """
+    _, rows, columns, _ = large.shape
+    costs = costs_of(rows, columns, limits, newline is not None)
+    sharp = torch.full_like(frames, len(frames) * costs.high <= limits.budget, dtype=torch.bool)
+    if sharp.all():
+        return Compressed(laid_out(large, frames, newline), frames, sharp, "high", [])
+    if len(frames) * costs.low <= limits.budget:
+        count = sharp_count(limits.budget, len(frames), costs.high, costs.low)
+        sharp = most_relevant(relevance(large, question), count)
+        parts = [laid_out(large[sharp], frames[sharp], newline), laid_out(small[~sharp], frames[~sharp], newline)]
+        return Compressed(joined(parts), frames, sharp, "mixed" if count else "low", [])
+    return _without_same(small, frames, sharp, limits, newline)
+
+
 def compress(
-    maps: Tensor, features: Tensor, question: Tensor, limits: Limits, newline: Tensor | None = None
+    maps: Tensor,
+    features: Tensor,
+    question: Tensor,
+    limits: Limits,
+    newline: Tensor | None = None,
+    project: Callable[[Tensor], Tensor] | None = None,
 ) -> Compressed:
     """Return a video within its budget: as it is where it fits, otherwise by as many of the steps as it takes.
 
@@ -229,30 +287,20 @@ def compress(
     last the ends of windows.
 
     Args:
-        maps: (T, H, W, D) in the space of the language model, without rows of padding.
+        maps: (T, H, W, F) of frames, without rows of padding.
         features: (T, ...) by which frames are compared.
         question: (L, D).
         limits: what it may cost.
         newline: (D,) after every row of a frame.
+        project: brings maps, resized or not, into the space of the language model: (..., F) -> (..., D); None where
+            they are in it.
     """
-    frames = torch.arange(len(maps), device=maps.device)
-    rows, columns = maps.shape[1:3]
-    low = low_grid(rows, columns, limits.low)
-    high_cost, low_cost = (r * (c + (newline is not None)) for r, c in ((rows, columns), low))
-    if len(maps) * high_cost > limits.budget and len(maps) * low_cost > limits.budget:
-        frames = kept_frames(features, limits.window, limits.similar, limits.itself)
-        frames = capped(frames, limits.frames or len(frames))
-        maps = maps[frames]
-    sharp = torch.full_like(frames, len(frames) * high_cost <= limits.budget, dtype=torch.bool)
-    if sharp.all():
-        return Compressed(laid_out(maps, frames, newline), frames, sharp, "high", [])
-    small = resized(maps, *low)
-    count = sharp_count(limits.budget, len(frames), high_cost, low_cost)
-    if len(frames) * low_cost <= limits.budget:
-        sharp = most_relevant(relevance(maps, question), count)
-        parts = [laid_out(maps[sharp], frames[sharp], newline), laid_out(small[~sharp], frames[~sharp], newline)]
-        return Compressed(joined(parts), frames, sharp, "mixed" if count else "low", [])
-    return _without_same(small, frames, sharp, limits, newline)
+    _, rows, columns, _ = maps.shape
+    costs = costs_of(rows, columns, limits, newline is not None)
+    frames = surviving(features, limits, costs)
+    left = maps[frames]
+    large, small = (some if project is None else project(some) for some in (left, resized(left, *costs.small)))
+    return fitted(large, small, frames, question, limits, newline)
 
 
 def _without_same(small: Tensor, frames: Tensor, sharp: Tensor, limits: Limits, newline: Tensor | None) -> Compressed:

@@ -123,19 +123,21 @@ class LanguageModel(nn.Module):
         """Tokens and vectors of a picture at most; None where nothing is said of it."""
         return getattr(self.network.config, "max_position_embeddings", None)
 
-    def forward(self, visual: Tensor, tokens: Tensor) -> Tensor:
+    def forward(self, visual: Tensor, tokens: Tensor, counts: Tensor | None = None) -> Tensor:
         """Return the logits of the token after each: (B, K, W), (B, L) with one `PICTURE` each -> (B, L, V).
 
-        Those at `PICTURE` are of what follows the picture.
+        Those at `PICTURE` are of what follows the picture. `counts` (B,) int64 says how many of its K vectors each has.
         """
-        vectors, places = self.embedded(visual, tokens)
+        vectors, places = self.embedded(visual, tokens, counts)
         logits: Tensor = self.network(inputs_embeds=vectors, use_cache=False).logits
         numbers = torch.arange(tokens.shape[1], device=tokens.device)[None]
-        shifted = torch.where(numbers < places[:, None], numbers, numbers + visual.shape[1] - 1)
-        return gather_tokens(logits, shifted)
+        after = numbers - 1 + (visual.shape[1] if counts is None else counts[:, None])
+        return gather_tokens(logits, torch.where(numbers < places[:, None], numbers, after))
 
-    def embedded(self, visual: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    def embedded(self, visual: Tensor, tokens: Tensor, counts: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return the vectors that texts with pictures are, (B, L - 1 + K, W), and where the pictures begin, (B,).
+
+        Those of fewer than K vectors end earlier; what follows then is of no use.
 
         Raises:
             UserError: they are longer than the model can read.
@@ -149,7 +151,7 @@ class LanguageModel(nn.Module):
                 "give a shorter context, or projector prefix"
             )
         places = (tokens == PICTURE).int().argmax(dim=1)
-        return splice(words, places, visual.to(words.dtype)), places
+        return splice(words, places, visual.to(words.dtype), counts), places
 
     def greedy(self, visual: Tensor, prompts: Sequence[Sequence[int]], tokens: int) -> list[list[int]]:
         """Return the likeliest next token again and again, with the keys and values of earlier ones kept.
@@ -177,22 +179,24 @@ class LanguageModel(nn.Module):
         return [row[: row.index(end)] if end in row else row for row in said]
 
 
-def splice(words: Tensor, places: Tensor, visual: Tensor) -> Tensor:
+def splice(words: Tensor, places: Tensor, visual: Tensor, counts: Tensor | None = None) -> Tensor:
     """Put the vectors of a picture in the place of one word of each text.
 
     Args:
         words: (B, L, W).
         places: (B,) int64, the number of the word.
         visual: (B, K, W).
+        counts: (B,) int64, how many of the K each has; all where it is None.
 
     Returns:
-        (B, L - 1 + K, W).
+        (B, L - 1 + K, W); what is beyond a text repeats its last word.
     """
-    count, first = visual.shape[1], places[:, None]
-    numbers = torch.arange(words.shape[1] - 1 + count, device=words.device)[None]
+    most, first = visual.shape[1], places[:, None]
+    count = torch.full_like(first, most) if counts is None else counts[:, None]
+    numbers = torch.arange(words.shape[1] - 1 + most, device=words.device)[None]
     inside = (numbers >= first) & (numbers < first + count)
     word = torch.where(numbers < first, numbers, numbers - count + 1).clamp(0, words.shape[1] - 1)
-    picture = (numbers - first).clamp(0, count - 1)
+    picture = (numbers - first).clamp(0, most - 1)
     return torch.where(inside[..., None], gather_tokens(visual, picture), gather_tokens(words, word))
 
 

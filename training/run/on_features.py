@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, TypeVar
 from granary.curation.store import storage
 from granary.training.data.clip_latents import kept_latents
 from granary.training.data.clip_windows import WindowViews
+from granary.training.data.columns import SEVERAL
 from granary.training.data.crops import Crop
-from granary.training.data.frozen import FrozenViews, frozen_features
+from granary.training.data.frames import FrameViews
+from granary.training.data.frozen import FeatureSet, FrozenViews, frozen_features
 from granary.training.data.loader import BatchPlan
 from granary.training.data.shards import Dataset
 from granary.training.method import Method
@@ -24,7 +26,7 @@ T = TypeVar("T")
 def on_features(
     recipe: TrainRecipe, method: Method, plan: BatchPlan, fabric: Fabric, say: Callable[[str], object]
 ) -> BatchPlan:
-    """Return a plan with features in the place of views: of the middle of each picture, or of the clips of each video.
+    """Return a plan with features in the place of views: of the middle of a picture, of frames, or of a video's clips.
 
     Args:
         recipe: of the training.
@@ -38,11 +40,18 @@ def on_features(
     """
     encoder = method.evaluated_model().to(fabric.device).eval()
     folder = recipe.features.cache or storage.join(recipe.out, "features")
-    plan = plan._replace(crops={}, columns=[name for name in plan.columns if name not in ("image", "video")])
+    frames, shown = plan.crops.get("image"), plan.columns
+    plan = plan._replace(crops={}, columns=[name for name in plan.columns if name not in ("image", SEVERAL, "video")])
     if (look := method.clips) is not None:
         assert isinstance(plan.views, WindowViews)
         clips = _of_all(plan, fabric, lambda dataset: kept_latents(encoder, dataset, look, folder, say))
         return plan._replace(views=plan.views.of(clips))
+    if isinstance(views := plan.views, FrameViews) and frames is not None:
+
+        def of_frames(dataset: Dataset) -> FeatureSet:
+            return frozen_features(encoder, dataset, frames, folder, "patches", 0, say, views, shown)
+
+        return plan._replace(views=FrozenViews(_of_all(plan, fabric, of_frames)))
     crop, output = Crop(1, encoder.config.img_size, centre=True), recipe.features.output
     sets = _of_all(plan, fabric, lambda dataset: frozen_features(encoder, dataset, crop, folder, output, say=say))
     return plan._replace(views=FrozenViews(sets))

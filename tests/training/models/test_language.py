@@ -69,6 +69,21 @@ def test_what_is_kept_of_earlier_tokens_changes_no_answer(language: LanguageMode
     assert len({tuple(text) for text in found}) > 1
 
 
+def test_pictures_of_several_lengths_are_read_as_each_alone(language: LanguageModel) -> None:
+    """Vectors beyond a picture's own, and words beyond a text's, change nothing."""
+    torch.manual_seed(0)
+    visual, counts = torch.randn(3, 5, 16), [5, 2, 3]
+    tokens = torch.tensor([[0, PICTURE, 5, 6, 7], [0, 7, PICTURE, 8, 0], [PICTURE, 4, 9, 0, 0]])
+    lengths = [5, 4, 3]
+    together = language(visual, tokens, torch.tensor(counts))
+    changed = visual.clone()
+    changed[1, 2:] = 9.0
+    torch.testing.assert_close(language(changed, tokens, torch.tensor(counts))[1, :4], together[1, :4])
+    for n, (count, length) in enumerate(zip(counts, lengths, strict=True)):
+        alone = language(visual[n : n + 1, :count], tokens[n : n + 1, :length])[0]
+        torch.testing.assert_close(together[n, :length], alone)
+
+
 def test_one_table_becomes_two_of_equal_numbers(tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 

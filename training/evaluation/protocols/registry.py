@@ -44,6 +44,7 @@ PROTOCOLS = {  # name on the command line -> module, which has a PROTOCOL
     "vqa": "granary.training.evaluation.protocols.vqa",
     "selective": "granary.training.evaluation.protocols.selective",
     "blind": "granary.training.evaluation.protocols.blind",
+    "video-vqa": "granary.training.evaluation.protocols.video_vqa",
     "procedures": "granary.training.evaluation.protocols.procedures",
     "video-segmentation": "granary.training.evaluation.protocols.segmentation",
 }
