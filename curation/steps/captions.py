@@ -9,7 +9,6 @@ import dataclasses
 import functools
 import json
 from collections import Counter
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,8 @@ import pyarrow.compute as pc
 
 from granary.curation.errors import UserError
 from granary.curation.runs.decisions import STAGE as DECIDED
-from granary.curation.runs.run import NoJob, Output, Run
+from granary.curation.runs.run import Output, Run
+from granary.curation.runs.spans import Span, read_part
 from granary.curation.runs.tables import read_table
 from granary.curation.runs.vectors import Layout
 from granary.curation.selection.captions import Matcher, draws, probabilities, words_of
@@ -67,7 +67,7 @@ def load_entries(path: str) -> list[str]:
 def candidates(run: Run, part: int) -> pa.Table:
     """Return index, id and captions of the images of a pool part that every other stage keeps, and no decision."""
     start = int(Layout.of(run, "pool").starts[part])
-    before = read_table(run.parts(BEFORE)[0], ["status", "stage"], group=part)
+    before = read_part(run, BEFORE, part, ["status", "stage"])
     drawn = pc.and_(pc.equal(before["status"], "kept"), pc.not_equal(before["stage"], DECIDED))
     kept = np.flatnonzero(drawn.to_numpy())
     rows = read_table(run.parts("pool")[part], ["id", "captions"]).take(pa.array(kept))
@@ -296,9 +296,10 @@ def sum_up(run: Run, job: SumUp, output: Output) -> None:
     output.write(pa.table(rows, BALANCED))
 
 
-def write_balanced_verdicts(run: Run, job: NoJob, output: Output) -> None:
-    """Write the verdicts with those of the draws over what the other stages kept; row group i is of pool part i."""
-    for part, rows in enumerate(_before(run)):
+def write_balanced_verdicts(run: Run, job: Span, output: Output) -> None:
+    """Write the verdicts with those of the draws over what the other stages kept, a row group for each part."""
+    for part in range(*job.parts):
+        rows = read_part(run, BEFORE, part).to_pylist()
         start = int(Layout.of(run, "pool").starts[part])
         for drawn in run.read("caption-draws", part).to_pylist():
             row = rows[drawn["index"] - start]
@@ -307,9 +308,3 @@ def write_balanced_verdicts(run: Run, job: NoJob, output: Output) -> None:
         for row in rows:
             output.counters[f"{row['status']} {row['stage']}"] += 1
         output.write(pa.Table.from_pylist(rows, VERDICT))
-
-
-def _before(run: Run) -> Iterator[list[dict[str, Any]]]:
-    """Yield the verdicts on each part of the pool before captions are balanced."""
-    for part in range(len(run.parts("pool"))):
-        yield read_table(run.parts(BEFORE)[0], group=part).to_pylist()

@@ -17,7 +17,8 @@ from granary.curation.runs import dead_letters
 from granary.curation.runs.dead_letters import DeadLetter, dead_rows
 from granary.curation.runs.row_groups import RowGroups
 from granary.curation.runs.run import DEAD, Output, Run, undigested
-from granary.curation.runs.tables import read_groups, read_table
+from granary.curation.runs.spans import read_part
+from granary.curation.runs.tables import read_table
 from granary.curation.runs.vectors import Layout
 from granary.curation.sources import Reader, failure
 from granary.curation.steps.embed import FACTS
@@ -121,7 +122,8 @@ def _classes(plan: pa.Schema) -> list[str]:
 def _kept(run: Run) -> Iterator[pa.Table]:
     """Yield the kept rows of every pool part."""
     layout = Layout.of(run, "pool")
-    for part, verdicts in enumerate(read_groups(run.parts("verdicts")[0], ["status", "seed_ids", "similarities"])):
+    for part in range(len(layout.parts)):
+        verdicts = read_part(run, "verdicts", part, ["status", "seed_ids", "similarities"])
         mask = pc.equal(verdicts["status"], "kept")
         if pc.any(mask).as_py():
             rows = read_table(layout.parts[part], COLUMNS).filter(mask)
@@ -284,7 +286,7 @@ def write_ledger(run: Run, job: WriteLedger, output: Output) -> None:
     columns = ["uri", "id", "sha256", "status", "source", "reason", "message"]
     facts = read_table(run.parts(job.role)[job.part], columns).to_pylist()
     if job.role == "pool":
-        verdicts = read_table(run.parts("verdicts")[0], group=job.part).to_pylist()
+        verdicts = read_part(run, "verdicts", job.part).to_pylist()
         rows = [{**fact, **verdict, "role": "pool"} for fact, verdict in zip(facts, verdicts, strict=True)]
     else:
         rows = [_seed_verdict(fact) for fact in facts if fact["source"] in job.as_is]

@@ -17,6 +17,7 @@ from granary.curation.images.decode import DecodeError, decode
 from granary.curation.images.filters import Filters
 from granary.curation.images.limits import DecodeLimits
 from granary.curation.runs.run import Output, Run, undigested
+from granary.curation.runs.spans import read_part
 from granary.curation.runs.tables import read_table
 from granary.curation.runs.vectors import Layout, to_column
 from granary.curation.sources import Candidate, Reader, read_piece
@@ -331,7 +332,7 @@ class Survivor(TypedDict):
 def read_survivors(run: Run, layout: Layout, part: int) -> pa.Table:
     """Return the locators and global indices of the rows of a pool part that are still in."""
     start = int(layout.starts[part])
-    alive = read_table(run.parts("survivors")[0], ["alive"], group=part)["alive"].to_numpy()
+    alive = read_part(run, "survivors", part, ["alive"])["alive"].to_numpy()
     table = read_table(layout.parts[part], ["source", "path", "offset", "size", "id", "sha256"])
     kept = np.flatnonzero(alive)
     return table.take(pa.array(kept)).append_column("index", pa.array(kept + start))

@@ -8,12 +8,14 @@ The fixed point is the same set, and it costs leaks x pool instead of pool x poo
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from granary.curation.runs.run import NoJob, Output, Run
+from granary.curation.runs.run import Output, Run
+from granary.curation.runs.spans import Span
 from granary.curation.runs.vectors import Block, Layout, from_column, load
 from granary.curation.selection import search
 from granary.curation.steps.decisions import decided
@@ -155,12 +157,12 @@ def audit(run: Run, job: AuditPair, output: Output) -> None:
     output.write(pa.table({"reference": references, "similarity": similarity[:, 0], "index": nearest[:, 0]}))
 
 
-def write_survivors(run: Run, job: NoJob, output: Output) -> None:
-    """Write what deduplication, leak removal and decisions left, densely: row group i says it of pool part i."""
-    layout = Layout.of(run, "pool")
-    alive = surviving(run)
+def write_survivors(run: Run, job: Span, output: Output) -> None:
+    """Write what deduplication, leak removal and decisions left of some parts, densely: a row group for each part."""
+    layout, (first, last) = Layout.of(run, "pool"), job.parts
+    alive = surviving(run, job.parts)
     output.counters["alive"] = len(alive)
-    for start, stop in zip(layout.starts[:-1], layout.starts[1:], strict=True):
+    for start, stop in itertools.pairwise(layout.starts[first : last + 1]):
         low, high = np.searchsorted(alive, [start, stop])
         mask = np.zeros(stop - start, bool)
         mask[alive[low:high] - start] = True

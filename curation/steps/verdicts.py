@@ -1,4 +1,4 @@
-"""Decide every pool row once, from the sparse tables of all stages: row group i is the verdict on pool part i."""
+"""Decide every pool row once, from the sparse tables of all stages: a row group for each part of it."""
 
 from __future__ import annotations
 
@@ -9,17 +9,19 @@ from typing import Any, TypedDict
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from granary.curation.runs.decisions import APART, DROP, KEEP_LEAKED, STAGE
 from granary.curation.runs.run import Output, Run
 from granary.curation.runs.tables import read_table
-from granary.curation.runs.vectors import Layout
+from granary.curation.runs.vectors import Block, Layout
 from granary.curation.steps.leaks import all_leaks
 from granary.curation.store.schema import LEDGER
 
 IDENTITY = ("uri", "id", "sha256", "role")  # what a ledger row says of the file itself; the rest is the verdict
 VERDICT = pa.schema([field for field in LEDGER if field.name not in IDENTITY])
 DECISION = "decision"  # the reason of what a person decided
+NONE = np.empty(0, np.int64)
 Row = dict[str, Any]  # of the table of a stage
 
 
@@ -56,25 +58,40 @@ class Sparse:
         return {row["index"]: row for row in self.table.slice(low, high - low).to_pylist()}
 
     @staticmethod
-    def of(run: Run, stage: str, columns: list[str] | None = None) -> Sparse:
-        """Read a stage that may not have run."""
-        if not run.parts(stage):
+    def of(run: Run, stage: str, bounds: tuple[int, int], others: NDArray[np.int64] = NONE) -> Sparse:
+        """Read what a stage that may not have run says of the pool rows [start, stop) and of others, part by part."""
+        tables = [_chosen(read_table(url), bounds, others) for url in run.parts(stage)]
+        if not tables:
             return Sparse(pa.table({"index": pa.array([], pa.int64())}))
-        return Sparse(run.read_all(stage, columns).sort_by("index"))
+        return Sparse(pa.concat_tables(tables).sort_by("index"))
+
+
+def _chosen(table: pa.Table, bounds: tuple[int, int], others: NDArray[np.int64]) -> pa.Table:
+    index = table["index"].to_numpy()
+    inside = (index >= bounds[0]) & (index < bounds[1])
+    return table.filter(pa.array(inside | np.isin(index, others) if len(others) else inside))
 
 
 class Evidence:
-    """All that the stages say of the pool, by stage."""
+    """All that the stages say of some parts of the pool, by stage.
 
-    def __init__(self, run: Run) -> None:
+    Args:
+        run: the run directory.
+        parts: of the pool, first and the one after the last.
+    """
+
+    def __init__(self, run: Run, parts: Block) -> None:
         self.layout = Layout.of(run, "pool")
-        duplicates = Sparse.of(run, "duplicates")
+        bounds = (int(self.layout.starts[parts[0]]), int(self.layout.starts[parts[1]]))
+        copies = Sparse.of(run, "exact", bounds).table
+        duplicates = Sparse.of(run, "duplicates", bounds, copies["original"].to_numpy())
+        rest = ("unreadable", "semdedup", "retrieved", "balanced")
         self.stages = {
             "duplicates": duplicates,
-            "exact": Sparse(_with_component(Sparse.of(run, "exact").table, duplicates)),
-            "decisions": _about_single(Sparse.of(run, STAGE)),
-            "leaks": Sparse(_named_leaks(run, self.layout)),
-            **{stage: Sparse.of(run, stage) for stage in ("unreadable", "semdedup", "retrieved", "balanced")},
+            "exact": Sparse(_with_component(copies, duplicates)),
+            "decisions": _about_single(Sparse.of(run, STAGE, bounds)),
+            "leaks": Sparse(_named_leaks(run, self.layout, bounds)),
+            **{stage: Sparse.of(run, stage, bounds) for stage in rest},
         }
 
     def of_part(self, part: int) -> dict[str, dict[int, Row]]:
@@ -99,9 +116,9 @@ def _with_component(copies: pa.Table, members: Sparse) -> pa.Table:
     return copies.append_column("component", taken["representative_id"]).append_column("tightness", taken["tightness"])
 
 
-def _named_leaks(run: Run, layout: Layout) -> pa.Table:
-    """Return the leaks with the uris of the reference and of the pool image between."""
-    links = all_leaks(run)
+def _named_leaks(run: Run, layout: Layout, bounds: tuple[int, int]) -> pa.Table:
+    """Return the leaks among pool rows [start, stop) with the uris of the reference and of the image between."""
+    links = _chosen(all_leaks(run), bounds, NONE)
     parents, direct = links["parent"].to_numpy(), links["round"].to_numpy() == 0
     between = np.full(len(parents), None, dtype=object)
     references = between.copy()
@@ -121,18 +138,21 @@ class DecideAll:
     """The job of `write_verdicts`.
 
     Args:
+        parts: of the pool, first and the one after the last.
         retrieves: whether what nothing retrieved or drew is dropped.
         sets: names of the seed sets.
     """
 
+    parts: Block
     retrieves: bool
     sets: tuple[str, ...]
 
 
 def write_verdicts(run: Run, job: DecideAll, output: Output) -> None:
-    """Write the verdict on every pool row, densely."""
-    evidence = Evidence(run)
-    for part, url in enumerate(evidence.layout.parts):
+    """Write the verdict on every row of some parts of the pool, densely: a row group for each part."""
+    evidence = Evidence(run, job.parts)
+    for part in range(*job.parts):
+        url = evidence.layout.parts[part]
         start, of_part = int(evidence.layout.starts[part]), evidence.of_part(part)
         facts = read_table(url, ["uri", "id", "status", "reason", "message"]).to_pylist()
         rows = [_verdict(_case(fact, of_part, start + place, job)) for place, fact in enumerate(facts)]

@@ -17,6 +17,7 @@ from typing import Literal
 from granary.curation.recipe import ROLES, CurateRecipe
 from granary.curation.runs.decisions import CUT, STAGE
 from granary.curation.runs.run import NoJob, Run
+from granary.curation.runs.spans import Span, spans
 from granary.curation.runs.splits import TRAIN
 from granary.curation.runs.tables import read_groups
 from granary.curation.runs.vectors import Block, Layout
@@ -69,7 +70,8 @@ class Curation:
         self.deduplicate()
         self.remove_leaks()
         inputs = ["pool", "duplicates", *self.leak_stages()]
-        self.stages.serial("survivors", leaks.write_survivors, inputs, NoJob())
+        written = [Span(parts) for parts in spans(len(self.run_directory.parts("pool")))]
+        self.stages.parallel("survivors", leaks.write_survivors, written, inputs)
         select(self.reading)
         self.write_outputs()
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from granary.curation.encoders.planned import PlannedEncoder
 from granary.curation.recipe import SeedSet
 from granary.curation.runs.run import NoJob
+from granary.curation.runs.spans import Span, spans
 from granary.curation.runs.vectors import Block, Layout
 from granary.curation.selection.search import Approximation
 from granary.curation.steps import balance, captions, clusters, embed, retrieve, verdicts
@@ -50,9 +51,11 @@ def select(reading: Reading) -> None:
         if recipe.balance.target is not None:
             draw_balanced(reading, recipe.balance.target)
     sets = tuple(seeds.name for seeds in recipe.seeds)
-    job = verdicts.DecideAll(bool(sets) or recipe.balance.target is not None, sets)
+    asks = bool(sets) or recipe.balance.target is not None
+    files = spans(len(reading.run.parts("pool")))
+    jobs = [verdicts.DecideAll(parts, asks, sets) for parts in files]
     inputs = ["survivors", "exact", "duplicates", *(name for name, is_asked in asked.items() if is_asked)]
-    reading.stages.serial(captions.BEFORE if balances else "verdicts", verdicts.write_verdicts, inputs, job)
+    reading.stages.parallel(captions.BEFORE if balances else "verdicts", verdicts.write_verdicts, jobs, inputs)
     if balances:
         balance_captions(reading)
 
@@ -73,7 +76,8 @@ def balance_captions(reading: Reading) -> None:
     job = captions.SumUp(options.most, entries)
     stages.serial("caption-balance", captions.sum_up, ["caption-entries", "caption-counts", "caption-draws"], job)
     inputs = ["pool", captions.BEFORE, "caption-draws"]
-    stages.serial("verdicts", captions.write_balanced_verdicts, inputs, NoJob())
+    written = [Span(files) for files in spans(len(parts))]
+    stages.parallel("verdicts", captions.write_balanced_verdicts, written, inputs)
 
 
 def list_caption_entries(reading: Reading) -> None:

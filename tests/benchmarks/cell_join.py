@@ -70,7 +70,7 @@ def main():
     parser.add_argument("--threshold", type=float, default=0.9)
     parser.add_argument("--homes", type=int, default=USUAL.homes)
     parser.add_argument("--probes", type=int, nargs="*", default=[USUAL.probes])
-    parser.add_argument("--faiss-probes", type=int, nargs="*", default=[8, 16])
+    parser.add_argument("--faiss-probes", type=int, nargs="*", default=[8])
     args = parser.parse_args()
     limit_threads(1)
     reaches = [Reach(args.homes, probes) for probes in args.probes]

@@ -7,13 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pools
+import pyarrow.parquet as pq
 import pytest
 
-from granary.curation.runs import tables
+from granary.curation.runs import spans, tables
 from granary.curation.runs.run import Run, run_unit
 from granary.curation.steps import dedup, leaks, retrieve
 from granary.curation.store import storage
 
+DENSE = ("survivors", "verdicts")
 UNITS = ("join", "leaks-00", "audit", "nearest-0", "pool-cells")
 
 
@@ -60,6 +62,28 @@ def test_a_unit_opens_its_own_blocks_and_a_constant_number_of_others(roles, tmp_
     (few, small), (many, large) = opened
     assert many > 1.7 * few
     assert small == large
+
+
+def test_a_file_of_a_dense_table_reads_and_holds_its_own_parts_alone(roles, tmp_path, opens, monkeypatch):
+    monkeypatch.setattr(spans, "PARTS_PER_FILE", 4)
+    opened, ledgers = [], []
+    for distinct in (6, 30):
+        given = {**roles, "pool": pools.write(tmp_path / str(distinct), pools.planted(distinct)["pool"])}
+        opens.clear()
+        run = pools.curate(given, tmp_path / f"run-{distinct}", "--unit_rows", "4", *pools.THRESHOLDS)
+        parts = len(list((run.path / "pool").glob("*.parquet")))
+        for stage in DENSE:
+            groups = [pq.ParquetFile(file).num_row_groups for file in sorted((run.path / stage).glob("*.parquet"))]
+            assert groups == [4] * (parts // 4) + [parts % 4] * bool(parts % 4)
+        opened.append({stage: most(opens, stage) for stage in (*DENSE, "features", "ledger")})
+        ledgers.append(run.table("ledger"))
+    small, large = opened
+    assert small == large
+    assert large["verdicts"]["pool"] < parts
+    monkeypatch.undo()
+    whole = pools.curate(given, tmp_path / "whole", "--unit_rows", "4", *pools.THRESHOLDS)
+    assert len(list((whole.path / "verdicts").glob("*.parquet"))) == 1
+    assert whole.table("ledger") == ledgers[1]
 
 
 def test_rows_among_blocks_are_the_rows_there_of_all(run):
