@@ -62,7 +62,7 @@ class InstructionTokenizer(nn.Module):
             encoder_hidden_size=width,
         )
         self.former: Any = InstructBlipQFormerModel(config)
-        self.queries = nn.Parameter(torch.randn(1, options.queries, options.width) * config.initializer_range)
+        self.queries = nn.Parameter(torch.randn(options.queries, options.width) * config.initializer_range)
         self.out = nn.Linear(options.width, out)
 
     def forward(self, patches: Tensor, words: Tensor, known: Tensor) -> Tensor:

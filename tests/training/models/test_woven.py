@@ -108,7 +108,7 @@ def slow_former(model: InstructionTokenizer, patches: torch.Tensor, words: torch
 
     places = weights["embeddings.position_embeddings.weight"][: len(words)]
     asked = weights["embeddings.word_embeddings.weight"][words] + places
-    x = norm(torch.cat([model.queries[0], asked]), "embeddings.layernorm")
+    x = norm(torch.cat([model.queries, asked]), "embeddings.layernorm")
     for layer in range(SMALL.depth):
         name = f"encoder.layer.{layer}"
         x = attend(x, x, f"{name}.attention")
