@@ -219,7 +219,8 @@ class Llava(Speaking):
         self.projector = VisualProjector(options.projector, self.config.width, self.language.width, options.prefix)
         if parts.projector is not None:
             self.projector.load_state_dict(parts.projector.state_dict())
-        self.encoder.requires_grad_(options.train_encoder)
+        if not options.train_encoder:  # else what cannot learn, tokens of no number, stays so
+            self.encoder.requires_grad_(False)
         self.language.requires_grad_(options.tuning == "whole")
         if options.tuning == "lora":
             adapt_language(self.language, options.lora)

@@ -130,7 +130,8 @@ class VistaLLM(Method, Generative, Instructed):
         self.pictures_by = InstructionTokenizer(options.pictures_by, *sizes)
         if parts.pictures_by is not None:
             self.pictures_by.load_state_dict(parts.pictures_by.state_dict())
-        self.encoder.requires_grad_(options.train_encoder)
+        if not options.train_encoder:  # else what cannot learn, tokens of no number, stays so
+            self.encoder.requires_grad_(False)
         numbers = self.language.tokenizer.inner.get_vocab(with_added_tokens=True)
         self.answer, self.numbers = numbers[ANSWER], [numbers[picture_token(n)] for n in range(options.pictures)]
         others = frozenset([self.answer, *self.language.tokenizer.begin])

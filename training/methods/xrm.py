@@ -81,7 +81,8 @@ class XRM(Method):
         self.heads = nn.ModuleList(nn.Linear(config.width, len(classes)) for _ in range(2))
         for parameter in self.heads.parameters():
             nn.init.zeros_(parameter)
-        self.encoder.requires_grad_(not options.frozen)
+        if options.frozen:  # else what cannot learn, tokens of no number, stays so
+            self.encoder.requires_grad_(False)
         blank = torch.zeros(int(str(known.get("rows", 0))), dtype=torch.int64)
         given = torch.as_tensor(labels) if labels is not None else blank
         self.register_buffer("original", given.to(torch.int32))
