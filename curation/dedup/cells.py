@@ -16,43 +16,25 @@ find more pairs for the same products, are ours.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from granary.curation.dedup.blocks import Block, Floats, choose_prefix, fit_rotation, prepare, unit_rows
 from granary.curation.dedup.join import Edges, Indices, concatenate, join_groups
+from granary.curation.dedup.reach import ROWS_PER_CELL, USUAL, Reach, cell_count, share_compared
 from granary.curation.selection.clusters import train_kmeans
 
 SCALE = 2000  # of unit rows: squares sum to 4e6 < 2^24, components have 11 bits
 DIRECTIONS = 64  # leading principal directions in which cells are told apart
 ROWS = 4096  # assigned at a time
-ROWS_PER_CELL = 16  # of the training sample, at least
-MOST_CELLS = 16_384  # so that the sample that trains them stays below 262,144 rows
 ITERATIONS = 4
 MOST_HOMES, MOST_PROBES = 4, 16
 FEWEST_LINKS = 100  # that reaches of cells are chosen by
 
 Cellular = NDArray[np.int32]
-
-
-class Reach(NamedTuple):
-    """How far rows are joined: members of their `homes` nearest cells, visitors up to the `probes` nearest."""
-
-    homes: int
-    probes: int
-
-    @property
-    def products(self) -> float:
-        """Inner products of a row, in cells of average size."""
-        return self.homes * self.probes - self.homes**2 / 2
-
-
-USUAL = Reach(3, 10)
 
 
 @dataclass(frozen=True)
@@ -69,14 +51,6 @@ class Cells:
 
     def __len__(self) -> int:
         return len(self.centroids)
-
-
-def cell_count(rows: int) -> int:
-    """Return how many cells balance finding the nearest of them with joining inside them, for a pool of `rows`.
-
-    Finding costs rows x k, joining rows^2 / k; the factor was measured at 2 10^5 rows of 384 dimensions.
-    """
-    return max(1, min(MOST_CELLS, rows // ROWS_PER_CELL, 1 << round(math.log2(max(1.0, 4 * math.sqrt(rows))))))
 
 
 def train_cells(sample: ArrayLike, count: int, seed: int) -> Cells:
@@ -161,11 +135,6 @@ def choose_reach(left: Cellular, right: Cellular, recall: float) -> Reach:
         if are_seen(left, right, reach).mean() >= recall:
             return reach
     return Reach(min(MOST_HOMES, most), most)
-
-
-def share_compared(cells: int, reach: Reach) -> float:
-    """Return the share of all pairs that are compared, in cells of average size."""
-    return min(1.0, 2 * reach.products / cells)
 
 
 def join_cells(block: Block, near: Cellular, reach: Reach, threshold: float) -> Iterator[Edges]:

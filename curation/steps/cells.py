@@ -8,19 +8,23 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from granary.curation.dedup import cells, components
-from granary.curation.dedup.cells import Cells, Reach
+from granary.curation.dedup import components
+from granary.curation.dedup.reach import USUAL, Reach
 from granary.curation.runs.run import NoJob, Output, Run
 from granary.curation.runs.tables import read_table
 from granary.curation.runs.vectors import Block, Layout, from_column
 from granary.curation.steps.dedup import View, originals, prepare, read_basis, read_forest, write_forest
 from granary.curation.store.sampling import priority, rank_in_group
 from granary.curation.store.threads import limit_blas
+
+if TYPE_CHECKING:  # what joins is loaded where there is something to join
+    from granary.curation.dedup.cells import Cells
 
 LINKS_PER_ROW = 16  # of a row of the sample, chosen by hash: a clique of copies must not be all that is measured
 TRAINING, MEASURING = "training of cells", "measuring of cells"
@@ -81,6 +85,8 @@ class TrainCells:
 
 def train(run: Run, job: TrainCells, output: Output) -> None:
     """Train the cells on the rows drawn for it; writes their centroids and the directions they are told apart by."""
+    from granary.curation.dedup import cells
+
     rows = run.read_all("dedup-drawn", ["training", "embedding"])
     sample = from_column(rows.filter(rows["training"])["embedding"])
     with limit_blas(1):  # as for the basis of the join
@@ -93,6 +99,8 @@ def train(run: Run, job: TrainCells, output: Output) -> None:
 
 def read_cells(run: Run) -> Cells:
     """Return the trained cells."""
+    from granary.curation.dedup.cells import Cells
+
     table = run.read("dedup-cells", 0)
     kinds, values = table["kind"].to_numpy(zero_copy_only=False), table["values"].to_numpy()
     centroids, directions = (np.stack(values[kinds == kind]) for kind in ("centroid", "direction"))
@@ -165,6 +173,8 @@ class ChooseReach:
 
 def choose_reach(run: Run, job: ChooseReach, output: Output) -> None:
     """Choose by half of the links how far rows are joined; writes the other half, and which of them that sees."""
+    from granary.curation.dedup import cells
+
     trained, links = read_cells(run), few_of_each(run.read_all("dedup-links"), job.seed)
     sample = run.read("dedup-measured", 0)
     row = links["row"].to_numpy()
@@ -173,7 +183,7 @@ def choose_reach(run: Run, job: ChooseReach, output: Output) -> None:
     left = cells.nearest_cells(vectors, trained, most)
     right = cells.nearest_cells(from_column(links["embedding"]), trained, most)
     choosing = priority(job.seed, row, "half of the links") % 2 == 0
-    reach = Reach(min(cells.USUAL.homes, left.shape[1]), left.shape[1])
+    reach = Reach(min(USUAL.homes, left.shape[1]), left.shape[1])
     if job.probes is None:
         reach = cells.choose_reach(left[choosing], right[choosing], job.recall)
     seen = cells.are_seen(left[~choosing], right[~choosing], reach)
@@ -203,6 +213,8 @@ class CarryRows:
 
 def carry_rows(run: Run, job: CarryRows, output: Output) -> None:
     """Write the rows of a block by bucket of cells, a row group each; of each row the cells in that bucket, else -1."""
+    from granary.curation.dedup import cells
+
     trained = read_cells(run)
     index = originals(run, job.block)
     stored = _as_stored(Layout.of(run, "pool"), job.block, index, job.view)
@@ -240,6 +252,8 @@ class JoinBucket:
 
 def join_bucket(run: Run, job: JoinBucket, output: Output) -> None:
     """Join the rows inside the cells of a bucket and contract the edges to their spanning forest."""
+    from granary.curation.dedup import cells
+
     rows = pa.concat_tables(_groups(run, job.bucket))
     index = rows["index"].to_numpy()
     near = rows["cells"].combine_chunks().flatten().to_numpy().reshape(len(index), job.homes + job.probes)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import product
 from typing import Any
 
-from granary.curation.dedup.cells import ROWS_PER_CELL, Reach, cell_count
+from granary.curation.dedup.reach import ROWS_PER_CELL, Reach, cell_count
 from granary.curation.intervals import wilson
 from granary.curation.runs.facts import CellCounts
 from granary.curation.runs.run import NoJob

@@ -28,7 +28,6 @@ from granary.pipelines.engine.stages import Stages
 from granary.pipelines.engine.units import Engine
 from granary.pipelines.kinds.curate import Curation
 from granary.pipelines.kinds.curate_cells import cell_counts, recall_note
-from granary.pipelines.kinds.curate_dry_run import show_dry_run
 from granary.pipelines.kinds.curate_reading import Reading, prepare
 
 SPREAD = ("lowest", "median", "highest")  # similarities of retrieved images
@@ -65,6 +64,8 @@ def curate(
     tell = functools.partial(console.print, soft_wrap=True)
     prepared = prepare(recipe, lambda: choose_encoder(offline, tell))
     if dry_run:
+        from granary.pipelines.kinds.curate_dry_run import show_dry_run  # embeds and joins, which a repeat does not
+
         show_dry_run(prepared, engine, console)
         return {}
     recipe = prepared.recipe

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from granary.curation.dedup.cells import USUAL, Reach, cell_count, share_compared
+from granary.curation.dedup.reach import USUAL, Reach, cell_count, share_compared
 from granary.curation.recipe import Dedup
 
 # Of a core, measured at 2 10^5 rows of 384 numbers; a pair of cells as if these were even, which they are not.

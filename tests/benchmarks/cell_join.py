@@ -14,8 +14,9 @@ from rich.console import Console
 from rich.table import Table
 
 from granary.curation.dedup.blocks import pruning_dtype
-from granary.curation.dedup.cells import USUAL, Reach, cell_count, cell_join
+from granary.curation.dedup.cells import cell_join
 from granary.curation.dedup.join import threshold_join
+from granary.curation.dedup.reach import USUAL, Reach, cell_count
 from granary.curation.store.threads import limit_threads
 from tests.benchmarks.join import measure, vectors
 

@@ -7,8 +7,8 @@ import pytest
 
 from granary.curation.dedup import cells
 from granary.curation.dedup.blocks import fit_rotation, prepare, unit_rows
-from granary.curation.dedup.cells import Reach
 from granary.curation.dedup.join import concatenate, threshold_join
+from granary.curation.dedup.reach import Reach, cell_count
 from granary.curation.store.threads import limit_threads
 
 
@@ -85,4 +85,4 @@ def test_the_cheapest_reach_that_sees_enough_is_chosen():
 
 
 def test_the_number_of_cells_grows_with_the_root_of_the_pool():
-    assert [cells.cell_count(n) for n in (0, 15, 200_000, 800_000, 10**9)] == [1, 1, 2048, 4096, 16_384]
+    assert [cell_count(n) for n in (0, 15, 200_000, 800_000, 10**9)] == [1, 1, 2048, 4096, 16_384]
