@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from granary.curation.dense.packing import Counter
 from granary.curation.dense.recipe import Crops, Format, PackRecipe
 from granary.curation.dense.schema import ASKED, Asked
+from granary.curation.runs.chosen import image_shards
 from granary.curation.runs.facts import About, FlowRow
-from granary.curation.runs.quads import image_shards
 from granary.curation.runs.run import Marker, Run
 from granary.curation.runs.tables import read_groups
 from granary.curation.store.language import MEANINGS

@@ -9,7 +9,8 @@ import dataclasses
 import hashlib
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from itertools import chain
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -18,11 +19,10 @@ from granary.curation.dense.schema import ImageFile
 from granary.curation.instructions.asking import OF_GROUPS, asked, target_of
 from granary.curation.instructions.recipe import Attribute, Groups
 from granary.curation.instructions.schema import ThingRow, group_features
-from granary.curation.runs.quads import image_shards
+from granary.curation.runs.chosen import WriteChosen, image_shards, read_chosen, rows_at, write_chosen
 from granary.curation.runs.row_groups import RowGroups
 from granary.curation.runs.run import Output, Run
-from granary.curation.runs.splits import in_order
-from granary.curation.runs.tables import read_groups, read_table
+from granary.curation.runs.tables import read_table
 from granary.curation.store import schema
 from granary.curation.store.sampling import hashed
 
@@ -39,13 +39,6 @@ class Place(NamedTuple):
 
     shard: int
     row: int
-
-
-class GroupOfRows(NamedTuple):
-    """What the marker of the stage notes of a row group: the split of its groups, and their number."""
-
-    split: str
-    rows: int
 
 
 class Sharers(NamedTuple):
@@ -76,15 +69,13 @@ def choose_groups(run: Run, job: ChooseGroups, output: Output) -> None:
     """Draw groups of pictures of one split each; which ones depends on the pictures and the seed alone."""
     pictures = _pictures(run)
     total = sum(map(len, pictures.values()))
-    for split in in_order(sorted(pictures)):
+    chosen = []
+    for split in pictures:
         count = round(job.options.count * len(pictures[split]) / total)
         drawn = draw_groups(split, pictures[split], job.options, count, job.seed)
         output.counters["groups short"] += count - len(drawn)
-        for start in range(0, len(drawn), job.rows):
-            some = drawn[start : start + job.rows]
-            output.write(pa.Table.from_pylist(some, CHOSEN))
-            output.notes.append(GroupOfRows(split, len(some)))
-    output.begin(CHOSEN)
+        chosen += drawn
+    write_chosen(chosen, CHOSEN, job.rows, output)
 
 
 def _pictures(run: Run) -> dict[str, dict[Place, list[ThingRow]]]:
@@ -153,24 +144,11 @@ def sharers(pictures: Mapping[Place, Sequence[ThingRow]], attribute: Attribute) 
     ]
 
 
-@dataclasses.dataclass(frozen=True)
-class WriteGroups:
-    """The job of `write_groups`.
-
-    Args:
-        unit: row group of the groups that were chosen.
-        row_group: groups in a row group of the shard.
-    """
-
-    unit: int
-    row_group: int
-
-
-def write_groups(run: Run, job: WriteGroups, output: Output) -> None:
+def write_groups(run: Run, job: WriteChosen, output: Output) -> None:
     """Write one shard of groups with their pictures, see `group_features`."""
-    chosen = read_table(run.parts(STAGE)[0], group=job.unit).to_pylist()
+    chosen = read_chosen(run, STAGE, job)
     places = [[Place(*pair) for pair in zip(group["shards"], group["rows"], strict=True)] for group in chosen]
-    pictures = _read(run, {place for group in places for place in group})
+    pictures = rows_at(run, chain.from_iterable(places), ["id", "image", "width", "height", "things"])
     shard = RowGroups(output, schema.arrow_schema(group_features()), job.row_group)
     for group, members in zip(chosen, places, strict=True):
         own = [pictures[place] for place in members]
@@ -196,16 +174,3 @@ def write_groups(run: Run, job: WriteGroups, output: Output) -> None:
         shard.add(row, sum(len(file["bytes"]) for file in files))
         output.counters["groups"] += 1
     shard.close()
-
-
-def _read(run: Run, places: set[Place]) -> dict[Place, dict[str, Any]]:
-    """Return the rows at some places, each shard read once and a row group of it held at a time."""
-    urls, rows = image_shards(run), {}
-    for shard in sorted({place.shard for place in places}):
-        start = 0
-        for table in read_groups(urls[shard], ["id", "image", "width", "height", "things"]):
-            for row in range(len(table)):
-                if (place := Place(shard, start + row)) in places:
-                    (rows[place],) = table.slice(row, 1).to_pylist()
-            start += len(table)
-    return rows

@@ -10,8 +10,8 @@ from granary.curation.images.decode import decode
 from granary.curation.images.limits import DecodeLimits
 from granary.curation.report.page import render_page, write_page
 from granary.curation.report.thumbnails import shrink
+from granary.curation.runs.chosen import image_shards
 from granary.curation.runs.facts import Facts
-from granary.curation.runs.quads import image_shards
 from granary.curation.runs.run import Run
 from granary.curation.runs.tables import read_groups
 

@@ -20,8 +20,8 @@ from granary.curation.instructions.recipe import Task
 from granary.curation.instructions.schema import PictureRow, picture_features
 from granary.curation.instructions.things import PARTS, SLOTS, things_of, words_of
 from granary.curation.runs import dead_letters
+from granary.curation.runs.chosen import image_shards
 from granary.curation.runs.dead_letters import DeadLetter
-from granary.curation.runs.quads import image_shards
 from granary.curation.runs.row_groups import RowGroups
 from granary.curation.runs.run import NoJob, Output, Run, digest
 from granary.curation.runs.splits import NAME, TRAIN

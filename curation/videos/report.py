@@ -6,8 +6,8 @@ import base64
 from typing import Any
 
 from granary.curation.report.page import render_page, write_page
+from granary.curation.runs.chosen import image_shards
 from granary.curation.runs.facts import Facts
-from granary.curation.runs.quads import image_shards
 from granary.curation.runs.run import Run
 from granary.curation.runs.tables import read_groups
 

@@ -17,8 +17,8 @@ from PIL import Image
 
 from granary.curation.images.decode import DecodeError
 from granary.curation.runs import dead_letters
+from granary.curation.runs.chosen import image_shards
 from granary.curation.runs.dead_letters import DeadLetter
-from granary.curation.runs.quads import image_shards
 from granary.curation.runs.row_groups import RowGroups
 from granary.curation.runs.run import Marker, NoJob, Output, Run, digest, undigested
 from granary.curation.runs.splits import NAME, TRAIN

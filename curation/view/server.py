@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl
 
 from granary.curation.errors import UserError
+from granary.curation.store.addresses import without_secrets
+from granary.curation.store.printable import printable
 from granary.curation.view.answers import Answer, Request
 
 if TYPE_CHECKING:
@@ -115,7 +117,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         except UserError as error:
             return Answer.plain(HTTPStatus.BAD_REQUEST, str(error))
         except Exception:  # noqa: BLE001  # the page goes on, and the terminal tells what happened
-            traceback.print_exc()
+            print(printable(without_secrets(traceback.format_exc())), file=sys.stderr)
             return Answer.plain(HTTPStatus.INTERNAL_SERVER_ERROR, "granary view failed here; its terminal tells more")
 
     def _send(self, answer: Answer) -> None:

@@ -118,6 +118,22 @@ class Session(Generic[R]):
         finally:
             self.lock.release()
 
+    def completed(
+        self, work: Callable[[], object], finish: Callable[[], Facts], places: Sequence[tuple[str, str]] = ()
+    ) -> Facts:
+        """Run every stage, close the run unless it stands, print its table; returns what run.json holds.
+
+        Args:
+            work: runs the stages.
+            finish: writes what follows from them, see `finish`.
+            places: further files to name below the table.
+        """
+        with self.working():
+            work()
+            facts = self.standing() or finish()
+        self.print_table(facts, places)
+        return facts
+
     def standing(self) -> Facts | None:
         """Return run.json when no stage had work to do and all that follows from it is there; None otherwise.
 

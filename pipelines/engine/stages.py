@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Concatenate, Generic, Literal, TypedDict, TypeVar, Unpack
 
-from granary.curation.runs import quads
+from granary.curation.runs.chosen import ChosenGroup, WriteChosen
 from granary.curation.runs.run import DEAD, LOST, J, Marker, Output, Run, Stage, Unit, digest
 from granary.curation.runs.splits import Shard, shard_names
 from granary.pipelines.engine.merge import A, Merge
@@ -125,19 +125,22 @@ class Stages:
         self.parallel(name, step, jobs, inputs, noun, weights, names=names, **options)
         self.written[name] = [Shard(*one) for one in zip(splits, self.markers[name], strict=True)]
 
-    def write_quad_shards(self, row_group: int) -> None:
-        """Write the shards of the quads that the stage `quads.STAGE` chose among the samples of the stage shards.
+    def write_chosen(
+        self, name: str, chosen: str, step: Callable[[Run, WriteChosen, Output], None], row_group: int
+    ) -> None:
+        """Write the shards of a config put together from rows of `shards`; none where nothing was chosen.
 
         Args:
-            row_group: quads in a row group.
+            name: of the config.
+            chosen: the stage that chose, by `granary.curation.runs.chosen.write_chosen`.
+            step: writes one shard.
+            row_group: rows in a row group.
         """
-        groups = [quads.QuadGroup(*note) for note in self.markers[quads.STAGE][0].notes]
-        if not groups:
-            return
-        jobs = [quads.WriteQuads(unit, row_group) for unit in range(len(groups))]
-        splits, weights = [group.split for group in groups], [group.rows for group in groups]
-        inputs = [quads.STAGE, "shards"]
-        self.write_shards("quads", quads.write_quads, jobs, splits, inputs, "quads", weights, target="dataset/quads")
+        groups = [ChosenGroup(*note) for note in self.markers[chosen][0].notes]
+        if groups:
+            jobs = [WriteChosen(unit, row_group) for unit in range(len(groups))]
+            splits, weights = [group.split for group in groups], [group.rows for group in groups]
+            self.write_shards(name, step, jobs, splits, [chosen, "shards"], name, weights, target=f"dataset/{name}")
 
     def serial(self, name: str, step: Step[J], inputs: Iterable[str], job: J) -> Marker:
         """Run a stage of one unit, which may use every core."""

@@ -72,11 +72,7 @@ def curate(
     session = Session.begin(recipe, "curate", engine, console, recipe.sources, ("pool", _pool_paths))
     session.runner.run = dataclasses.replace(session.runner.run, retry_failed=retry_failed)
     curation = Curation(Reading(Stages(session.runner), prepared))
-    with session.working():
-        curation.run()
-        facts = session.standing() or _finish(session, curation)
-    session.print_table(facts, [("ledger", "ledger")])
-    return facts
+    return session.completed(curation.run, lambda: _finish(session, curation), [("ledger", "ledger")])
 
 
 def _finish(session: Session[CurateRecipe], curation: Curation) -> Facts:

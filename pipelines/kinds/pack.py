@@ -33,7 +33,7 @@ from granary.curation.dense.steps.texts import WriteTexts
 from granary.curation.errors import UserError
 from granary.curation.report.page import write_page
 from granary.curation.runs.facts import Facts, read_facts, read_recipe
-from granary.curation.runs.quads import STAGE
+from granary.curation.runs.quads import STAGE, write_quads
 from granary.curation.runs.run import Marker, NoJob, Run, digest
 from granary.curation.sources import Source, check_apart, files, listing
 from granary.curation.store import storage
@@ -98,7 +98,7 @@ class Pack(Stages):
             self.cut_pairs(groups)
         if self.recipe.format == "winoground":
             self.serial(STAGE, choose_examples, ["records", "shards"], ChooseExamples(len(groups)))
-            self.write_quad_shards(self.recipe.shards.row_group)
+            self.write_chosen("quads", STAGE, write_quads, self.recipe.shards.row_group)
         packed = self.markers["shards"]
         deciding = [outputs.WriteLedger(unit, group.digest, packed[unit].sha256) for unit, group in enumerate(groups)]
         self.parallel("ledger", outputs.write_ledger, deciding, [], "images", weights)
@@ -227,11 +227,7 @@ def pack(recipe: PackRecipe, engine: Engine, console: Console | None = None) -> 
     subject = ("set of annotations", lambda before: before.annotations)
     session = Session.begin(recipe, "pack", engine, console, prepared.sources, subject)
     packing = Pack(session.runner, prepared)
-    with session.working():
-        packing.run()
-        facts = session.standing() or _finish(session, packing)
-    session.print_table(facts, [("dead", "dead-letter")])
-    return facts
+    return session.completed(packing.run, lambda: _finish(session, packing), [("dead", "dead-letter")])
 
 
 def _finish(session: Session[PackRecipe], packing: Pack) -> Facts:

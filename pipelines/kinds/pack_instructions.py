@@ -95,15 +95,8 @@ class PackedInstructions(Stages):
         if not recipe.groups.count:
             return
         job = groups.ChooseGroups(recipe.groups, recipe.seed, recipe.shards.groups)
-        chosen = self.serial(groups.STAGE, groups.choose_groups, ["shards"], job)
-        units = [groups.GroupOfRows(*note) for note in chosen.notes]
-        if units:
-            jobs = [groups.WriteGroups(number, recipe.shards.row_group) for number in range(len(units))]
-            splits, weights = [unit.split for unit in units], [unit.rows for unit in units]
-            self.write_shards(
-                "groups", groups.write_groups, jobs, splits, [groups.STAGE, "shards"], "groups", weights,
-                target="dataset/groups",
-            )  # fmt: skip
+        self.serial(groups.STAGE, groups.choose_groups, ["shards"], job)
+        self.write_chosen("groups", groups.STAGE, groups.write_groups, recipe.shards.row_group)
 
     def _check_packed(self) -> None:
         """Raise UserError when no row came through: wrong data more likely than many bad rows."""
@@ -138,11 +131,7 @@ def pack_instructions(recipe: PackInstructionsRecipe, engine: Engine, console: C
     subject = ("list of data", lambda before: before.data)
     session = Session.begin(recipe, "pack", engine, console, sources, subject)
     packed = PackedInstructions(session.runner, recipe)
-    with session.working():
-        packed.run()
-        facts = session.standing() or _finish(session, packed)
-    session.print_table(facts, [("dead", "dead-letter")])
-    return facts
+    return session.completed(packed.run, lambda: _finish(session, packed), [("dead", "dead-letter")])
 
 
 def prepare(

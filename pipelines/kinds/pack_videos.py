@@ -129,11 +129,7 @@ def pack_videos(recipe: PackVideosRecipe, engine: Engine, console: Console | Non
     subject = ("folder of videos", lambda before: before.videos)
     session = Session.begin(recipe, "pack", engine, console, sources, subject)
     packed = PackedVideos(session.runner, recipe)
-    with session.working():
-        packed.run()
-        facts = session.standing() or _finish(session, packed)
-    session.print_table(facts, [("dead", "dead-letter")])
-    return facts
+    return session.completed(packed.run, lambda: _finish(session, packed), [("dead", "dead-letter")])
 
 
 def prepare(recipe: PackVideosRecipe) -> tuple[PackVideosRecipe, Mapping[str, Sequence[Source]]]:

@@ -14,13 +14,14 @@ import dataclasses
 import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from rich.console import Console
 
 from granary.curation.errors import UserError
 from granary.curation.runs.facts import Facts, read_facts, read_recipe
-from granary.curation.runs.quads import STAGE
+from granary.curation.runs.quads import STAGE, write_quads
 from granary.curation.runs.run import NoJob, Run, digest
 from granary.curation.store import language
 from granary.pipelines.engine.session import Session
@@ -106,21 +107,14 @@ class Rendering(Stages):
         """Choose the quads among the rows that have a picture, and write their shards."""
         choosing = quads.ChooseQuads(self.work.recipe.quads)
         self.serial(STAGE, quads.choose_quads, ["plan", "shards"], choosing)
-        self.write_quad_shards(self.work.recipe.shards.row_group)
+        self.write_chosen("quads", STAGE, write_quads, self.work.recipe.shards.row_group)
 
     def write_videos(self) -> None:
         """Choose the frames of the videos among the rows that have a picture, and write their shards."""
         choosing = videos.ChooseVideos(self.work.recipe.videos)
-        marker = self.serial(videos.STAGE, videos.choose_videos, ["plan", "shards"], choosing)
-        groups = [videos.VideoGroup(*note) for note in marker.notes]
-        if not groups:
-            return
+        self.serial(videos.STAGE, videos.choose_videos, ["plan", "shards"], choosing)
         rows = max(1, self.work.recipe.shards.row_group // VIDEOS_LARGER)
-        jobs = [videos.WriteVideos(unit, rows) for unit in range(len(groups))]
-        splits, weights, inputs = [g.split for g in groups], [g.rows for g in groups], [videos.STAGE, "shards"]
-        self.write_shards(
-            "videos", videos.write_videos, jobs, splits, inputs, "videos", weights, target="dataset/videos"
-        )
+        self.write_chosen("videos", videos.STAGE, videos.write_videos, rows)
 
     def render_shards(self, sizes: Sequence[steps.ShardSize]) -> None:
         """Render the rows of every shard."""
@@ -163,11 +157,8 @@ def render(
     session = Session.begin(work.recipe, kind="render", engine=engine, console=console)
     fingerprint = digest(description.version, work.recipe.renderer.kind)
     rendering = Rendering(session.runner, work, fingerprint)
-    with session.working():
-        rendering.run()
-        facts = session.standing() or _finish(session, rendering, description.version)
-    session.print_table(facts, [("ledger", "ledger")])
-    return facts
+    finish = partial(_finish, session, rendering, description.version)
+    return session.completed(rendering.run, finish, [("ledger", "ledger")])
 
 
 def described(work: Planned, engine: Engine) -> Description:

@@ -239,11 +239,7 @@ def sample(recipe: SampleRecipe, engine: Engine, console: Console | None = None)
     sources = {"data": recipe.data, "holdout": recipe.holdout}
     session = Session.begin(recipe, "sample", engine, console, sources, ("data", _paths))
     run = Sampled(session.runner, prepared)
-    with session.working():
-        run.run()
-        facts = session.standing() or _finish(session, run)
-    session.print_table(facts, [("ledger", "ledger")])
-    return facts
+    return session.completed(run.run, lambda: _finish(session, run), [("ledger", "ledger")])
 
 
 def _finish(session: Session[SampleRecipe], run: Sampled) -> Facts:

@@ -8,8 +8,8 @@ import heapq
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
-from granary.curation.runs import quads as quads_of_run
-from granary.curation.runs.quads import Chosen
+from granary.curation.runs.chosen import image_shards, write_chosen
+from granary.curation.runs.quads import CHOSEN, ROWS, Chosen
 from granary.curation.runs.run import Output, Run
 from granary.curation.runs.tables import read_table
 from granary.curation.store.sampling import hashed
@@ -50,13 +50,13 @@ def choose_quads(run: Run, job: ChooseQuads, output: Output) -> None:
     drawn = heapq.nsmallest(
         job.options.count, quads, key=lambda quad: (hashed(f"{seed}/quad/{quad['id']}"), quad["id"])
     )
-    quads_of_run.write_chosen(drawn, output)
+    write_chosen(drawn, CHOSEN, ROWS, output)
 
 
 def places_of(run: Run) -> dict[str, Place]:
     """Return for every rendered row where its picture is."""
     places = {}
-    for shard, url in enumerate(quads_of_run.image_shards(run)):
+    for shard, url in enumerate(image_shards(run)):
         table = read_table(url, ["row_id", "image.path"])
         files = table["image"].combine_chunks().field("path").to_pylist()
         for row, (name, file) in enumerate(zip(table["row_id"].to_pylist(), files, strict=True)):

@@ -17,11 +17,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from granary.curation.runs.quads import pictures_at
+from granary.curation.runs.chosen import WriteChosen, read_chosen, rows_at, write_chosen
 from granary.curation.runs.row_groups import RowGroups
 from granary.curation.runs.run import Output, Run
-from granary.curation.runs.splits import in_order
-from granary.curation.runs.tables import read_table
 from granary.curation.store import schema
 from granary.curation.store.language import QuestionRow, VideoRow, frames_features
 from granary.curation.store.sampling import hashed
@@ -58,13 +56,6 @@ class ChosenVideo(TypedDict):
     rows: list[int]
     shown: list[int]
     needle: list[int]
-
-
-class VideoGroup(NamedTuple):
-    """What the marker of `choose_videos` notes of a row group: the split of its videos, and their number."""
-
-    split: str
-    rows: int
 
 
 class Rendered(NamedTuple):
@@ -105,14 +96,7 @@ class ChooseVideos:
 def choose_videos(run: Run, job: ChooseVideos, output: Output) -> None:
     """Write which pictures the frames of each video show, and what is asked, those of a shard in a row group."""
     work = planned_of(run)
-    videos = list(chosen(work, places_of(run), job.options))
-    for split in in_order(sorted({video["split"] for video in videos})):
-        some = [video for video in videos if video["split"] == split]
-        for start in range(0, len(some), ROWS):
-            group = some[start : start + ROWS]
-            output.write(pa.Table.from_pylist(group, CHOSEN))
-            output.notes.append(VideoGroup(split, len(group)))
-    output.begin(CHOSEN)
+    write_chosen(chosen(work, places_of(run), job.options), CHOSEN, ROWS, output)
 
 
 def chosen(work: Planned, places: Mapping[str, Place], options: Videos) -> Iterator[ChosenVideo]:
@@ -227,24 +211,11 @@ def _filled(template: str, fields: Mapping[str, str]) -> str:
     return template.format_map(known) if fits(template, known) else ""
 
 
-@dataclasses.dataclass(frozen=True)
-class WriteVideos:
-    """The job of `write_videos`.
-
-    Args:
-        unit: row group of the videos that were chosen.
-        row_group: videos in a row group of the shard.
-    """
-
-    unit: int
-    row_group: int
-
-
-def write_videos(run: Run, job: WriteVideos, output: Output) -> None:
+def write_videos(run: Run, job: WriteChosen, output: Output) -> None:
     """Write one shard of videos, every frame the file of a picture, see `granary.curation.store.language.VideoRow`."""
-    videos = read_table(run.parts(STAGE)[0], group=job.unit).to_pylist()
+    videos = read_chosen(run, STAGE, job)
     places = [list(zip(video["shards"], video["rows"], strict=True)) for video in videos]
-    pictures = pictures_at(run, itertools.chain.from_iterable(places))
+    pictures = rows_at(run, itertools.chain.from_iterable(places), ["image"])
     shard = RowGroups(output, schema.arrow_schema(frames_features()), job.row_group)
     for video, own in zip(videos, places, strict=True):
         asked = QuestionRow(
@@ -254,7 +225,7 @@ def write_videos(run: Run, job: WriteVideos, output: Output) -> None:
             answer=video["answer"],
             answers=[video["answer"]],
         )
-        frames = [pictures[own[number]] for number in video["shown"]]
+        frames = [pictures[own[number]]["image"] for number in video["shown"]]
         row = VideoRow(id=video["id"], images=frames, questions=[asked], needle=video["needle"], split=video["split"])
         shard.add(row, sum(len(frame["bytes"]) for frame in frames))
     shard.close()

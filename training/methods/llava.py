@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from itertools import chain, islice
 from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import torch
@@ -20,50 +19,39 @@ from torch import Tensor
 
 from granary.curation.errors import UserError
 from granary.curation.options import Options as OptionGroup
-from granary.curation.store import storage
 from granary.training.data.augment import normalised, to_unit
 from granary.training.data.collate import Part
 from granary.training.data.conversations import IMAGE, Column, Conversation, draw_conversations, spoken_corpus
 from granary.training.data.crops import Crop
 from granary.training.data.loader import BatchPlan
 from granary.training.data.reads import Reads
-from granary.training.data.tokenizer import read_tokenizer, train_tokenizer
+from granary.training.data.tokenizer import train_tokenizer
 from granary.training.losses.next_token import IGNORED, next_token_loss
 from granary.training.losses.processes import gathered
 from granary.training.method import Method, Moment
-from granary.training.methods.clip import TOKENIZER
 from granary.training.models.backbone import Backbone, Tokens
 from granary.training.models.backbone_config import BackboneConfig, config_of
 from granary.training.models.build import build
-from granary.training.models.generative import Generative, cut_to, padded
+from granary.training.models.generative import padded
 from granary.training.models.language import PICTURE, TINY, LanguageModel, load_language
 from granary.training.models.lora import Lora, adapt_language
 from granary.training.models.registry import load_model
+from granary.training.models.spoken import ByLanguageModel, LanguageOptions, begun_language
 from granary.training.models.training import load_training
 from granary.training.models.visual_projector import Projection, VisualProjector
 from granary.training.models.vit import VisionTransformer
 
 
-class SpeakingOptions(OptionGroup, frozen=True):
+class SpeakingOptions(LanguageOptions, frozen=True):
     """Options of methods that teach a language model to speak of what it is shown."""
 
-    encoder: str | None = Field(None, description="image encoder: any model; default: the recipe's, with its init")
-    language: str = Field(
-        TINY,
-        description="language model: a folder saved by transformers, hf:ID, or tiny?width=128&depth=4&heads=4, a Qwen2 "
-        "of random weights",
-    )
     tuning: Literal["whole", "lora", "frozen"] = Field("whole", description="what of the language model learns")
     lora: Lora = Field(Lora(rank=128, alpha=256, dropout=0.05), description="its adapters, where those learn")
     columns: tuple[Column, ...] = Field(
         ("captions",), min_length=1, description="what is said of pictures: captions, questions, polls, messages"
     )
     template: str = Field("<image>{question}", description="what an answer follows; for example with USER: in it")
-    describe: str = Field("Describe the picture.", description="the question that a caption answers")
     context: int = Field(64, ge=8, description="tokens of question and answer at most, without the picture's")
-    tokenizer: str | None = Field(None, description="tokenizer.json of a tiny model; default: trained on the texts")
-    vocabulary: int = Field(8192, ge=512, description="tokens at most of a tokenizer that is trained")
-    corpus: int = Field(1_000_000, ge=1, description="texts at most that it is trained on")
 
     @model_validator(mode="after")
     def _shows(self) -> Self:
@@ -108,23 +96,16 @@ class Parts(NamedTuple):
     projector: VisualProjector | None = None
 
 
-class Speaking(Method, Generative):
+class Speaking(ByLanguageModel, Method):
     """An image encoder that does not change the texts, and a language model: what is said, and how it is asked.
 
     Attributes:
         options: of the method.
-        language: the language model.
     """
 
     evaluated = "encoder"
     options: SpeakingOptions
-    language: LanguageModel
     skipped: Tensor
-
-    @property
-    def files(self) -> dict[str, bytes]:
-        """Files of the training directory, by name."""
-        return {TOKENIZER: self.language.tokenizer.json.encode()}
 
     def framed(self, conversations: Sequence[Conversation | None]) -> tuple[Tensor, Tensor]:
         """Return tokens (B, L) and targets (B, L), which are the tokens of answers and their ends, else `IGNORED`."""
@@ -158,46 +139,17 @@ class Speaking(Method, Generative):
         return [*plain(before), *([PICTURE] if image else []), *(plain(after) if after else [])]
 
     @property
-    def seen(self) -> BackboneConfig:
-        """The architecture of the image encoder."""
-        return self.config
-
-    @property
-    def vocabulary(self) -> int:
-        """V."""
-        return self.language.vocabulary
-
-    @property
     def longest(self) -> int:
         """Tokens of a text at most, without those of the picture."""
         return self.options.context
-
-    @property
-    def end(self) -> int:
-        """Number of the token that ends an answer."""
-        return self.language.tokenizer.end
 
     def next_logits(self, memory: Tensor, tokens: Tensor) -> Tensor:
         """Return the logits of the token after each: (B, K, W), (B, L) -> (B, L, V)."""
         return self.language(memory, tokens)
 
-    def greedy(self, memory: Tensor, prompts: Sequence[Sequence[int]], tokens: int) -> list[list[int]]:
-        """Return the likeliest next token again and again; see `Generative`."""
-        rows = [cut_to(self.longest, prompt, ())[0] for prompt in prompts]
-        said = self.language.greedy(memory, rows, tokens)
-        return [words[: self.longest - len(row)] for words, row in zip(said, rows, strict=True)]
-
     def prompt(self, question: str | None) -> list[int]:
         """Return what an answer is said after: a beginning, and the template with the picture."""
         return [*self.language.tokenizer.begin, *self._asked(question, self.options.template)]
-
-    def words(self, text: str) -> list[int]:
-        """Return the tokens of a text and its end."""
-        return [*self.language.tokenizer.plain(text), self.end]
-
-    def spoken(self, tokens: Sequence[int]) -> str:
-        """Return the text of tokens."""
-        return self.language.tokenizer.text(tokens)
 
 
 class Llava(Speaking):
@@ -239,7 +191,7 @@ class Llava(Speaking):
         if options.begin is not None:
             return _of_training(options.begin, options)
         encoder = build(config) if options.encoder is None else load_model(options.encoder)
-        return Parts(encoder, begun_language(options, plan, out))
+        return Parts(encoder, begun_language(options, spoken_corpus(plan.datasets, options.columns), out))
 
     @property
     def remembered(self) -> dict[str, object]:
@@ -253,12 +205,6 @@ class Llava(Speaking):
         language = load_language(options.language, train_tokenizer([], options.vocabulary))
         encoder = None if options.encoder is None else asdict(load_model(options.encoder).config)
         return {"language": language.facts, "encoder": encoder}
-
-    @classmethod
-    def untrained(cls, config: BackboneConfig, options: OptionGroup) -> Backbone:
-        """Return the image encoder with initial weights."""
-        assert isinstance(options, LlavaOptions)
-        return build(config if options.encoder is None else load_model(options.encoder).config)
 
     def views(self) -> dict[str, Crop]:
         """One picture, cut at random or in the middle."""
@@ -289,17 +235,6 @@ class Llava(Speaking):
         with torch.set_grad_enabled(self.options.train_encoder and torch.is_grad_enabled()):
             tokens = read_stage(self.encoder, pixels, self.options.layer)
         return self.projector(tokens)
-
-
-def begun_language(options: SpeakingOptions, plan: BatchPlan, out: str) -> LanguageModel:
-    """Return the language model to begin with, a tiny one with the tokenizer of an earlier session or of its texts."""
-    words = None
-    if options.language.partition("?")[0] == TINY:
-        earlier = storage.join(out, TOKENIZER)
-        given = earlier if storage.exists(earlier) else options.tokenizer
-        texts = chain([options.describe] * 2, spoken_corpus(plan.datasets, options.columns))
-        words = read_tokenizer(given) if given else train_tokenizer(islice(texts, options.corpus), options.vocabulary)
-    return load_language(options.language, words)
 
 
 def read_stage(encoder: Backbone, pixels: Tensor, layer: int) -> Tokens:

@@ -24,7 +24,7 @@ from granary.curation.errors import UserError
 from granary.curation.options import Options as OptionGroup
 from granary.training.data.augment import normalised, to_unit
 from granary.training.data.collate import Part
-from granary.training.data.conversations import draw_conversations
+from granary.training.data.conversations import draw_conversations, spoken_corpus
 from granary.training.data.crops import Crop
 from granary.training.data.frames import COLUMNS, CONFIGS, FrameViews, Source
 from granary.training.data.loader import BatchPlan
@@ -33,7 +33,7 @@ from granary.training.data.tokenizer import train_tokenizer
 from granary.training.losses.next_token import next_token_loss
 from granary.training.losses.processes import gathered
 from granary.training.method import Moment
-from granary.training.methods.llava import Speaking, SpeakingOptions, begun_language
+from granary.training.methods.llava import Speaking, SpeakingOptions
 from granary.training.models.backbone import Backbone
 from granary.training.models.backbone_config import BackboneConfig, config_of
 from granary.training.models.build import build
@@ -42,6 +42,7 @@ from granary.training.models.language import LanguageModel, load_language
 from granary.training.models.lora import adapt_language
 from granary.training.models.reductions import Reduction, chosen_frames, within
 from granary.training.models.registry import load_model
+from granary.training.models.spoken import begun_language
 from granary.training.models.training import load_training
 from granary.training.models.vision_aggregator import VisionAggregator
 
@@ -188,7 +189,7 @@ class LongVU(Speaking):
             return _of_training(options.begin, options)
         encoder = build(config) if options.encoder is None else load_model(options.encoder)
         comparer = None if options.comparer is None else load_model(options.comparer)
-        return Parts(encoder, comparer, begun_language(options, plan, out))
+        return Parts(encoder, comparer, begun_language(options, spoken_corpus(plan.datasets, options.columns), out))
 
     @property
     def remembered(self) -> dict[str, object]:
@@ -205,12 +206,6 @@ class LongVU(Speaking):
         ]
         language = load_language(options.language, train_tokenizer([], options.vocabulary))
         return {"encoder": configs[0], "comparer": configs[1], "language": language.facts}
-
-    @classmethod
-    def untrained(cls, config: BackboneConfig, options: OptionGroup) -> Backbone:
-        """Return the first image encoder with initial weights."""
-        assert isinstance(options, LongVUOptions)
-        return build(config if options.encoder is None else load_model(options.encoder).config)
 
     def encoders(self) -> list[Backbone]:
         """Return the encoder that `init` gives weights to: the first."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from itertools import chain, islice
+from itertools import chain
 from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
@@ -19,7 +19,6 @@ from torch import Tensor
 
 from granary.curation.errors import UserError
 from granary.curation.options import Options as OptionGroup
-from granary.curation.store import storage
 from granary.training.data.augment import normalised, to_unit
 from granary.training.data.bins import BINS, picture_token, vocabulary
 from granary.training.data.collate import Part
@@ -31,39 +30,33 @@ from granary.training.data.instructions import COLUMN, Coding, Form, Instruction
 from granary.training.data.loader import BatchPlan
 from granary.training.data.pasted import pasted_views
 from granary.training.data.reads import Reads
-from granary.training.data.tokenizer import read_tokenizer, train_tokenizer
+from granary.training.data.tokenizer import train_tokenizer
 from granary.training.losses.next_token import IGNORED, next_token_loss
 from granary.training.losses.processes import gathered
 from granary.training.method import Method, Moment
-from granary.training.methods.clip import TOKENIZER
 from granary.training.methods.llava import read_stage
 from granary.training.models.backbone import Backbone
 from granary.training.models.backbone_config import BackboneConfig, config_of
 from granary.training.models.build import build
 from granary.training.models.constrained import say
-from granary.training.models.generative import Generative, cut_to, padded
+from granary.training.models.generative import padded
 from granary.training.models.instructed import Instructed
 from granary.training.models.instruction_tokenizer import InstructionTokenizer, TokenizerOptions
-from granary.training.models.language import PICTURE, TINY, LanguageModel, load_language
+from granary.training.models.language import PICTURE, LanguageModel, load_language
 from granary.training.models.registry import load_model
+from granary.training.models.spoken import ByLanguageModel, LanguageOptions, begun_language
 from granary.training.models.training import load_training
 from granary.training.models.woven import Woven, weave
 
 ANSWER = "<answer>"  # the token that an answer follows
 
 
-class VistaOptions(OptionGroup, frozen=True):
+class VistaOptions(LanguageOptions, frozen=True):
     """Options of VistaLLM."""
 
-    encoder: str | None = Field(None, description="image encoder: any model; default: the recipe's, with its init")
     begin: str | None = Field(None, description="training of vistallm to begin with: a first stage")
     layer: int = Field(1, ge=1, description="its stage that is read, from the end; VistaLLM reads the last but one, 2")
     train_encoder: bool = Field(False, description="whether the encoder learns")
-    language: str = Field(
-        TINY,
-        description="language model: a folder saved by transformers, hf:ID, or tiny?width=128&depth=4&heads=4, a Qwen2 "
-        "of random weights",
-    )
     pictures_by: TokenizerOptions = Field(TokenizerOptions(), description="the tokenizer of pictures")
     pictures: int = Field(4, ge=1, le=16, description="pictures of an instruction at most")
     bins: int = Field(BINS, ge=2, description="of a coordinate")
@@ -72,11 +65,8 @@ class VistaOptions(OptionGroup, frozen=True):
     items: int = Field(4, ge=1, description="boxes of an answer, or masks of a picture, at most")
     tasks: tuple[str, ...] = Field((), description="of the instructions; default: all")
     template: str = Field("{question}", description="what follows the pictures; for example with USER: in it")
-    describe: str = Field("Describe the picture.", description="the question that a description answers")
     context: int = Field(256, ge=16, description="tokens of question and answer at most, without the pictures'")
-    tokenizer: str | None = Field(None, description="tokenizer.json of a tiny model; default: trained on the texts")
     vocabulary: int = Field(8192, ge=512, description="tokens at most of a tokenizer that is trained, without the bins")
-    corpus: int = Field(1_000_000, ge=1, description="texts at most that it is trained on")
 
     @model_validator(mode="after")
     def _fit(self) -> Self:
@@ -109,7 +99,7 @@ class Parts(NamedTuple):
     pictures_by: InstructionTokenizer | None = None
 
 
-class VistaLLM(Method, Generative, Instructed):
+class VistaLLM(ByLanguageModel, Method, Instructed):
     """An image encoder, a tokenizer of its patches guided by the instruction, a language model.
 
     Args:
@@ -150,14 +140,9 @@ class VistaLLM(Method, Generative, Instructed):
         assert isinstance(options, VistaOptions)
         if options.begin is not None:
             return _of_training(options.begin, options)
-        words = None
-        if options.language.partition("?")[0] == TINY:
-            earlier = storage.join(out, TOKENIZER)
-            given = earlier if storage.exists(earlier) else options.tokenizer
-            texts = islice(chain([options.describe] * 2, asked_corpus(plan.datasets, options.tasks)), options.corpus)
-            words = read_tokenizer(given) if given else train_tokenizer(texts, options.vocabulary)
         encoder = build(config) if options.encoder is None else load_model(options.encoder)
-        return Parts(encoder, load_language(options.language, words).extended(options.tokens))
+        language = begun_language(options, asked_corpus(plan.datasets, options.tasks), out)
+        return Parts(encoder, language.extended(options.tokens))
 
     @property
     def remembered(self) -> dict[str, object]:
@@ -171,17 +156,6 @@ class VistaLLM(Method, Generative, Instructed):
         language = load_language(options.language, train_tokenizer([], options.vocabulary)).extended(options.tokens)
         encoder = None if options.encoder is None else asdict(load_model(options.encoder).config)
         return {"language": language.facts, "encoder": encoder}
-
-    @classmethod
-    def untrained(cls, config: BackboneConfig, options: OptionGroup) -> Backbone:
-        """Return the image encoder with initial weights."""
-        assert isinstance(options, VistaOptions)
-        return build(config if options.encoder is None else load_model(options.encoder).config)
-
-    @property
-    def files(self) -> dict[str, bytes]:
-        """Files of the training directory, by name."""
-        return {TOKENIZER: self.language.tokenizer.json.encode()}
 
     def views(self) -> dict[str, Crop]:
         """As many pictures as an instruction may have, each in a square."""
@@ -318,19 +292,19 @@ class VistaLLM(Method, Generative, Instructed):
         def allowed(row: int, said: Sequence[int]) -> list[int]:
             return self.grammar.allowed(forms[row], said, counts[row])
 
-        said = self._say(patches, prompts, most, None if free else allowed)
+        said = self.likeliest(patches, prompts, most, None if free else allowed)
         return [self.spoken(tokens).strip() for tokens in said]
 
-    def _say(
-        self, patches: Tensor, prompts: Sequence[Sequence[int]], tokens: int, allowed: Any = None
+    def likeliest(
+        self, memory: Tensor, prompts: Sequence[Sequence[int]], tokens: int, allowed: Any = None
     ) -> list[list[int]]:
-        """Return the likeliest tokens after prompts with pictures, without their end."""
-        count = self.vectors(patches)
+        """Return the likeliest tokens, allowed ones alone, after prompts with the pictures of some patches."""
+        count = self.vectors(memory)
         totals = [len(prompt) + (count - 1) * list(prompt).count(PICTURE) for prompt in prompts]
         longest = max(totals)
         before = [longest - total for total in totals]
         rows = [[0] * pad + list(prompt) for pad, prompt in zip(before, prompts, strict=True)]
-        woven = self.woven(patches, padded(rows, max(map(len, rows)), patches.device))
+        woven = self.woven(memory, padded(rows, max(map(len, rows)), memory.device))
         return say(self.language, woven.vectors[:, :longest], before, tokens, allowed)
 
     def vectors(self, patches: Tensor) -> int:
@@ -339,24 +313,9 @@ class VistaLLM(Method, Generative, Instructed):
         return patches.shape[1] if linear else self.options.pictures_by.queries
 
     @property
-    def seen(self) -> BackboneConfig:
-        """The architecture of the image encoder."""
-        return self.config
-
-    @property
-    def vocabulary(self) -> int:
-        """V."""
-        return self.language.vocabulary
-
-    @property
     def longest(self) -> int:
         """Tokens of a text at most, without those of the picture."""
         return self.options.context
-
-    @property
-    def end(self) -> int:
-        """Number of the token that ends an answer."""
-        return self.language.tokenizer.end
 
     def memory(self, pixels: Tensor) -> Tensor:
         """Return the patches of normalised pictures: (B, 3, S, S) -> (B, P, D)."""
@@ -366,23 +325,9 @@ class VistaLLM(Method, Generative, Instructed):
         """Return the logits of the token after each: (B, P, D), (B, L) -> (B, L, V)."""
         return self.said_after(memory, tokens)
 
-    def greedy(self, memory: Tensor, prompts: Sequence[Sequence[int]], tokens: int) -> list[list[int]]:
-        """Return the likeliest next token again and again; see `Generative`."""
-        rows = [cut_to(self.longest, prompt, ())[0] for prompt in prompts]
-        said = self._say(memory, rows, tokens)
-        return [words[: self.longest - len(row)] for words, row in zip(said, rows, strict=True)]
-
     def prompt(self, question: str | None) -> list[int]:
         """Return what an answer about one picture follows."""
         return self.asked(question)
-
-    def words(self, text: str) -> list[int]:
-        """Return the tokens of a text and its end."""
-        return [*self.language.tokenizer.plain(text), self.end]
-
-    def spoken(self, tokens: Sequence[int]) -> str:
-        """Return the text of tokens."""
-        return self.language.tokenizer.text(tokens)
 
 
 def _of_training(path: str, options: VistaOptions) -> Parts:

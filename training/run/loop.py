@@ -123,7 +123,7 @@ class TrainingSession:
             directory.write_recipe(recipe)
             directory.write_files(recipe.out, self.method.files)
         if recipe.features.model or self.method.clips is not None:
-            self._take_features()
+            self.take_features()
         self.method.look(self.plan)
         self.module = fabric.setup_module(self.method)
         self.running = running_statistics(self.method)
@@ -134,7 +134,7 @@ class TrainingSession:
         self.unseen = fabric.is_global_zero and not storage.exists(storage.join(recipe.out, SHEET))
         self.pace = directory.earlier_pace(recipe.out)
 
-    def _take_features(self) -> None:
+    def take_features(self) -> None:
         """Put features in the place of pictures in all batches."""
 
         def say(sentence: str) -> None:

@@ -29,6 +29,17 @@ STEPS = 8  # that are taken
 COUNTED = 5  # of them, the last: before them workers start and memory is allocated
 
 
+class Trial(TrainingSession):
+    """A session that takes a few steps and keeps nothing."""
+
+    def take_features(self) -> None:
+        """Refuse what would take hours before the first step; raises UserError."""
+        raise UserError(
+            f"{self.recipe.method}: the features of all pictures or clips are computed before the first step, so a "
+            "dry run says nothing of it; leave --dry-run out"
+        )
+
+
 def try_training(recipe: TrainRecipe, console: Console) -> None:
     """Print what a training would be, by a few of its steps on one process; `recipe.out` stays as it is.
 
@@ -40,24 +51,19 @@ def try_training(recipe: TrainRecipe, console: Console) -> None:
         UserError: what would stop the training: a mistake in the recipe or the data, another training in `out`; or it
             trains on features, which would all have to be computed first.
     """
-    if recipe.features.model:
-        raise UserError(
-            f"features.model: {recipe.features.model} makes the features of all pictures before the first step, so a "
-            "dry run says nothing of it; leave --dry-run out"
-        )
     processes = recipe.device.devices * recipe.device.nodes
     with tempfile.TemporaryDirectory() as folder, limited_threads(recipe.device.threads):
         alone = recipe.device.model_copy(update={"devices": 1, "nodes": 1, "strategy": "auto"})
         nothing = {"probe": recipe.probe.model_copy(update={"every": 0}), "out": f"{folder}/training"}
         share = recipe.model_copy(update={**nothing, "device": alone, "batch": recipe.batch // processes})
-        session = TrainingSession(make_fabric(alone), share, console)
+        session = Trial(make_fabric(alone), share, console)
         steps = recipe.total_steps(session.plan.rows)
         directory.check(recipe, steps)
         for line in [*_described(session, recipe, steps), *_timed(session, recipe, steps, processes)]:
             console.print(printable(line, keep=""), soft_wrap=True)
 
 
-def _described(session: TrainingSession, recipe: TrainRecipe, steps: int) -> Iterator[str]:
+def _described(session: Trial, recipe: TrainRecipe, steps: int) -> Iterator[str]:
     """Yield what is known without a step."""
     plan, parameters = session.plan, list(session.method.parameters())
     classes = f", {len(plan.classes):,} classes" * bool(plan.classes)
@@ -71,7 +77,7 @@ def _described(session: TrainingSession, recipe: TrainRecipe, steps: int) -> Ite
         yield f"{recipe.out} is at step {done:,} already"
 
 
-def _timed(session: TrainingSession, recipe: TrainRecipe, steps: int, processes: int) -> Iterator[str]:
+def _timed(session: Trial, recipe: TrainRecipe, steps: int, processes: int) -> Iterator[str]:
     """Take a few steps and yield what they took."""
     device, times, losses = session.fabric.device, [], []
     if cuda := device.type == "cuda":

@@ -17,9 +17,9 @@ from granary.curation.images.decode import DecodeError, decode
 from granary.curation.images.limits import DecodeLimits
 from granary.curation.report.page import render_page
 from granary.curation.report.thumbnails import jpeg, shrink
+from granary.curation.runs.chosen import image_shards
 from granary.curation.runs.dead_letters import DeadLetter
 from granary.curation.runs.facts import Facts
-from granary.curation.runs.quads import image_shards
 from granary.curation.runs.run import Run
 from granary.curation.runs.tables import read_groups
 from granary.curation.store.sampling import priority

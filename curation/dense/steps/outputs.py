@@ -10,8 +10,8 @@ import pyarrow as pa
 from granary.curation.dense.steps.notes import Note, read_notes
 from granary.curation.dense.steps.records import read_records
 from granary.curation.runs import dead_letters
+from granary.curation.runs.chosen import image_shards
 from granary.curation.runs.dead_letters import DeadLetter
-from granary.curation.runs.quads import image_shards
 from granary.curation.runs.run import NoJob, Output, Run
 from granary.curation.runs.tables import read_groups
 from granary.curation.store import schema

@@ -15,7 +15,7 @@ from granary.curation.dense.recipe import Crops
 from granary.curation.dense.schema import EntryRow, ImageFile, ImageRow, PairRow, pair_features
 from granary.curation.images.decode import decode
 from granary.curation.images.limits import DecodeLimits
-from granary.curation.runs.quads import image_shards
+from granary.curation.runs.chosen import image_shards
 from granary.curation.runs.row_groups import RowGroups
 from granary.curation.runs.run import Output, Run
 from granary.curation.runs.tables import read_groups

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from granary.curation.dense import fields
 from granary.curation.dense.readers.winoground import TAGS, example_of, is_first
 from granary.curation.dense.steps.records import RecordRow, read_records
-from granary.curation.runs import quads
-from granary.curation.runs.quads import Chosen
+from granary.curation.runs.chosen import image_shards, write_chosen
+from granary.curation.runs.quads import CHOSEN, ROWS, Chosen
 from granary.curation.runs.run import Output, Run
 from granary.curation.runs.splits import TRAIN
 from granary.curation.runs.tables import read_table
@@ -32,12 +32,12 @@ def choose_examples(run: Run, job: ChooseExamples, output: Output) -> None:
     """Write a quad for each example both of whose pictures were packed; the others are counted."""
     places = {
         name: (shard, row)
-        for shard, url in enumerate(quads.image_shards(run))
+        for shard, url in enumerate(image_shards(run))
         for row, name in enumerate(read_table(url, ["file"])["file"].to_pylist())
     }
     records = (record for unit in range(job.units) for record in read_records(run, unit) if is_first(record["text"]))
     chosen = [quad for record in records if (quad := _quad(record, places, output))]
-    quads.write_chosen(chosen, output)
+    write_chosen(chosen, CHOSEN, ROWS, output)
 
 
 def _quad(record: RecordRow, places: Mapping[str, Place], output: Output) -> Chosen | None:

@@ -16,7 +16,7 @@ from granary.curation.dense.steps.entries import COLUMNS, entries_of
 from granary.curation.dense.steps.notes import note
 from granary.curation.dense.steps.records import AnnotationReader, read_records
 from granary.curation.dense.tree import Annotation, InvalidAnnotation, Problem
-from granary.curation.runs.quads import image_shards
+from granary.curation.runs.chosen import image_shards
 from granary.curation.runs.run import Output, Run
 from granary.curation.runs.tables import read_groups
 from granary.curation.store import schema

@@ -195,6 +195,18 @@ def test_another_page_and_long_bodies_are_refused(page):
         assert status == 413
 
 
+def test_what_is_not_foreseen_is_told_on_the_terminal_without_secrets(page, monkeypatch, capsys):
+    def fail(request):
+        raise RuntimeError("https://me:hunter2@host/x?sig=hunter2 \x1b[2J")
+
+    monkeypatch.setattr(page.server, "answer", fail)
+    assert page.send(page.base + "run")[0] == 500
+    told = capsys.readouterr().err
+    assert "RuntimeError: https://" in told
+    assert "hunter2" not in told
+    assert "\x1b" not in told
+
+
 def test_the_server_listens_on_loopback_alone(page):
     assert page.server.server_address[0] == "127.0.0.1"
 

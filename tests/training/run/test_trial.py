@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+from tiny_procedures import write_procedures
 from tiny_shards import sample, shapes, write_shards
 
 from granary.pipelines import command
@@ -56,7 +57,6 @@ def test_fewer_steps_than_are_tried_and_pictures_that_cannot_be_decoded(
     ("fields", "sentence"),
     [
         ({"split": "nowhere"}, "split"),
-        ({"features__model": "random:x", "method": "supervised"}, "features.model: random:x makes the features of all"),
         ({"batch": 8, "accumulate": 3}, "accumulate: 3 is not right"),
     ],
 )
@@ -76,3 +76,16 @@ def test_a_folder_that_holds_another_training_is_refused(
     status, told = run(data, tmp_path / "out", capsys, "--dry-run", steps=2, seed=1)
     assert status == 2
     assert "holds a training with seed 0, not 1" in told
+
+
+def test_what_is_computed_of_all_pictures_or_clips_first_is_refused(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(data, tmp_path / "first", capsys, steps=2)[0] == 0
+    model = {"features.model": str(tmp_path / "first"), "method": "xrm"}
+    clips = {"method": "vedit", "options.width": 16, "options.blocks": 1, "options.heads": 2, "batch": 4}
+    for given, rows in ((model, data), (clips, Path(write_procedures(tmp_path / "clips")))):
+        status, told = run(rows, tmp_path / "out", capsys, "--dry-run", **given)
+        assert status == 2
+        assert "are computed before the first step" in told
+        assert not (tmp_path / "out").exists()
