@@ -45,9 +45,8 @@ T = TypeVar("T")
 Operation = CommitOperationAdd | CommitOperationDelete
 MANIFEST = "granary.json"
 HARMLESS = (".gitattributes", "README.md")  # what a repository holds that was only just created
-OURS = re.compile(
-    r"(data|pairs|quads|videos|ledger|embeddings)/\w+-\d+-of-\d+\.parquet|contact-sheet\.jpg|checkpoints/step-\d+/\w+\.\w+"
-)
+FOLDERS = ("data", "pairs", "quads", "videos", "groups", "ledger", "embeddings")  # of all configs of all kinds of run
+OURS = re.compile(rf"({'|'.join(FOLDERS)})/\w+-\d+-of-\d+\.parquet|contact-sheet\.jpg|checkpoints/step-\d+/\w+\.\w+")
 CARDS: dict[str, type[DatasetCard | ModelCard]] = {"dataset": DatasetCard, "model": ModelCard}
 ATTEMPTS, PAUSE, LONGEST_PAUSE = 6, 1.0, 3600.0
 PASSING = (408, 429, 500, 502, 503, 504)

@@ -84,7 +84,7 @@ def read_procedures(path: str, form: Format) -> Iterator[Procedure]:
     """
     try:
         yield from READERS[form](path)
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError, csv.Error) as error:
         raise UserError(
             f"annotations: {path} cannot be read as {form} ({error}); give another file or --format"
         ) from error

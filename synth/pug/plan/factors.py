@@ -101,12 +101,12 @@ def inlined(name: str, factor: Factor) -> Factor:
         return factor
     try:
         text = storage.read_bytes(factor.file).decode("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+        if factor.file.endswith(".csv"):
+            values: list[Any] = [dict(row) for row in csv.DictReader(io.StringIO(text))]
+        else:
+            values = [line.strip() for line in text.splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"factors.{name}.file: cannot read {factor.file}: {error}; give a text or .csv file") from None
-    if factor.file.endswith(".csv"):
-        values: list[Any] = [dict(row) for row in csv.DictReader(io.StringIO(text))]
-    else:
-        values = [line.strip() for line in text.splitlines() if line.strip()]
     if not values or any(None in value or None in value.values() for value in values if isinstance(value, dict)):
         raise UserError(f"factors.{name}.file: {factor.file} holds no values, or lines of different lengths")
     return factor.model_copy(update={"values": tuple(values), "file": None})

@@ -114,7 +114,8 @@ def test_lines_may_be_packed_and_leave_fields_out(tmp_path: Path) -> None:
     [
         ("a.json", "coin", "{"), ("a.json", "coin", "[]"), ("a.json", "coin", '{"database": []}'),
         ("a.json", "coin", "[" * 100_000), ("a.csv", "crosstask", "1,2,3"), ("a.csv", "epic", "video_id,verb\nx,y\n"),
-        ("a.csv", "epic", ""), ("a.json", "goalstep", "[]"), ("a.json", "goalstep", '{"videos": {}}'),
+        ("a.csv", "epic", ""), ("a.csv", "epic", "video_id," + "x" * 200_000),
+        ("a.json", "goalstep", "[]"), ("a.json", "goalstep", '{"videos": {}}'),
     ],
 )  # fmt: skip
 def test_other_files_are_refused_in_one_sentence(name: str, form: str, text: str, tmp_path: Path) -> None:

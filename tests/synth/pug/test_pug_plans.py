@@ -14,7 +14,7 @@ import pytest
 from granary.curation.errors import UserError
 from granary.pipelines.engine.recipe import load_recipe
 from granary.synth.pug.plan.covering import TooManyTuples, covering_array
-from granary.synth.pug.plan.factors import Factor, axes_of
+from granary.synth.pug.plan.factors import Factor, axes_of, inlined
 from granary.synth.pug.plan.plans import Grid, permuted, row_id
 from granary.synth.pug.planning import Planned, planned
 from granary.synth.pug.recipe import RenderRecipe
@@ -246,3 +246,10 @@ def test_lists_of_rows_and_one_character_without_a_factor() -> None:
     assert [row["camera_yaw"] for row in work.plan] == [10, 20]
     assert work.row(0).values["world_name"] == "Meadow"
     assert [actor.asset for actor in work.scene(work.row(0)).actors] == ["Cat"]
+
+
+def test_a_table_of_values_that_no_csv_reader_takes_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "names.csv").write_text("character_name\n" + "x" * 200_000)
+    factor = Factor(file=str(tmp_path / "names.csv"))
+    with pytest.raises(UserError, match=r"^factors\.character_name\.file: cannot read .*names\.csv"):
+        inlined("character_name", factor)
