@@ -16,8 +16,17 @@ from granary.training.recipe import TrainRecipe
 from granary.training.run.loop import train
 
 FOLDER = places.CONFIGS / "train"
-METHODS_OF_SHARDS = [method for method in METHODS if method != "dci_lora"]  # whose recipe runs in its own tests
-CONFIGS = [path for path in sorted(FOLDER.rglob("*.yaml")) if yaml.safe_load(path.read_text()).get("method") in METHODS]
+
+
+def method_of(config: Path) -> str | None:
+    """The method that a file names, None for one that is no recipe of a training."""
+    method: str | None = yaml.safe_load(config.read_text()).get("method")
+    return method
+
+
+OF_MODELS = ("dci_lora", "generator_lora")  # fine-tune a model of transformers; their recipes run in their own tests
+METHODS_OF_SHARDS = [method for method in METHODS if method not in OF_MODELS]
+CONFIGS = [path for path in sorted(FOLDER.rglob("*.yaml")) if method_of(path) in METHODS]
 SMALL = "--steps 2 --batch 8 --streams 2 --workers 0 --probe.every 0 --split null --epochs null "
 SMALL += "--device.accelerator cpu --device.devices 1 --device.nodes 1 --device.strategy auto --device.threads 1 "
 MODELS = {
@@ -85,8 +94,12 @@ def large(run: str, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def given(config: Path, model: str = "MODEL") -> list[str]:
     """What a recipe leaves to the command line: another model."""
-    named = {"dci_lora": "clip", **dict.fromkeys(("clip_kd", "predictor_tuning", "rob", "simreg"), "teacher")}
-    key = named.get(yaml.safe_load(config.read_text())["method"])
+    named = {
+        "dci_lora": "clip",
+        "generator_lora": "generator",
+        **dict.fromkeys(("clip_kd", "predictor_tuning", "rob", "simreg"), "teacher"),
+    }
+    key = named.get(method_of(config))
     return [f"--options.{key}", model] if key else []
 
 
@@ -129,7 +142,9 @@ def test_a_shipped_recipe_is_read_and_says_how_it_is_run(config: Path) -> None:
     assert "Hardware" in header
 
 
-@pytest.mark.parametrize("config", [c for c in CONFIGS if c.stem != "sdci_lora"], ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "config", [path for path in CONFIGS if method_of(path) not in OF_MODELS], ids=lambda path: path.stem
+)
 def test_a_shipped_recipe_runs_at_a_reduced_size(config: Path, run: str, large: str, tmp_path: Path) -> None:
     """Two steps of its method, views and schedules with a small model on small pictures."""
     whole = load_recipe(TrainRecipe, str(config), ["--data", "RUN", "--out", "TRAIN", *given(config)])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import torch
 from PIL import Image
@@ -19,15 +19,14 @@ from granary.curation.errors import UserError
 from granary.curation.images.decode import DecodeError
 from granary.training.data.augment import normalised, to_unit
 from granary.training.evaluation.picture_views import central_views, decoded_by, opened_by, opened_views
+from granary.training.method import Method
+from granary.training.methods.generator_lora import GeneratorLora
 from granary.training.models.checkpoint import checkpoint_folder
-from granary.training.models.clip_transformers import DTYPES, load_processor
+from granary.training.models.clip_transformers import DTYPES
 from granary.training.models.generative import Generative, cut_to, word_loglikelihood
 from granary.training.models.hub_generative import HubGenerative, load_hub_generative, says_texts
 from granary.training.models.registry import read_name
 from granary.training.models.training import load_training
-
-if TYPE_CHECKING:  # takes seconds to import
-    from transformers import BaseImageProcessor
 
 CELLS = 1 << 24  # logits held at once
 ROWS = 256  # texts of pictures at once, at most
@@ -192,16 +191,13 @@ class HubGenerator(TrainedGenerator):
 
     Args:
         model: with the weights of a dtype that it computes in.
-        processor: image processor.
         device: where it computes.
         batch: pictures at once.
     """
 
-    def __init__(
-        self, model: HubGenerative, processor: BaseImageProcessor, device: torch.device, batch: int = 8
-    ) -> None:
+    def __init__(self, model: HubGenerative, device: torch.device, batch: int = 8) -> None:
         super().__init__(model, device, batch=batch)
-        self.processor, self.dtype = processor, model.network.dtype
+        self.processor, self.dtype = model.images, model.network.dtype
 
     def _prepared(self, image: Image.Image) -> Tensor:
         pixels: Tensor = self.processor([workable(image, aspect=16)], return_tensors="pt")["pixel_values"]
@@ -291,12 +287,18 @@ def load_generator(path: str, device: str = "auto", dtype: str = "float32") -> G
     check_dtype(dtype)
     target = read_name(path).target
     if read_name(path).way in ("path", "hub") and checkpoint_folder(target) is None and says_texts(target):
-        network = load_hub_generative(target, DTYPES[dtype])
-        return HubGenerator(network, load_processor(target), torch_device(device))
-    model = load_training(path)
-    if not isinstance(model, Generative):
+        return HubGenerator(load_hub_generative(target, DTYPES[dtype]), torch_device(device))
+    generator = generator_of(load_training(path), device, dtype)
+    if generator is None:
         raise UserError(f"model: {path} says no texts about a picture; give a training of a generative method")
-    return TrainedGenerator(model, torch_device(device), dtype)
+    return generator
+
+
+def generator_of(model: Method, device: str = "auto", dtype: str = "float32") -> Generator | None:
+    """Return what says texts by a training, None for one that says none; arguments as of `load_generator`."""
+    if isinstance(model, GeneratorLora):
+        return HubGenerator(model.generator.to(DTYPES[dtype]), torch_device(device))
+    return TrainedGenerator(model, torch_device(device), dtype) if isinstance(model, Generative) else None
 
 
 def check_dtype(dtype: str) -> None:

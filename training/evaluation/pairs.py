@@ -27,7 +27,7 @@ from granary.training.data.augment import normalised, to_unit
 from granary.training.data.collate import Part
 from granary.training.data.loader import read_row
 from granary.training.data.tokenizer import filled
-from granary.training.evaluation.generators import GeneratedPairs, TrainedGenerator, check_dtype, load_generator
+from granary.training.evaluation.generators import GeneratedPairs, check_dtype, generator_of, load_generator
 from granary.training.evaluation.picture_views import central_views, decoded_by, opened_views
 from granary.training.evaluation.protocol import Scorer
 from granary.training.evaluation.scores import DeadLetter, dead_letter
@@ -35,7 +35,6 @@ from granary.training.models.checkpoint import checkpoint_folder
 from granary.training.models.clip_transformers import DTYPES, ClipModel
 from granary.training.models.clip_weights import dual_encoder
 from granary.training.models.dual_encoder import DualEncoder
-from granary.training.models.generative import Generative
 from granary.training.models.hub_generative import says_texts
 from granary.training.models.pair_scores import mean_direction, products
 from granary.training.models.registry import read_name
@@ -237,7 +236,7 @@ def load_pair_scorer(source: str, device: str = "auto", dtype: str = "float32", 
         return GeneratedPairs(load_generator(source, device, dtype), scorer == "mean_likelihood")
     if folder is None and scorer == "auto" and says_texts(name.target):
         return GeneratedPairs(load_generator(source, device, dtype))
-    if folder is None or written:
+    if folder is None or (written and not says_texts(os.path.join(name.target, "model"))):
         return ClipModel.load(source, device, dtype)
     return _trained(folder, device, dtype, scorer)
 
@@ -245,8 +244,9 @@ def load_pair_scorer(source: str, device: str = "auto", dtype: str = "float32", 
 def _trained(folder: str, device: str, dtype: str, scorer: Scorer) -> TrainedPair | GeneratedPairs:
     """Return what scores pairs by a training: its vectors where it has them, else what it says of pictures."""
     model = load_training(folder)
-    if scorer == "auto" and isinstance(model, Generative) and not isinstance(model, DualEncoder):
-        return GeneratedPairs(TrainedGenerator(model, torch_device(device), dtype))
+    generator = None if scorer != "auto" or isinstance(model, DualEncoder) else generator_of(model, device, dtype)
+    if generator is not None:
+        return GeneratedPairs(generator)
     return TrainedPair(dual_encoder(model, folder), torch_device(device), dtype)
 
 

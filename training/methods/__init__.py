@@ -25,6 +25,7 @@ METHODS = {  # name in a recipe -> module:class
     "coca": "granary.training.methods.coca:CoCa",
     "flava": "granary.training.methods.flava:Flava",
     "llava": "granary.training.methods.llava:Llava",
+    "generator_lora": "granary.training.methods.generator_lora:GeneratorLora",
     "longvu": "granary.training.methods.longvu:LongVU",
     "vedit": "granary.training.methods.vedit:Vedit",
     "vistallm": "granary.training.methods.vistallm:VistaLLM",

@@ -33,7 +33,7 @@ from granary.training.models.backbone import Backbone
 from granary.training.models.backbone_config import BackboneConfig
 from granary.training.models.checkpoint import method_weights, read_checkpoint
 from granary.training.models.clip_transformers import ClipModel
-from granary.training.models.lora import Lora, adapt, merged_clip, save_adapter, save_merged
+from granary.training.models.lora import Lora, adapt, merged, save_adapter, save_parts
 from granary.training.models.weights import from_transformers
 
 COLUMNS = ("image", "captions", "negatives", "file", "box", "mask", "darkened")
@@ -225,15 +225,16 @@ class DciLora(Method):
 
     def evaluated_model(self) -> Backbone:
         """Return the image encoder with the adapters merged into its weights: a copy."""
-        return from_transformers(merged_clip(self.clip, self.options.lora, self.state_dict()))
+        return from_transformers(merged(self.clip.model, self.options.lora, self.state_dict()))
 
     def model_to_use(self, weights: Mapping[str, Tensor]) -> tuple[BackboneConfig, Mapping[str, Tensor]]:
         """Return architecture and weights of the merged image encoder."""
-        model = from_transformers(merged_clip(self.clip, self.options.lora, weights))
+        model = from_transformers(merged(self.clip.model, self.options.lora, weights))
         return model.config, model.state_dict()
 
     def finish(self, checkpoint: str, out: str) -> None:
         """Write adapters and merged model."""
         weights = method_weights(read_checkpoint(checkpoint)[0])
         save_adapter(self.network, weights, storage.join(out, "adapter"))
-        save_merged(self.clip, self.options.lora, weights, storage.join(out, "model"))
+        model = merged(self.clip.model, self.options.lora, weights)
+        save_parts([model, self.clip.tokenizer, self.clip.processor], storage.join(out, "model"))

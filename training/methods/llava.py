@@ -9,7 +9,7 @@ Shapes: B pictures, K vectors of a picture, W width of a word, L tokens of a tex
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any, ClassVar, Literal, NamedTuple, Self
 
@@ -21,18 +21,17 @@ from granary.curation.errors import UserError
 from granary.curation.options import Options as OptionGroup
 from granary.training.data.augment import normalised, to_unit
 from granary.training.data.collate import Part
-from granary.training.data.conversations import IMAGE, Column, Conversation, draw_conversations, spoken_corpus
+from granary.training.data.conversations import IMAGE, Column, draw_conversations, spoken_corpus
 from granary.training.data.crops import Crop
 from granary.training.data.loader import BatchPlan
 from granary.training.data.reads import Reads
 from granary.training.data.tokenizer import train_tokenizer
-from granary.training.losses.next_token import IGNORED, next_token_loss
-from granary.training.losses.processes import gathered
 from granary.training.method import Method, Moment
+from granary.training.models.answers import answers_loss, silent
 from granary.training.models.backbone import Backbone, Tokens
 from granary.training.models.backbone_config import BackboneConfig, config_of
 from granary.training.models.build import build
-from granary.training.models.generative import padded
+from granary.training.models.generative import without_picture
 from granary.training.models.language import PICTURE, TINY, LanguageModel, load_language
 from granary.training.models.lora import Lora, adapt_language
 from granary.training.models.registry import load_model
@@ -107,30 +106,6 @@ class Speaking(ByLanguageModel, Method):
     options: SpeakingOptions
     skipped: Tensor
 
-    def framed(self, conversations: Sequence[Conversation | None]) -> tuple[Tensor, Tensor]:
-        """Return tokens (B, L) and targets (B, L), which are the tokens of answers and their ends, else `IGNORED`."""
-        rows = [self.turns(chat or []) for chat in conversations]
-        longest = max(len(tokens) for tokens, _ in rows)
-        tokens, answers = (padded(some, longest, torch.device("cpu")) for some in zip(*rows, strict=True))
-        return tokens, torch.where(answers > 0, tokens, IGNORED)
-
-    def turns(self, conversation: Conversation) -> tuple[list[int], list[int]]:
-        """Return the tokens of a conversation, cut to the context, and 1 for each that is said by the model, else 0."""
-        tokens, answers = list[int](), list[int]()
-        for number, (question, answer) in enumerate(conversation):
-            asked = self.prompt(question) if number == 0 else self._asked(question, self._after)
-            said = self.words(answer)
-            tokens, answers = [*tokens, *asked, *said], [*answers, *[0] * len(asked), *[1] * len(said)]
-        tokens = tokens or [*self.prompt(None), self.end]
-        answers = answers or [0] * len(tokens)
-        return tokens[: self.longest], answers[: self.longest]
-
-    @property
-    def _after(self) -> str:
-        """What the second and later answers of a conversation follow."""
-        before, _, after = self.options.template.partition(IMAGE)
-        return before + after.lstrip()
-
     def _asked(self, question: str | None, template: str) -> list[int]:
         """Return the tokens of a template with a question; that of the picture is `PICTURE`."""
         text = template.replace("{question}", self.options.describe if question is None else question)
@@ -150,6 +125,10 @@ class Speaking(ByLanguageModel, Method):
     def prompt(self, question: str | None) -> list[int]:
         """Return what an answer is said after: a beginning, and the template with the picture."""
         return [*self.language.tokenizer.begin, *self._asked(question, self.options.template)]
+
+    def later(self, question: str | None) -> list[int]:
+        """Return what a second or later answer is said after: the template without the picture."""
+        return self._asked(question, without_picture(self.options.template))
 
 
 class Llava(Speaking):
@@ -223,11 +202,9 @@ class Llava(Speaking):
         """Return the loss of the answers of a batch: one conversation drawn for each picture."""
         drawn = draw_conversations(batch, self.options.columns, moment)
         pixels = normalised(to_unit(batch["image"][:, 0]), self.config.mean, self.config.std)
-        tokens, targets = (rows.to(pixels.device) for rows in self.framed(drawn))
         memory = self.memory(pixels)
-        loss = next_token_loss(self.next_logits(memory, tokens[:, :-1]), targets[:, 1:])
-        silent = torch.tensor([sum(chat is None for chat in drawn)], device=pixels.device)
-        self.skipped += gathered(silent)[0].sum()
+        loss = answers_loss(self, memory, drawn, self.longest)
+        self.skipped += silent(drawn, pixels.device)
         return {"loss": loss, "features": memory.detach().mean(dim=1), "skipped": self.skipped.float()}
 
     def memory(self, pixels: Tensor) -> Tensor:

@@ -31,9 +31,9 @@ from granary.training.data.loader import BatchPlan
 from granary.training.data.reads import Reads
 from granary.training.data.tokenizer import train_tokenizer
 from granary.training.losses.next_token import next_token_loss
-from granary.training.losses.processes import gathered
 from granary.training.method import Moment
 from granary.training.methods.llava import Speaking, SpeakingOptions
+from granary.training.models.answers import framed, silent
 from granary.training.models.backbone import Backbone
 from granary.training.models.backbone_config import BackboneConfig, config_of
 from granary.training.models.build import build
@@ -229,11 +229,10 @@ class LongVU(Speaking):
         drawn = draw_conversations(batch, self.options.columns, moment)
         watched = self.watch(self._features(batch), [chat[0].question if chat else None for chat in drawn])
         device = watched.values.device
-        tokens, targets = (rows.to(device) for rows in self.framed(drawn))
+        tokens, targets = (rows.to(device) for rows in framed(self, drawn, self.longest))
         logits = self.language(watched.values, tokens[:, :-1], watched.counts)
         loss = next_token_loss(logits, targets[:, 1:])
-        silent = torch.tensor([sum(chat is None for chat in drawn)], device=device)
-        self.skipped += gathered(silent)[0].sum()
+        self.skipped += silent(drawn, device)
         means = watched.values.detach().sum(dim=1) / watched.counts[:, None]
         return {
             "loss": loss,

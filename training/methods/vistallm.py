@@ -32,9 +32,9 @@ from granary.training.data.pasted import pasted_views
 from granary.training.data.reads import Reads
 from granary.training.data.tokenizer import train_tokenizer
 from granary.training.losses.next_token import IGNORED, next_token_loss
-from granary.training.losses.processes import gathered
 from granary.training.method import Method, Moment
 from granary.training.methods.llava import read_stage
+from granary.training.models.answers import silent
 from granary.training.models.backbone import Backbone
 from granary.training.models.backbone_config import BackboneConfig, config_of
 from granary.training.models.build import build
@@ -174,8 +174,7 @@ class VistaLLM(ByLanguageModel, Method, Instructed):
         counts = batch["image_count"].tolist()
         tokens, targets = (rows.to(patches.device) for rows in self.framed(drawn, counts))
         logits = self.said_after(patches, tokens[:, :-1])
-        silent = torch.tensor([sum(one is None for one in drawn)], device=patches.device)
-        self.skipped += gathered(silent)[0].sum()
+        self.skipped += silent(drawn, patches.device)
         first = batch["image_count"].cumsum(dim=0) - batch["image_count"]
         features = patches.detach().mean(dim=1)[first.to(patches.device)]
         return {

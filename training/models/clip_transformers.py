@@ -7,10 +7,8 @@ logits = exp(scale) * image . text + bias, where bias is 0 for CLIP.
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,6 +20,7 @@ from torch import Tensor
 from granary.curation.encoders.inference import UNLOADABLE, reason, torch_device, workable
 from granary.curation.errors import UserError
 from granary.curation.images.decode import DecodeError
+from granary.training.models.hub_files import files_of, folder_of
 from granary.training.models.pair_scores import own_products, products
 from granary.training.models.registry import read_name
 
@@ -97,19 +96,14 @@ class ClipModel:
 
     def files(self) -> dict[str, str]:
         """Return configuration, tokenizer and image processor by file name: all but the weights."""
-        with tempfile.TemporaryDirectory(prefix="granary-") as folder:
-            for part in (self.model.config, self.tokenizer, self.processor):
-                part.save_pretrained(folder)
-            return {path.name: path.read_text() for path in sorted(Path(folder).iterdir())}
+        return files_of(self.model.config, self.tokenizer, self.processor)
 
     @classmethod
     def of_files(cls, files: Mapping[str, str]) -> ClipModel:
         """Return the model that `files` describes, with initial weights. Raises UserError where it is none."""
         from transformers import AutoConfig, AutoModel, AutoTokenizer
 
-        with tempfile.TemporaryDirectory(prefix="granary-") as folder:
-            for name, text in files.items():
-                Path(folder, os.path.basename(name)).write_text(text)
+        with folder_of(files) as folder:
             try:
                 config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
                 tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)

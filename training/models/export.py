@@ -15,6 +15,7 @@ from granary.curation.store import storage
 from granary.training.method import Method
 from granary.training.methods.coca import CoCa
 from granary.training.methods.flava import Flava
+from granary.training.methods.generator_lora import GeneratorLora
 from granary.training.methods.llip import Llip
 from granary.training.methods.supervised import Supervised
 from granary.training.models import clip_weights, resnet_weights, weights
@@ -58,6 +59,9 @@ def export(model: str, out: str, format: str = "transformers") -> str:
 
 def _transformers(method: Method, out: str) -> str:
     """Write config.json, model.safetensors, preprocessor_config.json, and the tokenizer of an image-text model."""
+    if isinstance(method, GeneratorLora):
+        method.saved(method.state_dict(), out)
+        return f"transformers.AutoModelForImageTextToText.from_pretrained({out!r})"
     theirs = _converted(method)
     if isinstance(method, DualEncoder):
         clip_weights.transformers_tokenizer(method).save_pretrained(out)

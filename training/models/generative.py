@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from granary.training.data.conversations import IMAGE
 from granary.training.models.backbone_config import BackboneConfig
 
 
@@ -55,6 +56,10 @@ class Generative(nn.Module, abc.ABC):
         A number below 0 is no token, but where the model puts the picture.
         """
 
+    def later(self, question: str | None) -> list[int]:
+        """Return what the second and later answers of a conversation are said after; by default what the first is."""
+        return self.prompt(question)
+
     @abc.abstractmethod
     def words(self, text: str) -> list[int]:
         """Return the tokens of a text and its end."""
@@ -75,6 +80,12 @@ class Generative(nn.Module, abc.ABC):
             For each picture the tokens without prompt and end.
         """
         return greedy(self, memory, prompts, tokens)
+
+
+def without_picture(template: str) -> str:
+    """Return what the second and later answers of a conversation follow: a template without its picture."""
+    before, _, after = template.partition(IMAGE)
+    return before + after.lstrip()
 
 
 def cut_to(longest: int, prompt: Sequence[int], words: Sequence[int]) -> tuple[list[int], list[int]]:

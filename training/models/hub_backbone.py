@@ -1,7 +1,8 @@
 """Models of `transformers` of other families as backbones: MobileNet, ConvNeXt, Swin, RegNet, EfficientNet, ...
 
 Any that `AutoModel` reads, that takes pictures, and whose `last_hidden_state` is a map: (B, D, h, w), or (B, h * w, D)
-by rows. The vector of a picture is its `pooler_output`, the mean of the map where there is none. Weights are read from
+by rows, a class token before it or not. The vector of a picture is its `pooler_output`; where there is none, its class
+token, else the mean of the map. Weights are read from
 safetensors alone, and no code of a repository is run.
 """
 
@@ -108,8 +109,16 @@ def _tokens(output: Any) -> Tokens:
     patches: Tensor = output.last_hidden_state
     if patches.ndim == 4:
         patches = patches.flatten(2).transpose(1, 2)  # (B, h * w, D)
+    first = int(_is_square(patches.shape[1] - 1) and not _is_square(patches.shape[1]))
+    token, patches = patches[:, 0], patches[:, first:]
     pooled = getattr(output, "pooler_output", None)
-    return Tokens(patches.mean(dim=1) if pooled is None else pooled.flatten(1), patches[:, :0], patches)
+    if pooled is None:
+        pooled = token if first else patches.mean(dim=1)
+    return Tokens(pooled.flatten(1), patches[:, :0], patches)
+
+
+def _is_square(number: int) -> bool:
+    return math.isqrt(number) ** 2 == number
 
 
 def load_hub(name: str) -> HubBackbone:
@@ -162,7 +171,7 @@ def _described(theirs: PreTrainedConfig, preparation: Preparation, name: str) ->
             if model.main_input_name != "pixel_values":
                 raise ValueError(f"it takes {model.main_input_name}, not pictures")
             tokens = _tokens(model(pixel_values=torch.empty(1, 3, side, side)))
-            if math.isqrt(tokens.patches.shape[1]) ** 2 != tokens.patches.shape[1]:
+            if not _is_square(tokens.patches.shape[1]):
                 raise ValueError(f"its last_hidden_state, {tokens.patches.shape[1]} tokens, is no map")
     except (ValueError, TypeError, RuntimeError, AttributeError) as error:
         raise UserError(f"model: hf:{name}, a {theirs.model_type} model, is no backbone here: {error}") from error
@@ -190,7 +199,9 @@ def their_config(architecture: str) -> PreTrainedConfig:
 
 
 def _built(theirs: PreTrainedConfig) -> PreTrainedModel:
-    from transformers import AutoModel
+    from transformers import AutoModel, BlipVisionConfig, BlipVisionModel
 
+    if isinstance(theirs, BlipVisionConfig):  # which AutoModel does not know
+        return BlipVisionModel(theirs)
     model: PreTrainedModel = AutoModel.from_config(theirs, trust_remote_code=False, dtype=torch.float32)
     return model

@@ -1,4 +1,4 @@
-"""Published LLaVA and BLIP of `transformers` as generative models, unchanged.
+"""Published LLaVA and BLIP of `transformers` as generative models: unchanged, or with adapters that were trained here.
 
 Weights are read from safetensors alone, and no code of a repository is run.
 Shapes: B pictures, K vectors of a picture, W width, L tokens of a text, V tokens of the vocabulary.
@@ -6,8 +6,9 @@ Shapes: B pictures, K vectors of a picture, W width, L tokens of a text, V token
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+import abc
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -15,41 +16,76 @@ from torch import Tensor
 from granary.curation.encoders.inference import UNLOADABLE, reason
 from granary.curation.errors import UserError
 from granary.training.models.backbone_config import BackboneConfig
-from granary.training.models.generative import Generative, cut_to
+from granary.training.models.generative import Generative, cut_to, without_picture
 from granary.training.models.hub_backbone import described_config
 from granary.training.models.hub_config import HubConfig
+from granary.training.models.hub_files import files_of, folder_of
 from granary.training.models.language import PICTURE, LanguageModel, LanguageTokenizer
-from granary.training.models.preparation import read_preparation
 
 if TYPE_CHECKING:  # takes seconds to import
-    from transformers import PreTrainedTokenizerBase
+    from transformers import BaseImageProcessor, PreTrainedModel, PreTrainedTokenizerBase
 
 TEMPLATE = "USER: <image>\n{question} ASSISTANT:"  # of LLaVA-1.5, for repositories without one
 DESCRIBE = "Describe the picture in one sentence."
 ARCHITECTURES = ("LlavaForConditionalGeneration", "BlipForConditionalGeneration")
 
 
-class HubGenerative(Generative):
+class HubGenerative(Generative, abc.ABC):
     """What both have in common.
 
     Args:
         network: of `transformers`.
         words: its tokenizer.
-        name: of its folder or on the Hub.
+        processor: of `transformers`: its image processor, in its Pillow version, and the tokenizer that `words` are of.
+
+    Attributes:
+        SPEAKS: name of the part of the network that says texts, without its output.
     """
 
-    def __init__(self, network: Any, words: LanguageTokenizer, name: str) -> None:
+    SPEAKS: ClassVar[str]
+
+    def __init__(self, network: Any, words: LanguageTokenizer, processor: Any) -> None:
         super().__init__()
-        self.network, self.tokenizer = network, words
-        vision, preparation = network.config.vision_config, read_preparation(name)
+        self.network, self.tokenizer, self.processor = network, words, processor
+        vision, images = network.config.vision_config, processor.image_processor
         self.config = HubConfig(
             described_config(vision),
             vision.hidden_size,
             vision.image_size // vision.patch_size,
             vision.image_size,
-            preparation.mean,
-            preparation.std,
+            tuple(images.image_mean),
+            tuple(images.image_std),
         )
+
+    @property
+    def images(self) -> BaseImageProcessor:
+        """The image processor."""
+        processor: BaseImageProcessor = self.processor.image_processor
+        return processor
+
+    @property
+    @abc.abstractmethod
+    def vision(self) -> PreTrainedModel:
+        """The image encoder."""
+
+    @property
+    def files(self) -> dict[str, str]:
+        """Configurations, tokenizer and processor by file name: all but the weights."""
+        return files_of(self.network.config, self.network.generation_config, self.processor)
+
+    @classmethod
+    def of_files(cls, files: Mapping[str, str]) -> HubGenerative:
+        """Return the model that `files` describes, with initial weights. Raises UserError where it is none."""
+        from transformers import AutoConfig, AutoModelForImageTextToText, GenerationConfig
+
+        with folder_of(files) as folder:
+            try:
+                config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+                network = AutoModelForImageTextToText.from_config(config, trust_remote_code=False, dtype=torch.float32)
+                network.generation_config = GenerationConfig.from_pretrained(folder)
+                return _wrapped(network.eval(), folder)
+            except UNLOADABLE as error:
+                raise UserError(f"model: what is noted of its generator cannot be read ({reason(error)})") from error
 
     @property
     def seen(self) -> BackboneConfig:
@@ -86,18 +122,26 @@ class HubLlava(HubGenerative):
     Args:
         network: the model.
         words: its tokenizer.
-        name: of its folder or on the Hub.
+        processor: of `transformers`.
         template: what an answer follows, with <image> and {question}.
     """
 
-    def __init__(self, network: Any, words: LanguageTokenizer, name: str, template: str = TEMPLATE) -> None:
-        super().__init__(network, words, name)
+    SPEAKS = "model.language_model"
+
+    def __init__(self, network: Any, words: LanguageTokenizer, processor: Any, template: str = TEMPLATE) -> None:
+        super().__init__(network, words, processor)
         self.template = template
         self.language = LanguageModel(network, words)
         side = self.config.img_size
         with torch.inference_mode():
             zeros = torch.zeros(1, 3, side, side, dtype=network.dtype)
             self.vectors = self.memory(zeros).shape[1]
+
+    @property
+    def vision(self) -> PreTrainedModel:
+        """The image encoder."""
+        tower: PreTrainedModel = self.network.model.vision_tower
+        return tower
 
     @property
     def longest(self) -> int:
@@ -119,14 +163,29 @@ class HubLlava(HubGenerative):
 
     def prompt(self, question: str | None) -> list[int]:
         """Return the template with the picture and the question."""
-        text = self.template.replace("{question}", DESCRIBE if question is None else question)
-        before, _, after = text.partition("<image>")
+        before, _, after = self._asked(self.template, question).partition("<image>")
         plain = self.tokenizer.plain
         return [*self.tokenizer.begin, *plain(before), PICTURE, *plain(after)]
+
+    def later(self, question: str | None) -> list[int]:
+        """Return the template with the question alone."""
+        return self.tokenizer.plain(self._asked(without_picture(self.template), question))
+
+    @staticmethod
+    def _asked(template: str, question: str | None) -> str:
+        return template.replace("{question}", DESCRIBE if question is None else question)
 
 
 class HubBlip(HubGenerative):
     """A `BlipForConditionalGeneration`, which describes pictures; a question is what a description goes on from."""
+
+    SPEAKS = "text_decoder.bert"
+
+    @property
+    def vision(self) -> PreTrainedModel:
+        """The image encoder."""
+        encoder: PreTrainedModel = self.network.vision_model
+        return encoder
 
     def memory(self, pixels: Tensor) -> Tensor:
         """Return the tokens of normalised pictures: (B, 3, S, S) -> (B, K, W)."""
@@ -164,17 +223,16 @@ def load_hub_generative(name: str, dtype: torch.dtype = torch.float32) -> HubGen
     Raises:
         UserError: it lacks weights, as safetensors, or a tokenizer.
     """
-    from transformers import AutoModelForImageTextToText, AutoTokenizer
+    from transformers import AutoModelForImageTextToText
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
         loaded: Any = AutoModelForImageTextToText.from_pretrained(
             name, trust_remote_code=False, use_safetensors=True, dtype=dtype, output_loading_info=True
         )
         network, report = loaded
         if missing := sorted(report["missing_keys"]):
             raise ValueError(f"it lacks weights, for example {missing[0]}")
-        return _wrapped(network.eval(), tokenizer, name)
+        return _wrapped(network.eval(), name)
     except UNLOADABLE as error:
         raise UserError(
             f"model: hf:{name} cannot be loaded ({reason(error)}); a generator needs safetensors weights, a "
@@ -182,14 +240,19 @@ def load_hub_generative(name: str, dtype: torch.dtype = torch.float32) -> HubGen
         ) from error
 
 
-def _wrapped(network: Any, tokenizer: PreTrainedTokenizerBase, name: str) -> HubGenerative:
+def _wrapped(network: Any, name: str) -> HubGenerative:
+    """Return a network of a folder, or of an id on the Hub, with its processor. Raises what is in UNLOADABLE."""
+    from transformers import AutoProcessor
+
+    processor: Any = AutoProcessor.from_pretrained(name, backend="pil", trust_remote_code=False)
+    tokenizer = processor.tokenizer
     if network.config.model_type == "blip":
         text, backend = network.config.text_config, getattr(tokenizer, "backend_tokenizer", None)
         if backend is None:
             raise ValueError("its tokenizer has no tokenizer.json")
-        return HubBlip(network, LanguageTokenizer(backend.to_str(), [text.bos_token_id], text.sep_token_id), name)
+        return HubBlip(network, LanguageTokenizer(backend.to_str(), [text.bos_token_id], text.sep_token_id), processor)
     words = LanguageTokenizer.of_transformers(tokenizer)
-    return HubLlava(network, words, name, _template(network, tokenizer))
+    return HubLlava(network, words, processor, _template(network, tokenizer))
 
 
 def _template(network: Any, tokenizer: PreTrainedTokenizerBase) -> str:

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from pydantic import Field
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, nn
 
 from granary.curation.errors import UserError, needs
 from granary.curation.options import Options
 from granary.curation.store import storage
 from granary.training.models.clip_transformers import ClipModel
+from granary.training.models.hub_files import Saved
+from granary.training.models.hub_generative import HubGenerative
 from granary.training.models.language import LanguageModel
 
 if TYPE_CHECKING:  # in an extra
@@ -72,6 +75,38 @@ def adapt_language(language: LanguageModel, lora: Lora) -> None:
     language.network = adapted
 
 
+def adapt_generator(generator: HubGenerative, lora: Lora) -> PeftModel:
+    """Put adapters into all linear layers of the part that says texts but its output; they and their biases learn.
+
+    The adapters are drawn with torch's generator. The model has every weight once from now on, as checkpoints do: where
+    its tables of input and output were one, they are two.
+
+    Args:
+        generator: the model; it computes with the adapters from now on.
+        lora: their sizes.
+
+    Returns:
+        The wrapper of peft.
+    """
+    _untie(generator.network)
+    part = generator.network.get_submodule(generator.SPEAKS)
+    names = {name.rpartition(".")[2] for name, layer in part.named_modules() if isinstance(layer, nn.Linear)}
+    return _adapted(generator.network, lora, rf"{re.escape(generator.SPEAKS)}\..*\.({'|'.join(sorted(names))})")
+
+
+def _untie(network: Any) -> None:
+    """Give every parameter that goes by several names one of its own for each, and say so in the configurations."""
+    owners = set[int]()
+    for name, parameter in list(network.named_parameters(remove_duplicate=False)):
+        if id(parameter) in owners:
+            module, _, last = name.rpartition(".")
+            parameter = nn.Parameter(parameter.detach().clone(), parameter.requires_grad)
+            setattr(network.get_submodule(module), last, parameter)
+        owners.add(id(parameter))
+    for config in (network.config, network.config.get_text_config()):
+        config.tie_word_embeddings = False
+
+
 def _adapted(model: PreTrainedModel, lora: Lora, targets: list[str] | str) -> PeftModel:
     """Return the wrapper of peft around a model with adapters in the layers of some names."""
     with needs("train"):
@@ -107,17 +142,19 @@ def merged_weights(lora: Lora, weights: Mapping[str, Tensor]) -> dict[str, Tenso
     return merged
 
 
-def merged_clip(clip: ClipModel, lora: Lora, weights: Mapping[str, Tensor]) -> PreTrainedModel:
-    """Return a model of `transformers` that computes what a CLIP with adapters does, without them.
+def merged(network: Any, lora: Lora, weights: Mapping[str, Tensor]) -> PreTrainedModel:
+    """Return a model of `transformers` that computes what one with adapters does, without them.
 
     Args:
-        clip: that was adapted.
+        network: the model that was adapted.
         lora: sizes of the adapters.
-        weights: of a module that has what `adapt` returned as its part `network`.
+        weights: of a module that has the wrapper of peft as its part `network`.
     """
     with torch.device("meta"):  # which draws no weights
-        model: PreTrainedModel = type(clip.model)(clip.model.config)
+        model: PreTrainedModel = type(network)(network.config)
     model.load_state_dict(merged_weights(lora, weights), assign=True)
+    if model.can_generate():
+        model.generation_config = network.generation_config
     return model.eval()
 
 
@@ -141,10 +178,14 @@ def save_adapter(network: PeftModel, weights: Mapping[str, Tensor], url: str) ->
     save_folder(lambda folder: config.save_pretrained(folder), url)
 
 
-def save_merged(clip: ClipModel, lora: Lora, weights: Mapping[str, Tensor], url: str) -> None:
-    """Write the merged model, with tokenizer and processor, as `transformers` reads it; arguments as above."""
-    model = merged_clip(clip, lora, weights)
-    save_folder(ClipModel(model, clip.tokenizer, clip.processor, clip.name).save, url)
+def save_parts(parts: Sequence[Saved], url: str) -> None:
+    """Write a model, its tokenizer and its processor into one folder, as `transformers` reads them."""
+
+    def write(folder: str) -> None:
+        for part in parts:
+            part.save_pretrained(folder)
+
+    save_folder(write, url)
 
 
 def save_folder(write: Callable[[str], object], url: str) -> None:

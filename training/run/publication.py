@@ -49,6 +49,7 @@ TASKS = {
     "coca": "image-to-text",
     "flava": "zero-shot-image-classification",
     "llava": "image-text-to-text",
+    "generator_lora": "image-text-to-text",
     "vistallm": "image-text-to-text",
     "dci_lora": "zero-shot-image-classification",
 }

@@ -123,7 +123,7 @@ def start_from(init: str, method: Method, key: str = "init") -> list[str]:
         UserError: it fits none.
     """
     if not method.encoders():
-        raise UserError(f"init: {init!r} is not right: dci_lora starts from the CLIP that options.clip names")
+        raise UserError(f"init: {init!r} is not right: this method starts from the model that its options name")
     source, remarks, misfits = load_model(init), list[list[str]](), list[str]()
     for backbone in method.encoders():
         try:

@@ -74,7 +74,9 @@ def test_the_options_of_a_method_that_is_named(capsys: pytest.CaptureFixture[str
     text = told(capsys, "train", "--help", "--method", method)
     check_fields(text.partition(f"Options of {method}:")[2], load_method(method).Options, "options.")
     assert "--optimiser.lr" in text
-    recipe = {"dci_lora": "sdci_lora", "simclr": "simclr_resnet_tiny"}.get(method, f"{method}_tiny")
+    recipe = {"dci_lora": "sdci_lora", "generator_lora": "generator_lora_blip", "simclr": "simclr_resnet_tiny"}.get(
+        method, f"{method}_tiny"
+    )
     assert told(capsys, "train", "--config", f"train/{recipe}.yaml", "-h") == text
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -11,15 +10,13 @@ import torch
 from measuring import measure
 from PIL import Image
 from tiny_clip import rectangles, scene_rows, tiny_clip, tokenizer, write_pairs
-from tiny_language import language_config
+from tiny_generators import write_blip, write_llava
 from tiny_shards import encoded, shapes, write_shards
 from torch import Tensor
 from transformers import (
-    BlipConfig,
     BlipForConditionalGeneration,
     BlipImageProcessorPil,
     CLIPImageProcessorPil,
-    LlavaConfig,
     LlavaForConditionalGeneration,
 )
 
@@ -31,48 +28,7 @@ from granary.training.evaluation.protocols import binary_choice, retrieval
 
 TEXTS = ["a red block", "the blue rectangle is on the left", "a picture of a green block"]
 QUESTION = "is there a red block"
-VISION = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2}
-VISION |= {"image_size": 32, "patch_size": 8}
 PICTURES = [rectangles(("red", "blue"), 0), rectangles(("green", "white", "red"), 1), rectangles(("cyan", "red"), 2)]
-
-
-def write_llava(folder: Path, chat_template: str | None = None) -> str:
-    """Write a LLaVA as transformers does, its image token the last of the vocabulary."""
-    words = tokenizer()
-    words.add_special_tokens({"additional_special_tokens": ["<image>"]})
-    words.chat_template = chat_template
-    torch.manual_seed(0)
-    config = LlavaConfig(
-        vision_config={"model_type": "clip_vision_model", **VISION},
-        text_config=language_config(len(words)),
-        image_token_index=words.convert_tokens_to_ids("<image>"),
-        image_seq_length=16,
-    )
-    sharpened(LlavaForConditionalGeneration(config)).save_pretrained(folder)
-    words.save_pretrained(folder)
-    CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(folder)
-    return str(folder)
-
-
-def write_blip(folder: Path) -> str:
-    words, text = tokenizer(), {"num_hidden_layers": 2, "num_attention_heads": 2, "hidden_size": 16}
-    text |= {"intermediate_size": 32, "vocab_size": len(words), "encoder_hidden_size": 16, "bos_token_id": 0}
-    text |= {"sep_token_id": 1, "eos_token_id": 1, "pad_token_id": 2, "max_position_embeddings": 32}
-    torch.manual_seed(0)
-    config = BlipConfig(text_config=text, vision_config={**VISION, "initializer_range": 0.02})
-    sharpened(BlipForConditionalGeneration(config)).save_pretrained(folder)
-    words.save_pretrained(folder)
-    BlipImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(folder)
-    return str(folder)
-
-
-def sharpened(model: Any) -> Any:
-    """Make random weights large, so that answers differ from picture to picture."""
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.ndim > 1 and "norm" not in name:
-                parameter.mul_(40 if "crossattention" in name else 6)
-    return model.eval()
 
 
 def pixels_of(folder: str, image: Image.Image) -> Tensor:

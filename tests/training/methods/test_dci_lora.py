@@ -385,7 +385,7 @@ def test_mistakes_are_sentences(setup: Setup, tmp_path: Path) -> None:
         setup("a", device={"accelerator": "cpu", "strategy": "fsdp"})
     with pytest.raises(UserError, match="has no rows in split 'dev'"):
         train(setup("b", split="dev"))
-    with pytest.raises(UserError, match="init: 'random:tiny' is not right: dci_lora starts"):
+    with pytest.raises(UserError, match="init: 'random:tiny' is not right: this method starts"):
         train(setup("b", init="random:tiny"))
     with pytest.raises(UserError, match="the loss was not finite"):
         train(setup("c", optimiser={"lr": 1e30}, epochs=9))

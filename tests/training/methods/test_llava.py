@@ -28,6 +28,7 @@ from granary.training.evaluation.generators import TrainedGenerator, load_genera
 from granary.training.method import Moment
 from granary.training.methods.llava import Llava, LlavaOptions, Parts, read_stage
 from granary.training.models import weights
+from granary.training.models.answers import framed, turns
 from granary.training.models.build import build
 from granary.training.models.language import PICTURE, LanguageModel, LanguageTokenizer, load_language
 from granary.training.models.training import load_training
@@ -125,7 +126,7 @@ def test_it_computes_what_llava_of_transformers_does() -> None:
     ours.projector.second.load_state_dict(projector.linear_2.state_dict())
     pixels = torch.randn(2, 3, 16, 16)
     chats = [[Exchange("what is it?", "a red circle")], [Exchange(None, "two shapes")]]
-    tokens, targets = ours.framed(chats)
+    tokens, targets = framed(ours, chats, ours.longest)
     logits = ours.next_logits(ours.memory(pixels), tokens[:, :-1])
     loss = F.cross_entropy(logits.flatten(0, 1), targets[:, 1:].flatten())
     rows = []
@@ -159,7 +160,7 @@ def load_like(theirs: Any, text: Any) -> Any:
 def test_no_target_is_a_question_and_later_turns_have_no_picture() -> None:
     model = llava()
     chat = [Exchange("what is it?", "a red circle"), Exchange("is there a circle?", "yes")]
-    tokens, answers = model.turns(chat)
+    tokens, answers = turns(model, chat, model.longest)
     plain = model.language.tokenizer.plain
     assert tokens.count(PICTURE) == 1
     said = [token for token, answer in zip(tokens, answers, strict=True) if answer]
@@ -167,7 +168,7 @@ def test_no_target_is_a_question_and_later_turns_have_no_picture() -> None:
     asked = [token for token, answer in zip(tokens, answers, strict=True) if not answer]
     start = model.language.tokenizer.begin
     assert asked == [*start, PICTURE, *plain("what is it?"), *plain("is there a circle?")]
-    long, counted = model.turns([Exchange("what is it?", "a red circle " * 30)])
+    long, counted = turns(model, [Exchange("what is it?", "a red circle " * 30)], model.longest)
     assert len(long) == len(counted) == 40
 
 
