@@ -348,6 +348,7 @@ def test_a_gap_is_clear_beyond_three_of_its_errors() -> None:
     assert str(dejavu.Setting(100, 300, 800, 20, ("options.blur=0",))) == "100-300-800-20-options.blur=0"
 
 
+@pytest.mark.slow
 def test_grounds_of_planted_pictures_say_nothing_of_their_garments() -> None:
     """Classes are as frequent as asked for, boxes hold the garment, copies are smaller and nearly the same."""
     rows = list(planted(3, 0))

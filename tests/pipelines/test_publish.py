@@ -169,9 +169,9 @@ def test_shards_of_an_earlier_cut_go_and_files_of_the_user_stay(hub, tmp_path):
 
 
 def test_three_kills_send_no_file_twice_and_commits_land_on_the_way(hub, tmp_path):
-    run = write_run(tmp_path / "run", 200)
+    run = write_run(tmp_path / "run", 120)
     landed = []
-    for kill_at in (30, 90, 160):
+    for kill_at in (20, 55, 95):
         process = subprocess.Popen(command(run), env=environment(hub, tmp_path), stderr=subprocess.DEVNULL)
 
         def kill(method: str, path: str, number: int, process: Any = process, kill_at: int = kill_at) -> None:

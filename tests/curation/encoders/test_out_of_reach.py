@@ -45,7 +45,10 @@ def test_any_other_reason_is_told_in_its_first_line(cause):
     "words",
     [
         ["curate", "--pool", "pool", "--encoder.copy", "hf:org/model"],
-        ["curate", "--pool", "pool", "--encoder.copy", "hf:org/model", "--encoder.retrieval", "hf:org/other"],
+        pytest.param(
+            ["curate", "--pool", "pool", "--encoder.copy", "hf:org/model", "--encoder.retrieval", "hf:org/other"],
+            marks=pytest.mark.slow,
+        ),
         ["sample", "--data", "pool", "--model", "org/diffusion", "--classifier", "org/classifier"],
     ],
 )

@@ -47,6 +47,7 @@ def test_no_seeds_are_refused_with_one_sentence(tmp_path: Path, capsys: pytest.C
     assert not (tmp_path / "demo").exists()
 
 
+@pytest.mark.slow
 def test_the_demo_stops_when_asked_and_goes_on_where_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -166,6 +166,7 @@ def test_half_written_files_are_no_obstacle_and_go_away(roles, run, copied, tmp_
 # -- workers and processes -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_four_workers_write_the_bytes_of_two(roles, run, tmp_path):
     four = pools.curate(roles, tmp_path / "four", *RECIPE, "--workers", "4", beam=True)
     folders = sorted(path.name for path in run.path.iterdir() if path.is_dir() and path.name != "report")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import permutations
+from itertools import islice, permutations
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +25,7 @@ def test_class_sums_are_the_same_bits_in_any_bundles(monkeypatch: pytest.MonkeyP
     )
     combine = MergeGaussians(tied=False)
     found = set()
-    for order in permutations(urls):
+    for order in islice(permutations(urls), 0, None, 11):
         for cut in (1, 3):
             bundles = [order[:cut], order[cut:4], order[4:]]
             nodes = []

@@ -48,6 +48,7 @@ def test_a_single_fault_costs_no_row_even_without_further_attempts(fault: str, c
     assert not result.lost
 
 
+@pytest.mark.slow
 def test_many_faults_in_a_long_render_cost_no_row(tmp_path: Path) -> None:
     options = {**EIGHT_CAPTURES, "timeout": 0.5}
     result = through_faults(FAULTS, 32 * 8, tmp_path, stall=1.2, outputs={"depth": True}, renderer=options)

@@ -327,6 +327,9 @@ def test_hostile_data_are_sentences(run: str, models: dict[str, str], tmp_path: 
 def test_mistakes_are_sentences(options: dict[str, Any], message: str, run: str, models: dict[str, str]) -> None:
     with pytest.raises(UserError, match=message):
         scores(run, models, **options)
+
+
+def test_checkpoints_of_what_has_none_are_a_sentence(run: str) -> None:
     with pytest.raises(UserError, match="are no trainings with checkpoints of one step"):
         measure(dejavu, "pixels", run, device="cpu", reference="pixels", checkpoints=True, **FAST)
 

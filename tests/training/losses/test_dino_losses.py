@@ -122,7 +122,7 @@ def part_of_sinkhorn(rank: int, file: str, logits: Tensor, sizes: list[int], ans
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("sizes", [[5, 7], [0, 12]])
+@pytest.mark.parametrize("sizes", [[5, 7], pytest.param([0, 12], marks=pytest.mark.slow)])
 def test_targets_of_two_processes_are_those_of_one(sizes: list[int], tmp_path: Path) -> None:
     """R counts the rows of all processes, also where they have unlike numbers of masked patches, or none."""
     torch.manual_seed(10)

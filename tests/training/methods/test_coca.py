@@ -141,6 +141,7 @@ def test_an_untrained_model_knows_nothing_of_the_next_token() -> None:
 # -- what it learns ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_it_says_the_captions_of_pictures_that_it_was_trained_on() -> None:
     """Five pictures by heart: greedily word by word, not for the pictures of others, and the same every time."""
     model, batch = coca(), batch_of([[caption] for caption in CAPTIONS])

@@ -314,7 +314,7 @@ def test_the_same_seed_gives_the_same_bytes_with_any_number_of_workers(setup: Se
     assert curve(setup("a")) == curve(setup("b"))
 
 
-@pytest.mark.parametrize("at", [1, 4])
+@pytest.mark.parametrize("at", [pytest.param(1, marks=pytest.mark.slow), 4])
 def test_stopped_at_any_step_and_continued_is_as_if_never_stopped(
     at: int, setup: Setup, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -185,7 +185,7 @@ def test_two_processes_train_what_one_does(name: str, strategy: str, taught: Tea
     check_near(*one_and_two(tree, tmp_path, strategy))
 
 
-@pytest.mark.parametrize("name", ["dinov2", "swav", "msn"])
+@pytest.mark.parametrize("name", [pytest.param("dinov2", marks=pytest.mark.slow), "swav", "msn"])
 def test_a_student_learns_what_its_teacher_says(name: str, taught: Teachers, tmp_path: Path) -> None:
     tree = {"method": "rob", "model": {**VIT, "width": 32}, "options": {"teacher": taught(name)}, "steps": 60}
     settings = {**SETTINGS, "optimiser": {"lr": 3e-3}, "batch": 24}

@@ -226,6 +226,7 @@ def test_answers_do_not_hang_on_what_is_asked_beside_them() -> None:
         assert alone == [together[place]]
 
 
+@pytest.mark.slow
 def test_it_learns_boxes_masks_and_what_is_not_there_by_heart() -> None:
     """Scenes of 16 pixels, asked for by name: the answers are right for their pictures, and change with them."""
     batch = batch_of(

@@ -64,8 +64,8 @@ def of_two(norm: nn.Module, batches: list[Tensor], sizes: list[int], out: Path) 
     [
         (nn.BatchNorm2d(3), (10, 3, 4, 5), [5, 5]),
         (nn.BatchNorm1d(6, momentum=None), (7, 6), [2, 5]),
-        (nn.BatchNorm2d(3, affine=False, eps=1e-2), (6, 3, 2, 2), [1, 5]),
-        (nn.BatchNorm1d(3, track_running_stats=False), (8, 3, 4), [4, 4]),
+        pytest.param(nn.BatchNorm2d(3, affine=False, eps=1e-2), (6, 3, 2, 2), [1, 5], marks=pytest.mark.slow),
+        pytest.param(nn.BatchNorm1d(3, track_running_stats=False), (8, 3, 4), [4, 4], marks=pytest.mark.slow),
     ],
 )
 def test_two_processes_normalise_by_the_batch_of_both(

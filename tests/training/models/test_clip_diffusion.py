@@ -164,6 +164,7 @@ def test_a_width_that_heads_do_not_divide_is_refused() -> None:
         ClipDiffusion(ClipDiffusionConfig(6, width=36, heads=4))
 
 
+@pytest.mark.slow
 def test_the_next_step_of_a_procedure_is_learnt() -> None:
     """Three orders of four orthogonal steps: the clip after two noisy ones is generated near the right step."""
     torch.manual_seed(0)

@@ -151,7 +151,7 @@ def killed_after(recipe: TrainRecipe, rows: int, pause: float) -> None:
     child.join()
 
 
-@pytest.mark.parametrize("make", [ijepa_of, memory_of])
+@pytest.mark.parametrize("make", [pytest.param(ijepa_of, marks=pytest.mark.slow), memory_of])
 def test_a_run_killed_at_random_moments_ends_like_the_undisturbed_one(make: Any, run: str, tmp_path: Path) -> None:
     changes = {"steps": 36, "checkpoints": {"every": 3}, "workers": 1}
     train(make(run, tmp_path / "whole", **changes))

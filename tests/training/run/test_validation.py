@@ -114,7 +114,7 @@ def test_the_checkpoint_with_the_lowest_loss_stays_and_is_the_model(
     assert all(torch.equal(model[name], best[f"method/encoder.{name}"]) for name in model)
 
 
-@pytest.mark.parametrize("at", [3, 7, 10])
+@pytest.mark.parametrize("at", [3, pytest.param(7, marks=pytest.mark.slow), pytest.param(10, marks=pytest.mark.slow)])
 def test_a_training_that_fails_keeps_the_same_checkpoint_as_one_that_does_not(
     at: int, run: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
