@@ -195,7 +195,7 @@ class CurateRecipe(RunRecipe, frozen=True):
     )
     download: Download = Field(Download(), description="how addresses of lists are fetched")
     decode: DecodeLimits = Field(DecodeLimits(), description="limits on what is decoded")
-    filters: Filters = Field(Filters(), description="drop by size, shape, blankness or blur; all off by default")
+    filters: Filters = Field(Filters(), description="drop by size, shape or looks; all off by default")
     encoder: Encoders = Field(Encoders(), description="descriptors")
     decisions: str = Field(
         "", description="file of what a person decided, as `granary view` writes it: CSV or JSON lines"

@@ -41,6 +41,7 @@ class Encoder(Protocol):
         dimension: length of a vector.
         fingerprint: SHA-256 (hex) over all that decides the output: kind, formula, weights, preprocessing.
         side: pixels of the short side the encoder looks at; decoding may scale down to it, not below. None: any.
+        squeezes: whether all it looks at of a picture is a copy squeezed to side x side pixels, see `squeezed`.
         copy_threshold: cosine above which two pictures count as the same picture.
         leak_threshold: the looser cosine above which a pool picture counts as leaked from a reference.
     """
@@ -49,6 +50,7 @@ class Encoder(Protocol):
     dimension: int
     fingerprint: str
     side: int | None
+    squeezes: bool
     copy_threshold: float
     leak_threshold: float
 

@@ -87,6 +87,7 @@ class CopyDescriptor:
 
     name = "builtin:copy"
     side: int | None = SIDE
+    squeezes = True
     copy_threshold = 0.875
     leak_threshold = 0.8
 

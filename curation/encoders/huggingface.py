@@ -67,6 +67,7 @@ class HuggingFaceEncoder:
             model has them, cls for DINOv2, DINOv3, ViT and similar models, mean for I-JEPA, else pooler.
     """
 
+    squeezes = False
     copy_threshold = 0.6
     leak_threshold = 0.45
 

@@ -49,6 +49,7 @@ class LayoutDescriptor:
 
     name = "builtin:layout"
     side: int | None = SIDE
+    squeezes = True
     copy_threshold = 0.97
     leak_threshold = 0.95
 

@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from PIL import Image
 
+from granary.curation.images.squeeze import squeezed
+
 CHUNK = 16
 
 
@@ -33,8 +35,8 @@ def luma_chroma(images: Sequence[Image.Image], side: int) -> tuple[np.ndarray, n
     Returns:
         Y, Cb and Cr, each (n, side, side) float32, chroma around 0.
     """
-    size, filter_ = (side, side), Image.Resampling.BILINEAR
-    small = [np.asarray(image.convert("RGB").resize(size, filter_, reducing_gap=2.0)) for image in images]
+    coloured = (image if image.mode == "RGB" else image.convert("RGB") for image in images)
+    small = [np.asarray(squeezed(image, side, side)) for image in coloured]
     r, g, b = np.ascontiguousarray(np.moveaxis(np.stack(small), -1, 0), np.float32)
     luma = np.float32(0.299) * r + np.float32(0.587) * g + np.float32(0.114) * b
     return luma, np.float32(0.564) * (b - luma), np.float32(0.713) * (r - luma)

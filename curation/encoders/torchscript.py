@@ -37,6 +37,7 @@ STD = (0.229, 0.224, 0.225)
 class TorchScriptEncoder:
     """A scripted module (n, 3, h, w) float32 -> (n, d); a row agrees to 1e-5 whatever its batch."""
 
+    squeezes = False
     copy_threshold = 0.6
     leak_threshold = 0.45
 

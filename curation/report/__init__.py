@@ -22,7 +22,7 @@ def build_report(run: RunView) -> str:
     reason. Sums that do not add up are said so at the top.
     """
     flow = run.summary["flow"]
-    survey = Survey(run.ledger, int(run.summary.get("seed", 0)))
+    survey = Survey(run.ledger, int(run.summary.get("seed", 0)), run.filters)
     located = locate(run.ledger, survey)
     statuses = {status: n for (role, status), n in survey.counts.items() if role == "pool"}
     return render_page(

@@ -16,6 +16,8 @@ from typing import Any, Generic, Protocol, TypeVar
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from granary.curation.images.filters import Filters
+from granary.curation.report import quality
 from granary.curation.store.sampling import hashed
 
 Row = dict[str, Any]
@@ -146,8 +148,9 @@ class Survey:
     Sizes of components, uris of representatives and pictures of clusters need a second pass: see `locate`.
     """
 
-    def __init__(self, ledger: Ledger, seed: int) -> None:
+    def __init__(self, ledger: Ledger, seed: int, filters: Filters | None = None) -> None:
         self.seed = seed
+        self.looks = quality.Looks(filters or Filters())
         self.counts: Counter[tuple[str, str]] = Counter()  # (role, status)
         self.kept = Smallest[Drawn](KEPT)
         self.dropped, self.dead = Groups[Drawn](), Groups[str]()
@@ -157,8 +160,9 @@ class Survey:
         self.cluster_pool: Counter[int] = Counter()
         self.cluster_kept: Counter[int] = Counter()
         self._loosest: dict[str, tuple[float, Row]] = {}
-        for batch in batches(ledger):
-            for row in batch.to_pylist():
+        for batch in batches(ledger, quality.COLUMNS):
+            self.looks.add(batch)
+            for row in batch.select(COLUMNS).to_pylist():
                 self._add(row)
 
     def key(self, row: Row) -> Drawn:
@@ -266,7 +270,13 @@ def ascending(similarity: float | None) -> float:
     return math.inf if similarity is None else similarity
 
 
-def batches(ledger: Ledger) -> Iterator[pa.RecordBatch]:
-    """Read a ledger in small batches of the columns a report needs."""
+def batches(ledger: Ledger, more: Collection[str] = ()) -> Iterator[pa.RecordBatch]:
+    """Read a ledger in small batches of the columns a report needs.
+
+    Args:
+        ledger: of a run.
+        more: columns that not every ledger has.
+    """
     for table in ledger():
-        yield from table.select(COLUMNS).to_batches(max_chunksize=ROWS_AT_ONCE)
+        names = [*COLUMNS, *(name for name in more if name in table.column_names)]
+        yield from table.select(names).to_batches(max_chunksize=ROWS_AT_ONCE)

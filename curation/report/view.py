@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import pyarrow as pa
 
+from granary.curation.images.filters import Filters
 from granary.curation.images.limits import DecodeLimits
 from granary.curation.runs.facts import Facts
 
@@ -23,6 +24,7 @@ class RunView:
         read: uri of a pool, seed or reference file to its original bytes; may raise OSError or KeyError.
         seed_uri: id of a seed to its uri, or None when it is not known.
         limits: the limits under which originals are decoded for their thumbnails.
+        filters: those of the recipe.
     """
 
     summary: Facts
@@ -31,3 +33,4 @@ class RunView:
     read: Callable[[str], bytes]
     seed_uri: Callable[[str], str | None]
     limits: DecodeLimits = field(default_factory=DecodeLimits)
+    filters: Filters = field(default_factory=Filters)

@@ -176,6 +176,8 @@ def described(
         record: cells by column.
         classes: names of the labels, by number.
     """
+    if not record:  # a picture in a folder, of which there are many
+        return None, (), {}
     names = list(record)
     label_column, caption_column = find(names, source.label_column), caption_name(source, names)
     label = label_of(record[label_column], classes) if label_column else None

@@ -25,9 +25,9 @@ from granary.curation.steps.embed import FACTS
 from granary.curation.steps.unreadable import check_lost, check_unchanged
 from granary.curation.store import schema, storage
 from granary.curation.store.sampling import priority
-from granary.curation.store.schema import LEDGER
+from granary.curation.store.schema import CURATED_LEDGER, LEDGER, QUALITY
 
-SAMPLE_FACTS = [field for field in FACTS if field.name not in ("unread", "status", "reason", "message")]
+SAMPLE_FACTS = [field for field in FACTS if field.name not in ("unread", "status", "reason", "message", *QUALITY.names)]
 COLUMNS = [field.name for field in SAMPLE_FACTS]
 EVIDENCE = [LEDGER.field("seed_ids"), LEDGER.field("similarities")]
 PLAN = pa.schema([("role", pa.string()), *SAMPLE_FACTS, *EVIDENCE])
@@ -283,7 +283,7 @@ class WriteLedger:
 
 def write_ledger(run: Run, job: WriteLedger, output: Output) -> None:
     """Write the ledger rows of one part of the pool, or of the seeds that go into the dataset."""
-    columns = ["uri", "id", "sha256", "status", "source", "reason", "message"]
+    columns = ["uri", "id", "sha256", "status", "source", "reason", "message", "width", "height", *QUALITY.names]
     facts = read_table(run.parts(job.role)[job.part], columns).to_pylist()
     if job.role == "pool":
         verdicts = read_part(run, "verdicts", job.part).to_pylist()
@@ -296,7 +296,7 @@ def write_ledger(run: Run, job: WriteLedger, output: Output) -> None:
             file = lost[row["uri"]]
             row |= {"status": "dead", "stage": "shards", "reason": f"{file.error}: {file.message}"}
         output.counters[f"{row['role']} {row['status']}"] += 1
-    output.write(pa.Table.from_pylist(rows, schema.LEDGER))
+    output.write(pa.Table.from_pylist(rows, CURATED_LEDGER))
 
 
 def _seed_verdict(fact: Mapping[str, object]) -> dict[str, object]:

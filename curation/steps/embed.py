@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TypedDict
 
 import numpy as np
@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 from granary.curation.encoders import Encoder
 from granary.curation.encoders.planned import PlannedEncoder, encoder_of
 from granary.curation.images.decode import DecodeError, decode
-from granary.curation.images.filters import Filters
+from granary.curation.images.filters import SIDE, Filters, measure, small_copy
 from granary.curation.images.limits import DecodeLimits
 from granary.curation.runs.run import Output, Run, undigested
 from granary.curation.runs.spans import read_part
@@ -26,6 +26,7 @@ from granary.curation.steps.listing import ListedUnit, read_listing
 from granary.curation.steps.tally import count_file, count_names
 from granary.curation.steps.unreadable import DEAD_LINKS, OUTAGES, check_lost, check_unchanged, why_dead
 from granary.curation.store.addresses import json_without_secrets, without_secrets
+from granary.curation.store.schema import QUALITY
 
 ROW_GROUP = 1024
 NO_FILTERS = Filters()
@@ -51,6 +52,7 @@ FACTS = pa.schema(
         ("status", pa.string()),
         ("reason", pa.string()),
         ("message", pa.string()),
+        *QUALITY,
     ]
 )
 FEATURES = pa.schema(
@@ -73,12 +75,14 @@ class Row:
         picture: only until it is embedded.
         lost: it could not be read, which says nothing about what it holds.
         vectors: (1 or 2, d) float32 where it was embedded in an earlier run.
+        size: width and height of the original in pixels, where there is a picture.
     """
 
     facts: dict[str, object]
     picture: Image.Image | None = None
     lost: bool = False
     vectors: np.ndarray | None = None
+    size: tuple[int, int] = (0, 0)
 
     @property
     def reason(self) -> str:
@@ -138,14 +142,11 @@ def embed(run: Run, job: EmbedUnit, output: Output) -> None:
         reader.expect(row for piece in pieces for row in range(piece.start, piece.stop) if row not in kept)
         read = (candidate for piece in pieces for candidate in read_piece(source, piece, limits.max_bytes))
         candidates = _counting_left_out(read, number, output)
-        side = encoder.side and max(encoder.side, filters.side or 0)
-        rows = (
-            known.get(candidate.uri) or scan(candidate, number, reader, limits, filters, side)
-            for candidate in candidates
-        )
+        side = encoder.side and max(encoder.side, SIDE)
+        rows = (known.get(candidate.uri) or scan(candidate, number, reader, limits, side) for candidate in candidates)
         most = max(options.max_unreadable, DEAD_LINKS if source.kind == "urls" else 0)
         counted = _counted(check_lost(rows, most, output.counters), number, output)
-        _write_embedded(counted, FACTS, encoder, options.batch, job.mirror, output)
+        _write_embedded(counted, FACTS, encoder, options.batch, job.mirror, output, filters)
 
 
 def _counted(rows: Iterator[Row], number: int, output: Output) -> Iterator[Row]:
@@ -190,10 +191,9 @@ def scan(
     number: int,
     reader: Reader,
     limits: DecodeLimits,
-    filters: Filters,
     side: int | None,
 ) -> Row:
-    """Read, hash, decode and filter one candidate."""
+    """Read, hash and decode one candidate."""
     facts: dict[str, object] = {
         "uri": without_secrets(candidate.uri),
         "source": number,
@@ -223,41 +223,74 @@ def scan(
         dead = why_dead(error)
         vanished = dead["reason"] == "FileNotFoundError" and candidate.size > 0
         return Row(facts | dead, lost=vanished or dead["reason"] in OUTAGES)
-    facts |= {"width": decoded.width, "height": decoded.height}
-    reason = filters.reject(decoded)
-    if reason is not None:
-        return Row({**facts, "status": "dropped", "reason": reason})
-    return Row({**facts, "status": "ok"}, decoded.image)
+    facts |= {"status": "ok", "width": decoded.width, "height": decoded.height}
+    return Row(facts, decoded.image, size=(decoded.width, decoded.height))
+
+
+def look(rows: Sequence[Row], filters: Filters, squeeze: bool = False) -> None:
+    """Measure the pictures of rows, and drop those that do not pass the filters.
+
+    Args:
+        rows: each with a picture, which is taken from those that are dropped.
+        filters: what pictures must be like.
+        squeeze: keep of each picture what an encoder that squeezes looks at, alone.
+    """
+    copies = [small_copy(row.picture) for row in rows if row.picture]
+    for row, copy, quality in zip(rows, copies, measure(copies, [row.size for row in rows]), strict=True):
+        row.facts |= {name: getattr(quality, name) for name in QUALITY.names}
+        if reason := filters.reject(quality):
+            row.facts |= {"status": "dropped", "reason": reason}
+            row.picture = None
+        elif squeeze and copy.size == (SIDE, SIDE):
+            row.picture = copy
 
 
 def _write_embedded(
-    rows: Iterator[Row], schema: pa.Schema, encoder: Encoder, batch: int, mirror: bool, output: Output
+    rows: Iterator[Row],
+    schema: pa.Schema,
+    encoder: Encoder,
+    batch: int,
+    mirror: bool,
+    output: Output,
+    filters: Filters | None = None,
 ) -> None:
-    """Embed pictures `batch` at a time and write groups of ROW_GROUP rows; a picture is dropped once embedded."""
+    """Embed pictures `batch` at a time and write groups of ROW_GROUP rows; a picture is dropped once embedded.
+
+    Args:
+        filters: what pictures must be like; they are measured where there are filters, on or off.
+    """
     facts: list[dict[str, object]] = []
-    pending: list[Image.Image] = []
+    pending: list[Row] = []
+    pixels = 0  # of those that are pending
     vectors: list[np.ndarray] = []
+    squeeze = encoder.squeezes and encoder.side == SIDE and not mirror  # a mirrored copy may differ in its last bits
 
     def embed_pending() -> None:
-        if pending:
-            vectors.append(_embed_batch(encoder, pending, mirror))
-            pending.clear()
+        nonlocal pixels
+        if filters is not None:
+            look(pending, filters, squeeze)
+        if pictures := [row.picture for row in pending if row.picture]:
+            vectors.append(_embed_batch(encoder, pictures, mirror))
+        for row in pending:
+            row.picture = None
+        pending.clear()
+        pixels = 0
 
     def write_group() -> None:
         embed_pending()
+        output.counters.update(str(row["status"]) for row in facts)
         output.write(_table(facts, schema, encoder, vectors, mirror))
         facts.clear()
         vectors.clear()
 
     for row in rows:
-        output.counters[str(row.facts["status"])] += 1
         facts.append(row.facts)
         if row.vectors is not None:
             embed_pending()
             vectors.append(row.vectors[None])
         if row.picture is not None:
-            pending.append(row.picture)
-        pixels = sum(picture.width * picture.height for picture in pending)
+            pending.append(row)
+            pixels += row.picture.width * row.picture.height
         if len(pending) == batch or pixels > PENDING_PIXELS:
             embed_pending()
         if len(facts) == ROW_GROUP:

@@ -18,7 +18,7 @@ from granary.curation.encoders import Encoder
 from granary.curation.images.filters import Filters
 from granary.curation.images.limits import DecodeLimits
 from granary.curation.sources import Piece, Reader, Source, read_piece
-from granary.curation.steps.embed import NO_FILTERS, Row, scan
+from granary.curation.steps.embed import NO_FILTERS, Row, look, scan
 
 PICTURES = 48  # that are read
 VECTORS = 4096  # that are compared
@@ -71,20 +71,17 @@ def read_few(
     """
     begin = time.perf_counter()
     rows = [
-        row
-        for place in places
-        for row in itertools.islice(_scanned(*place, limits, filters, side), -(-PICTURES // len(places)))
+        row for place in places for row in itertools.islice(_scanned(*place, limits, side), -(-PICTURES // len(places)))
     ]
+    look([row for row in rows if row.picture], filters)
     return Pace(rows, (time.perf_counter() - begin) / max(1, len(rows)))
 
 
-def _scanned(
-    source: Source, pieces: Sequence[Piece], limits: DecodeLimits, filters: Filters, side: int | None
-) -> Iterator[Row]:
+def _scanned(source: Source, pieces: Sequence[Piece], limits: DecodeLimits, side: int | None) -> Iterator[Row]:
     with Reader(source, limits.max_bytes) as reader:
         for piece in pieces:
             for candidate in read_piece(source, piece, limits.max_bytes):
-                yield scan(candidate, 0, reader, limits, filters, side)
+                yield scan(candidate, 0, reader, limits, side)
 
 
 def embed_few(encoder: Encoder, pictures: list[Image.Image]) -> Embedded:

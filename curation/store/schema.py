@@ -149,6 +149,13 @@ leaked_reference: uri of the reference at the end of the chain; leak_path: uri o
 """
 
 
+QUALITY = pa.schema([("blur", pa.float32()), ("dark", pa.uint8()), ("bright", pa.uint8()), ("entropy", pa.float32())])
+"""What was measured of the pixels of a picture, see `granary.curation.images.filters.Quality`."""
+
+CURATED_LEDGER = pa.schema([*LEDGER, ("width", pa.int32()), ("height", pa.int32()), *QUALITY])
+"""The ledger of a curation: width and height in pixels and QUALITY too, null where no picture could be read."""
+
+
 class LedgerRow(TypedDict):
     """A row of LEDGER."""
 

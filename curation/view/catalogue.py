@@ -59,7 +59,8 @@ class Catalogue:
         Args:
             most: rows that are read; those of the beginning of the ledger.
         """
-        ledger = pa.concat_tables([schema.LEDGER.empty_table(), *_first(ledger_tables(run), most)]).combine_chunks()
+        tables = [schema.LEDGER.empty_table(), *_first(ledger_tables(run), most)]
+        ledger = pa.concat_tables(tables, promote_options="default").combine_chunks()
         roles = {role: stage_columns(run, role, ["uri", *TEXTS.names]) for role in run.sources if run.parts(role)}
         shards = pa.concat_tables([_of_shards([]), *(_of_shards(_columns(url)) for url in shard_urls(run))])
         placed = {role: places(ledger["uri"], table["uri"]) for role, table in roles.items()}

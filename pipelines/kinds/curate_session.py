@@ -169,5 +169,6 @@ def write_report(url: str) -> str:
 
 def _write_report(run: Run, recipe: CurateRecipe, facts: Facts) -> str:
     files = Files(run, recipe.decode.max_bytes)
-    view = RunView(facts, dump_recipe(recipe), lambda: ledger_tables(run), files.read, files.seed_uri, recipe.decode)
+    written, limits, filters = dump_recipe(recipe), recipe.decode, recipe.filters
+    view = RunView(facts, written, lambda: ledger_tables(run), files.read, files.seed_uri, limits, filters)
     return write_page(run, build_report(view))

@@ -29,6 +29,7 @@ from granary.curation.store.storage import join
 class TrainedEncoder:
     """A model of granary's own; a row agrees to 1e-5 whatever its batch."""
 
+    squeezes = False
     copy_threshold = 0.6
     leak_threshold = 0.45
 

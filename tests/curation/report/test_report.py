@@ -19,11 +19,13 @@ import pyarrow.compute as pc
 import pytest
 from PIL import Image
 
+from granary.curation.images.filters import Filters
 from granary.curation.images.limits import DecodeLimits
 from granary.curation.report import RunView, build_report, contact_sheet
 from granary.curation.report.charts import bands, curve, discrepancies, totals
 from granary.curation.report.survey import Groups, Smallest, Survey, generalise, locate, rank
 from granary.curation.report.thumbnails import Thumbnails
+from granary.curation.store.schema import CURATED_LEDGER, QUALITY
 
 SCHEMA = pa.schema(
     [
@@ -323,6 +325,49 @@ def test_a_run_without_seeds_duplicates_leaks_or_losses_says_so():
     assert "No seed set was given" in page.text
     assert "Every file was read." in page.text
     assert "do not add up" not in page.text
+
+
+def test_quality_is_counted_on_both_sides_of_each_limit_and_the_worst_come_first():
+    """Against the ledger itself, in whatever tables it comes; a ledger without measures has no such section."""
+    random, schema = np.random.default_rng(4), CURATED_LEDGER
+    rows = [
+        {
+            **row(f"pool/{i:03}"),
+            "blur": float(np.float32(10 ** random.uniform(0, 4))),
+            "dark": int(random.integers(0, 256)),
+            "bright": int(random.integers(0, 256)),
+            "entropy": float(np.float32(random.uniform(0, 8))),
+            "width": int(random.integers(8, 900)),
+            "height": int(random.integers(8, 900)),
+        }
+        for i in range(300)
+    ]
+    rows[7]["blur"] = float("inf")
+    dead = {**row("pool/dead", "dead", "decode", reason="TypeError: what", id=None), **dict.fromkeys(QUALITY.names)}
+    seed = {**rows[0], "uri": "seeds/0", "role": "seed"}
+    filters = Filters(blur=300, max_aspect=2)
+    tables = [pa.Table.from_pylist(part, schema) for part in (rows[:40], [*rows[40:], dead, seed])]
+    survey = Survey(lambda: iter(tables), 0, filters)
+    found = {spread.measure.name: spread for spread in survey.looks.spreads}
+    for name, value, low, limit in (
+        ("blur", lambda r: r["blur"], True, 300),
+        ("dark", lambda r: r["dark"], True, 100),
+        ("bright", lambda r: r["bright"], False, 160),
+        ("entropy", lambda r: r["entropy"], True, 4),
+        ("size", lambda r: min(r["width"], r["height"]), True, 64),
+        ("aspect", lambda r: max(r["width"], r["height"]) / min(r["width"], r["height"]), False, 2),
+    ):
+        spread = found[name]
+        values = sorted((value(r) if low else -value(r), r["uri"]) for r in rows)
+        assert spread.total == 300
+        assert spread.beyond == sum(v < (limit if low else -limit) for v, _ in values)
+        assert [uri for _, uri in spread.worst] == [uri for _, uri in values[:9]]
+        assert sum(int(bar.text.split()[0]) for bar in spread.bars) == 300
+    view = dataclasses.replace(Run(rows).view(), ledger=lambda: iter(tables), filters=filters)
+    page = assert_self_contained(build_report(view))
+    assert f"filters.blur 300 drops {found['blur'].beyond} of 300" in page.section("quality")
+    assert "filters.dark 100 is recommended, off; it would drop" in page.section("quality")
+    assert "quality" not in assert_self_contained(Run([row("pool/0")]).report()).sections
 
 
 def test_nothing_kept_and_an_empty_pool_are_reports_too():

@@ -9,11 +9,15 @@ from collections import Counter
 from html.parser import HTMLParser
 
 import datasets
+import numpy as np
 import pools
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from PIL import Image
+from scipy import ndimage, stats
 
+from granary.curation.images.filters import MEASURES
 from granary.curation.store.sampling import priority
 
 datasets.disable_progress_bars()
@@ -61,6 +65,27 @@ def test_evidence_names_the_image_kept_and_the_reference(roles, run):
         "pool/leak-1.png": ("references/1.png", None),
         "pool/leak-2.png": ("references/1.png", "pool/leak-1.png"),
     }
+
+
+def test_the_ledger_says_what_every_readable_picture_looks_like(roles, run):
+    images = pools.opened(pools.pool_uris(roles["pool"]))
+    assert {uri for uri, row in run.ledger.items() if row["status"] != "dead"} == images.keys()
+    for uri, row in run.ledger.items():
+        measured = [row[name] for name in ("width", "height", "dark", "bright", "entropy", "blur")]
+        if row["status"] == "dead":
+            assert measured == [None] * 6
+            continue
+        grey = np.asarray(images[uri].resize((64, 64), Image.Resampling.BILINEAR).convert("L")).astype(float)
+        dark, bright = (np.quantile(grey, share, method="inverted_cdf") for share in (0.99, 0.05))
+        entropy = stats.entropy(np.unique(grey, return_counts=True)[1], base=2)
+        exact = [*images[uri].size, dark, bright]
+        assert measured == [*exact, pytest.approx(entropy, rel=1e-6), pytest.approx(laplacian(grey), rel=1e-6)]
+    report = (run.path / "report" / "index.html").read_text()
+    assert all(f"<code>filters.{measure.option} " in report for measure in MEASURES)
+
+
+def laplacian(grey):
+    return ndimage.laplace(grey)[1:-1, 1:-1].var()
 
 
 def test_leaks_by_direct_resemblance_alone(roles, tmp_path):
