@@ -21,7 +21,7 @@ def build_report(run: RunView) -> str:
     The same run gives the same text. Files that cannot be read or decoded leave an empty tile with the
     reason. Sums that do not add up are said so at the top.
     """
-    flow = run.summary["flow"]
+    flow, below = run.summary["flow"], run.doubtful.removed if run.doubtful else []
     survey = Survey(run.ledger, int(run.summary.get("seed", 0)), run.filters)
     located = locate(run.ledger, survey)
     statuses = {status: n for (role, status), n in survey.counts.items() if role == "pool"}
@@ -35,7 +35,9 @@ def build_report(run: RunView) -> str:
         removed={row["stage"]: row["dropped"] for row in flow},
         totals=totals(flow),
         problems=discrepancies(flow, statuses),
-        curve=curve(run.summary.get("removed_at") or []),
+        curve=curve([*below, *(run.summary.get("removed_at") or [])], run.summary.get("thresholds", {}).get("dedup")),
+        doubtful=run.doubtful,
+        below=below,
         survey=survey,
         located=located,
         roles={source["role"] for source in run.summary.get("sources", [])},

@@ -91,19 +91,28 @@ def totals(flow: Sequence[FlowRow]) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class Curve:
-    """Images removed against threshold in a `width` x `height` box: an outline and its marked points."""
+    """Images removed against threshold in a `width` x `height` box: an outline and its marked points.
+
+    threshold: abscissa of the run's own; None where it lies outside.
+    """
 
     line: str
     area: str
     points: list[tuple[float, float, str]]
     x_ticks: list[tuple[float, str]]
     y_ticks: list[tuple[float, str]]
+    threshold: float | None
     width: int = 360
     height: int = 200
 
 
-def curve(removed_at: Sequence[Sequence[float]]) -> Curve | None:
-    """Draw (threshold, images removed) pairs; None when fewer than two thresholds make a curve."""
+def curve(removed_at: Sequence[Sequence[float]], threshold: object = None) -> Curve | None:
+    """Draw (threshold, images removed) pairs; None when fewer than two thresholds make a curve.
+
+    Args:
+        removed_at: the pairs.
+        threshold: of the run, where it is a number.
+    """
     pairs = sorted((float(threshold), int(removed)) for threshold, removed in removed_at)
     if len(pairs) < 2 or pairs[0][0] == pairs[-1][0]:
         return None
@@ -125,4 +134,5 @@ def curve(removed_at: Sequence[Sequence[float]]) -> Curve | None:
         [(x(t), y(n), f"{n:,} removed above {t:g}") for t, n in pairs],
         [(x(t), f"{t:g}") for t in sorted(ticks) if low <= t <= high],
         [(y(n), f"{n:,}") for n in sorted({0, most // 2, most})],
+        x(threshold) if isinstance(threshold, float) and low <= threshold <= high else None,
     )

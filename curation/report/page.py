@@ -11,7 +11,7 @@ import jinja2
 from markupsafe import Markup
 
 from granary.curation.report.cost import ASSUMPTIONS, SIZES, projection
-from granary.curation.report.writing import clip, duration, name, number, percent
+from granary.curation.report.writing import clip, duration, folder, name, number, percent
 from granary.curation.runs.facts import Facts
 from granary.curation.runs.run import Run
 from granary.curation.store import storage
@@ -61,5 +61,5 @@ def environment(package: str = HERE) -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    pages.filters.update(clip=clip, name=name, number=number, percent=percent, duration=duration)
+    pages.filters.update(clip=clip, folder=folder, name=name, number=number, percent=percent, duration=duration)
     return pages

@@ -10,6 +10,7 @@ import pyarrow as pa
 from granary.curation.images.filters import Filters
 from granary.curation.images.limits import DecodeLimits
 from granary.curation.runs.facts import Facts
+from granary.curation.steps.doubtful import Doubtful
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class RunView:
         seed_uri: id of a seed to its uri, or None when it is not known.
         limits: the limits under which originals are decoded for their thumbnails.
         filters: those of the recipe.
+        doubtful: pairs near the threshold of near duplicates; None where it is not known or there is none.
     """
 
     summary: Facts
@@ -34,3 +36,4 @@ class RunView:
     seed_uri: Callable[[str], str | None]
     limits: DecodeLimits = field(default_factory=DecodeLimits)
     filters: Filters = field(default_factory=Filters)
+    doubtful: Doubtful | None = None

@@ -15,6 +15,15 @@ def name(uri: str) -> str:
     return clip(uri.rstrip("/").rsplit("/", 1)[-1], 60)
 
 
+def folder(uri: str) -> str:
+    """Return the folder of a uri without the name of its source, "" where there is none.
+
+    >>> folder("seeds/cat/3.jpg"), folder("seeds/3.jpg")
+    ('cat', '')
+    """
+    return clip("/".join(uri.split("/")[1:-1]), 40)
+
+
 def number(value: float) -> str:
     """Write a count with thousands separators."""
     return f"{value:,}"

@@ -12,11 +12,10 @@ from numpy.typing import NDArray
 
 from granary.curation.errors import UserError
 from granary.curation.store.addresses import without_secrets
-from granary.curation.store.printable import printable
+from granary.curation.store.printable import cell
 from granary.curation.view.catalogue import Catalogue
 
 COLUMNS = ("id", "uri", "status", "stage", "reason")
-FORMULAS = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet takes the text behind for
 
 
 def exported(catalogue: Catalogue, rows: NDArray[np.int64], format: str) -> tuple[bytes, str]:
@@ -42,13 +41,3 @@ def exported(catalogue: Catalogue, rows: NDArray[np.int64], format: str) -> tupl
     writer.writerow(COLUMNS)
     writer.writerows([cell(row[name] or "") for name in COLUMNS] for row in chosen)
     return file.getvalue().encode("utf-8", "replace"), "text/csv; charset=utf-8"
-
-
-def cell(text: str) -> str:
-    r"""Return a text for a cell of a table: no control character, and nothing that a spreadsheet would compute.
-
-    >>> cell("pool/a.jpg"), cell("=1+1"), cell("a\x1b[2Jb")
-    ('pool/a.jpg', "'=1+1", 'a\\x1b[2Jb')
-    """
-    safe = printable(text, keep="")
-    return f"'{safe}" if text.startswith(FORMULAS) else safe

@@ -11,15 +11,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from granary.curation.dedup.components import Forest, merge_forests
+from granary.curation.dedup.components import merge_forests
 from granary.curation.recipe import CurateRecipe
 from granary.curation.runs.decisions import CUT
-from granary.curation.runs.run import Run
-from granary.curation.runs.vectors import Layout, load
 from granary.curation.steps.dedup import originals, read_forest
+from granary.curation.steps.doubtful import DEPTH, forest_below
 from granary.curation.view.catalogue import Catalogue
 
-DEPTH = 0.1  # below the run's threshold
 MOST_COMPARED = 20_000  # pictures: some seconds on two cores
 
 
@@ -54,25 +52,13 @@ def pairs_of(catalogue: Catalogue, recipe: CurateRecipe) -> Pairs:
         note = f"Pairs below {threshold} are not known: the pool has more than {MOST_COMPARED:,} pictures to compare."
     else:
         lowest = max(0.0, round(threshold - DEPTH, 4))
-        forest = merge_forests([forest, _below(run, alive, threshold, lowest)])
+        forest = merge_forests([forest, forest_below(run, alive, threshold, lowest)])
     if recipe.dedup.split_below is not None:
         note = f"{note} The counts are upper bounds: components are split (dedup.split_below).".strip()
     rows = _rows(catalogue)
     shown = (rows[forest.i] >= 0) & (rows[forest.j] >= 0) if len(forest) else np.zeros(0, bool)
     i, j = (rows[side][shown].astype(np.uint32) for side in (forest.i, forest.j))
     return Pairs(i, j, forest.similarity[shown], threshold, lowest, note)
-
-
-def _below(run: Run, alive: NDArray[np.int64], threshold: float, lowest: float) -> Forest:
-    """Return the edges between the lowest threshold and the run's own, of all pictures that are no exact copies."""
-    from granary.curation.dedup.join import threshold_join
-
-    layout = Layout.of(run, "pool")
-    index, vectors = load(layout, (0, len(layout.parts)), alive)
-    pairs, similarity = threshold_join(vectors, lowest)
-    below = similarity <= np.float32(threshold)
-    i, j = index[pairs[below]].T
-    return merge_forests([Forest(i, j, similarity[below])])
 
 
 def _rows(catalogue: Catalogue) -> NDArray[np.int64]:

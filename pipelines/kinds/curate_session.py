@@ -13,6 +13,7 @@ from granary.curation.encoders.choice import BY_LAYOUT, LAYOUT, choose_encoder
 from granary.curation.hub.card import CURATED
 from granary.curation.recipe import CurateRecipe, Retrieval, SeedSet
 from granary.curation.report import RunView, build_report
+from granary.curation.report.drops import write_dropped
 from granary.curation.report.page import write_page
 from granary.curation.runs import summary
 from granary.curation.runs.decisions import STAGE
@@ -21,6 +22,7 @@ from granary.curation.runs.lookup import Files, ledger_tables, open_run
 from granary.curation.runs.run import LOST, Run
 from granary.curation.steps import decisions
 from granary.curation.steps.dataset import planned_classes
+from granary.curation.steps.doubtful import doubtful
 from granary.curation.store import schema
 from granary.pipelines.engine.recipe import dump_recipe
 from granary.pipelines.engine.session import Session, console_or_stderr
@@ -169,6 +171,8 @@ def write_report(url: str) -> str:
 
 def _write_report(run: Run, recipe: CurateRecipe, facts: Facts) -> str:
     files = Files(run, recipe.decode.max_bytes)
+    near = doubtful(run, recipe.dedup, facts["thresholds"]["dedup"])
     written, limits, filters = dump_recipe(recipe), recipe.decode, recipe.filters
-    view = RunView(facts, written, lambda: ledger_tables(run), files.read, files.seed_uri, limits, filters)
+    view = RunView(facts, written, lambda: ledger_tables(run), files.read, files.seed_uri, limits, filters, near)
+    write_dropped(run)
     return write_page(run, build_report(view))

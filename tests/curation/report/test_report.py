@@ -25,6 +25,7 @@ from granary.curation.report import RunView, build_report, contact_sheet
 from granary.curation.report.charts import bands, curve, discrepancies, totals
 from granary.curation.report.survey import Groups, Smallest, Survey, generalise, locate, rank
 from granary.curation.report.thumbnails import Thumbnails
+from granary.curation.steps.doubtful import Doubtful, Pair
 from granary.curation.store.schema import CURATED_LEDGER, QUALITY
 
 SCHEMA = pa.schema(
@@ -307,7 +308,8 @@ def test_hostile_text_stays_text_wherever_it_stands(text):
     run.summary["flow"].append({"stage": text, "in": 1, "kept": 1, "dropped": 1, "dead": 0})
     run.summary["removed_at"] = [[0.5, 1], [0.6, 0]]
     view = run.view()
-    view = dataclasses.replace(view, recipe=text, seed_uri=lambda _: text)
+    near = Doubtful([Pair(f"pool/{text}", text, 0.9)], [Pair(text, text, 0.8)], [(0.5, 1), (0.6, 0)], text)
+    view = dataclasses.replace(view, recipe=text, seed_uri=lambda _: f"seeds/{text}/1.png", doubtful=near)
     page = assert_self_contained(build_report(view))
     for section in ("flow", "duplicates", "leaks", "retrieval", "dropped", "unreadable", "stages", "recipe"):
         shown = generalise(text) if section == "dropped" else text
@@ -325,6 +327,31 @@ def test_a_run_without_seeds_duplicates_leaks_or_losses_says_so():
     assert "No seed set was given" in page.text
     assert "Every file was read." in page.text
     assert "do not add up" not in page.text
+
+
+def test_doubtful_pairs_stand_on_both_sides_of_the_threshold_or_the_page_says_why_not():
+    run = plausible()
+    below = [(0.5, 40), (0.55, 30)]
+    near = Doubtful([Pair("pool/kept/000.png", "pool/near/000.png", 0.61)], [], below)
+    view = dataclasses.replace(run.view(), doubtful=near)
+    text = assert_self_contained(build_report(view)).section("duplicates")
+    assert "linked 0.610" in text
+    assert "No pair is as much as 0.1 below it." in text
+    assert "similarity above removed 0.5 40 0.55 30 0.6 20 0.8 18" in text
+    drawn = curve([*below, *run.summary["removed_at"]], 0.6)
+    assert drawn is not None
+    assert drawn.threshold == next(x for x, _, said in drawn.points if said == "20 removed above 0.6")
+    far = dataclasses.replace(run.view(), doubtful=Doubtful([], [], [], "not looked for, as it is large"))
+    text = assert_self_contained(build_report(far)).section("duplicates")
+    assert "No pair is above it." in text
+    assert "Pairs below it were not looked for, as it is large." in text
+
+
+def test_a_seed_is_shown_with_the_folder_of_its_class():
+    identity = "f" * 32
+    run = Run([row("pool/1.png", seed_ids=[identity], similarities=[0.9])], {"seeds/cat/1.png": picture(1)})
+    view = dataclasses.replace(run.view(), seed_uri=lambda _: "seeds/cat/1.png")
+    assert "seed cat" in assert_self_contained(build_report(view)).section("retrieval")
 
 
 def test_quality_is_counted_on_both_sides_of_each_limit_and_the_worst_come_first():

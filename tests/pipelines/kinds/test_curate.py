@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
+import itertools
 import json
 import re
 from collections import Counter
@@ -16,8 +18,14 @@ import pytest
 import yaml
 from PIL import Image
 from scipy import ndimage, stats
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
 
 from granary.curation.images.filters import MEASURES
+from granary.curation.recipe import Dedup
+from granary.curation.runs.run import Run
+from granary.curation.steps import doubtful as doubtful_step
+from granary.curation.steps.doubtful import doubtful
 from granary.curation.store.sampling import priority
 
 datasets.disable_progress_bars()
@@ -192,7 +200,7 @@ def test_the_report_is_one_file_that_fetches_nothing(run):
         def handle_starttag(self, tag, attrs):
             self.found += [value for key, value in attrs if key in ("src", "href") and value]
 
-    assert [path.name for path in (run.path / "report").iterdir()] == ["index.html"]
+    assert sorted(path.name for path in (run.path / "report").iterdir()) == ["dropped.csv", "index.html"]
     page = Links()
     page.feed((run.path / "report" / "index.html").read_text())
     assert any(link.startswith("data:image/") for link in page.found)
@@ -207,3 +215,44 @@ def test_beam_adds_nothing_to_a_loop_over_the_units(roles, run, tmp_path):
 
 def test_a_run_names_the_versions_that_made_it(run):
     assert {"python", "granary-data", "apache-beam", "torch"} <= run.facts["versions"].keys()
+
+
+def test_the_report_has_the_pairs_on_both_sides_of_the_threshold(roles, run):
+    """The doubtful pairs against brute force over all pictures that are no exact copies."""
+    rows = {uri: row for uri, row in run.ledger.items() if row["status"] != "dead" and row["stage"] != "exact"}
+    uris = sorted(rows)
+    images = pools.opened(pools.pool_uris(roles["pool"]))
+    vectors = pools.stored([images[uri] for uri in uris], "builtin:copy")
+    cosines = vectors @ vectors.T
+    near = doubtful(Run(str(run.path)), Dedup(), pools.DEDUP)
+    upper = [(i, j) for i, j in itertools.combinations(range(len(uris)), 2)]
+    between = [pair for pair in upper if pools.DEDUP - 0.1 < cosines[pair] <= pools.DEDUP]
+    assert between
+    assert near.below[0].similarity == pytest.approx(max(cosines[pair] for pair in between), abs=1e-4)
+    for pair in (*near.above, *near.below):
+        assert cosines[uris.index(pair.uri), uris.index(pair.other)] == pytest.approx(pair.similarity, abs=1e-4)
+    assert all(pair.similarity > pools.DEDUP for pair in near.above)
+    for threshold, removed in near.removed:
+        linked = coo_matrix(cosines > threshold)
+        assert removed == len(uris) - connected_components(linked)[0]
+    page = (run.path / "report" / "index.html").read_text()
+    assert f"<b>{near.below[0].similarity:.3f}</b>" in page
+    assert 'class="own"' in page
+    assert doubtful(Run(str(run.path)), Dedup(enabled=False), 0.9) is None
+
+
+def test_in_a_large_pool_pairs_below_the_threshold_are_not_looked_for(run, monkeypatch):
+    monkeypatch.setattr(doubtful_step, "MOST_COMPARED", 5)
+    near = doubtful(Run(str(run.path)), Dedup(), pools.DEDUP)
+    assert (near.below, near.removed) == ([], [])
+    assert "more than 5 pictures" in near.note
+
+
+def test_what_was_dropped_is_a_table(run):
+    rows = list(csv.DictReader((run.path / "report" / "dropped.csv").open(encoding="utf-8")))
+    assert {row["uri"] for row in rows} == run.uris("dropped")
+    for row in rows:
+        known = run.ledger[row["uri"]]
+        assert (row["id"], row["stage"], row["reason"]) == (known["id"], known["stage"], known["reason"])
+        assert row["representative"] == (known["representative"] or "")
+        assert row["similarity"] == ("" if known["similarity"] is None else f"{known['similarity']:.6g}")
