@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Iterator
 from typing import cast
 
@@ -45,6 +46,20 @@ def read_groups(url: str, columns: list[str] | None = None) -> Iterator[pa.Table
     with _parquet(url) as parquet:
         for group in range(parquet.num_row_groups):
             yield cast(pa.Table, parquet.read_row_group(group, columns=columns, use_threads=False))
+
+
+def read_rows(url: str, start: int, stop: int) -> pa.Table:
+    """Read the rows [start, stop) of a Parquet file, as far as it has them, and no row group without any of them.
+
+    Raises:
+        DamagedPart: the file is missing or damaged.
+    """
+    with _parquet(url) as parquet:
+        counts = [parquet.metadata.row_group(group).num_rows for group in range(parquet.num_row_groups)]
+        bounds = [0, *itertools.accumulate(counts)]
+        groups = [group for group in range(len(counts)) if bounds[group] < stop and bounds[group + 1] > start]
+        rows = parquet.read_row_groups(groups, use_threads=False)
+        return rows.slice(start - bounds[groups[0]], stop - start) if groups else rows
 
 
 @contextlib.contextmanager

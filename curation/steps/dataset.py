@@ -1,17 +1,14 @@
-"""The outputs: which sample goes into which shard, the shards, the ledger, the dead letters."""
+"""The outputs: the shards, the ledger, the dead letters."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from typing import Literal, NamedTuple, TypedDict
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from granary.curation.runs import dead_letters
 from granary.curation.runs.dead_letters import DeadLetter, dead_rows
@@ -21,17 +18,10 @@ from granary.curation.runs.spans import read_part
 from granary.curation.runs.tables import read_table
 from granary.curation.runs.vectors import Layout
 from granary.curation.sources import Reader, failure
-from granary.curation.steps.embed import FACTS
+from granary.curation.steps.plan import planned_classes, planned_rows
 from granary.curation.steps.unreadable import check_lost, check_unchanged
-from granary.curation.store import schema, storage
-from granary.curation.store.sampling import priority
-from granary.curation.store.schema import CURATED_LEDGER, LEDGER, QUALITY
-
-SAMPLE_FACTS = [field for field in FACTS if field.name not in ("unread", "status", "reason", "message", *QUALITY.names)]
-COLUMNS = [field.name for field in SAMPLE_FACTS]
-EVIDENCE = [LEDGER.field("seed_ids"), LEDGER.field("similarities")]
-PLAN = pa.schema([("role", pa.string()), *SAMPLE_FACTS, *EVIDENCE])
-CLASSES = b"granary.classes"  # key of the plan's schema
+from granary.curation.store import schema
+from granary.curation.store.schema import CURATED_LEDGER, QUALITY
 
 
 class PlanRow(TypedDict):
@@ -74,95 +64,6 @@ class LostFile(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class PlanShards:
-    """The job of `plan`.
-
-    Args:
-        as_is: numbers of the seed sets that go into the dataset themselves.
-        order: of the samples: by hash, or as the pool was read.
-        seed: of the run.
-        rows: most samples in a shard.
-        max_bytes: most image bytes in a shard; one larger image is a shard of its own.
-    """
-
-    as_is: tuple[int, ...]
-    order: Literal["hash", "pool"]
-    seed: int
-    rows: int
-    max_bytes: int
-
-
-def plan(run: Run, job: PlanShards, output: Output) -> None:
-    """Order the kept samples and cut them into shards: row group i is shard i; its schema states the classes."""
-    kept = pa.concat_tables([PLAN.empty_table(), *_kept(run), *_as_is(run, job.as_is)])
-    ids = kept["id"].to_numpy(zero_copy_only=False).astype(str)
-    _, first = np.unique(ids, return_index=True)
-    kept = kept.take(pa.array(np.sort(first)))
-    if job.order == "hash":
-        ids = kept["id"].to_numpy(zero_copy_only=False).astype(str)
-        kept = kept.take(pa.array(np.lexsort((ids, priority(job.seed, ids)))))
-    kept = kept.replace_schema_metadata({CLASSES: json.dumps(schema.class_names(pc.unique(kept["label"]).to_pylist()))})
-    for shard in _cut(kept, job.rows, job.max_bytes):
-        output.write(shard)
-        output.counters["shards"] += 1
-    if output.writer is None:
-        output.write(kept)
-
-
-def planned_classes(run: Run) -> list[str]:
-    """Return the names of the classes of the kept samples; none where labels stay text."""
-    with storage.open_read(run.parts("plan")[0]) as file:
-        return _classes(pq.read_schema(file))
-
-
-def _classes(plan: pa.Schema) -> list[str]:
-    return [str(name) for name in json.loads(plan.metadata[CLASSES])]
-
-
-def _kept(run: Run) -> Iterator[pa.Table]:
-    """Yield the kept rows of every pool part."""
-    layout = Layout.of(run, "pool")
-    for part in range(len(layout.parts)):
-        verdicts = read_part(run, "verdicts", part, ["status", "seed_ids", "similarities"])
-        mask = pc.equal(verdicts["status"], "kept")
-        if pc.any(mask).as_py():
-            rows = read_table(layout.parts[part], COLUMNS).filter(mask)
-            rows = rows.add_column(0, "role", pa.array(["pool"] * rows.num_rows))
-            evidence = verdicts.filter(mask)
-            yield (
-                rows.append_column("seed_ids", evidence["seed_ids"])
-                .append_column("similarities", evidence["similarities"])
-                .cast(PLAN)
-            )
-
-
-def _as_is(run: Run, sets: tuple[int, ...]) -> Iterator[pa.Table]:
-    """Yield the readable seeds of the sets that go into the dataset themselves."""
-    for part in run.parts("seeds") if sets else []:
-        rows = read_table(part, [*COLUMNS, "status"])
-        mine = pc.and_(pc.equal(rows["status"], "ok"), pc.is_in(rows["source"], pa.array(sets, pa.int16())))
-        rows = rows.filter(mine).drop_columns(["status"])
-        empty = pa.array([[]] * rows.num_rows, pa.list_(pa.string()))
-        rows = rows.add_column(0, "role", pa.array(["seeds"] * rows.num_rows, pa.string()))
-        yield (
-            rows.append_column("seed_ids", empty)
-            .append_column("similarities", empty.cast(pa.list_(pa.float32())))
-            .cast(PLAN)
-        )
-
-
-def _cut(rows: pa.Table, most_rows: int, most_bytes: int) -> Iterator[pa.Table]:
-    sizes, start, total = rows["size"].to_numpy(), 0, 0
-    for position, size in enumerate(sizes):
-        if position > start and (position - start == most_rows or total + size > most_bytes):
-            yield rows.slice(start, position - start)
-            start, total = position, 0
-        total += size
-    if start < rows.num_rows:
-        yield rows.slice(start)
-
-
-@dataclasses.dataclass(frozen=True)
 class Reread:
     """A sample of the dataset, or why there is none.
 
@@ -192,13 +93,15 @@ class WriteShard:
     """The job of `write_shard`.
 
     Args:
-        shard: row group of the plan.
+        start: position of its first sample in the order of the plan.
+        stop: position after its last.
         row_group: most samples in a row group.
         max_bytes: larger files are not read.
         max_unreadable: share of the shard that may be lost, see `check_lost`.
     """
 
-    shard: int
+    start: int
+    stop: int
     row_group: int
     max_bytes: int
     max_unreadable: float = undigested(1.0)
@@ -212,8 +115,7 @@ def write_shard(run: Run, job: WriteShard, output: Output) -> None:
     Raises:
         TooManyUnreadable: see `check_lost`.
     """
-    rows = read_table(run.parts("plan")[0], group=job.shard)
-    classes = _classes(rows.schema)
+    rows, classes = planned_rows(run, job.start, job.stop), planned_classes(run)
     rows = rows.set_column(rows.schema.get_field_index("label"), "label", schema.numbered(rows["label"], classes))
     groups = RowGroups(output, schema.arrow_schema(schema.curated_features(classes)), job.row_group)
     for row in check_lost(_reread(run, rows, job.max_bytes), job.max_unreadable, output.counters):

@@ -15,14 +15,14 @@ from itertools import combinations_with_replacement, product
 from typing import Literal
 
 from granary.curation.recipe import ROLES, CurateRecipe
+from granary.curation.runs.buckets import bucket_count, ranges
 from granary.curation.runs.decisions import CUT, STAGE
 from granary.curation.runs.run import NoJob, Run
 from granary.curation.runs.spans import Span, spans
 from granary.curation.runs.splits import TRAIN
-from granary.curation.runs.tables import read_groups
 from granary.curation.runs.vectors import Block, Layout
 from granary.curation.sources import random_access
-from granary.curation.steps import dataset, decisions, dedup, leaks
+from granary.curation.steps import dataset, decisions, dedup, leaks, plan
 from granary.curation.store.printable import printable
 from granary.pipelines.engine.combines import MergeForests
 from granary.pipelines.engine.stages import Combine, Stages
@@ -32,6 +32,7 @@ from granary.pipelines.kinds.curate_selection import select
 
 MEMBERS_PER_UNIT = 200_000
 IDS_PER_BUCKET = 5_000_000
+PLANNED_PER_UNIT = 65_536  # kept images, about 1 kB each, that one unit orders
 
 
 @dataclasses.dataclass(frozen=True)
@@ -233,18 +234,42 @@ class Curation:
             as_is: seed sets that go into the dataset.
         """
         recipe, options = self.recipe, self.recipe.shards
-        plan = dataset.PlanShards(as_is, self.order, recipe.seed, options.rows, options.max_bytes)
-        inputs = ["pool", "verdicts", *(["seeds"] if as_is else [])]
-        planned = self.stages.serial("plan", dataset.plan, inputs, plan)
-        rows = [table.num_rows for table in read_groups(self.run_directory.parts("plan")[0], ["size"])]
+        self.order_kept(as_is)
+        self.stages.serial(plan.CUT, plan.cut_shards, [plan.ORDERED], plan.CutShards(options.rows, options.max_bytes))
+        cuts = self.run_directory.read(plan.CUT, 0)
+        places = list(zip(cuts["start"].to_pylist(), cuts["stop"].to_pylist(), strict=True)) or [(0, 0)]
         jobs = [
-            dataset.WriteShard(shard, options.row_group, recipe.decode.max_bytes, recipe.max_unreadable)
-            for shard in range(max(1, planned.counters.get("shards", 0)))
+            dataset.WriteShard(*place, options.row_group, recipe.decode.max_bytes, recipe.max_unreadable)
+            for place in places
         ]
-        splits = [TRAIN] * len(jobs)
+        rows, splits = [stop - start for start, stop in places], [TRAIN] * len(jobs)
+        inputs = [plan.ORDERED, plan.CUT]
         self.stages.write_shards(
-            "shards", dataset.write_shard, jobs, splits, ["plan"], "samples", rows, target="dataset/data"
+            "shards", dataset.write_shard, jobs, splits, inputs, "samples", rows, target="dataset/data"
         )
+
+    def order_kept(self, as_is: tuple[int, ...]) -> None:
+        """Order the samples of the dataset.
+
+        Args:
+            as_is: seed sets that go into the dataset.
+        """
+        roles: tuple[plan.Role, ...] = ("pool", "seeds") if as_is else ("pool",)
+        layouts = {role: Layout.of(self.run_directory, role) for role in roles}
+        parts = [(role, block, as_is) for role in roles for block in ranges(layouts[role], PLANNED_PER_UNIT)]
+        inputs = ["verdicts", *roles]
+        if self.order == "pool":
+            self.stages.runner.remove_stages(lambda name: name == plan.CARRIED)
+            self.stages.parallel(plan.ORDERED, plan.list_kept, [plan.GatherRange(*range_) for range_ in parts], inputs)
+            return
+        counters = [marker.counters for marker in self.stages.markers["verdicts"]]
+        kept = sum(count for counts in counters for name, count in counts.items() if name.startswith("kept "))
+        seeds = int(layouts["seeds"].starts[-1]) if as_is else 0
+        buckets = bucket_count(kept + seeds, PLANNED_PER_UNIT)
+        carried = [plan.CarryKept(*range_, self.recipe.seed, buckets) for range_ in parts]
+        self.stages.parallel(plan.CARRIED, plan.carry_kept, carried, inputs)
+        ordered = [plan.OrderBucket(bucket) for bucket in range(buckets)]
+        self.stages.parallel(plan.ORDERED, plan.order_bucket, ordered, [plan.CARRIED])
 
     @property
     def order(self) -> Literal["hash", "pool"]:

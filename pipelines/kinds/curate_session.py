@@ -21,8 +21,8 @@ from granary.curation.runs.facts import Facts, SetCount, read_facts
 from granary.curation.runs.lookup import Files, ledger_tables, open_run
 from granary.curation.runs.run import LOST, Run
 from granary.curation.steps import decisions
-from granary.curation.steps.dataset import planned_classes
 from granary.curation.steps.doubtful import doubtful
+from granary.curation.steps.plan import planned_classes
 from granary.curation.store import schema
 from granary.pipelines.engine.recipe import dump_recipe
 from granary.pipelines.engine.session import Session, console_or_stderr

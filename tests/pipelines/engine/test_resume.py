@@ -98,6 +98,8 @@ def test_another_k_redoes_retrieval_and_what_follows_it_alone(roles, copied):
         "retrieved-0",
         "retrieved",
         "verdicts",
+        "plan-rows",
+        "plan-order",
         "plan",
         "shards",
         "dataset",
