@@ -89,7 +89,15 @@ check = PlainCommand(
 )
 
 
-def _convert(run: str, out: str, workers: int) -> int:
+def _convert(run: str, out: str, format: str, workers: int) -> int:
+    if format == "fiftyone":
+        from granary.curation.exchange.fiftyone import write_fiftyone
+
+        copied = write_fiftyone(run, out)
+        print(
+            f"{copied.pictures:,} pictures with their rows of the ledger{f', {copied.lost:,} lost' * bool(copied.lost)}"
+        )
+        return 0
     from granary.curation.exchange.webdataset import write_webdataset
 
     written = write_webdataset(run, out, workers)
@@ -103,15 +111,23 @@ convert = PlainCommand(
     "convert",
     _convert,
     "Write the shards of a run as WebDataset tars, KEY.png, KEY.txt, KEY.cls and KEY.json for each sample, with the "
-    "original bytes. Killed, the same command goes on where it stopped.",
+    "original bytes. Killed, the same command goes on where it stopped. With --format fiftyone: every picture of a "
+    "curation's pool, kept or dropped, and its row of the ledger, as a folder that FiftyOne and cleanvision read.",
     [
         click.Argument(["run"]),
         click.Option(["--out"], required=True, metavar="DIR_OR_URL", help="a new folder"),
         click.Option(
+            ["--format"],
+            type=click.Choice(["webdataset", "fiftyone"]),
+            default="webdataset",
+            show_default=True,
+            help="what is written",
+        ),
+        click.Option(
             ["--workers"], type=click.IntRange(1), default=4, show_default=True, metavar="N", help="tars at a time"
         ),
     ],
-    ["granary convert runs/mine --out tars/mine"],
+    ["granary convert runs/mine --out tars/mine", "granary convert runs/mine --out looked-at --format fiftyone"],
 )
 
 

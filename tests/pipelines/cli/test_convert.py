@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import hashlib
 import io
 import json
 import shutil
@@ -143,3 +145,42 @@ def test_values_that_json_cannot_hold_and_names_that_tars_should_not() -> None:
     assert told == {"score": None, "captions": ["? lone", "second"], "label": None}
     assert not members_of("key", {"image": None}, {}).has_bytes
     assert ending_of(pools.png(pools.picture(0)), "") == "png"
+
+
+def test_a_folder_for_fiftyone_has_every_readable_picture_and_its_row_of_the_ledger(
+    curated: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Read as FiftyOne's CSVDataset reads it: a file of `data` for each row of labels.csv, all cells fields."""
+    assert command.main(["convert", str(curated), "--out", str(tmp_path / "out"), "--format", "fiftyone"]) == 0
+    assert "12 pictures" in capsys.readouterr().out
+    with (tmp_path / "out" / "labels.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    ledger = {row["uri"]: row for part in curated.glob("ledger/*.parquet") for row in pq.read_table(part).to_pylist()}
+    assert {row["filepath"] for row in rows} == {path.name for path in (tmp_path / "out" / "data").iterdir()}
+    assert {row["uri"] for row in rows} == ledger.keys()
+    for row in rows:
+        known, data = ledger[row["uri"]], (tmp_path / "out" / "data" / row["filepath"]).read_bytes()
+        assert hashlib.sha256(data).hexdigest() == row["sha256"] == known["sha256"]
+        assert [row[name] for name in ("granary_id", "status", "stage")] == [
+            known[n] for n in ("id", "status", "stage")
+        ]
+        assert float(row["blur"]) == pytest.approx(known["blur"], rel=1e-5)
+    assert not {"id", "tags", "metadata"} & rows[0].keys()  # names of FiftyOne's own
+
+
+def test_cleanvision_reads_that_folder(curated: Path, tmp_path: Path) -> None:
+    cleanvision = pytest.importorskip("cleanvision")
+    assert command.main(["convert", str(curated), "--out", str(tmp_path / "out"), "--format", "fiftyone"]) == 0
+    lab = cleanvision.Imagelab(data_path=str(tmp_path / "out" / "data"), verbose=False)
+    lab.find_issues({"dark": {}}, n_jobs=1, verbose=False)
+    assert sorted(Path(path).name for path in lab.issues.index) == sorted(
+        path.name for path in (tmp_path / "out" / "data").iterdir()
+    )
+
+
+def test_a_folder_of_something_else_is_left_alone(
+    curated: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine.txt").write_text("mine")
+    assert command.main(["convert", str(curated), "--out", str(tmp_path), "--format", "fiftyone"]) != 0
+    assert "mine.txt, which is not of this run" in capsys.readouterr().err
