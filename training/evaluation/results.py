@@ -207,6 +207,7 @@ def drawn(rows: Sequence[ModelScores], columns: Sequence[str], kind: str) -> byt
             panel.bar_label(bars, [_shown(value) for value in values], padding=2, fontsize=8)
             for chance in list(_chances(rows, column))[:1]:
                 panel.axvline(chance, color="#b98a3a", linewidth=1)
+                panel.set_xlabel(f"line: chance {_shown(chance)}", color="#b98a3a", fontsize=8)
             panel.set_title(column.replace("/", " "), fontsize=9)
             panel.set_yticks(range(len(rows)), [row.name for row in rows])
             panel.margins(x=0.2)

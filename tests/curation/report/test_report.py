@@ -336,7 +336,7 @@ def test_doubtful_pairs_stand_on_both_sides_of_the_threshold_or_the_page_says_wh
     view = dataclasses.replace(run.view(), doubtful=near)
     text = assert_self_contained(build_report(view)).section("duplicates")
     assert "linked 0.610" in text
-    assert "No pair is as much as 0.1 below it." in text
+    assert "No pair lies within 0.1 below it." in text
     assert "similarity above removed 0.5 40 0.55 30 0.6 20 0.8 18" in text
     drawn = curve([*below, *run.summary["removed_at"]], 0.6)
     assert drawn is not None
@@ -388,7 +388,7 @@ def test_quality_is_counted_on_both_sides_of_each_limit_and_the_worst_come_first
         values = sorted((value(r) if low else -value(r), r["uri"]) for r in rows)
         assert spread.total == 300
         assert spread.beyond == sum(v < (limit if low else -limit) for v, _ in values)
-        assert [uri for _, uri in spread.worst] == [uri for _, uri in values[:9]]
+        assert [uri for _, uri in spread.worst] == [uri for _, uri in values[:8]]
         assert sum(int(bar.text.split()[0]) for bar in spread.bars) == 300
     view = dataclasses.replace(Run(rows).view(), ledger=lambda: iter(tables), filters=filters)
     page = assert_self_contained(build_report(view))

@@ -61,7 +61,7 @@ def test_plots_are_pictures_and_the_same_every_time(tmp_path: Path) -> None:
             drawn.append((tmp_path / f"{number}.{kind}").read_bytes())
         assert drawn[0] == drawn[1]
     text = (tmp_path / "0.svg").read_text()
-    assert all(word in text for word in ("knn accuracy", "linear accuracy", "0.7", ">a<", ">b<"))
+    assert all(word in text for word in ("knn accuracy", "linear accuracy", "0.7", ">a<", ">b<", "chance 0.1"))
     with Image.open(tmp_path / "0.png") as image:
         assert min(image.size) > 100
     with pytest.raises(UserError, match=r"its ending must be \.svg, \.png or \.pdf"):
