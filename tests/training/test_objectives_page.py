@@ -30,6 +30,6 @@ def test_the_page_names_methods_that_are_there_and_what_the_alarm_says() -> None
     table = PAGE.partition("| wanted | take |")[2].partition("\n\n")[0]
     named = {name for row in table.splitlines()[2:] for name in re.findall(r"`(\w+)`", row.split("|")[2])}
     assert named <= {*METHODS, "dino", "ibot"}  # recipes of dinov2
-    assert set(METHODS) - named <= {"supervised", "dci_lora", "generator_lora", "nnclr", "moco_v3", "xrm"}
+    assert set(METHODS) - named <= {"supervised", "dci_lora", "generator_lora", "rcdm", "nnclr", "moco_v3", "xrm"}
     for case in CASES.values():
         assert case.says is None or f'"{case.says}"' in PAGE

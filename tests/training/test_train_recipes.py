@@ -72,6 +72,8 @@ OWN = {
     "moco_v3": TWO_VIEWS + " --options.predictor_hidden [8]",
     "swav": TWO_VIEWS + " --options.local_size {patch} --options.prototypes 8",
     "msn": TWO_VIEWS + " --options.local_size {patch} --options.prototypes 8",
+    "rcdm": "--options.size 16 --options.channels 8 --options.multipliers [1,2] --options.attention [8] "
+    "--options.projector false",
     "rob": "--model.img_size {side} --options.global_size null --options.local_size {patch} --options.teacher_size 8",
     "simreg": "--model.img_size {side} --options.crop_size null --options.teacher_size 8",
     "wmse": TWO_VIEWS.replace("width 8", "width 3") + " --options.sub_batch 4 --options.shrinkage 0.1",
@@ -97,7 +99,7 @@ def given(config: Path, model: str = "MODEL") -> list[str]:
     named = {
         "dci_lora": "clip",
         "generator_lora": "generator",
-        **dict.fromkeys(("clip_kd", "predictor_tuning", "rob", "simreg"), "teacher"),
+        **dict.fromkeys(("clip_kd", "predictor_tuning", "rcdm", "rob", "simreg"), "teacher"),
     }
     key = named.get(method_of(config))
     return [f"--options.{key}", model] if key else []

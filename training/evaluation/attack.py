@@ -6,23 +6,52 @@ Shapes: n public pictures, D features.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from granary.curation.encoders.inference import torch_device
 from granary.curation.errors import UserError
+from granary.curation.options import Options
 from granary.training.data import shards
+from granary.training.data.boxes import USUAL, boxes_column
 from granary.training.data.collate import Dead
 from granary.training.data.crops import views_of
 from granary.training.evaluation.features import Features, distinct, encoded_by
 from granary.training.evaluation.memorisation import Answers, attacked
 from granary.training.evaluation.parts import Parts
-from granary.training.evaluation.periphery import PeripheryViews
+from granary.training.evaluation.periphery import CORNER, PeripheryViews
 from granary.training.evaluation.projections import Projected, load_projected
 from granary.training.evaluation.protocol import Measured
 from granary.training.evaluation.tasks import labelled
+
+LEAST = 100.0  # pixels that the shorter side of a crop must exceed (the authors' code)
+
+
+class CropOptions(Options, frozen=True):
+    """Options of what attacks pictures by crops of them."""
+
+    crop: Literal["boxes", "corner"] = Field(
+        "boxes", description="boxes: a place beside the boxes of a picture; corner: its lower left corner"
+    )
+    boxes: str | None = Field(None, description=f"column of boxes; default: the first of {', '.join(USUAL)}")
+    min_side: float = Field(LEAST, ge=0, description="pixels that the shorter side of a place beside boxes must exceed")
+    corner: float = Field(CORNER, gt=0, le=1, description="share of each side that is the corner")
+
+
+def crop_views(measured: Measured, options: CropOptions, parts: Parts) -> PeripheryViews:
+    """Return what makes the crops. Raises UserError where boxes are wanted and there are none."""
+    if options.crop == "corner":
+        return PeripheryViews(None, 0.0, options.corner, measured.data)
+    column = boxes_column(parts.public, options.boxes)
+    if column is None:
+        raise UserError(
+            f"data: {measured.data} has no column of boxes ({', '.join(USUAL)}); name it by --options.boxes, or attack "
+            "by --options.crop corner"
+        )
+    return PeripheryViews(column, options.min_side, where=measured.data)
 
 
 class Attack(NamedTuple):

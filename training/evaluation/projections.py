@@ -16,9 +16,9 @@ from granary.curation.errors import UserError
 from granary.training.data.augment import normalised, to_unit
 from granary.training.evaluation.protocol import Measured
 from granary.training.evaluation.subjects import Pixels, Subject
-from granary.training.method import Method
 from granary.training.models.clip_transformers import DTYPES
 from granary.training.models.registry import read_name
+from granary.training.models.teacher import projector_of
 from granary.training.models.training import load_training
 
 PROJECTOR, BACKBONE = SITES = ("projector", "backbone")
@@ -86,9 +86,3 @@ def load_projected(measured: Measured, name: str, seed: int) -> Projected:
         return Projected(Pixels(), None, device, measured.dtype)
     method = load_training(name, device, seed)
     return Projected(method.evaluated_model(), projector_of(method), device, measured.dtype)
-
-
-def projector_of(method: Method) -> nn.Module | None:
-    """Return the projector behind the model that is evaluated, that of the target where this is it; None for none."""
-    projector = getattr(method, "target_projector" if method.evaluated == "target" else "projector", None)
-    return projector if isinstance(projector, nn.Module) else None

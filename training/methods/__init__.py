@@ -41,6 +41,7 @@ METHODS = {  # name in a recipe -> module:class
     "beit": "granary.training.methods.beit:BEiT",
     "rob": "granary.training.methods.rob:RoB",
     "simreg": "granary.training.methods.simreg:SimReg",
+    "rcdm": "granary.training.methods.rcdm:RCDM",
     "dci_lora": "granary.training.methods.dci_lora:DciLora",
     "xrm": "granary.training.methods.xrm:XRM",
     "supervised": "granary.training.methods.supervised:Supervised",

@@ -155,6 +155,12 @@ class Taught(Method):
         return TeacherFacts(**facts)
 
 
+def projector_of(method: Method) -> nn.Module | None:
+    """Return the projector behind the model that is evaluated, that of the target where this is it; None for none."""
+    projector = getattr(method, "target_projector" if method.evaluated == "target" else "projector", None)
+    return projector if isinstance(projector, nn.Module) else None
+
+
 def method_name(method: Method) -> str | None:
     """Return the name of a method in a recipe; None where it has none."""
     place = f"{type(method).__module__}:{type(method).__name__}"

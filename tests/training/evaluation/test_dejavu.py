@@ -13,18 +13,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from datasets import List, Value
 from measuring import measure
 from PIL import Image
-from tiny_shards import shapes, write_shards
+from tiny_parts import parted_run
 from tiny_trainings import tiny_training
 
 from granary.curation.errors import UserError
 from granary.pipelines.command import main
 from granary.training.data.augment import normalised, to_unit
 from granary.training.evaluation.memorisation import ranked
-from granary.training.evaluation.partition import write_partition
-from granary.training.evaluation.partition_recipe import PartitionRecipe
 from granary.training.evaluation.periphery import periphery
 from granary.training.evaluation.projections import load_projected, projector_of
 from granary.training.evaluation.protocol import Measured
@@ -32,30 +29,13 @@ from granary.training.evaluation.protocols import dejavu
 from granary.training.evaluation.trained import check_twins, trained, trained_ids
 from granary.training.models.training import load_training
 
-FEATURES = {"boxes": List(List(Value("float32"))), "place": Value("string")}
 RESNET = {"kind": "resnet", "widths": [8, 16], "depths": [1, 1], "stem": "small", "img_size": 16}
 FAST: dict[str, Any] = {"min_side": 5, "k": 12, "percent": [50, 100]}
 
 
-def box_of(image: Image.Image) -> list[float]:
-    """Return the box of what is not the ground of a shape."""
-    pixels = np.asarray(image)
-    ys, xs = np.nonzero((pixels != pixels[0, 0]).any(axis=2))
-    return [float(xs.min()), float(ys.min()), float(xs.max() + 1), float(ys.max() + 1)]
-
-
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A run of shapes with their boxes, in parts; every seventh box covers the whole picture."""
-    folder = tmp_path_factory.mktemp("parted")
-    rows = []
-    for number, row in enumerate(shapes(240, 24)):
-        box = box_of(Image.open(io.BytesIO(row["image"]["bytes"])))
-        rows.append({**row, "boxes": [[0, 0, 24, 24] if number % 7 == 0 else box], "place": "ab"[number % 3 == 0]})
-    write_shards(folder / "run", rows, extra=FEATURES)
-    given = {"data": str(folder / "run"), "out": str(folder / "out"), "per_class": 12, "threshold": 0.99}
-    write_partition(PartitionRecipe.model_validate(given), lambda _: None)
-    return str(folder / "out")
+    return parted_run(tmp_path_factory.mktemp("parted"), 240, per_class=12)
 
 
 @pytest.fixture(scope="module")

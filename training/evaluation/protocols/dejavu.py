@@ -9,7 +9,6 @@ model's side, the middle cut out, no augmentation.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Literal
 
 import numpy as np
 import torch
@@ -17,14 +16,12 @@ from pydantic import Field
 
 from granary.curation.encoders.inference import torch_device
 from granary.curation.errors import UserError
-from granary.curation.options import Options
-from granary.training.data.boxes import USUAL, boxes_column
 from granary.training.data.splits import held_out
-from granary.training.evaluation.attack import Attack, Knowledge, knowledge
+from granary.training.evaluation.attack import Attack, CropOptions, Knowledge, crop_views, knowledge
 from granary.training.evaluation.features import BATCH, Features
 from granary.training.evaluation.memorisation import TOP, Direction, by_class, deja_vu, memorised, quadrants
 from granary.training.evaluation.parts import Parts, check_apart, check_roles, opened_parts
-from granary.training.evaluation.periphery import CORNER, NO_CROP, PeripheryViews
+from granary.training.evaluation.periphery import NO_CROP
 from granary.training.evaluation.projections import BACKBONE, SITES
 from granary.training.evaluation.protocol import Measured, Protocol
 from granary.training.evaluation.protocols.layers import ridge_probe
@@ -33,7 +30,6 @@ from granary.training.evaluation.scores import Scores, Whole, Words, dead_letter
 from granary.training.evaluation.tasks import Side, Task, TaskSettings
 from granary.training.evaluation.trained import check_twins, checkpoints
 
-LEAST = 100.0  # pixels that the shorter side of a crop must exceed (the authors' code)
 HELD = 0.2  # share of the public pictures that tests the linear probe
 NOTES = (
     "SITE.score_P: accuracy of the target less that of the reference, each over the P % of the crops that it is surest "
@@ -41,7 +37,7 @@ NOTES = (
 )
 
 
-class DejaVuOptions(Options, frozen=True):
+class DejaVuOptions(CropOptions, frozen=True):
     """Options of the déjà vu test."""
 
     reference: str | None = Field(
@@ -52,12 +48,6 @@ class DejaVuOptions(Options, frozen=True):
         (20, 5, 10, 30, 100), min_length=1, description="of the crops, those that a model is surest of"
     )
     sites: Words = Field((), description=f"of {', '.join(SITES)}; default: both, where there is a projector")
-    crop: Literal["boxes", "corner"] = Field(
-        "boxes", description="boxes: a place beside the boxes of a picture; corner: its lower left corner"
-    )
-    boxes: str | None = Field(None, description=f"column of boxes; default: the first of {', '.join(USUAL)}")
-    min_side: float = Field(LEAST, ge=0, description="pixels that the shorter side of a place beside boxes must exceed")
-    corner: float = Field(CORNER, gt=0, le=1, description="share of each side that is the corner")
     checkpoints: bool = Field(False, description="measure at each step too of which both trainings have a checkpoint")
     reference_seed: int | None = Field(None, ge=0, description="of random weights of the reference; default: --seed")
     examples: int = Field(20, ge=0, description="pictures of each part that the JSON lists as known by heart")
@@ -80,7 +70,7 @@ def evaluate(measured: Measured, options: DejaVuOptions) -> Scores:
     parts = opened_parts(measured, "dejavu")
     check_apart(parts)
     notes = check_roles(parts, *models)
-    attack = Attack(options.sites, _views(measured, options, parts), options.k)
+    attack = Attack(options.sites, crop_views(measured, options, parts), options.k)
     target, reference = both = _attacks(measured, options, parts, attack, models)
     scores: dict[str, float | None] = {}
     for site in target.answers:
@@ -105,19 +95,6 @@ def _check(options: DejaVuOptions) -> None:
     unknown = [site for site in options.sites if site not in SITES]
     if unknown:
         raise UserError(f"options.sites: {unknown[0]!r} is not right; the sites are {', '.join(SITES)}")
-
-
-def _views(measured: Measured, options: DejaVuOptions, parts: Parts) -> PeripheryViews:
-    """Return what makes the crops. Raises UserError where boxes are wanted and there are none."""
-    if options.crop == "corner":
-        return PeripheryViews(None, 0.0, options.corner, measured.data)
-    column = boxes_column(parts.public, options.boxes)
-    if column is None:
-        raise UserError(
-            f"data: {measured.data} has no column of boxes ({', '.join(USUAL)}); name it by --options.boxes, or attack "
-            "by --options.crop corner"
-        )
-    return PeripheryViews(column, options.min_side, where=measured.data)
 
 
 def _attacks(

@@ -31,6 +31,7 @@ PROTOCOLS = {  # name on the command line -> module, which has a PROTOCOL
     "mrr": "granary.training.evaluation.protocols.mrr",
     "classifier": "granary.training.evaluation.protocols.classifier",
     "dejavu": "granary.training.evaluation.protocols.dejavu",
+    "reconstruction": "granary.training.evaluation.protocols.reconstruction",
     "caption-dejavu": "granary.training.evaluation.protocols.caption_dejavu",
     "factors": "granary.training.evaluation.protocols.by_factor",
     "groups": "granary.training.evaluation.protocols.groups",
