@@ -33,6 +33,8 @@ MAX_LINE = 64 << 20
 EPIC = ("video_id", "start_timestamp", "stop_timestamp", "narration", "verb_class", "noun_class")
 SUBSETS = {"train": "training", "val": "validation", "test": "testing"}  # by what stands in a file's name
 TASKS = ("tasks_primary.txt", "tasks_related.txt")
+COIN = frozenset({"annotation", "class", "duration", "end", "recipe_type", "start", "subset", "video_url"})
+COIN_STEP = frozenset({"id", "label", "segment"})
 
 
 class Segment(NamedTuple):
@@ -62,6 +64,8 @@ class Procedure(NamedTuple):
         segments: the steps that can be used.
         wrong: what is wrong with the others, or with all of it.
         error: (class, message) when nothing of it can be read; `video` is then where it was written.
+        unknown: keys of the entry and of its steps that the published form does not have, each as often as it stands
+            there; COIN's and CrossTask's alone.
     """
 
     video: str
@@ -70,6 +74,7 @@ class Procedure(NamedTuple):
     segments: list[Segment]
     wrong: list[str]
     error: tuple[str, str] | None = None
+    unknown: tuple[str, ...] = ()
 
 
 def read_procedures(path: str, form: Format) -> Iterator[Procedure]:
@@ -99,7 +104,14 @@ def _coin(path: str) -> Iterator[Procedure]:
         record = entry if isinstance(entry, dict) else {}
         steps = record.get("annotation")
         rows = [_coin_step(step) for step in steps] if isinstance(steps, list) else []
-        yield _procedure(video, record.get("class"), record.get("subset"), rows)
+        unknown = _coin_unknown(record, steps if isinstance(steps, list) else [])
+        yield _procedure(video, record.get("class"), record.get("subset"), rows)._replace(unknown=unknown)
+
+
+def _coin_unknown(record: Mapping[str, Any], steps: list[Any]) -> tuple[str, ...]:
+    """Return the keys of an entry and of its steps, as annotation.KEY, that COIN does not have."""
+    further = [f"annotation.{key}" for step in steps if isinstance(step, dict) for key in step if key not in COIN_STEP]
+    return (*(key for key in record if key not in COIN), *further)
 
 
 def _coin_step(step: Any) -> Mapping[str, Any]:
@@ -201,11 +213,13 @@ def _crosstask(path: str) -> Iterator[Procedure]:
             title, steps = names.get(task, (task, []))
             try:
                 text = files.read_file(files.join(path, file.path), MAX_BYTES).decode("utf-8", "replace")
-                rows = [_crosstask_step(row, steps) for row in csv.reader(io.StringIO(text)) if row]
+                table = [row for row in csv.reader(io.StringIO(text)) if row]
             except (OSError, csv.Error) as error:
                 yield Procedure(video, title, "", [], [], failure(error))
             else:
-                yield _procedure(video, title, "", rows)
+                unknown = tuple(f"column {place}" for row in table for place in range(4, len(row) + 1))
+                rows = [_crosstask_step(row, steps) for row in table]
+                yield _procedure(video, title, "", rows)._replace(unknown=unknown)
 
 
 def _crosstask_step(row: list[str], names: list[str]) -> Mapping[str, Any]:

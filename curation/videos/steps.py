@@ -7,7 +7,7 @@ import hashlib
 import io
 import itertools
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
+from granary.curation.dense.texts import cleaned
 from granary.curation.images.decode import DecodeError
 from granary.curation.runs import dead_letters
 from granary.curation.runs.chosen import image_shards
@@ -59,6 +60,7 @@ LISTED = pa.schema(
         for name in ("video", "path", "stamp", "task", "split", "segments", "wrong", "error", "message")
     ]
 )
+UNKNOWN, OTHER_KEYS, MAX_KEYS, MAX_KEY = "unknown ", "(others)", 100, 80
 NO_TIME, OUTSIDE = "NoTime", "OutsideOfVideo"
 TWICE = ("DuplicateKey", "the video is annotated twice; the first time counts")
 
@@ -118,7 +120,8 @@ def list_videos(run: Run, job: ListVideos, output: Output) -> None:
     """Write a row for each video: one of the annotations with its file, or, for shots, each file of the folder.
 
     Of two files with the name of one video the first is taken, and the others are counted; a video that is annotated
-    again is lost the second time.
+    again is lost the second time. Keys that no reader knows are counted by name, as `unknown NAME`; names after the
+    first hundred, of files that are not what they are said to be, as one.
     """
     found: dict[str, listing.File] = {}
     files_found = 0
@@ -133,7 +136,10 @@ def list_videos(run: Run, job: ListVideos, output: Output) -> None:
         told = read_procedures(run.sources["annotations"][0].path, job.format)
     groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
     named = set[str]()
+    unknown = Counter[str]()
     for procedure in told:
+        for key in (" ".join(cleaned(key).split())[:MAX_KEY] for key in procedure.unknown):
+            unknown[key if key in unknown or len(unknown) < MAX_KEYS else OTHER_KEYS] += 1
         again = procedure.video in named
         named.add(procedure.video)
         row = _listed(procedure._replace(error=TWICE) if again else procedure, found.get(procedure.video))
@@ -144,6 +150,7 @@ def list_videos(run: Run, job: ListVideos, output: Output) -> None:
     for group in groups.values():
         _write_group(group, output)
     output.counters.update({"unnamed": len(found.keys() - named), "namesakes": files_found - len(found)})
+    output.counters.update({UNKNOWN + key: count for key, count in unknown.items()})
     output.begin(LISTED)
 
 

@@ -165,13 +165,18 @@ def _finish(session: Session[PackVideosRecipe], packed: PackedVideos) -> Facts:
 
 
 def _notes(packed: PackedVideos) -> list[str]:
-    """Return what is said of files that no row comes from."""
+    """Return what is said of files that no row comes from, and of keys of the annotations that are not read."""
     left_out = {
         "unnamed": "files of the folder are named in no annotation; they were left out.",
         "namesakes": "files of the folder have the name of another video; they were left out.",
     }
     counts = packed.markers["videos"][0].counters
-    return [f"{counts[key]:,} {words}" for key, words in left_out.items() if counts.get(key)]
+    notes = [f"{counts[key]:,} {words}" for key, words in left_out.items() if counts.get(key)]
+    unknown = {key.removeprefix(steps.UNKNOWN): n for key, n in sorted(counts.items()) if key.startswith(steps.UNKNOWN)}
+    if unknown:
+        keys = ", ".join(f"{key} ({count:,})" for key, count in unknown.items())
+        notes.append(f"Keys of the annotations that no reader knows were left out, with how often each stands: {keys}.")
+    return notes
 
 
 def write_report(url: str) -> str:

@@ -53,6 +53,21 @@ def test_crosstask_is_read_as_it_is_published(tmp_path: Path) -> None:
     assert other == Procedure("none", "999", "", [Segment(0.5, 2.0, "1", "")], [])
 
 
+def test_keys_that_coin_and_crosstask_do_not_have_are_named_as_often_as_they_stand(tmp_path: Path) -> None:
+    steps = [{"id": "1", "segment": [0.0, 1.0], "label": "a", "actor": 3}, {"segment": [1.0, 2.0], "actor": 4}, 7]
+    entry = {"class": "X", "subset": "training", "licence": "mit", "annotation": steps}
+    path = tmp_path / "COIN.json"
+    path.write_text(json.dumps({"database": {"abc": entry, "def": {"annotation": "none", "rating": 1}}}))
+    assert [procedure.unknown for procedure in read_procedures(str(path), "coin")] == [
+        ("licence", "annotation.actor", "annotation.actor"),
+        ("rating",),
+    ]
+    (tmp_path / "tables").mkdir()
+    (tmp_path / "tables" / "1_a.csv").write_text("1,0,1,sure\n\n1,1,2\n1,2,3,sure,twice\n")
+    (table,) = read_procedures(f"{tmp_path}/tables/", "crosstask")
+    assert (len(table.segments), table.unknown) == (3, ("column 4", "column 4", "column 5"))
+
+
 def test_epic_is_read_as_it_is_published(tmp_path: Path) -> None:
     columns = (
         "narration_id,participant_id,video_id,narration_timestamp,start_timestamp,stop_timestamp,start_frame,stop_frame,"

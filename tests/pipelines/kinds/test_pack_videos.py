@@ -166,6 +166,32 @@ def test_a_second_file_or_annotation_of_a_video_is_told(tmp_path: Path) -> None:
     assert run.facts["notes"] == ["1 files of the folder have the name of another video; they were left out."]
 
 
+def test_keys_that_are_not_read_are_counted_and_named_in_the_summary(tmp_path: Path) -> None:
+    (tmp_path / "clips").mkdir()
+    (tmp_path / "clips" / "one.mp4").write_bytes(made(20))
+    database = {"one": coin()["database"]["one"]}
+    database["one"]["licence"] = "mit"
+    for step in database["one"]["annotation"]:
+        step["by\n" + "x" * 200] = 1
+    (tmp_path / "COIN.json").write_text(json.dumps({"database": database}))
+    words = ("--format", "coin", "--annotations", str(tmp_path / "COIN.json"))
+    assert attempt(tmp_path / "clips", tmp_path / "run", *words) == 0
+    (note,) = pools.Run(str(tmp_path / "run")).facts["notes"]
+    assert note.endswith(f"how often each stands: annotation.by {'x' * 66} (3), licence (1).")
+
+
+def test_files_without_end_of_unknown_keys_have_the_first_hundred_named(tmp_path: Path) -> None:
+    (tmp_path / "clips").mkdir()
+    (tmp_path / "clips" / "one.mp4").write_bytes(made(20))
+    database = {"one": coin()["database"]["one"] | {f"key {number}": 0 for number in range(150)}}
+    (tmp_path / "COIN.json").write_text(json.dumps({"database": database}))
+    words = ("--format", "coin", "--annotations", str(tmp_path / "COIN.json"))
+    assert attempt(tmp_path / "clips", tmp_path / "run", *words) == 0
+    (note,) = pools.Run(str(tmp_path / "run")).facts["notes"]
+    assert note.count("key ") == 100
+    assert "(others) (50)" in note
+
+
 def test_the_public_function_packs_videos_and_datasets_loads_them(folder: Path, tmp_path: Path) -> None:
     step = {"step_id": 3, "label": "a", "start": 0, "end": 0.3, "verb": 7, "noun": "12"}
     lines = [{"video": "other", "task": "t", "steps": [step]}]
