@@ -111,6 +111,10 @@ class Cluster:
         files = [path for path in self.notes.iterdir() if path.is_file()]
         return {int(path.name): path.read_text().splitlines() for path in files}
 
+    def begun(self, stage: str) -> bool:
+        """Say whether a process has begun a unit of a stage, whichever: they come in no order."""
+        return any(unit.startswith(f"{stage} ") for units in self.done().values() for unit in units)
+
     def end(self) -> None:
         for process in (*self.workers, self.scheduler):
             with contextlib.suppress(ProcessLookupError):

@@ -58,7 +58,7 @@ def test_curate_with_seeds_and_references_and_a_worker_killed_in_the_middle(role
     held = cluster.hold("pool")
     process = start(roles, tmp_path / "run", cluster)
     try:
-        until(lambda: any("pool 0" in units for units in cluster.done().values()), "a unit of the pool begins")
+        until(lambda: cluster.begun("pool"), "a unit of the pool begins")
         until(lambda: any(u.startswith("pool") for u in cluster.done().get(victim.pid, [])), "the victim has a unit")
         os.killpg(victim.pid, signal.SIGKILL)
         held.unlink()
@@ -82,7 +82,7 @@ def test_a_killed_command_goes_on_with_both_workers(roles, local, tmp_path, clus
     held = cluster.hold("join")
     process = start(roles, out, cluster)
     try:
-        until(lambda: any("join 0" in units for units in cluster.done().values()), "the join begins")
+        until(lambda: cluster.begun("join"), "the join begins")
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
@@ -99,7 +99,7 @@ def test_a_killed_command_goes_on_with_both_workers(roles, local, tmp_path, clus
 def test_interrupted_it_leaves_nothing_queued(roles, local, tmp_path, cluster):
     held, process = cluster.hold("pool"), start(roles, tmp_path / "run", cluster)
     try:
-        until(lambda: any("pool 0" in units for units in cluster.done().values()), "a unit of the pool begins")
+        until(lambda: cluster.begun("pool"), "a unit of the pool begins")
         os.kill(process.pid, signal.SIGINT)
         error = process.communicate(timeout=LIMIT)[1].decode()
     finally:
