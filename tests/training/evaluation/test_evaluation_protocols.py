@@ -342,7 +342,8 @@ def test_random_models_have_the_architecture_and_depend_on_the_seed(model: str, 
     assert load_subject("random:tiny?img_size=16&patch_size=8").config.width == 192
 
 
-TAUGHT = ("clip_kd_tiny", "predictor_tuning_tiny", "rcdm_tiny", "rob_tiny", "simreg_tiny")  # begin from a training that is named
+# Begin from a training that is named.
+TAUGHT = ("clip_kd_tiny", "predictor_tuning_tiny", "rcdm_tiny", "rob_tiny", "simreg_tiny")
 
 
 @pytest.mark.parametrize("recipe", sorted(CONFIGS.glob("*_tiny.yaml")), ids=lambda path: path.stem)
