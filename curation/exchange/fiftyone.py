@@ -25,8 +25,7 @@ from granary.curation.runs.tables import read_table
 from granary.curation.sources import Reader
 from granary.curation.steps.unreadable import check_unchanged
 from granary.curation.store import storage
-from granary.curation.store.addresses import without_secrets
-from granary.curation.store.printable import cell
+from granary.curation.store.cells import written
 from granary.curation.store.schema import CURATED_LEDGER
 
 LABELS, DATA = "labels.csv", "data"
@@ -66,7 +65,7 @@ def write_fiftyone(url: str, out: str) -> Copied:
                     continue
                 name = f"{pictures:07d}.{ending_of(data, str(row['uri']))}"
                 storage.write_bytes(storage.join(out, DATA, name), data)
-                writer.writerow([name, *(_written(row.get(name)) for name in CURATED_LEDGER.names)])
+                writer.writerow([name, *(written(row.get(name)) for name in CURATED_LEDGER.names)])
                 pictures += 1
             labels.write(lines.getvalue().encode("utf-8", "replace"))
     return Copied(pictures, lost)
@@ -94,11 +93,3 @@ def _read(
                 yield row, data
             except OSError:
                 yield row, None
-
-
-def _written(value: object) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    return cell(without_secrets(",".join(map(str, value)) if isinstance(value, list) else str(value)))

@@ -10,8 +10,7 @@ import pyarrow.compute as pc
 from granary.curation.runs.lookup import ledger_tables
 from granary.curation.runs.run import Run
 from granary.curation.store import storage
-from granary.curation.store.addresses import without_secrets
-from granary.curation.store.printable import cell
+from granary.curation.store.cells import written
 
 COLUMNS = ("uri", "id", "stage", "reason", "representative", "similarity", "leaked_reference")
 
@@ -25,12 +24,6 @@ def write_dropped(run: Run) -> str:
             dropped = pc.and_(pc.equal(table["role"], "pool"), pc.equal(table["status"], "dropped"))
             lines = io.StringIO()
             rows = table.filter(dropped).select(COLUMNS).to_pylist()
-            csv.writer(lines, lineterminator="\n").writerows([_written(row[name]) for name in COLUMNS] for row in rows)
+            csv.writer(lines, lineterminator="\n").writerows([written(row[name]) for name in COLUMNS] for row in rows)
             file.write(lines.getvalue().encode("utf-8", "replace"))
     return url
-
-
-def _written(value: object) -> str:
-    if value is None:
-        return ""
-    return f"{value:.6g}" if isinstance(value, float) else cell(without_secrets(str(value)))

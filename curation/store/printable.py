@@ -6,7 +6,6 @@ import unicodedata
 
 JOINERS = "\u200c\u200d"  # of Persian words, of emoji
 OBEYED = ("Cc", "Cf", "Cs", "Zl", "Zp")  # controls, direction marks, halves of pairs, line and paragraph separators
-FORMULAS = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet takes the text behind for
 
 
 def printable(text: str, keep: str = "\n\t") -> str:
@@ -21,16 +20,6 @@ def printable(text: str, keep: str = "\n\t") -> str:
     """
     safe = keep + JOINERS
     return "".join(letter if letter in safe or not _obeyed(letter) else _escaped(letter) for letter in text)
-
-
-def cell(text: str) -> str:
-    r"""Return a text for a cell of a table: no control character, and nothing that a spreadsheet would compute.
-
-    >>> cell("pool/a.jpg"), cell("=1+1"), cell("a\x1b[2Jb")
-    ('pool/a.jpg', "'=1+1", 'a\\x1b[2Jb')
-    """
-    safe = printable(text, keep="")
-    return f"'{safe}" if text.startswith(FORMULAS) else safe
 
 
 def _obeyed(letter: str) -> bool:

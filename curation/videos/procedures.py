@@ -17,7 +17,7 @@ import csv
 import io
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Literal, NamedTuple
 
 from granary.curation.dense import fields
@@ -33,8 +33,15 @@ MAX_LINE = 64 << 20
 EPIC = ("video_id", "start_timestamp", "stop_timestamp", "narration", "verb_class", "noun_class")
 SUBSETS = {"train": "training", "val": "validation", "test": "testing"}  # by what stands in a file's name
 TASKS = ("tasks_primary.txt", "tasks_related.txt")
+# The keys that the published forms have.
 COIN = frozenset({"annotation", "class", "duration", "end", "recipe_type", "start", "subset", "video_url"})
 COIN_STEP = frozenset({"id", "label", "segment"})
+EPIC_ALL = frozenset({*EPIC, "uid", "narration_id", "participant_id", "narration_timestamp", "start_frame"}) | {
+    "stop_frame", "verb", "noun", "all_nouns", "all_noun_classes",
+}  # fmt: skip
+TIMED = frozenset({"start_time", "end_time", "summary", "is_procedural", "segments"})
+GOAL = TIMED | {"video_uid", "goal_category", "goal_description", "goal_wikihow_url"}
+GOAL_STEP = TIMED | {"step_category", "step_description", "is_continued", "is_relevant"}
 
 
 class Segment(NamedTuple):
@@ -65,7 +72,7 @@ class Procedure(NamedTuple):
         wrong: what is wrong with the others, or with all of it.
         error: (class, message) when nothing of it can be read; `video` is then where it was written.
         unknown: keys of the entry and of its steps that the published form does not have, each as often as it stands
-            there; COIN's and CrossTask's alone.
+            there; not of JSON lines, which are no published form.
     """
 
     video: str
@@ -102,24 +109,26 @@ def _coin(path: str) -> Iterator[Procedure]:
         raise ValueError("there is no object `database`")
     for video, entry in database.items():
         record = entry if isinstance(entry, dict) else {}
-        steps = record.get("annotation")
-        rows = [_coin_step(step) for step in steps] if isinstance(steps, list) else []
-        unknown = _coin_unknown(record, steps if isinstance(steps, list) else [])
-        yield _procedure(video, record.get("class"), record.get("subset"), rows)._replace(unknown=unknown)
+        steps = _objects(record.get("annotation"))
+        unknown = (*_unknown([record], COIN), *_unknown(steps, COIN_STEP, "annotation."))
+        yield _procedure(video, record.get("class"), record.get("subset"), [*map(_coin_step, steps)], unknown)
 
 
-def _coin_unknown(record: Mapping[str, Any], steps: list[Any]) -> tuple[str, ...]:
-    """Return the keys of an entry and of its steps, as annotation.KEY, that COIN does not have."""
-    further = [f"annotation.{key}" for step in steps if isinstance(step, dict) for key in step if key not in COIN_STEP]
-    return (*(key for key in record if key not in COIN), *further)
+def _objects(entries: object) -> list[Mapping[str, Any]]:
+    """Return the entries of a list, empty ones in the place of what is no object; none where there is no list."""
+    return [entry if isinstance(entry, dict) else {} for entry in entries] if isinstance(entries, list) else []
 
 
-def _coin_step(step: Any) -> Mapping[str, Any]:
+def _unknown(records: Iterable[Mapping[str, Any]], known: frozenset[str], part: str = "") -> Iterator[str]:
+    """Yield the keys of records that a published form does not have, behind the name of the part they are of."""
+    return (f"{part}{key}" for record in records for key in record if key not in known)
+
+
+def _coin_step(step: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return a step of COIN, {"id": "373", "segment": [21.0, 23.0], "label": ...}, as a JSON line has it."""
-    record = step if isinstance(step, dict) else {}
-    bounds = record.get("segment")
+    bounds = step.get("segment")
     start, end = bounds if isinstance(bounds, list) and len(bounds) == 2 else (None, None)
-    return {"step_id": record.get("id"), "label": record.get("label"), "start": start, "end": end}
+    return {"step_id": step.get("id"), "label": step.get("label"), "start": start, "end": end}
 
 
 def _epic(path: str) -> Iterator[Procedure]:
@@ -131,9 +140,10 @@ def _epic(path: str) -> Iterator[Procedure]:
     videos: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
         videos.setdefault(row["video_id"] or "", []).append(_epic_step(row))
-    subset = _subset(path)
+    subset, columns = _subset(path), [name for name in rows.fieldnames or () if name not in EPIC_ALL]
     for video, steps in videos.items():
-        yield _procedure(video, "", subset, sorted(steps, key=lambda step: step["start"] or 0.0))
+        ordered = sorted(steps, key=lambda step: step["start"] or 0.0)
+        yield _procedure(video, "", subset, ordered, [*columns] * len(steps))
 
 
 def _subset(path: str) -> str:
@@ -165,21 +175,20 @@ def _goalstep(path: str) -> Iterator[Procedure]:
     if not isinstance(videos, list):
         raise ValueError("there is no list `videos`")
     subset = _subset(path)
-    for place, entry in enumerate(videos):
-        record = entry if isinstance(entry, dict) else {}
+    for place, record in enumerate(_objects(videos)):
         if not record.get("video_uid"):
             error = ("NoVideoName", "the entry names no `video_uid`")
             yield Procedure(f"videos[{place}]", "", "", [], [], error)
             continue
-        segments = record.get("segments")
-        steps = [_goalstep_step(segment) for segment in segments] if isinstance(segments, list) else []
-        yield _procedure(str(record["video_uid"]), record.get("goal_category"), subset, steps)
+        steps = _objects(record.get("segments"))
+        unknown = (*_unknown([record], GOAL), *_unknown(steps, GOAL_STEP, "segments."))
+        rows = [_goalstep_step(step) for step in steps]
+        yield _procedure(str(record["video_uid"]), record.get("goal_category"), subset, rows, unknown)
 
 
-def _goalstep_step(segment: Any) -> Mapping[str, Any]:
-    record = segment if isinstance(segment, dict) else {}
-    label, bounds = record.get("step_description"), {"start": record.get("start_time"), "end": record.get("end_time")}
-    return {"step_id": record.get("step_category"), "label": label, **bounds}
+def _goalstep_step(step: Mapping[str, Any]) -> Mapping[str, Any]:
+    label, bounds = step.get("step_description"), {"start": step.get("start_time"), "end": step.get("end_time")}
+    return {"step_id": step.get("step_category"), "label": label, **bounds}
 
 
 def _lines(path: str) -> Iterator[Procedure]:
@@ -217,9 +226,8 @@ def _crosstask(path: str) -> Iterator[Procedure]:
             except (OSError, csv.Error) as error:
                 yield Procedure(video, title, "", [], [], failure(error))
             else:
-                unknown = tuple(f"column {place}" for row in table for place in range(4, len(row) + 1))
-                rows = [_crosstask_step(row, steps) for row in table]
-                yield _procedure(video, title, "", rows)._replace(unknown=unknown)
+                unknown = [f"column {place}" for row in table for place in range(4, len(row) + 1)]
+                yield _procedure(video, title, "", [_crosstask_step(row, steps) for row in table], unknown)
 
 
 def _crosstask_step(row: list[str], names: list[str]) -> Mapping[str, Any]:
@@ -240,7 +248,9 @@ def _task_names(path: str) -> dict[str, tuple[str, list[str]]]:
     return names
 
 
-def _procedure(video: str, task: object, subset: object, steps: list[Mapping[str, Any]]) -> Procedure:
+def _procedure(
+    video: str, task: object, subset: object, steps: list[Mapping[str, Any]], unknown: Iterable[str] = ()
+) -> Procedure:
     segments, wrong = [], []
     for place, step in enumerate(steps):
         start, end = _seconds(step.get("start")), _seconds(step.get("end"))
@@ -253,7 +263,8 @@ def _procedure(video: str, task: object, subset: object, steps: list[Mapping[str
             segments.append(Segment(start, end, named, words, verb, noun))
     if not steps:
         wrong.append("no step is written down")
-    return Procedure(video, "" if task is None else str(task), str(subset or ""), segments, wrong)
+    named = "" if task is None else str(task)
+    return Procedure(video, named, str(subset or ""), segments, wrong, unknown=tuple(unknown))
 
 
 def _seconds(value: object) -> float | None:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from granary.curation.errors import UserError
 from granary.curation.store.addresses import without_secrets
-from granary.curation.store.printable import cell
+from granary.curation.store.cells import cell
 from granary.curation.view.catalogue import Catalogue
 
 COLUMNS = ("id", "uri", "status", "stage", "reason")

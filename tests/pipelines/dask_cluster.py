@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pools
@@ -111,9 +111,11 @@ class Cluster:
         files = [path for path in self.notes.iterdir() if path.is_file()]
         return {int(path.name): path.read_text().splitlines() for path in files}
 
-    def begun(self, stage: str) -> bool:
-        """Say whether a process has begun a unit of a stage, whichever: they come in no order."""
-        return any(unit.startswith(f"{stage} ") for units in self.done().values() for unit in units)
+    def begun(self, stage: str, worker: subprocess.Popen | None = None) -> bool:
+        """Say whether a worker, any where none is given, has begun a unit of a stage: they come in no order."""
+        done = self.done()
+        processes = list(done) if worker is None else [worker.pid]
+        return any(unit.startswith(f"{stage} ") for process in processes for unit in done.get(process, []))
 
     def end(self) -> None:
         for process in (*self.workers, self.scheduler):
@@ -131,6 +133,24 @@ def until(true, what: str) -> None:
     while not true():
         assert time.monotonic() < deadline, f"never: {what}"
         time.sleep(0.05)
+
+
+def ended(process: subprocess.Popen) -> str:
+    """Wait for a command that ends well, without a traceback; returns what it said."""
+    error = str(process.communicate(timeout=LIMIT)[1].decode())
+    assert process.returncode == 0, error
+    assert "Traceback" not in error
+    return error
+
+
+@contextlib.contextmanager
+def killed_at_last(process: subprocess.Popen) -> Iterator[None]:
+    """Leave nothing of a command's process group behind."""
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def start(roles, out: Path, cluster: Cluster) -> subprocess.Popen:

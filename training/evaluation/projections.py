@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from granary.curation.encoders.inference import torch_device
-from granary.curation.errors import UserError
 from granary.training.data.augment import normalised, to_unit
+from granary.training.evaluation.features import check_dtype
 from granary.training.evaluation.protocol import Measured
 from granary.training.evaluation.subjects import Pixels, Subject
 from granary.training.models.clip_transformers import DTYPES
@@ -80,8 +80,7 @@ def load_projected(measured: Measured, name: str, seed: int) -> Projected:
         UserError: there is no such model, or no such dtype.
     """
     device = torch_device(measured.device)
-    if measured.dtype not in DTYPES:
-        raise UserError(f"dtype: {measured.dtype!r} is not right; the types are {', '.join(sorted(DTYPES))}")
+    check_dtype(measured.dtype)
     if read_name(name).way == "pixels":
         return Projected(Pixels(), None, device, measured.dtype)
     method = load_training(name, device, seed)

@@ -30,7 +30,7 @@ DESCRIBE = "Describe the picture in one sentence."
 ARCHITECTURES = ("LlavaForConditionalGeneration", "BlipForConditionalGeneration")
 
 
-class HubGenerative(Generative, abc.ABC):
+class HubGenerative(Generative):
     """What both have in common.
 
     Args:

@@ -100,7 +100,13 @@ def prepare_models(recipe: TrainRecipe, method: Method) -> list[str]:
     remarks = start_from(init, method, key) if init else []
     if recipe.features.model:
         method.evaluated_model().requires_grad_(False)
-    for backbone in (module for module in method.modules() if isinstance(module, Backbone)):
+    backbones = [module for module in method.modules() if isinstance(module, Backbone)]
+    for key in ("recompute", "compile"):
+        if getattr(recipe.device, key) and not backbones:
+            raise UserError(
+                f"device.{key}: true is not right: {recipe.method} has no part that this is for; leave it out"
+            )
+    for backbone in backbones:
         backbone.recompute = recipe.device.recompute
         if recipe.device.compile:
             for stage in backbone.stages():

@@ -82,6 +82,7 @@ def test_epic_is_read_as_it_is_published(tmp_path: Path) -> None:
     path = tmp_path / "EPIC_100_validation.csv"
     path.write_text("\n".join([columns, *rows]) + "\n")
     one, other = read_procedures(str(path), "epic")
+    assert (one.unknown, other.unknown) == ((), ())
     assert (one.video, one.task, one.subset) == ("P01_01", "", "validation")
     assert one.segments == [
         Segment(0.14, 3.37, "3,3", "open door", "3", "3"),
@@ -91,6 +92,8 @@ def test_epic_is_read_as_it_is_published(tmp_path: Path) -> None:
     assert [(segment.start, segment.end) for segment in other.segments] == [
         (pytest.approx(3600.14), pytest.approx(3603.37))
     ]
+    path.write_text("\n".join([f"{columns},sure", *(f"{row},1" for row in rows)]) + "\n")
+    assert [video.unknown for video in read_procedures(str(path), "epic")] == [("sure",) * 3, ("sure",)]
 
 
 def test_goal_step_is_read_as_it_is_published(tmp_path: Path) -> None:
@@ -107,6 +110,7 @@ def test_goal_step_is_read_as_it_is_published(tmp_path: Path) -> None:
     path = tmp_path / "goalstep_train.json"
     path.write_text(json.dumps({"videos": [video, {"segments": []}, 7]}))
     one, nameless, no_entry = read_procedures(str(path), "goalstep")
+    assert (one.unknown, no_entry.unknown) == ((), ())
     assert (one.video, one.task, one.subset) == ("b739-68", "COOKING:MAKE_SALAD", "training")
     assert one.segments == [Segment(0.1, 88.3, "Peel and cut: Cut", "Slice lime")]
     assert one.wrong == ["step 2 has no time: from 99.0 to 88.3"]
@@ -114,6 +118,8 @@ def test_goal_step_is_read_as_it_is_published(tmp_path: Path) -> None:
         ("videos[1]", "NoVideoName"),
         ("videos[2]", "NoVideoName"),
     ]
+    path.write_text(json.dumps({"videos": [{**video, "by": 1, "segments": [{**step, "sure": 2}, 7]}]}))
+    assert [one.unknown for one in read_procedures(str(path), "goalstep")] == [("by", "segments.sure")]
 
 
 def test_lines_may_be_packed_and_leave_fields_out(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import signal
@@ -11,7 +10,7 @@ from collections.abc import Iterator
 import every_pipeline
 import pools
 import pytest
-from dask_cluster import LIMIT, OUTPUTS, RECIPE, Cluster, start, until
+from dask_cluster import LIMIT, OUTPUTS, RECIPE, Cluster, ended, killed_at_last, start, until
 
 from granary.pipelines import command
 
@@ -57,17 +56,11 @@ def test_curate_with_seeds_and_references_and_a_worker_killed_in_the_middle(role
     victim, other = cluster.workers
     held = cluster.hold("pool")
     process = start(roles, tmp_path / "run", cluster)
-    try:
-        until(lambda: cluster.begun("pool"), "a unit of the pool begins")
-        until(lambda: any(u.startswith("pool") for u in cluster.done().get(victim.pid, [])), "the victim has a unit")
+    with killed_at_last(process):
+        until(lambda: cluster.begun("pool", victim), "the victim has a unit")
         os.killpg(victim.pid, signal.SIGKILL)
         held.unlink()
-        error = process.communicate(timeout=LIMIT)[1].decode()
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-    assert process.returncode == 0, error
-    assert "Traceback" not in error
+        ended(process)
     there = pools.Run(str(tmp_path / "run"))
     ran = [row["stage"] for row in local.facts["stages"]]
     assert ran == [row["stage"] for row in there.facts["stages"]]
@@ -98,13 +91,10 @@ def test_a_killed_command_goes_on_with_both_workers(roles, local, tmp_path, clus
 
 def test_interrupted_it_leaves_nothing_queued(roles, local, tmp_path, cluster):
     held, process = cluster.hold("pool"), start(roles, tmp_path / "run", cluster)
-    try:
+    with killed_at_last(process):
         until(lambda: cluster.begun("pool"), "a unit of the pool begins")
         os.kill(process.pid, signal.SIGINT)
         error = process.communicate(timeout=LIMIT)[1].decode()
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
     assert process.returncode == 130, error
     assert "run the same command again" in error.splitlines()[-1]
     assert "Traceback" not in error

@@ -5,14 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pools
 import pytest
-from dask_cluster import LIMIT, OUTPUTS, RECIPE, Cluster, start, until
+from dask_cluster import OUTPUTS, RECIPE, Cluster, ended, killed_at_last, start, until
 
 pytest.importorskip("distributed", reason="Dask is not installed: pip install 'granary-data[dask]'")
 pytestmark = pytest.mark.slow
@@ -66,18 +65,11 @@ def test_a_worker_whose_link_is_cut_costs_nothing(roles: dict[str, Path], networ
         cluster.complete()
         victim, other = cluster.workers
         held, process = cluster.hold("join"), start(roles, tmp_path / "run", cluster)
-        try:
-            until(
-                lambda: any(u.startswith("join") for u in cluster.done().get(victim.pid, [])), "the victim has a unit"
-            )
+        with killed_at_last(process):
+            until(lambda: cluster.begun("join", victim), "the victim has a unit")
             ip("link", "set", SPACES[1], "down")
             held.unlink()
-            error = process.communicate(timeout=LIMIT)[1].decode()
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-        assert process.returncode == 0, error
-        assert "Traceback" not in error
+            ended(process)
         lost = {unit for unit in cluster.done()[victim.pid] if unit.startswith("join")}
         assert lost <= set(cluster.done()[other.pid])  # they were done again
     finally:

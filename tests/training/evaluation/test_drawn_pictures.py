@@ -100,6 +100,7 @@ def test_mistakes_are_sentences(run: str, models: dict[str, str]) -> None:
         ({"reference": models["other"]}, r"is no twin of .*: options\.size is 32, not 16"),
         ({"reference": models["A"]}, "is no training of rcdm"),
         ({"reference": models["leaky"]}, "was trained on .* pictures that are not of part X"),
+        ({"dtype": "int8"}, "dtype: 'int8' is not right"),
         ({"boxes": "regions"}, "has no column 'regions'"),
     ):
         with pytest.raises(UserError, match=says):

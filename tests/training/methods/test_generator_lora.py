@@ -251,6 +251,9 @@ def test_mistakes_are_sentences(run: str, tmp_path: Path) -> None:
             blip, asked_run(tmp_path), {"options": {"columns": ["captions", "questions"]}},
         ),
         r"nothing is said in the columns captions of .*silent": (blip, silent, {}),
+        r"device\.recompute: true is not right: generator_lora has no part that this is for": (
+            blip, run, {"device": {"accelerator": "cpu", "threads": 1, "recompute": True}},
+        ),
         r"init: 'random:tiny' is not right: this method starts from the model": (blip, run, {"init": "random:tiny"}),
     }.items():  # fmt: skip
         folder, data, changes = given

@@ -18,7 +18,7 @@ from granary.curation.encoders.inference import torch_device
 from granary.curation.errors import UserError
 from granary.training.data.splits import held_out
 from granary.training.evaluation.attack import Attack, CropOptions, Knowledge, crop_views, knowledge
-from granary.training.evaluation.features import BATCH, Features
+from granary.training.evaluation.features import BATCH, Features, check_dtype
 from granary.training.evaluation.memorisation import TOP, Direction, by_class, deja_vu, memorised, quadrants
 from granary.training.evaluation.parts import Parts, check_apart, check_roles, opened_parts
 from granary.training.evaluation.periphery import NO_CROP
@@ -64,7 +64,7 @@ def evaluate(measured: Measured, options: DejaVuOptions) -> Scores:
     Raises:
         UserError: the run has no parts, a part is empty, the models are no twins, or know what they should not.
     """
-    _check(options)
+    _check(measured, options)
     models = measured.model, str(options.reference)
     check_twins(*models)
     parts = opened_parts(measured, "dejavu")
@@ -86,7 +86,7 @@ def evaluate(measured: Measured, options: DejaVuOptions) -> Scores:
 PROTOCOL = Protocol(evaluate, DejaVuOptions, ("split", "batch", "limit", "seed"), BATCH, NOTES)
 
 
-def _check(options: DejaVuOptions) -> None:
+def _check(measured: Measured, options: DejaVuOptions) -> None:
     """Raise UserError for options that leave nothing to do."""
     if options.reference is None:
         raise UserError("options.reference: missing; give the model that was trained on part B by the same recipe")
@@ -95,6 +95,7 @@ def _check(options: DejaVuOptions) -> None:
     unknown = [site for site in options.sites if site not in SITES]
     if unknown:
         raise UserError(f"options.sites: {unknown[0]!r} is not right; the sites are {', '.join(SITES)}")
+    check_dtype(measured.dtype)
 
 
 def _attacks(

@@ -27,13 +27,14 @@ from granary.training.data.drawn import drawn, ids_of, some
 from granary.training.data.reads import Views
 from granary.training.evaluation.attack import CropOptions, crop_views
 from granary.training.evaluation.drawings import Row, page
-from granary.training.evaluation.features import BATCH, encoded_by
+from granary.training.evaluation.features import BATCH, check_dtype, encoded_by
 from granary.training.evaluation.parts import ATTACKED, PUBLIC, Parts, check_apart, opened_parts
 from granary.training.evaluation.protocol import Measured, Protocol
 from granary.training.evaluation.results import read_row
 from granary.training.evaluation.scores import DeadLetter, Scores, dead_letter
 from granary.training.evaluation.trained import trained_ids
 from granary.training.methods.rcdm import RCDM
+from granary.training.models.clip_transformers import DTYPES
 from granary.training.models.training import load_training
 
 NOTES = (
@@ -99,6 +100,7 @@ def evaluate(measured: Measured, options: ReconstructionOptions) -> Scores:
         raise UserError("options.reference: missing; give the rcdm that the model trained on the other part tells")
     if options.part not in ATTACKED:
         raise UserError(f"options.part: {options.part!r} is not right; the parts are {', '.join(ATTACKED)}")
+    check_dtype(measured.dtype)
     names = measured.model, options.reference
     models = [_loaded(name, measured) for name in names]
     one, other = ({**model.options.model_dump(exclude={"teacher"}), "teacher_size": model.seen} for model in models)
@@ -197,7 +199,8 @@ def _drawn(
         noise = sample_generator(measured.seed, 0, f"reconstruction/{name}")
         begun = noise.standard_normal((options.drawings, 3, size, size), dtype=np.float32)
         told = vector.expand(options.drawings, -1)
-        pictures.append(model.drawing.drawn(told, torch.from_numpy(begun).to(device), steps).cpu())
+        with torch.autocast(device.type, DTYPES[measured.dtype], enabled=measured.dtype != "float32"):
+            pictures.append(model.drawing.drawn(told, torch.from_numpy(begun).to(device), steps).float().cpu())
     found = torch.stack(pictures)
     flat = found.flatten(2)  # (m, K, numbers)
     scale = flat.shape[2] ** 0.5
